@@ -1,0 +1,8 @@
+#include "kernels.inl"
+
+namespace onepass {
+
+extern const Kernels kernels_baseline;
+const Kernels kernels_baseline = table("baseline");
+
+}  // namespace onepass

@@ -1,0 +1,86 @@
+// Adam: Kingma and Ba, "Adam: A Method for Stochastic Optimization" (2015), algorithm 1.
+// AMSGrad: Reddi, Kale and Kumar, "On the Convergence of Adam and Beyond" (2018).
+#pragma once
+
+#include <cstdint>
+
+#include "power.hpp"
+#include "scalar.hpp"
+
+namespace onepass {
+namespace {
+
+// What the folded numbers of both are made from. Flags are 0 or 1.
+struct AdamOptions {
+  double beta1;            // decay of the first moment
+  double beta2;            // decay of the second moment
+  double eps;              // added to the root of the second moment
+  double bias_correction;  // 0: the moments are used as they are
+  double hat;              // 1: eps is the paper's epsilon-hat, added before the bias correction
+  static constexpr const char* names[] = {"beta1", "beta2", "eps", "bias_correction", "hat"};
+};
+
+template <class T>
+struct Adam {
+  using Options = AdamOptions;
+  static constexpr const char* name = "adam";
+  static constexpr const char* states[] = {"exp_avg", "exp_avg_sq"};
+
+  T beta1;
+  T one_minus_beta1;
+  T beta2;
+  T one_minus_beta2;
+  T step_size;  // a: the learning rate over the first bias correction
+  T correct_v;  // r: what corrects the root of the second moment
+  T eps;
+
+  static Adam fold(const Options& options, double lr, std::int64_t t) {
+    const bool corrected = options.bias_correction != 0;
+    const double c1 = corrected ? 1 - power(options.beta1, t) : 1;
+    const double c2 = corrected ? 1 - power(options.beta2, t) : 1;
+    const bool hat = options.hat != 0;
+    return {
+        static_cast<T>(options.beta1),
+        static_cast<T>(1 - options.beta1),
+        static_cast<T>(options.beta2),
+        static_cast<T>(1 - options.beta2),
+        static_cast<T>(hat ? lr * square_root(c2) / c1 : lr / c1),
+        static_cast<T>(hat ? 1 : 1 / square_root(c2)),
+        static_cast<T>(options.eps),
+    };
+  }
+
+  void operator()(T& p, T g, T& m, T& v) const {
+    // update the first moment (momentum)
+    m = beta1 * m + one_minus_beta1 * g;
+    // update the second moment (RMSprop)
+    v = beta2 * v + one_minus_beta2 * (g * g);
+    move(p, m, v);
+  }
+
+  // step along the first moment, scaled by the root of the second
+  void move(T& p, T m, T u) const {
+    const T d = square_root(u) * correct_v + eps;
+    p = p - step_size * (m / d);
+  }
+};
+
+template <class T>
+struct AMSGrad : Adam<T> {
+  using Options = AdamOptions;
+  static constexpr const char* name = "amsgrad";
+  static constexpr const char* states[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+
+  static AMSGrad fold(const Options& options, double lr, std::int64_t t) { return {Adam<T>::fold(options, lr, t)}; }
+
+  void operator()(T& p, T g, T& m, T& v, T& u) const {
+    m = this->beta1 * m + this->one_minus_beta1 * g;
+    v = this->beta2 * v + this->one_minus_beta2 * (g * g);
+    // keep the largest second moment seen, so that the step never grows
+    u = maximum(u, v);
+    this->move(p, m, u);
+  }
+};
+
+}  // namespace
+}  // namespace onepass

@@ -1,0 +1,141 @@
+// Carries a rule over contiguous buffers in one pass. What surrounds every rule (the scale of the gradient, weight decay)
+// happens here, in the same pass; a rule sees one element's gradient, parameter and state.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels.hpp"
+#include "scalar.hpp"
+
+namespace onepass {
+namespace {
+
+// One element of state, read when made and written back when the rule has had it. How state is stored is known here
+// alone: a narrower storage format is another Slot.
+template <class T>
+class Slot {
+ public:
+  explicit Slot(T* where) : where_(where), value_(*where) {}
+  ~Slot() { *where_ = value_; }
+  Slot(const Slot&) = delete;
+  Slot& operator=(const Slot&) = delete;
+  operator T&() { return value_; }  // NOLINT(google-explicit-constructor): a rule takes a plain T&
+
+ private:
+  T* where_;
+  T value_;
+};
+
+// The numbers that a sweep needs, in the parameters' dtype. All are of type T: fold() checks them as one array.
+template <class T, template <class> class Rule>
+struct Folded {
+  T scale;         // of the gradient
+  T weight_decay;  // added to the gradient, times the parameter; 0: not added
+  T shrink;        // of the parameter: 1, or less for decoupled weight decay
+  Rule<T> rule;
+};
+
+// How much of what surrounds a rule is performed: "plain" leaves the gradient as it is.
+enum class Around : unsigned char { plain, full };
+
+template <Around around, class T, template <class> class Rule, class... Stored>
+void loop(const Folded<T, Rule> k, std::size_t count, T* param, const T* grad, Stored*... state) {
+  ONEPASS_SIMD
+  for (std::size_t i = 0; i < count; ++i) {
+    T p = param[i];
+    T g = grad[i];
+    if (around == Around::full) {
+      g = g * k.scale;
+      g = k.weight_decay != 0 ? g + k.weight_decay * p : g;
+    }
+    p = p * k.shrink;
+    k.rule(p, g, Slot<Stored>(state + i)...);
+    param[i] = p;
+  }
+}
+
+template <std::size_t... index>
+struct Indices {};
+
+template <std::size_t count, std::size_t... index>
+struct MakeIndices : MakeIndices<count - 1, count - 1, index...> {};
+
+template <std::size_t... index>
+struct MakeIndices<0, index...> {
+  using Type = Indices<index...>;
+};
+
+template <Around around, class T, template <class> class Rule, std::size_t... index>
+void unpack(const Numbers& numbers, const Operands& x, std::size_t begin, std::size_t end, Indices<index...>) {
+  Folded<T, Rule> folded;
+  __builtin_memcpy(&folded, numbers.bytes, sizeof folded);
+  loop<around>(folded, end - begin, static_cast<T*>(x.param) + begin, static_cast<const T*>(x.grad) + begin,
+               static_cast<T*>(x.state[index]) + begin...);
+}
+
+template <class T, template <class> class Rule>
+constexpr std::size_t state_count = sizeof(Rule<T>::states) / sizeof(Rule<T>::states[0]);
+
+template <Around around, class T, template <class> class Rule>
+void sweep(const Numbers& numbers, const Operands& operands, std::size_t begin, std::size_t end) {
+  unpack<around, T, Rule>(numbers, operands, begin, end, typename MakeIndices<state_count<T, Rule>>::Type{});
+}
+
+template <class T, template <class> class Rule>
+SweepFunction fold(const double* values, const CommonOptions& common, std::int64_t t, Numbers& numbers) {
+  typename Rule<T>::Options options;
+  static_assert(sizeof options == sizeof(double) * (sizeof options.names / sizeof options.names[0]),
+                "one name for each option");
+  __builtin_memcpy(&options, values, sizeof options);
+
+  const double decoupled = common.decoupled ? common.weight_decay : 0;
+  const double coupled = common.decoupled ? 0 : common.weight_decay;
+  const Folded<T, Rule> folded = {
+      static_cast<T>(common.grad_scale),
+      static_cast<T>(coupled),
+      static_cast<T>(1 - common.lr * decoupled),
+      Rule<T>::fold(options, common.lr, t),
+  };
+  static_assert(sizeof folded <= sizeof numbers.bytes, "Numbers has too little room for this rule");
+  __builtin_memcpy(numbers.bytes, &folded, sizeof folded);
+
+  constexpr std::size_t count = sizeof folded / sizeof(T);
+  T all[count];
+  __builtin_memcpy(all, &folded, sizeof folded);
+  for (std::size_t i = 0; i < count; ++i) {
+    if (!is_finite(all[i])) return nullptr;
+  }
+  const bool plain = folded.scale == 1 && folded.weight_decay == 0;
+  return plain ? &sweep<Around::plain, T, Rule> : &sweep<Around::full, T, Rule>;
+}
+
+template <template <class> class Of>
+constexpr Rule rule() {
+  using Options = typename Of<float>::Options;
+  return {
+      Of<float>::name,
+      Options::names,
+      sizeof(Options::names) / sizeof(Options::names[0]),
+      Of<float>::states,
+      state_count<float, Of>,
+      {&fold<float, Of>, &fold<double, Of>},
+  };
+}
+
+template <class T>
+void stream(const Operands& x, std::size_t begin, std::size_t end) {
+  T* const param = static_cast<T*>(x.param);
+  const T* const grad = static_cast<const T*>(x.grad);
+  T* const exp_avg = static_cast<T*>(x.state[0]);
+  T* const exp_avg_sq = static_cast<T*>(x.state[1]);
+  ONEPASS_SIMD
+  for (std::size_t i = begin; i < end; ++i) {
+    exp_avg[i] += grad[i];
+    exp_avg_sq[i] += grad[i];
+    param[i] += grad[i];
+  }
+}
+
+}  // namespace
+}  // namespace onepass
