@@ -27,7 +27,7 @@ class Slot {
   T value_;
 };
 
-// The numbers that a sweep needs, in the parameters' dtype. All are of type T: fold() checks them as one array.
+// The numbers that a sweep needs, all of the parameters' dtype: fold() checks them as one array.
 template <class T, template <class> class Rule>
 struct Folded {
   T scale;         // of the gradient
@@ -36,19 +36,17 @@ struct Folded {
   Rule<T> rule;
 };
 
-// How much of what surrounds a rule is performed: "plain" leaves the gradient as it is.
-enum class Around : unsigned char { plain, full };
+// What the rule gets to see of the gradient: as it is, scaled, or scaled and with L2 weight decay added.
+enum class Gradient : unsigned char { plain, scaled, decayed };
 
-template <Around around, class T, template <class> class Rule, class... Stored>
+template <Gradient gradient, class T, template <class> class Rule, class... Stored>
 void loop(const Folded<T, Rule> k, std::size_t count, T* param, const T* grad, Stored*... state) {
   ONEPASS_SIMD
   for (std::size_t i = 0; i < count; ++i) {
     T p = param[i];
     T g = grad[i];
-    if (around == Around::full) {
-      g = g * k.scale;
-      g = k.weight_decay != 0 ? g + k.weight_decay * p : g;
-    }
+    if (gradient != Gradient::plain) g = g * k.scale;
+    if (gradient == Gradient::decayed) g = g + k.weight_decay * p;
     p = p * k.shrink;
     k.rule(p, g, Slot<Stored>(state + i)...);
     param[i] = p;
@@ -66,20 +64,20 @@ struct MakeIndices<0, index...> {
   using Type = Indices<index...>;
 };
 
-template <Around around, class T, template <class> class Rule, std::size_t... index>
+template <Gradient gradient, class T, template <class> class Rule, std::size_t... index>
 void unpack(const Numbers& numbers, const Operands& x, std::size_t begin, std::size_t end, Indices<index...>) {
   Folded<T, Rule> folded;
   __builtin_memcpy(&folded, numbers.bytes, sizeof folded);
-  loop<around>(folded, end - begin, static_cast<T*>(x.param) + begin, static_cast<const T*>(x.grad) + begin,
+  loop<gradient>(folded, end - begin, static_cast<T*>(x.param) + begin, static_cast<const T*>(x.grad) + begin,
                static_cast<T*>(x.state[index]) + begin...);
 }
 
 template <class T, template <class> class Rule>
 constexpr std::size_t state_count = sizeof(Rule<T>::states) / sizeof(Rule<T>::states[0]);
 
-template <Around around, class T, template <class> class Rule>
+template <Gradient gradient, class T, template <class> class Rule>
 void sweep(const Numbers& numbers, const Operands& operands, std::size_t begin, std::size_t end) {
-  unpack<around, T, Rule>(numbers, operands, begin, end, typename MakeIndices<state_count<T, Rule>>::Type{});
+  unpack<gradient, T, Rule>(numbers, operands, begin, end, typename MakeIndices<state_count<T, Rule>>::Type{});
 }
 
 template <class T, template <class> class Rule>
@@ -106,8 +104,9 @@ SweepFunction fold(const double* values, const CommonOptions& common, std::int64
   for (std::size_t i = 0; i < count; ++i) {
     if (!is_finite(all[i])) return nullptr;
   }
-  const bool plain = folded.scale == 1 && folded.weight_decay == 0;
-  return plain ? &sweep<Around::plain, T, Rule> : &sweep<Around::full, T, Rule>;
+  if (folded.weight_decay != 0) return &sweep<Gradient::decayed, T, Rule>;
+  if (folded.scale != 1) return &sweep<Gradient::scaled, T, Rule>;
+  return &sweep<Gradient::plain, T, Rule>;
 }
 
 template <template <class> class Of>
