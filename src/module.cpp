@@ -114,20 +114,27 @@ class Optimizer {
 
     const double scale = number(grad_scale);
     collect(grads);
+    bool fast = true;  // no Python code has run since the parameters were checked
     for (std::size_t i = 0; i < held_.size(); ++i) {
       py::object& gradient = gradients_[i];
-      if (gradient.is_none()) {
-        pointers_[i] = nullptr;
-        continue;
+      pointers_[i] = nullptr;
+      if (gradient.is_none()) continue;
+      check_parameter(i);
+      if (!fits(i, gradient.ptr())) {
+        fast = false;
+        gradient = self().attr("_convert")(i, gradient);
+        if (!fits(i, gradient.ptr())) throw py::value_error("a converted gradient does not fit its parameter");
       }
-      if (!fits(i, gradient.ptr())) gradient = self().attr("_convert")(i, gradient);
-      if (!fits(i, gradient.ptr())) throw py::value_error("a converted gradient does not fit its parameter");
       pointers_[i] = fields(gradient.ptr()).data;
     }
     for (std::size_t g = 0; g < groups_.size(); ++g) {
-      if (groups_[g]->scheduled) groups_[g]->set_lr(self().attr("_learning_rate")(g, core_.step_count() + 1).cast<double>());
+      if (!groups_[g]->scheduled) continue;
+      fast = false;
+      groups_[g]->set_lr(self().attr("_learning_rate")(g, core_.step_count() + 1).cast<double>());
     }
-    check_parameters();  // last: what ran before may have been a user's Python code
+    for (std::size_t i = 0; !fast && i < held_.size(); ++i) {
+      if (pointers_[i] != nullptr) check_parameter(i);
+    }
     try {
       core_.plan(pointers_.data(), scale);
     } catch (const onepass::Overflow& overflow) {
@@ -266,13 +273,10 @@ class Optimizer {
   }
 
   // An array that is held can still be changed in place; the core must not write through a stale pointer.
-  void check_parameters() {
-    for (std::size_t i = 0; i < held_.size(); ++i) {
-      const auto& array = fields(held_[i].param.ptr());
-      if (pointers_[i] == nullptr) continue;
-      const bool same = array.data == core_.parameters()[i].operands.param;
-      if (!same || (array.flags & NumPy::NPY_ARRAY_WRITEABLE_) == 0) self().attr("_parameter_changed")(i, same);
-    }
+  void check_parameter(std::size_t i) {
+    const auto& array = fields(held_[i].param.ptr());
+    const bool same = array.data == core_.parameters()[i].operands.param;
+    if (!same || (array.flags & NumPy::NPY_ARRAY_WRITEABLE_) == 0) self().attr("_parameter_changed")(i, same);
   }
 
   onepass::Optimizer core_;

@@ -124,10 +124,9 @@ maximize=False)
         )
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return self._values[name]
-        except KeyError:
-            raise AttributeError(f"{self._kind.__name__} has no option {name!r}") from None
+        if name in Group.__slots__ or name not in self._values:  # a slot is only asked for here while it is empty
+            raise AttributeError(f"there is no option {name!r}")
+        return self._values[name]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in self._values:

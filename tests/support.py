@@ -1,0 +1,69 @@
+"""What several tests share: numbers to try, and equality of bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+DTYPES = [np.float32, np.float64]
+
+
+def bits(array: Array) -> Array:
+    return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}").reshape(array.shape)
+
+
+def differing(a: Array, b: Array) -> int:
+    """How many elements differ in any bit; NaNs count as equal, whatever their sign and payload."""
+    assert a.dtype == b.dtype and a.shape == b.shape
+    return int(np.sum((bits(a) != bits(b)) & ~(np.isnan(a) & np.isnan(b))))
+
+
+def assert_same_bits(actual: Iterable[Array], expected: Iterable[Array], context: object = "") -> None:
+    for which, (a, b) in enumerate(zip(actual, expected, strict=True)):
+        if count := differing(a, b):
+            first = np.flatnonzero((bits(a) != bits(b)) & ~(np.isnan(a) & np.isnan(b)))[0]
+            raise AssertionError(
+                f"array {which}: {count} of {a.size} elements differ, the first at {first}: "
+                f"{a.flat[first]!r} should be {b.flat[first]!r} ({context})"
+            )
+
+
+def ordinary(rng: np.random.Generator, size: Any, dtype: Any) -> Array:
+    """Numbers as they occur in training."""
+    return rng.standard_normal(size).astype(dtype)
+
+
+def hostile(rng: np.random.Generator, size: Any, dtype: Any) -> Array:
+    """Numbers over the whole exponent range, subnormals, zeros of both signs, infinities and NaNs among them."""
+    info = np.finfo(dtype)
+    exponents = rng.integers(info.minexp - info.nmant - 2, info.maxexp, size)
+    values = np.ldexp(rng.uniform(1, 2, size) * rng.choice([-1.0, 1.0], size), exponents)
+    kind = rng.integers(0, 50, size)
+    values = np.where(kind < 4, 0.0, values)
+    values = np.where(kind == 4, -0.0, values)
+    values = np.where(kind == 5, np.inf, values)
+    values = np.where(kind == 6, -np.inf, values)
+    values = np.where(kind == 7, np.nan, values)
+    with np.errstate(all="ignore"):
+        return values.astype(dtype)
+
+
+def small(rng: np.random.Generator, size: Any, dtype: Any) -> Array:
+    """Numbers whose squares and small multiples straddle the smallest normal number."""
+    info = np.finfo(dtype)
+    exponents = rng.choice([info.minexp - 2, info.minexp - 1, info.minexp, info.minexp + 4, info.minexp // 2], size)
+    return np.ldexp(rng.uniform(1, 2, size) * rng.choice([-1.0, 1.0], size), exponents).astype(dtype)
+
+
+def offset(array: Array, elements: int) -> Array:
+    """A copy that starts this many elements after a cache line's border."""
+    item = array.dtype.itemsize
+    buffer = np.empty(array.size + 64 // item + elements, array.dtype)
+    start = (-buffer.ctypes.data // item) % (64 // item) + elements
+    view = buffer[start : start + array.size]
+    view[...] = array
+    return view

@@ -1,0 +1,395 @@
+"""Every wrong input gets an error that says what was wrong, and nothing has changed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from support import Array, bits
+
+import onepass
+
+F = np.float32
+
+
+def ones(*shape: int, dtype: Any = F) -> Array:
+    return np.ones(shape, dtype)
+
+
+@contextmanager
+def refused(error: type[Exception], message: str, *optimizers: onepass.Optimizer, arrays: Any = ()) -> Iterator[Any]:
+    """The block raises this, and neither the optimizers' parameters, state, counts, options nor these arrays changed."""
+
+    def everything() -> list[Any]:
+        found: list[Any] = [bits(a).tolist() for a in arrays]
+        for optimizer in optimizers:
+            params = optimizer.params
+            params = params.values() if isinstance(params, dict) else params
+            found.append([bits(p).tolist() for p in params])
+            found.append([(s.pop("step"), [bits(a).tolist() for a in s.values()]) for s in optimizer.state.values()])
+            found.append((optimizer.step_count, repr(optimizer), repr(optimizer.groups)))
+        return found
+
+    before = everything()
+    with pytest.raises(error, match=re.escape(message)) as caught:
+        yield caught
+    assert caught.type is error
+    assert everything() == before
+
+
+# ---- Parameters ----
+
+read_only = ones(3)
+read_only.flags.writeable = False
+misaligned = np.zeros(13, np.uint8)[1:].view(F)
+shared = ones(10)
+
+PARAMETERS: dict[str, tuple[Any, type[Exception], str]] = {
+    "a list": ([[1.0, 2.0]], TypeError, "parameter 0 must be a NumPy array, not list"),
+    "a number": (1.0, TypeError, "params must be an array, or a sequence or mapping of arrays, not float"),
+    "a string": ("weights", TypeError, "not str"),
+    "a set of names": ({"w": "b"}, TypeError, "parameter 'w' must be a NumPy array, not str"),
+    "a NumPy scalar": ([F(1)], TypeError, "parameter 0 must be a NumPy array, not float32"),
+    "float16": ([ones(3), ones(3, dtype=np.float16)], TypeError, "parameter 1 must be of dtype float32 or float64"),
+    "longdouble": ([ones(3, dtype=np.longdouble)], TypeError, "parameter 0 must be of dtype float32 or float64"),
+    "integers": (ones(3, dtype=int), TypeError, "the parameter must be of dtype float32 or float64"),
+    "complex": ({"w": ones(3, dtype=complex)}, TypeError, "parameter 'w' must be of dtype float32 or float64"),
+    "objects": ([ones(3, dtype=object)], TypeError, "parameter 0 must be of dtype"),
+    "the other byte order": ([ones(3, dtype=np.dtype(F).newbyteorder())], TypeError, "in native byte order"),
+    "masked": (np.ma.masked_array(ones(3), [0, 1, 0]), TypeError, "masked array"),
+    "read-only": ([ones(2), read_only], ValueError, "parameter 1 is read-only and could not be updated: pass a"),
+    "not contiguous": ({"w": ones(4, 4)[:, ::2]}, ValueError, "parameter 'w' is not contiguous"),
+    "broadcast": (np.broadcast_to(F(1), (3, 3)), ValueError, "read-only"),
+    "misaligned": ([misaligned], ValueError, "parameter 0 is not aligned"),
+    "no parameters": ([], ValueError, "no parameters"),
+    "no named parameters": ({}, ValueError, "no parameters"),
+    "the same twice": ([shared, ones(2), shared], ValueError, "parameter 2 is the same memory as parameter 0"),
+    "the same under two names": ({"a": shared, "b": shared[:]}, ValueError, "parameter 'b' is the same memory as"),
+    "overlapping": ([shared[:6], shared[4:]], ValueError, "parameter 1 overlaps parameter 0 in memory"),
+    "inside another": ([shared, shared[2:4]], ValueError, "parameter 1 overlaps parameter 0 in memory"),
+}
+
+
+@pytest.mark.parametrize("case", PARAMETERS)
+@pytest.mark.parametrize("cls", [onepass.Adam, onepass.AdamW])
+def test_wrong_parameters(cls: Any, case: str) -> None:
+    params, error, message = PARAMETERS[case]
+    with refused(error, message, arrays=[shared]):
+        cls(params)
+
+
+def test_neighbours_in_one_buffer_are_no_overlap() -> None:
+    buffer = ones(10)
+    onepass.Adam([buffer[:5], buffer[5:], buffer[5:5]]).step([ones(5), ones(5), ones(0)])
+    assert (buffer < 1).all()
+
+
+# ---- Options ----
+
+NAN, INF = float("nan"), float("inf")
+OPTIONS: list[tuple[str, Any, type[Exception], str]] = [
+    *[(name, value, ValueError, name) for name in ["lr", "eps", "weight_decay"] for value in [-1e-9, NAN, INF, -INF]],
+    *[(name, value, TypeError, name) for name in ["eps", "weight_decay"] for value in ["1", None, 1j, [1.0], len]],
+    *[("lr", value, TypeError, "lr must be a number") for value in ["0.1", None, 1j, [0.1], b"1"]],
+    ("lr", 10**400, ValueError, "lr must be a finite number"),
+    *[
+        ("betas", value, ValueError, "betas")
+        for value in [(-0.1, 0.9), (1.0, 0.9), (0.9, 1.0), (0.9, 1.5), (NAN, 0.9), (0.9, INF), (0.9,), (0.1, 0.2, 0.3)]
+    ],
+    *[("betas", value, TypeError, "betas") for value in [0.9, None, "ab", ("a", 0.9), (0.9, None), {0.1: 1, 0.2: 2}]],
+    *[
+        (name, value, TypeError, f"{name} must be True or False")
+        for name in ["amsgrad", "bias_correction", "maximize", "flush_denormals"]
+        for value in [1, None, "yes"]
+    ],
+    ("eps_mode", "Paper", ValueError, "eps_mode must be 'paper' or 'hat', not 'Paper'"),
+    ("eps_mode", None, TypeError, "eps_mode must be 'paper' or 'hat', not None"),
+    ("momentum", 0.9, TypeError, "momentum"),
+]
+FIXED = ["amsgrad", "flush_denormals", "momentum"]
+
+
+@pytest.mark.parametrize(("name", "value", "error", "message"), OPTIONS)
+@pytest.mark.parametrize("cls", [onepass.Adam, onepass.AdamW])
+def test_wrong_options_at_construction(cls: Any, name: str, value: Any, error: type[Exception], message: str) -> None:
+    w = ones(3)
+    with refused(error, message, arrays=[w]):
+        cls(w, **{name: value})
+
+
+@pytest.mark.parametrize(("name", "value", "error", "message"), [case for case in OPTIONS if case[0] not in FIXED])
+def test_wrong_options_later(name: str, value: Any, error: type[Exception], message: str) -> None:
+    optimizer = onepass.Adam([ones(3)])
+    with refused(error, message, optimizer):
+        setattr(optimizer.groups[0], name, value)
+
+
+@pytest.mark.parametrize("name", [*FIXED, "learning_rate", "__class__"])
+def test_options_that_do_not_exist_or_are_fixed_cannot_be_set(name: str) -> None:
+    optimizer = onepass.Adam([ones(3)])
+    with refused(AttributeError, f"has no option {name!r} that can be set", optimizer):
+        setattr(optimizer.groups[0], name, True)
+    with pytest.raises(AttributeError):
+        _ = optimizer.groups[0].momentum
+
+
+def test_lr_is_checked_when_set() -> None:
+    optimizer = onepass.Adam([ones(3)])
+    with refused(ValueError, "lr must be at least 0, not -1", optimizer):
+        optimizer.lr = -1
+
+
+# ---- Gradients ----
+
+GRADIENTS: dict[str, tuple[Any, type[Exception], str]] = {
+    "too few": ([ones(2, 3)], ValueError, "there are 2 parameters but 1 gradients"),
+    "too many": ([ones(2, 3), ones(3), ones(3)], ValueError, "there are 2 parameters but 3 gradients"),
+    "none at all": ([], ValueError, "there are 2 parameters but 0 gradients"),
+    "a bare array": (ones(2, 3), TypeError, "the gradients must be a sequence, as the parameters were, not ndarray"),
+    "a mapping": ({0: ones(2, 3), 1: ones(3)}, TypeError, "the gradients must be a sequence"),
+    "a number": (3.0, TypeError, "the gradients must be a sequence"),
+    "nothing": (None, TypeError, "the gradients must be a sequence"),
+    "a string": ("ab", TypeError, "the gradients must be a sequence"),
+    "another shape": ([ones(2, 3), ones(4)], ValueError, "gradient 1 has shape (4,), its parameter (3,)"),
+    "transposed": ([ones(3, 2), ones(3)], ValueError, "gradient 0 has shape (3, 2), its parameter (2, 3)"),
+    "to be broadcast": ([ones(2, 3), ones(1)], ValueError, "gradient 1 has shape (1,), its parameter (3,)"),
+    "a scalar to be broadcast": ([ones(2, 3), F(1)], ValueError, "gradient 1 has shape (), its parameter (3,)"),
+    "with a dimension more": ([ones(1, 2, 3), ones(3)], ValueError, "gradient 0 has shape (1, 2, 3)"),
+    "a list": ([ones(2, 3), [1.0, 1.0, 1.0]], TypeError, "gradient 1 must be a NumPy array of real floating"),
+    "a Python number": ([ones(2, 3), 1.0], TypeError, "gradient 1 must be a NumPy array"),
+    "integers": ([ones(2, 3), ones(3, dtype=int)], TypeError, "gradient 1 must be of a real floating-point dtype"),
+    "bools": ([ones(2, 3), ones(3, dtype=bool)], TypeError, "gradient 1 must be of a real floating-point dtype"),
+    "complex": ([ones(2, 3), ones(3, dtype=complex)], TypeError, "gradient 1 must be of a real floating-point dtype"),
+    "objects": ([ones(2, 3), ones(3, dtype=object)], TypeError, "gradient 1 must be of a real floating-point dtype"),
+    "masked": ([ones(2, 3), np.ma.masked_array(ones(3), [0, 1, 0])], TypeError, "gradient 1 is a masked array"),
+}
+
+
+def two(**options: Any) -> onepass.Adam:
+    """An optimizer of two parameters that has made a step."""
+    optimizer = onepass.Adam([ones(2, 3), ones(3)], **options)
+    optimizer.step([ones(2, 3), ones(3)])
+    return optimizer
+
+
+@pytest.mark.parametrize("case", GRADIENTS)
+def test_wrong_gradients(case: str) -> None:
+    grads, error, message = GRADIENTS[case]
+    optimizer = two()
+    with refused(error, message, optimizer):
+        optimizer.step(grads)
+    optimizer.step([ones(2, 3), ones(3)])
+    assert optimizer.step_count == 2
+
+
+def test_wrong_names() -> None:
+    optimizer = onepass.Adam({"w": ones(2), "b": ones(1)})
+    good = {"w": ones(2), "b": ones(1)}
+    wrong: list[tuple[Any, type[Exception], str]] = [
+        ({"w": ones(2)}, ValueError, "none is named ['b']"),
+        ({**good, "c": ones(1)}, ValueError, "['c'] are unknown"),
+        ({"w": ones(2), "c": ones(1)}, ValueError, "none is named ['b'] and ['c'] are unknown"),
+        ([ones(2), ones(1)], TypeError, "the gradients must be a mapping, as the parameters were, not list"),
+        ({**good, "b": ones(2)}, ValueError, "gradient 'b' has shape (2,), its parameter (1,)"),
+        ({**good, "b": [1.0]}, TypeError, "gradient 'b' must be a NumPy array"),
+    ]
+    for grads, error, message in wrong:
+        with refused(error, message, optimizer):
+            optimizer.step(grads)
+
+
+@pytest.mark.parametrize(
+    ("scale", "error"), [(NAN, ValueError), (INF, ValueError), ("2", TypeError), (None, TypeError), (1j, TypeError)]
+)
+def test_wrong_grad_scale(scale: Any, error: type[Exception]) -> None:
+    optimizer = two()
+    with refused(error, "grad_scale must be", optimizer):
+        optimizer.step([ones(2, 3), ones(3)], grad_scale=scale)
+
+
+# ---- Schedules ----
+
+
+def fails(t: int) -> float:
+    raise KeyError("no such step")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "cause", "message"),
+    [
+        (fails, KeyError, "the schedule of group 0 failed at step 2: KeyError('no such step')"),
+        (lambda t: -0.1, ValueError, "the schedule of group 0 returned -0.1 at step 2"),
+        (lambda t: NAN, ValueError, "the schedule of group 0 returned nan at step 2"),
+        (lambda t: None, TypeError, "the schedule of group 0 returned None at step 2"),
+        (lambda t: "0.1", TypeError, "the schedule of group 0 returned '0.1' at step 2"),
+        (lambda: 0.1, TypeError, "the schedule of group 0 failed at step 2"),
+    ],
+)
+def test_a_schedule_that_gives_no_number(schedule: Callable[..., Any], cause: type[Exception], message: str) -> None:
+    optimizer = two()
+    optimizer.lr = schedule
+    with refused(ValueError, message, optimizer) as caught:
+        optimizer.step([ones(2, 3), ones(3)])
+    assert isinstance(caught.value.__cause__, cause)
+
+
+def test_a_keyboard_interrupt_in_a_schedule_is_not_hidden() -> None:
+    def interrupted(t: int) -> float:
+        raise KeyboardInterrupt
+
+    optimizer = two()
+    optimizer.lr = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step([ones(2, 3), ones(3)])
+    assert optimizer.step_count == 1
+
+
+def test_a_step_within_a_step() -> None:
+    optimizer = two()
+
+    def again(t: int) -> float:
+        optimizer.step([ones(2, 3), ones(3)])
+        return 0.1
+
+    optimizer.lr = again
+    with refused(ValueError, "in the middle of a step", optimizer):
+        optimizer.step([ones(2, 3), ones(3)])
+    optimizer.lr = 0.1
+    optimizer.step([ones(2, 3), ones(3)])
+
+
+# ---- Numbers that do not fit the dtype ----
+
+
+@pytest.mark.parametrize(
+    "options", [{"lr": 1e39}, {"eps": 1e39}, {"weight_decay": 1e39}, {"lr": 3e37, "betas": (0.99, 0.999)}]
+)
+def test_a_folded_number_that_overflows(options: dict[str, Any]) -> None:
+    optimizer = onepass.Adam([ones(2, dtype=np.float64), ones(2)], **options)
+    with refused(ValueError, "overflows float32 at step 1 of parameter 1: use smaller numbers", optimizer):
+        optimizer.step([ones(2, dtype=np.float64), ones(2)])
+    optimizer.step([ones(2, dtype=np.float64), None])
+    assert optimizer.step_count == 1
+
+
+def test_a_scale_that_overflows() -> None:
+    optimizer = two()
+    with refused(ValueError, "grad_scale=1e+39", optimizer):
+        optimizer.step([ones(2, 3), ones(3)], 1e39)
+
+
+# ---- Parameters changed behind the optimizer's back ----
+
+
+def test_a_parameter_made_read_only_later() -> None:
+    w = ones(3)
+    optimizer = onepass.Adam([ones(2), w])
+    w.flags.writeable = False
+    with refused(ValueError, "parameter 1 was made read-only", optimizer):
+        optimizer.step([ones(2), ones(3)])
+    optimizer.step([ones(2), None])
+
+
+def test_a_parameter_given_other_memory_later() -> None:
+    w = ones(3)
+    optimizer = onepass.Adam([w])
+    w.__setstate__((1, (300,), np.dtype(F), False, b"\0" * 1200))
+    with refused(ValueError, "parameter 0 was given other memory", optimizer):
+        optimizer.step([ones(3)])
+
+
+def test_a_parameter_made_read_only_by_its_schedule_or_a_gradient() -> None:
+    w = ones(3)
+
+    def schedule(t: int) -> float:
+        w.flags.writeable = False
+        return 0.1
+
+    optimizer = onepass.Adam([w], lr=schedule)
+    with refused(ValueError, "parameter 0 was made read-only", optimizer):
+        optimizer.step([ones(3)])
+
+
+def test_a_list_of_gradients_that_shrinks_while_it_is_read() -> None:
+    grads: list[Any] = []
+
+    class Meddler(np.ndarray):  # type: ignore[type-arg]
+        def __array_finalize__(self, obj: Any) -> None:
+            grads.clear()
+
+    optimizer = two()
+    meddler = ones(2, 3, dtype=np.float64).view(Meddler)  # reading it runs Python code
+    grads[:] = [meddler, ones(3)]
+    optimizer.step(grads)
+    assert optimizer.step_count == 2
+
+
+def test_an_optimizer_whose_construction_was_left_out() -> None:
+    class Broken(onepass.Adam):
+        def __init__(self) -> None:
+            pass
+
+    with pytest.raises(TypeError, match="__init__"):
+        Broken()
+
+
+def test_pickling_and_copying_are_refused_until_they_work() -> None:
+    import copy
+    import pickle
+
+    for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="cannot be pickled or copied"):
+            attempt(two())
+
+
+# ---- adam_step ----
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"step": 0}, ValueError, "step must be at least 1"),
+        ({"step": 2**63}, ValueError, "step must be at least 1 and fit 64 bits"),
+        ({"step": 1.0}, TypeError, "step must be an integer, not 1.0"),
+        ({"lr": -1.0}, ValueError, "lr must be at least 0"),
+        ({"lr": lambda t: 0.1}, TypeError, "lr must be a number"),
+        ({"lr": 1e39}, ValueError, "overflows float32 at step 1"),
+        ({"betas": (0.9, 1)}, ValueError, "betas[1] must be"),
+        ({"eps": NAN}, ValueError, "eps must be finite"),
+        ({"weight_decay": "0"}, TypeError, "weight_decay must be a number"),
+        ({"decoupled_weight_decay": 1}, TypeError, "decoupled_weight_decay must be True or False"),
+        ({"bias_correction": 0}, TypeError, "bias_correction must be True or False"),
+        ({"eps_mode": "tf"}, ValueError, "eps_mode must be"),
+        ({"maximize": 0}, TypeError, "maximize must be True or False"),
+        ({"grad_scale": INF}, ValueError, "grad_scale must be finite"),
+        ({"flush_denormals": 1}, TypeError, "flush_denormals must be True or False"),
+        ({"param": [1.0]}, TypeError, "param must be a NumPy array"),
+        ({"param": read_only}, ValueError, "param is read-only"),
+        ({"param": ones(6)[::2]}, ValueError, "param is not contiguous"),
+        ({"exp_avg": ones(3, dtype=np.float64)}, TypeError, "exp_avg is of dtype float64, param of float32"),
+        ({"exp_avg_sq": ones(4)}, ValueError, "exp_avg_sq has shape (4,), param (3,)"),
+        ({"exp_avg": read_only}, ValueError, "exp_avg is read-only"),
+        ({"exp_avg_sq": None}, TypeError, "exp_avg_sq must be a NumPy array, not NoneType"),
+        ({"max_exp_avg_sq": ones(2)}, ValueError, "max_exp_avg_sq has shape (2,), param (3,)"),
+        ({"grad": ones(2)}, ValueError, "grad has shape (2,), its parameter (3,)"),
+        ({"grad": None}, TypeError, "grad must be a NumPy array"),
+        ({"grad": ones(3, dtype=int)}, TypeError, "grad must be of a real floating-point dtype"),
+    ],
+)
+def test_wrong_arguments_of_adam_step(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments = {"param": ones(3), "grad": ones(3), "exp_avg": ones(3), "exp_avg_sq": ones(3), "step": 1}
+    arrays = list(arguments.values())[:4]
+    with refused(error, message, arrays=arrays):
+        onepass.adam_step(**{**arguments, **change})
+
+
+def test_adam_step_refuses_arrays_that_overlap_or_are_ordered_otherwise() -> None:
+    p, g, m = ones(3, 2), ones(3, 2), ones(3, 2)
+    with refused(ValueError, "exp_avg_sq is the same memory as exp_avg", arrays=[p, g, m]):
+        onepass.adam_step(p, g, m, m, 1)
+    with refused(ValueError, "must both be in C order or both in Fortran order", arrays=[p, g, m]):
+        onepass.adam_step(p, g, m, np.ones((3, 2), F, order="F"), 1)
