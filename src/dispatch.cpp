@@ -57,18 +57,18 @@ constexpr Candidate candidates[] = {
 };
 
 const Kernels& choose() {
-  const char* const forced = std::getenv("ONEPASS_ISA");
-  const bool any = forced == nullptr || *forced == '\0';
+  const char* const variable = std::getenv("ONEPASS_ISA");
+  const std::string forced = variable == nullptr ? "" : variable;
   const Kernels* chosen = nullptr;
   std::string usable;
   for (const Candidate& candidate : candidates) {
     if (!candidate.usable()) continue;
     const std::string name = candidate.kernels->instruction_set;
     usable += (usable.empty() ? "" : ", ") + name;
-    if (any || name == forced) chosen = candidate.kernels;
+    if (forced.empty() || name == forced) chosen = candidate.kernels;
   }
   if (chosen == nullptr) {
-    throw std::invalid_argument("ONEPASS_ISA=" + std::string(forced) +
+    throw std::invalid_argument("ONEPASS_ISA=" + forced +
                                 " is unknown or not supported by this processor; these would work: " + usable);
   }
   return *chosen;

@@ -8,8 +8,8 @@
 
 namespace onepass {
 
-// The kernels in use: the widest that this processor has, or those that the environment variable ONEPASS_ISA names, chosen
-// at the first call. Throws std::invalid_argument when that name is unknown or the processor lacks it.
+// The kernels in use: the widest that this processor has, or those that the environment variable ONEPASS_ISA names,
+// chosen at the first call. Throws std::invalid_argument when that name is unknown or the processor lacks it.
 const Kernels& kernels();
 
 // The names of the instruction sets built in, narrowest first, and of those that this processor has.

@@ -1,7 +1,7 @@
 // What one instruction set offers: the update rules, each as functions on untyped buffers.
 //
-// These types cross from files compiled with instruction-set flags to files compiled without: data and pointers only, so
-// that there is no function of theirs for the linker to share.
+// These types cross from files compiled with instruction-set flags to files compiled without: data and pointers only,
+// so that there is no function of theirs for the linker to share.
 #pragma once
 
 #include <cstddef>
@@ -24,8 +24,8 @@ struct Operands {
 struct CommonOptions {
   double lr;
   double weight_decay;
-  bool decoupled;      // weight decay shrinks the parameter itself instead of adding to the gradient
-  double grad_scale;   // multiplies the gradient; negative to step along it
+  bool decoupled;     // weight decay shrinks the parameter itself instead of adding to the gradient
+  double grad_scale;  // multiplies the gradient; negative to step along it
 };
 
 // Room for the numbers of any rule, folded.

@@ -1,5 +1,5 @@
-// The Python face of the core: turns arrays into pointers, and nothing else. What a user may hand over wrongly is explained
-// in optimizers.py; here it is only noticed.
+// The Python face of the core: turns arrays into pointers, and nothing else. What a user may hand over wrongly is
+// explained in optimizers.py; here it is only noticed.
 #include <pybind11/critical_section.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -75,8 +75,8 @@ class Optimizer {
   Optimizer& operator=(const Optimizer&) = delete;
   ~Optimizer() = default;
 
-  void add_group(std::shared_ptr<Group> group, const std::vector<py::object>& keys, const std::vector<py::array>& params,
-                 const std::vector<std::vector<py::array>>& states) {
+  void add_group(std::shared_ptr<Group> group, const std::vector<py::object>& keys,
+                 const std::vector<py::array>& params, const std::vector<std::vector<py::array>>& states) {
     const Turn turn(*this);
     std::vector<Parameter> parameters;
     std::vector<Held> held = held_;
@@ -85,8 +85,12 @@ class Optimizer {
       parameters.push_back(describe(params[i], states[i]));
       const std::size_t bytes = parameters.back().size * size_of(parameters.back().dtype);
       const auto& param = fields(params[i].ptr());
-      held.push_back({keys[i], params[i], states[i], {param.dimensions, param.dimensions + param.nd},
-                      param.flags & any_order, nullptr});
+      held.push_back({keys[i],
+                      params[i],
+                      states[i],
+                      {param.dimensions, param.dimensions + param.nd},
+                      param.flags & any_order,
+                      nullptr});
       add_range(ranges, param.data, bytes);
       for (const py::array& state : states[i]) add_range(ranges, fields(state.ptr()).data, bytes);
     }
@@ -252,7 +256,8 @@ class Optimizer {
     const py::scoped_critical_section section(grads);
     if (static_cast<std::size_t>(PySequence_Fast_GET_SIZE(items)) != held_.size()) return false;
     for (std::size_t i = 0; i < held_.size(); ++i) {
-      gradients_.push_back(py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(items, static_cast<Py_ssize_t>(i))));
+      gradients_.push_back(
+          py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(items, static_cast<Py_ssize_t>(i))));
     }
     return true;
   }
@@ -314,7 +319,8 @@ bool step_once(const std::string& rule_name, const std::vector<double>& options,
   return onepass::step_once(rule, options.data(), common, parameter, flush_denormals);
 }
 
-void stream_limit(const py::array& param, const py::array& grad, const py::array& exp_avg, const py::array& exp_avg_sq) {
+void stream_limit(const py::array& param, const py::array& grad, const py::array& exp_avg,
+                  const py::array& exp_avg_sq) {
   Parameter parameter = describe(param, {exp_avg, exp_avg_sq});
   for (const py::array& array : {param, grad, exp_avg, exp_avg_sq}) {
     if (dtype_of(array.ptr()) != parameter.dtype || array.size() != param.size() ||
@@ -357,8 +363,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.attr("rules") = rules();
 
   py::class_<Group, std::shared_ptr<Group>>(m, "Group")
-      .def(py::init([](const std::string& rule, std::vector<double> options, double lr, double weight_decay, bool decoupled,
-                       double grad_scale) {
+      .def(py::init([](const std::string& rule, std::vector<double> options, double lr, double weight_decay,
+                       bool decoupled, double grad_scale) {
              return std::make_shared<Group>(onepass::find_rule(rule), std::move(options),
                                             common_options(lr, weight_decay, decoupled, grad_scale));
            }),
@@ -366,7 +372,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
            py::arg("grad_scale"))
       .def(
           "set",
-          [](Group& group, std::vector<double> options, double lr, double weight_decay, bool decoupled, double grad_scale) {
+          [](Group& group, std::vector<double> options, double lr, double weight_decay, bool decoupled,
+             double grad_scale) {
             group.set(std::move(options), common_options(lr, weight_decay, decoupled, grad_scale));
           },
           py::arg("options"), py::arg("lr"), py::arg("weight_decay"), py::arg("decoupled"), py::arg("grad_scale"))
@@ -410,7 +417,8 @@ Example:
     array([0.5, 1. , 1.5], dtype=float32)
 )")
       .def("_add_group", &Optimizer::add_group, py::arg("group"), py::arg("keys"), py::arg("params"), py::arg("states"))
-      .def("_fits", [](Optimizer& self, std::size_t i, const py::object& gradient) { return self.fits(i, gradient.ptr()); })
+      .def("_fits",
+           [](Optimizer& self, std::size_t i, const py::object& gradient) { return self.fits(i, gradient.ptr()); })
       .def("_parameter_step", &Optimizer::parameter_step, py::arg("index"))
       .def_property_readonly("step_count", &Optimizer::step_count, "The number of steps applied so far.");
 

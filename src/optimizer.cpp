@@ -10,7 +10,8 @@ namespace onepass {
 
 static_assert(std::numeric_limits<float>::is_iec559 && std::numeric_limits<double>::is_iec559,
               "the promise of equal bits rests on IEEE 754 arithmetic");
-static_assert(FLT_EVAL_METHOD == 0, "intermediate results must have the precision of their type (on x86-32: -mfpmath=sse)");
+static_assert(FLT_EVAL_METHOD == 0,
+              "intermediate results must have the precision of their type (on x86-32: -mfpmath=sse)");
 
 Group::Group(const Rule& rule, std::vector<double> options, CommonOptions common) : option_count_(rule.option_count) {
   set(std::move(options), common);
@@ -18,13 +19,13 @@ Group::Group(const Rule& rule, std::vector<double> options, CommonOptions common
 
 void Group::set(std::vector<double> options, CommonOptions common) {
   if (options.size() != option_count_) throw std::invalid_argument("wrong number of options for this rule");
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::scoped_lock lock(mutex_);
   options_ = std::move(options);
   common_ = common;
 }
 
 void Group::set_lr(double lr) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::scoped_lock lock(mutex_);
   common_.lr = lr;
 }
 
@@ -53,7 +54,7 @@ const Optimizer::Fold& Optimizer::fold(std::size_t index, double grad_scale) {
   folds_.push_back({parameter.group, parameter.dtype, step, nullptr, {}});
   Fold& made = folds_.back();
   Group& group = *groups_[parameter.group];
-  const std::lock_guard<std::mutex> lock(group.mutex_);
+  const std::scoped_lock lock(group.mutex_);
   CommonOptions common = group.common_;
   common.grad_scale *= grad_scale;
   made.function = rule_.fold[parameter.dtype](group.options_.data(), common, step, made.numbers);
@@ -86,7 +87,7 @@ void Optimizer::apply() noexcept {
 
 bool step_once(const Rule& rule, const double* options, const CommonOptions& common, const Parameter& parameter,
                bool flush_denormals) noexcept {
-  Numbers numbers;
+  Numbers numbers = {};
   SweepFunction function = nullptr;
   {
     const FloatMode mode(false);

@@ -26,12 +26,12 @@ class Group {
   std::size_t option_count_;
   std::mutex mutex_;
   std::vector<double> options_;  // in the order of Rule::options
-  CommonOptions common_;
+  CommonOptions common_ = {};
 };
 
 struct Parameter {
   DType dtype;
-  std::size_t size;  // elements
+  std::size_t size;   // elements
   Operands operands;  // the gradient comes with each step
   std::size_t group;
   std::int64_t step;  // how often it was updated
@@ -51,15 +51,14 @@ class Optimizer {
  public:
   Optimizer(const Rule& rule, bool flush_denormals) : rule_(rule), flush_denormals_(flush_denormals) {}
 
-  const Rule& rule() const { return rule_; }
   const std::vector<Parameter>& parameters() const { return parameters_; }
   std::int64_t step_count() const { return step_count_; }
 
   // Takes the parameters in; all of them or, when it throws, none.
   void add_group(std::shared_ptr<Group> group, const std::vector<Parameter>& parameters);
 
-  // Prepares the step along these gradients, one for each parameter in the order in which they were added; null leaves its
-  // parameter as it is. Changes nothing that shows. Throws Overflow. Allocates nothing.
+  // Prepares the step along these gradients, one for each parameter in the order in which they were added; null leaves
+  // its parameter as it is. Changes nothing that shows. Throws Overflow. Allocates nothing.
   void plan(const void* const* grads, double grad_scale);
 
   // How many elements the planned step will update.
@@ -76,7 +75,7 @@ class Optimizer {
     SweepFunction function;
     Numbers numbers;
   };
-  const Fold& fold(std::size_t parameter, double grad_scale);
+  const Fold& fold(std::size_t index, double grad_scale);
 
   const Rule& rule_;
   bool flush_denormals_;

@@ -1,12 +1,12 @@
-// Carries a rule over contiguous buffers in one pass. What surrounds every rule (the scale of the gradient, weight decay)
-// happens here, in the same pass; a rule sees one element's gradient, parameter and state.
+// Carries a rule over contiguous buffers in one pass. What surrounds every rule (the scale of the gradient, weight
+// decay) happens here, in the same pass; a rule sees one element's gradient, parameter and state.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "builtins.hpp"
 #include "kernels.hpp"
-#include "scalar.hpp"
 
 namespace onepass {
 namespace {
@@ -16,11 +16,11 @@ namespace {
 template <class T>
 class Slot {
  public:
-  explicit Slot(T* where) : where_(where), value_(*where) {}
+  explicit Slot(T* where) noexcept : where_(where), value_(*where) {}
   ~Slot() { *where_ = value_; }
   Slot(const Slot&) = delete;
   Slot& operator=(const Slot&) = delete;
-  operator T&() { return value_; }  // NOLINT(google-explicit-constructor): a rule takes a plain T&
+  operator T&() noexcept { return value_; }  // NOLINT(google-explicit-constructor): a rule takes a plain T&
 
  private:
   T* where_;
@@ -66,10 +66,10 @@ struct MakeIndices<0, index...> {
 
 template <Gradient gradient, class T, template <class> class Rule, std::size_t... index>
 void unpack(const Numbers& numbers, const Operands& x, std::size_t begin, std::size_t end, Indices<index...>) {
-  Folded<T, Rule> folded;
-  __builtin_memcpy(&folded, numbers.bytes, sizeof folded);
+  Folded<T, Rule> folded = {};
+  copy_bytes(&folded, numbers.bytes, sizeof folded);
   loop<gradient>(folded, end - begin, static_cast<T*>(x.param) + begin, static_cast<const T*>(x.grad) + begin,
-               static_cast<T*>(x.state[index]) + begin...);
+                 static_cast<T*>(x.state[index]) + begin...);
 }
 
 template <class T, template <class> class Rule>
@@ -80,12 +80,17 @@ void sweep(const Numbers& numbers, const Operands& operands, std::size_t begin, 
   unpack<gradient, T, Rule>(numbers, operands, begin, end, typename MakeIndices<state_count<T, Rule>>::Type{});
 }
 
+template <class T>
+bool is_finite(T x) noexcept {
+  return x - x == 0;
+}
+
 template <class T, template <class> class Rule>
 SweepFunction fold(const double* values, const CommonOptions& common, std::int64_t t, Numbers& numbers) {
-  typename Rule<T>::Options options;
+  typename Rule<T>::Options options = {};
   static_assert(sizeof options == sizeof(double) * (sizeof options.names / sizeof options.names[0]),
                 "one name for each option");
-  __builtin_memcpy(&options, values, sizeof options);
+  copy_bytes(&options, values, sizeof options);
 
   const double decoupled = common.decoupled ? common.weight_decay : 0;
   const double coupled = common.decoupled ? 0 : common.weight_decay;
@@ -96,11 +101,11 @@ SweepFunction fold(const double* values, const CommonOptions& common, std::int64
       Rule<T>::fold(options, common.lr, t),
   };
   static_assert(sizeof folded <= sizeof numbers.bytes, "Numbers has too little room for this rule");
-  __builtin_memcpy(numbers.bytes, &folded, sizeof folded);
+  copy_bytes(numbers.bytes, &folded, sizeof folded);
 
   constexpr std::size_t count = sizeof folded / sizeof(T);
   T all[count];
-  __builtin_memcpy(all, &folded, sizeof folded);
+  copy_bytes(all, &folded, sizeof folded);
   for (std::size_t i = 0; i < count; ++i) {
     if (!is_finite(all[i])) return nullptr;
   }
@@ -113,12 +118,8 @@ template <template <class> class Of>
 constexpr Rule rule() {
   using Options = typename Of<float>::Options;
   return {
-      Of<float>::name,
-      Options::names,
-      sizeof(Options::names) / sizeof(Options::names[0]),
-      Of<float>::states,
-      state_count<float, Of>,
-      {&fold<float, Of>, &fold<double, Of>},
+      Of<float>::name,   Options::names,         sizeof(Options::names) / sizeof(Options::names[0]),
+      Of<float>::states, state_count<float, Of>, {&fold<float, Of>, &fold<double, Of>},
   };
 }
 

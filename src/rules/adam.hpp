@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
+#include "builtins.hpp"
 #include "power.hpp"
-#include "scalar.hpp"
 
 namespace onepass {
 namespace {
@@ -50,7 +50,7 @@ struct Adam {
     };
   }
 
-  void operator()(T& p, T g, T& m, T& v) const {
+  void operator()(T& p, T g, T& m, T& v) const noexcept {
     // update the first moment (momentum)
     m = beta1 * m + one_minus_beta1 * g;
     // update the second moment (RMSprop)
@@ -59,7 +59,7 @@ struct Adam {
   }
 
   // step along the first moment, scaled by the root of the second
-  void move(T& p, T m, T u) const {
+  void move(T& p, T m, T u) const noexcept {
     const T d = square_root(u) * correct_v + eps;
     p = p - step_size * (m / d);
   }
@@ -73,11 +73,11 @@ struct AMSGrad : Adam<T> {
 
   static AMSGrad fold(const Options& options, double lr, std::int64_t t) { return {Adam<T>::fold(options, lr, t)}; }
 
-  void operator()(T& p, T g, T& m, T& v, T& u) const {
+  void operator()(T& p, T g, T& m, T& v, T& u) const noexcept {
     m = this->beta1 * m + this->one_minus_beta1 * g;
     v = this->beta2 * v + this->one_minus_beta2 * (g * g);
     // keep the largest second moment seen, so that the step never grows
-    u = maximum(u, v);
+    u = u > v || u != u ? u : v;  // a NaN stays
     this->move(p, m, u);
   }
 };

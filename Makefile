@@ -1,0 +1,82 @@
+# Every target is self-sufficient: it makes the virtual environment that it needs (in .venv) from Python >= 3.10 alone.
+#
+#   make demo          train on handwritten digits with onepass and with textbook NumPy, and compare
+#   make test          the tests, about a minute
+#   make bench         all benchmarks; make bench CASE=small: one of them
+#   make lint          format, style, types, compiler warnings, what the machine code must be
+#   make format        let the formatters have their way
+#   make mutants       break each term of the rules in turn: a test must fail
+#   make wheel         a wheel of this machine, in dist/
+
+PYTHON ?= python3
+CXXS ?= $(shell for cxx in g++ clang++; do command -v $$cxx; done)
+
+venv := .venv
+python := $(venv)/bin/python
+# Where a target's packages are noted once they are installed.
+installed = $(venv)/.installed-$(1)
+
+.PHONY: demo test bench lint format mutants wheel clean install
+
+demo: install $(call installed,examples)
+	$(python) examples/train_digits.py $(ARGS)
+
+test: install $(call installed,test)
+	$(python) -m pytest $(ARGS)
+
+bench: install $(call installed,bench) $(call installed,peers)
+	$(python) -m bench $(if $(CASE),--case $(CASE)) $(ARGS)
+
+mutants: $(call installed,build) $(call installed,test)
+	$(python) tests/mutants.py $(ARGS)
+
+lint: install $(call installed,lint)
+	$(venv)/bin/ruff format --check .
+	$(venv)/bin/ruff check .
+	$(venv)/bin/mypy
+	$(venv)/bin/clang-format --dry-run --Werror $(cxx_sources)
+	@for cxx in $(CXXS); do $(MAKE) --no-print-directory lint-build CXX=$$cxx || exit 1; done
+	$(venv)/bin/clang-tidy --quiet -p build/lint-$(notdir $(firstword $(CXXS))) $(filter %.cpp,$(cxx_sources))
+
+# Both compilers, warnings as errors, and then a look at the code that they made.
+.PHONY: lint-build
+lint-build: build_dir = build/lint-$(notdir $(CXX))
+lint-build:
+	$(venv)/bin/cmake -S . -B $(build_dir) -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER=$(CXX) \
+	  -DCMAKE_MAKE_PROGRAM=$(abspath $(venv))/bin/ninja -DPython_EXECUTABLE=$(abspath $(python)) \
+	  -Dpybind11_DIR=$$($(python) -m pybind11 --cmakedir) -DONEPASS_WERROR=ON -DSKBUILD_PROJECT_VERSION=0 > $(build_dir).log 2>&1 || { cat $(build_dir).log; exit 1; }
+	$(venv)/bin/cmake --build $(build_dir)
+	$(python) tests/guards.py $(build_dir)
+
+format: $(call installed,lint)
+	$(venv)/bin/ruff format .
+	$(venv)/bin/ruff check --fix .
+	$(venv)/bin/clang-format -i $(cxx_sources)
+
+wheel: $(call installed,build)
+	$(venv)/bin/pip wheel -q --no-deps --no-build-isolation -w dist .
+	@ls -l dist
+
+clean:
+	rm -rf $(venv) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+cxx_sources := $(wildcard src/*.hpp src/*.cpp src/*.inl src/rules/*.hpp)
+sources := CMakeLists.txt pyproject.toml $(cxx_sources) $(shell find python -name '*.py*' -not -path '*/__pycache__/*')
+
+# onepass itself, built again when a source has changed.
+install: $(call installed,onepass)
+
+$(call installed,onepass): $(sources) $(call installed,build)
+	$(venv)/bin/pip install -q --no-build-isolation -C build-dir=build/wheel .
+	@touch $@
+
+# One dependency group of pyproject.toml.
+$(call installed,%): pyproject.toml | $(venv)/.made
+	$(venv)/bin/pip install -q --group $*
+	@touch $@
+
+$(venv)/.made:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "onepass needs Python 3.10 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv $(venv)
+	$(venv)/bin/pip install -q --upgrade 'pip>=25.1'
+	@touch $@

@@ -1,0 +1,13 @@
+"""Benchmarks: how fast onepass is, beside other ways to take the same step.
+
+``python -m bench`` runs all of them, ``--list`` names them, ``--case NAME`` runs one. Where what stands:
+
+- `peers`: who is measured. **A new peer** is one class there and its place in ``PEERS``: with that it is checked, timed
+  in every case that takes all peers, listed with its version, printed and drawn.
+- `cases`: what is measured, and the bars it is held against. **A new case** is one entry of ``CASES``.
+- `measure`: how: the check before, the interleaved rounds, medians and ratios.
+- `machine`, `records`: on what, and what the results file holds.
+- `report`, `readme`, `plots`: the results as a table, as README's block, as an image.
+
+Nothing here fails a test run: a bar that is missed is reported. Only a peer that computes something else is an error.
+"""

@@ -1,0 +1,112 @@
+"""What is measured, and what is to be reached.
+
+To add a case, add an entry to ``CASES``. Each should take less than a minute.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from . import report
+from .machine import software
+from .measure import Effort, check, measure
+from .peers import PEERS, InPlaceNumPy, Onepass, Peer, Problem, PurePython, StreamLimit, TextbookNumPy, Thinc
+from .records import BarRecord, CaseRecord, Point
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The peer's time on this problem must be at least so many times onepass's."""
+
+    problem: Problem
+    peer: type[Peer]
+    at_least: float
+
+    def __str__(self) -> str:
+        unit = " of the stream limit" if self.peer is StreamLimit else f"x {self.peer.name}"
+        return f"{report.count(self.problem.elements)} elements, at least {self.at_least:g}{unit}"
+
+    def judge(self, points: Mapping[Problem, Point]) -> BarRecord:
+        ratio = points[self.problem]["over_onepass"].get(self.peer.name)
+        return BarRecord(
+            bar=str(self),
+            at_least=self.at_least,
+            ratio_of_medians=ratio["of_medians"] if ratio else None,
+            median_ratio_of_rounds=ratio["median_of_rounds"] if ratio else None,
+            holds=ratio["of_medians"] >= self.at_least if ratio else None,
+        )
+
+
+@dataclass(frozen=True)
+class Case:
+    """Some problems, who is measured on them, and what is to be reached."""
+
+    summary: str
+    problems: tuple[Problem, ...]
+    peers: tuple[type[Peer], ...] = PEERS
+    bars: tuple[Bar, ...] = ()
+    effort: Effort = field(default_factory=Effort)
+
+
+HUNDRED, TEN_THOUSAND, MILLION = Problem(100), Problem(10_000), Problem(1_000_000)
+
+CASES: dict[str, Case] = {
+    "small": Case(
+        "one tensor of 100 and of 1,000: what a call costs",
+        problems=(HUNDRED, Problem(1_000)),
+        bars=(Bar(HUNDRED, Thinc, 2), Bar(HUNDRED, InPlaceNumPy, 10)),
+    ),
+    "pure-python": Case(
+        "10 thousand elements against a loop over lists",
+        problems=(TEN_THOUSAND,),
+        peers=(Onepass, StreamLimit, PurePython),
+        bars=(Bar(TEN_THOUSAND, PurePython, 700),),
+    ),
+    "million": Case(
+        "1 million elements, one thread: what memory allows",
+        problems=(MILLION,),
+        bars=(Bar(MILLION, StreamLimit, 0.85), Bar(MILLION, TextbookNumPy, 30)),
+        effort=Effort(seconds=16, sittings=16),
+    ),
+    "sizes": Case(
+        "100 to 10 million elements, all peers: README's table and image",
+        problems=tuple(Problem(10**exponent) for exponent in range(2, 8)),
+    ),
+}
+
+
+def run(case: Case, quick: bool = False, say: Callable[[str], None] = print) -> CaseRecord:
+    """Check and measure one case, and print its table as it comes.
+
+    Raises:
+        WrongResult: a peer that computes something else than onepass.
+    """
+    rng = np.random.default_rng()
+    effort = replace(case.effort, seconds=0.2, sittings=1) if quick else case.effort
+    kinds = []
+    for kind in case.peers:
+        if reason := kind.why_missing():
+            say(f"{kind.name} is not measured: {reason}")
+            continue
+        if kind.takes_steps:
+            for dtype in sorted({problem.dtype for problem in case.problems if kind.supports(problem)}):
+                check(kind, dtype, rng)
+        kinds.append(kind)
+    points = {}
+    for problem in case.problems:
+        points[problem] = measure([kind for kind in kinds if kind.supports(problem)], problem, effort, rng)
+        say(report.table(points[problem]))
+    bars = [bar.judge(points) for bar in case.bars]
+    for judged in bars:
+        say(report.bar_line(judged))
+    return CaseRecord(
+        date=datetime.date.today().isoformat(),
+        quick=quick,
+        software=software(),
+        points=list(points.values()),
+        bars=bars,
+    )

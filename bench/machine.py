@@ -1,0 +1,100 @@
+"""On what it was measured: enough to judge the figures by, nothing that tells whose machine it is."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onepass
+
+from .peers import PEERS
+from .records import Machine, Software
+
+
+def describe() -> Machine:
+    return Machine(
+        cpu=_cpu(),
+        cores=_cores(),
+        caches=_caches(),
+        memory_gib=_memory_gib(),
+        system=f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
+        architecture=platform.machine(),
+    )
+
+
+def software() -> Software:
+    config = onepass.config()
+    packages = sorted({kind.package for kind in PEERS if kind.package and kind.why_missing() is None})
+    return Software(
+        onepass=config["version"],
+        compiler=config["compiler"],
+        instruction_set=config["instruction_set"],
+        python=f"{platform.python_implementation()} {platform.python_version()}",
+        numpy=np.__version__,
+        peers={package: importlib.metadata.version(package) for package in packages},
+    )
+
+
+def slug(machine: Machine, software: Software) -> str:
+    """The machine's name for a file, such as ``amd-epyc-2-cores-avx512``."""
+    name = f"{machine['cpu']} {machine['cores']} cores {software['instruction_set']}"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _cpu() -> str:
+    """The processor's model, without the parts that say nothing."""
+    model = ""
+    if platform.system() == "Linux":
+        found = re.search(r"^model name\s*:\s*(.+)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
+        model = found.group(1) if found else ""
+    elif platform.system() == "Darwin":
+        model = _sysctl("machdep.cpu.brand_string")
+    model = model or platform.processor() or platform.machine() or "unknown processor"
+    model = re.sub(r"\((R|TM)\)|\bCPU\b|\bProcessor\b|\b\d+-Core\b|@.*", "", model)
+    return " ".join(model.split())
+
+
+def _cores() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _caches() -> dict[str, str]:
+    """The caches that one core sees, such as ``{"L1d": "48K", "L2": "1024K"}``; empty where nobody says."""
+    caches = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        kind = {"Data": "d", "Instruction": "i"}.get(_text(index / "type"), "")
+        caches[f"L{_text(index / 'level')}{kind}"] = _text(index / "size")
+    if platform.system() == "Darwin":
+        for name, key in {"L1d": "l1dcachesize", "L1i": "l1icachesize", "L2": "l2cachesize"}.items():
+            if size := _sysctl(f"hw.{key}"):
+                caches[name] = f"{int(size) // 1024}K"
+    return caches
+
+
+def _memory_gib() -> int:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
+    except (AttributeError, ValueError, OSError):
+        return 0  # Windows has no sysconf
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _sysctl(key: str) -> str:
+    try:
+        return subprocess.run(["sysctl", "-n", key], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

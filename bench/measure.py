@@ -1,0 +1,163 @@
+"""How it is measured: results checked first, then all peers in turn, round after round.
+
+One round takes one sample of each peer, in random order. A sample is long enough for the clock (`SAMPLE_NS`) and begins
+after steps that are not timed (`WARM_NS`), so that it finds the caches as the peer's own steps leave them: after another
+peer's turn, arrays that fit into the cache need some ten steps to come back. The rounds are spread over several sittings,
+each with new memory, since where the arrays happen to lie changes the time of a step.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .peers import Arrays, Onepass, Options, Peer, Problem
+from .records import Point, Ratio, Timing
+
+SAMPLE_NS = 200_000
+WARM_NS = 2_000_000
+ROUNDS_AT_LEAST = 3  # in each sitting
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure one problem."""
+
+    seconds: float = 8.0
+    sittings: int = 8
+
+
+class WrongResult(Exception):
+    """A peer that computes something else than onepass: its speed would mean nothing."""
+
+
+def random_arrays(problem: Problem, rng: np.random.Generator) -> Arrays:
+    """Numbers between 0.1 and 1.1 of either sign: no zeros, and nothing whose square could decay to a subnormal."""
+    arrays = []
+    for _ in range(problem.tensors):
+        values = rng.uniform(-1, 1, problem.elements)
+        arrays.append((values + np.copysign(0.1, values)).astype(problem.dtype))
+    return arrays
+
+
+def check(kind: type[Peer], dtype: str, rng: np.random.Generator) -> None:
+    """Raise `WrongResult` unless three steps move the parameters to where onepass moves them.
+
+    Epsilon is large here, so that its place shows.
+    """
+    options = Options(lr=0.01, eps=0.05)
+    rtol, atol = (1e-4, 1e-6) if dtype == "float32" else (1e-9, 1e-12)
+    for elements in (1, 100, 1003):
+        problem = Problem(elements, tensors=2, dtype=dtype)
+        start = random_arrays(problem, rng)
+        peer = kind([p.copy() for p in start], options)
+        expected = Onepass([p.copy() for p in start], options, eps_mode=kind.eps_mode)
+        for _ in range(3):
+            grads = random_arrays(problem, rng)
+            for each in (expected, peer):
+                each.load(grads)
+                each.run(1)
+        for before, wanted, got in zip(start, expected.params(), peer.params(), strict=True):
+            # What is compared is the way travelled: beside it, the parameter itself would hide every mistake.
+            difference = np.abs((got - before) - (wanted - before))
+            if not np.all(difference <= atol + rtol * np.abs(wanted - before)):
+                raise WrongResult(
+                    f"{kind.name} is not where onepass is after 3 steps on {elements} elements of {dtype}: "
+                    f"up to {np.max(difference):.3g} apart, on a way of about {np.mean(np.abs(wanted - before)):.3g}"
+                )
+
+
+@dataclass
+class Series:
+    """One peer's samples: nanoseconds a step, each over so many steps after so many warm ones."""
+
+    kind: type[Peer]
+    warm: int = 0
+    steps: int = 0
+    samples: list[float] = field(default_factory=list)
+
+    def plan(self, peer: Peer, grads: Arrays) -> None:
+        """Find how many steps a sample needs."""
+        self.warm = self.steps = 1
+        while (ns := min(self._time(peer, grads) for _ in range(3)) * self.steps) < SAMPLE_NS:
+            if self.steps == peer.max_steps:
+                break
+            self.steps = min(2 * self.steps, peer.max_steps)
+        self.warm = min(math.ceil(WARM_NS * self.steps / ns), peer.max_steps)
+
+    def take(self, peer: Peer, grads: Arrays) -> None:
+        """Add one sample."""
+        self.samples.append(self._time(peer, grads))
+
+    def _time(self, peer: Peer, grads: Arrays) -> float:
+        peer.load(grads)
+        peer.run(self.warm)
+        start = time.perf_counter_ns()
+        peer.run(self.steps)
+        return (time.perf_counter_ns() - start) / self.steps
+
+
+def measure(kinds: Sequence[type[Peer]], problem: Problem, effort: Effort, rng: np.random.Generator) -> Point:
+    """Time each peer on this problem, the first one being what the others are compared with."""
+    series = [Series(kind) for kind in kinds]
+    for sitting in range(effort.sittings):
+        params, grads = random_arrays(problem, rng), random_arrays(problem, rng)
+        pairs = [(one, one.kind([p.copy() for p in params], Options())) for one in series]
+        with no_garbage_collection():
+            if sitting == 0:
+                for one, peer in pairs:
+                    one.plan(peer, grads)
+            end = time.monotonic() + effort.seconds / effort.sittings
+            rounds = 0
+            while rounds < ROUNDS_AT_LEAST or time.monotonic() < end:
+                for one, peer in random.sample(pairs, len(pairs)):
+                    one.take(peer, grads)
+                rounds += 1
+    onepass = series[0].samples
+    return Point(
+        elements=problem.elements,
+        tensors=problem.tensors,
+        dtype=problem.dtype,
+        threads=problem.threads,
+        rounds=len(onepass),
+        timings={one.kind.name: timing(one) for one in series},
+        over_onepass={one.kind.name: ratio(one.samples, onepass) for one in series},
+    )
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """As `timeit` does."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def timing(series: Series) -> Timing:
+    q1, median, q3 = (rounded(x) for x in statistics.quantiles(series.samples, n=4, method="inclusive"))
+    return Timing(median_ns=median, q1_ns=q1, q3_ns=q3, steps_per_sample=series.steps)
+
+
+def ratio(samples: Sequence[float], onepass: Sequence[float]) -> Ratio:
+    return Ratio(
+        of_medians=rounded(statistics.median(samples) / statistics.median(onepass)),
+        median_of_rounds=rounded(statistics.median(a / b for a, b in zip(samples, onepass, strict=True))),
+    )
+
+
+def rounded(value: float) -> float:
+    """Five digits: more would only be noise."""
+    return float(f"{value:.5g}")

@@ -1,0 +1,253 @@
+"""Who is measured: one class per peer, all with the same few methods.
+
+To add one, write a class and put it in ``PEERS``. `measure.check` holds it against onepass before it is timed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import onepass
+import onepass._core as _core
+
+Array = npt.NDArray[Any]
+Arrays = list[Array]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Adam's options, for all peers alike."""
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is stepped: so many one-dimensional tensors of so many elements."""
+
+    elements: int
+    tensors: int = 1
+    dtype: str = "float32"
+    threads: int = 1
+
+
+class Peer(ABC):
+    """One way to take Adam steps. ``params`` are its own to change; state starts at zero."""
+
+    name: ClassVar[str]
+    package: ClassVar[str | None] = None  # what must be installed besides NumPy
+    eps_mode: ClassVar[str] = "paper"  # where it puts epsilon, in onepass's terms
+    takes_steps: ClassVar[bool] = True  # False: a yardstick, with no result to check
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64")
+    max_threads: ClassVar[int] = 1
+    max_elements: ClassVar[int] = 10**12  # beyond, it would only make everyone wait
+    max_steps: ClassVar[int] = 10**6  # how many steps it can take on one gradient and stay on the usual path
+
+    def __init__(self, params: Arrays, options: Options) -> None:
+        self.p = params
+        self.m = [np.zeros_like(p) for p in params]
+        self.v = [np.zeros_like(p) for p in params]
+        self.tensors: list[tuple[Any, ...]] = []
+        self.options = options
+        self.t = 0
+
+    def load(self, grads: Arrays) -> None:
+        """Take these gradients for the coming steps, and lay out what their loop needs. Not timed."""
+        self.tensors = [*zip(self.p, grads, self.m, self.v, strict=True)]
+
+    @abstractmethod
+    def run(self, steps: int) -> None:
+        """Take so many steps, in a loop as a user of it would write it. This is what is timed."""
+
+    def params(self) -> Arrays:
+        """The parameters as they are now."""
+        return self.p
+
+    @classmethod
+    def supports(cls, problem: Problem) -> bool:
+        return (
+            problem.dtype in cls.dtypes
+            and problem.threads <= cls.max_threads
+            and problem.elements * problem.tensors <= cls.max_elements
+        )
+
+    @classmethod
+    def why_missing(cls) -> str | None:
+        """Why it cannot be measured here, or None if it can."""
+        if cls.package is not None:
+            try:
+                importlib.import_module(cls.package)
+            except ImportError as error:
+                return f"{cls.package} cannot be imported ({error})"
+        return None
+
+
+class Onepass(Peer):
+    name = "onepass"
+
+    def __init__(self, params: Arrays, options: Options, eps_mode: str = "paper") -> None:
+        self.p = params
+        betas = (options.beta1, options.beta2)
+        self.optimizer = onepass.Adam(params, lr=options.lr, betas=betas, eps=options.eps, eps_mode=eps_mode)
+
+    def load(self, grads: Arrays) -> None:
+        self.grads = grads
+
+    def run(self, steps: int) -> None:
+        step, grads = self.optimizer.step, self.grads
+        for _ in range(steps):
+            step([*grads])  # a list made anew, as a program's gradients are
+
+
+class StreamLimit(Peer):
+    """The same seven streams with trivial arithmetic: what no sweep over this memory can beat."""
+
+    name = "stream limit"
+    takes_steps = False
+
+    def __init__(self, params: Arrays, options: Options) -> None:
+        self.p = params
+        state = onepass.Adam(params).state  # memory of the kind that onepass has
+        self.m = [state[i]["exp_avg"] for i in range(len(params))]
+        self.v = [state[i]["exp_avg_sq"] for i in range(len(params))]
+
+    def run(self, steps: int) -> None:
+        stream = _core.stream_limit  # adds the gradient to each: grows linearly, and never overflows
+        for _ in range(steps):
+            for p, g, m, v in self.tensors:
+                stream(p, g, m, v)
+
+
+class Thinc(Peer):
+    """The bare call, which leaves the bias correction to its caller and the gradient at zero."""
+
+    name = "thinc"
+    package = "thinc"
+    eps_mode = "hat"
+    dtypes = ("float32",)
+    max_steps = 256  # the first clears the gradient, and after some 800 more the first moment would be subnormal
+
+    def __init__(self, params: Arrays, options: Options) -> None:
+        from thinc.backends.numpy_ops import NumpyOps
+
+        super().__init__(params, options)
+        self.adam = NumpyOps().adam
+        self.own_grads = [np.zeros_like(p) for p in params]
+
+    def load(self, grads: Arrays) -> None:
+        for own, grad in zip(self.own_grads, grads, strict=True):
+            np.copyto(own, grad)
+        super().load(self.own_grads)
+
+    def run(self, steps: int) -> None:
+        adam, o = self.adam, self.options
+        self.t += steps  # right for one step at a time, which is what is checked
+        learn_rate = o.lr * math.sqrt(1 - o.beta2**self.t) / (1 - o.beta1**self.t)
+        for _ in range(steps):
+            for p, g, m, v in self.tensors:
+                adam(p, g, m, v, o.beta1, o.beta2, o.eps, learn_rate)
+
+
+class InPlaceNumPy(Peer):
+    """As few passes as Adam's own m and v allow, nothing allocated, the corrections folded into two numbers.
+
+    ``lr·m_hat / (sqrt(v_hat) + eps)`` is ``a·m / (sqrt(v) + e)``. The numbers are arrays without dimensions and the
+    outputs third arguments: on 100 elements that is twice as fast as Python numbers and ``out=``.
+    """
+
+    name = "in-place NumPy"
+
+    def __init__(self, params: Arrays, options: Options) -> None:
+        super().__init__(params, options)
+        self.scratch = [np.empty_like(p) for p in params]
+
+    def load(self, grads: Arrays) -> None:
+        self.tensors = [*zip(self.p, grads, self.m, self.v, self.scratch, strict=True)]
+
+    def run(self, steps: int) -> None:
+        o = self.options
+        multiply, add, subtract, divide, sqrt = np.multiply, np.add, np.subtract, np.divide, np.sqrt
+        numbers = (o.beta1, 1 - o.beta1, o.beta2, 1 - o.beta2, 0.0, 0.0)
+        b1, rest1, b2, rest2, a, e = (np.array(number, self.p[0].dtype) for number in numbers)
+        for _ in range(steps):
+            self.t += 1
+            root = math.sqrt(1 - o.beta2**self.t)
+            a[...] = o.lr * root / (1 - o.beta1**self.t)
+            e[...] = o.eps * root
+            for p, g, m, v, s in self.tensors:
+                multiply(m, b1, m)
+                multiply(g, rest1, s)
+                add(m, s, m)
+                multiply(v, b2, v)
+                multiply(g, g, s)
+                multiply(s, rest2, s)
+                add(v, s, v)
+                sqrt(v, s)
+                add(s, e, s)
+                divide(m, s, s)
+                multiply(s, a, s)
+                subtract(p, s, p)
+
+
+class TextbookNumPy(Peer):
+    """The formula as it stands in the paper, an array for every intermediate result."""
+
+    name = "textbook NumPy"
+
+    def load(self, grads: Arrays) -> None:
+        self.grads = grads
+
+    def run(self, steps: int) -> None:
+        lr, b1, b2, eps = self.options.lr, self.options.beta1, self.options.beta2, self.options.eps
+        p, m, v = self.p, self.m, self.v
+        for _ in range(steps):
+            self.t += 1
+            for i, g in enumerate(self.grads):
+                m[i] = b1 * m[i] + (1 - b1) * g
+                v[i] = b2 * v[i] + (1 - b2) * g**2
+                m_hat = m[i] / (1 - b1**self.t)
+                v_hat = v[i] / (1 - b2**self.t)
+                p[i] -= lr * m_hat / (np.sqrt(v_hat) + eps)
+
+
+class PurePython(Peer):
+    """The formula, element by element, on lists of Python's floats."""
+
+    name = "pure Python"
+    max_elements = 100_000
+
+    def __init__(self, params: Arrays, options: Options) -> None:
+        super().__init__(params, options)
+        self.p, self.m, self.v = ([array.tolist() for array in arrays] for arrays in (self.p, self.m, self.v))
+
+    def load(self, grads: Arrays) -> None:
+        super().load([grad.tolist() for grad in grads])
+
+    def run(self, steps: int) -> None:
+        lr, b1, b2, eps = self.options.lr, self.options.beta1, self.options.beta2, self.options.eps
+        for _ in range(steps):
+            self.t += 1
+            correction1, correction2 = 1 - b1**self.t, 1 - b2**self.t
+            for p, grad, m, v in self.tensors:
+                for i, g in enumerate(grad):
+                    m[i] = b1 * m[i] + (1 - b1) * g
+                    v[i] = b2 * v[i] + (1 - b2) * g * g
+                    m_hat = m[i] / correction1
+                    v_hat = v[i] / correction2
+                    p[i] -= lr * m_hat / (math.sqrt(v_hat) + eps)
+
+    def params(self) -> Arrays:
+        return [np.array(p) for p in self.p]
+
+
+# In the order of the tables. The first is what all are compared with.
+PEERS: tuple[type[Peer], ...] = (Onepass, StreamLimit, InPlaceNumPy, Thinc, TextbookNumPy, PurePython)

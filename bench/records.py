@@ -1,0 +1,99 @@
+"""What a results file holds, and how it is read, merged and written.
+
+One file per machine. Each case keeps its own date and versions, so a run of one case leaves the others as they were.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+
+
+class Timing(TypedDict):
+    """Nanoseconds a step: median and quartiles over the rounds, of samples of so many steps."""
+
+    median_ns: float
+    q1_ns: float
+    q3_ns: float
+    steps_per_sample: int
+
+
+class Ratio(TypedDict):
+    """A peer's time over onepass's: of the two medians, and the median of what each round gave."""
+
+    of_medians: float
+    median_of_rounds: float
+
+
+class Point(TypedDict):
+    """One problem, and what each peer took for it."""
+
+    elements: int
+    tensors: int
+    dtype: str
+    threads: int
+    rounds: int
+    timings: dict[str, Timing]
+    over_onepass: dict[str, Ratio]
+
+
+class BarRecord(TypedDict):
+    """What was to be reached, and what was."""
+
+    bar: str
+    at_least: float
+    ratio_of_medians: float | None
+    median_ratio_of_rounds: float | None
+    holds: bool | None
+
+
+class Software(TypedDict):
+    onepass: str
+    compiler: str
+    instruction_set: str
+    python: str
+    numpy: str
+    peers: dict[str, str]
+
+
+class CaseRecord(TypedDict):
+    date: str
+    quick: bool
+    software: Software
+    points: list[Point]
+    bars: list[BarRecord]
+
+
+class Machine(TypedDict):
+    cpu: str
+    cores: int
+    caches: dict[str, str]
+    memory_gib: int
+    system: str
+    architecture: str
+
+
+class Record(TypedDict):
+    machine: Machine
+    cases: dict[str, CaseRecord]
+
+
+def path_of(name: str) -> Path:
+    return RESULTS / f"{name}.json"
+
+
+def load(path: Path) -> Record:
+    return cast(Record, json.loads(path.read_text(encoding="utf-8")))
+
+
+def save(path: Path, machine: Machine, cases: dict[str, CaseRecord]) -> Record:
+    """Write these cases into the file, beside those that it already holds."""
+    kept: dict[str, Any] = dict(load(path)["cases"]) if path.exists() else {}
+    record = Record(machine=machine, cases=dict(sorted({**kept, **cases}.items())))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return record
