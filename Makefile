@@ -9,6 +9,7 @@
 #   make wheel         a wheel of this machine, in dist/
 
 PYTHON ?= python3
+# make lint uses each of these that is there; clang-tidy speaks for Clang's warnings where it is not.
 CXXS ?= $(shell for cxx in g++ clang++; do command -v $$cxx; done)
 
 venv := .venv
@@ -35,6 +36,7 @@ lint: install $(call installed,lint)
 	$(venv)/bin/ruff check .
 	$(venv)/bin/mypy
 	$(venv)/bin/clang-format --dry-run --Werror $(cxx_sources)
+	@for cxx in $(REQUIRE_CXXS); do command -v $$cxx > /dev/null || { echo "$$cxx is missing"; exit 1; }; done
 	@for cxx in $(CXXS); do $(MAKE) --no-print-directory lint-build CXX=$$cxx || exit 1; done
 	$(venv)/bin/clang-tidy --quiet -p build/lint-$(notdir $(firstword $(CXXS))) $(filter %.cpp,$(cxx_sources))
 

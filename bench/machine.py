@@ -17,6 +17,7 @@ from .records import Machine, Software
 
 
 def describe() -> Machine:
+    """Describe this machine."""
     return Machine(
         cpu=_cpu(),
         cores=_cores(),
@@ -28,6 +29,7 @@ def describe() -> Machine:
 
 
 def software() -> Software:
+    """Say which versions are measured."""
     config = onepass.config()
     packages = sorted({kind.package for kind in PEERS if kind.package and kind.why_missing() is None})
     return Software(
@@ -41,13 +43,13 @@ def software() -> Software:
 
 
 def slug(machine: Machine, software: Software) -> str:
-    """The machine's name for a file, such as ``amd-epyc-2-cores-avx512``."""
+    """Name the machine for a file, such as ``amd-epyc-2-cores-avx512``."""
     name = f"{machine['cpu']} {machine['cores']} cores {software['instruction_set']}"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _cpu() -> str:
-    """The processor's model, without the parts that say nothing."""
+    """Name the processor's model, without the parts that say nothing."""
     model = ""
     if platform.system() == "Linux":
         found = re.search(r"^model name\s*:\s*(.+)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
@@ -67,16 +69,22 @@ def _cores() -> int:
 
 
 def _caches() -> dict[str, str]:
-    """The caches that one core sees, such as ``{"L1d": "48K", "L2": "1024K"}``; empty where nobody says."""
+    """List the caches that one core sees, such as ``{"L1d": "48 KiB", "L2": "1 MiB"}``; empty where nobody says."""
     caches = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         kind = {"Data": "d", "Instruction": "i"}.get(_text(index / "type"), "")
-        caches[f"L{_text(index / 'level')}{kind}"] = _text(index / "size")
+        caches[f"L{_text(index / 'level')}{kind}"] = _size(_text(index / "size"))
     if platform.system() == "Darwin":
         for name, key in {"L1d": "l1dcachesize", "L1i": "l1icachesize", "L2": "l2cachesize"}.items():
             if size := _sysctl(f"hw.{key}"):
-                caches[name] = f"{int(size) // 1024}K"
+                caches[name] = _size(f"{int(size) // 1024}K")
     return caches
+
+
+def _size(text: str) -> str:
+    """Write ``"48K"`` as 48 KiB, ``"1024K"`` as 1 MiB."""
+    kib = int(text.rstrip("K")) if re.fullmatch(r"\d+K", text) else 0
+    return f"{kib // 1024} MiB" if kib and kib % 1024 == 0 else f"{kib} KiB" if kib else text
 
 
 def _memory_gib() -> int:

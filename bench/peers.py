@@ -69,7 +69,7 @@ class Peer(ABC):
         """Take so many steps, in a loop as a user of it would write it. This is what is timed."""
 
     def params(self) -> Arrays:
-        """The parameters as they are now."""
+        """Give the parameters as they are now."""
         return self.p
 
     @classmethod
@@ -92,6 +92,8 @@ class Peer(ABC):
 
 
 class Onepass(Peer):
+    """``opt.step([g])``, as a user has it."""
+
     name = "onepass"
 
     def __init__(self, params: Arrays, options: Options, eps_mode: str = "paper") -> None:

@@ -59,14 +59,14 @@ def draw(record: Record, folder: Path = IMAGES) -> list[Path]:
 
 
 def speed(record: Record) -> Any:
-    """Time of a step against the number of parameters, for all peers."""
+    """Draw the time of a step against the number of parameters, for all peers."""
     case = record["cases"]["sizes"]
     points = case["points"]
     sizes = [point["elements"] for point in points]
     figure = card(
         "One Adam step on a float32 array, one thread",
-        "Time against size, lower is better. In brackets: times onepass's time at the last size measured.",
-        f"{report.machine_line(record['machine'])}. {case['date']}.",
+        "Time of a step; lower is better. In brackets: how many times onepass's time, at the line's last point.",
+        f"{report.machine_line(record['machine'])}; {case['date']}",
     )
     axes = figure.add_axes((0.09, 0.125, 0.665, 0.70))
     axes.set_xscale("log")
@@ -100,7 +100,7 @@ def speed(record: Record) -> Any:
 
 
 def tick_label(ns: float) -> str:
-    """100 ns, 10 µs, 1 ms."""
+    """Write a power of ten: 100 ns, 10 µs, 1 ms."""
     for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
         if ns >= size:
             return f"{ns / size:g} {unit}"
@@ -108,7 +108,7 @@ def tick_label(ns: float) -> str:
 
 
 def card(title: str, subtitle: str, foot: str) -> Any:
-    """A figure with a light ground and round corners, its title above and its source below."""
+    """Make a figure with a light ground and round corners, its title above and its source below."""
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyBboxPatch
 
@@ -134,18 +134,21 @@ def card(title: str, subtitle: str, foot: str) -> Any:
 
 
 def label_ends(axes: Any, labels: Mapping[str, tuple[float, float, str]]) -> None:
-    """Write each line's name at its end, pushed apart where they would overlap."""
-    transform, inverse = axes.transData, axes.transData.inverted()
-    at_end = max(x for x, _, _ in labels.values())
-    height = 0.052 * axes.bbox.height
-    lowest = -float("inf")
-    for text, (x, y, colour) in sorted(labels.items(), key=lambda item: item[1][1]):
-        across, up = transform.transform((x, y))
-        if x == at_end:
-            lowest = up = max(up, lowest + height)
+    """Write each line's name at its end; where names would overlap, they are pushed apart."""
+    height = 0.05 * axes.bbox.height
+    last = max(x for x, _, _ in labels.values())
+    lines = sorted((y, x, text, colour) for text, (x, y, colour) in labels.items() if x == last)
+    wanted = [axes.transData.transform((x, y))[1] for y, x, _, _ in lines]
+    placed: list[float] = []
+    for up in wanted:
+        placed.append(max(up, placed[-1] + height) if placed else up)
+    shift = sum(w - p for w, p in zip(wanted, placed, strict=True)) / len(wanted)
+    ends = {text: up + shift for (_, _, text, _), up in zip(lines, placed, strict=True)}
+    for text, (x, y, colour) in labels.items():
+        across, up = axes.transData.transform((x, y))
         axes.annotate(
             text,
-            inverse.transform((across, up)),
+            axes.transData.inverted().transform((across, ends.get(text, up))),
             xytext=(9, 0),
             textcoords="offset points",
             va="center",

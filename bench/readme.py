@@ -19,7 +19,7 @@ COLUMNS = ("onepass", "in-place NumPy", "textbook NumPy", "pure Python", "thinc"
 
 
 def block(record: Record, name: str) -> str:
-    """The table and the sentence below it, without the marks."""
+    """Make the table and the sentences below it, without the marks."""
     case = record["cases"]["sizes"]
     rows = [["float32 parameters", *COLUMNS, "of the stream limit"], ["--:"] * (len(COLUMNS) + 2)]
     for point in case["points"]:
@@ -42,15 +42,15 @@ def block(record: Record, name: str) -> str:
             "",
             f"Time of one Adam step on one tensor, one thread: medians of {rounds[0]} to {rounds[-1]} interleaved "
             f"rounds, in brackets the time over onepass's. The stream limit is the time that the same memory traffic "
-            f"takes with next to no arithmetic. Measured on {case['date']} on {report.machine_line(machine)}, with "
-            f"{report.software_line(software)}; all figures are in "
-            f"[{name}.json](bench/results/{name}.json). Measure your own machine with `make bench`.",
+            f"takes with next to no arithmetic; on small tensors both are the cost of a call. Measured on "
+            f"{case['date']} on {report.machine_line(machine)}, with {report.software_line(software)}; all figures "
+            f"are in [{name}.json](bench/results/{name}.json). Measure your own machine with `make bench`.",
         ]
     )
 
 
 def rewritten(text: str, record: Record, name: str) -> str:
-    """README's text with the block made anew.
+    """Make the block of README's text anew.
 
     Raises:
         ValueError: the marks are not there, once each and in order.
@@ -63,7 +63,7 @@ def rewritten(text: str, record: Record, name: str) -> str:
 
 
 def cited(text: str) -> str | None:
-    """The name of the results file that README's block cites."""
+    """Find the name of the results file that README's block cites."""
     inside = text.partition(BEGIN)[2].partition(END)[0]
     found = re.search(r"\(bench/results/([^/)]+)\.json\)", inside)
     return found.group(1) if found else None

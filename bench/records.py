@@ -52,6 +52,8 @@ class BarRecord(TypedDict):
 
 
 class Software(TypedDict):
+    """Versions."""
+
     onepass: str
     compiler: str
     instruction_set: str
@@ -61,6 +63,8 @@ class Software(TypedDict):
 
 
 class CaseRecord(TypedDict):
+    """One case: when and with what it was measured, and what came out."""
+
     date: str
     quick: bool
     software: Software
@@ -69,6 +73,8 @@ class CaseRecord(TypedDict):
 
 
 class Machine(TypedDict):
+    """On what: the caches are those that one core sees."""
+
     cpu: str
     cores: int
     caches: dict[str, str]
@@ -78,6 +84,8 @@ class Machine(TypedDict):
 
 
 class Record(TypedDict):
+    """A results file."""
+
     machine: Machine
     cases: dict[str, CaseRecord]
 

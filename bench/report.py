@@ -6,12 +6,12 @@ from .records import BarRecord, Machine, Point, Software
 
 
 def count(number: int) -> str:
-    """A round number in words where it is long: 100, 10,000, 1 million."""
+    """Write a number, in words where it is round and long: 100, 10,000, 1 million."""
     return f"{number // 10**6} million" if number >= 10**6 and number % 10**6 == 0 else f"{number:,}"
 
 
 def duration(ns: float) -> str:
-    """A time with three digits: 0.41 µs, 12.3 µs, 4.56 ms."""
+    """Write a time with three digits: 0.41 µs, 12.3 µs, 4.56 ms."""
     for unit, size in (("s", 1e9), ("ms", 1e6)):
         if ns >= size:
             return f"{digits(ns / size)} {unit}"
@@ -19,12 +19,12 @@ def duration(ns: float) -> str:
 
 
 def digits(number: float) -> str:
-    """Three digits, two below one: 1,234, 123, 12.3, 1.23, 0.12."""
+    """Write a number with three digits, two below one: 1,234, 123, 12.3, 1.23, 0.12."""
     return f"{number:,.0f}" if number >= 99.95 else f"{number:.1f}" if number >= 9.995 else f"{number:.2f}"
 
 
 def times(ratio: float) -> str:
-    """A ratio with a multiplication sign."""
+    """Write a ratio with a multiplication sign."""
     return f"{digits(ratio)}\N{MULTIPLICATION SIGN}"
 
 
@@ -41,7 +41,7 @@ def software_line(software: Software) -> str:
 
 
 def table(point: Point) -> str:
-    """One problem's peers, a line each."""
+    """Write one problem's peers, a line each."""
     limit = point["timings"].get("stream limit")
     plural = "" if point["threads"] == 1 else "s"
     tensors = "" if point["tensors"] == 1 else f"{point['tensors']} tensors of "
@@ -69,7 +69,7 @@ LEGEND = (
 
 
 def bar_line(bar: BarRecord) -> str:
-    """One bar, and whether it is reached."""
+    """Write one bar, and whether it is reached."""
     ratio, by_rounds = bar["ratio_of_medians"], bar["median_ratio_of_rounds"]
     if ratio is None or by_rounds is None:
         return f"not measured  {bar['bar']}"

@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
 import itertools
+import platform
+import sys
 from typing import Any
 
 import numpy as np
@@ -144,13 +148,40 @@ def test_a_product_that_rounds_up_to_the_smallest_normal_number_is_not_flushed()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_flush_denormals_takes_subnormals_for_zero_and_restores_the_mode(dtype: Any) -> None:
+def test_flush_denormals_takes_subnormals_for_zero_and_only_while_stepping(dtype: Any) -> None:
     tiny = np.finfo(dtype).tiny
     for flush in [True, False]:
         p, m, v = np.ones(9, dtype), np.full(9, tiny, dtype), np.ones(9, dtype)
         onepass.adam_step(p, np.zeros(9, dtype), m, v, 1, flush_denormals=flush)
+        assert tiny / dtype(2) > 0, "the processor's mode was not restored"
         assert (m == (0 if flush and _core.can_flush_denormals else tiny * dtype(0.9))).all()
-    assert tiny / dtype(2) > 0, "the processor's mode was not restored"
+    optimizer = onepass.Adam(np.ones(3, dtype))
+    optimizer.step(np.ones(3, dtype))
+    assert tiny / dtype(2) > 0
+
+
+UPWARD = {"x86_64": 0x800, "AMD64": 0x800, "aarch64": 0x400000, "arm64": 0x400000}
+
+
+@pytest.mark.skipif(sys.platform == "win32" or platform.machine() not in UPWARD, reason="no known rounding mode to set")
+def test_the_callers_rounding_mode_neither_matters_nor_changes() -> None:
+    libm = ctypes.CDLL(ctypes.util.find_library("m"))
+    rng = np.random.default_rng(4)
+    for length in (100, 100_000):
+        options = {"lr": 0.1, "weight_decay": 0.01, "eps": 1e-3}
+        p, g = ordinary(rng, length, np.float32), ordinary(rng, length, np.float32)
+        expected = p.copy()
+        usual, upward = onepass.AdamW(expected, **options), onepass.AdamW(p, **options)
+        for _ in range(20):
+            usual.step(g)
+            libm.fesetround(UPWARD[platform.machine()])
+            try:
+                upward.step(g)
+                kept = libm.fegetround()
+            finally:
+                libm.fesetround(0)
+            assert kept == UPWARD[platform.machine()]
+        assert_same_bits([p], [expected])
 
 
 def test_the_reference_is_not_alone_with_its_opinion() -> None:

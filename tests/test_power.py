@@ -33,6 +33,14 @@ def test_powers_of_random_bases_and_exponents_are_the_nearest() -> None:
         assert _core.power(base, exponent) == (nearest if nearest >= 2.0**-1022 else 0), (base, exponent)
 
 
+def test_powers_half_way_between_two_doubles_go_to_the_even_one() -> None:
+    rng = np.random.default_rng(1)
+    for odd in rng.integers(round(2**17.7), 2**18, 200) | 1:  # the cube has 54 bits, the last of them set
+        base = float(odd) / 2**18
+        assert 2**53 < int(odd) ** 3 < 2**54
+        assert _core.power(base, 3) == float(Fraction(base) ** 3)
+
+
 def test_the_ends_of_the_range() -> None:
     assert _core.power(0.0, 1) == 0
     assert _core.power(0.3, 0) == 1

@@ -1,0 +1,99 @@
+"""Whatever README and docstrings show runs, and does what they say."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import json
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import onepass
+from onepass import _core
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+MODULES = ["onepass", *(f"onepass.{m.name}" for m in pkgutil.iter_modules(onepass.__path__) if m.name != "__main__")]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_in_docstrings_run(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
+
+
+def test_the_example_of_the_compiled_step_runs() -> None:
+    text = _core.Optimizer.step.__doc__
+    assert text is not None and ">>>" in text
+    example = doctest.DocTestParser().get_doctest(text, {}, "Optimizer.step", None, None)
+    assert doctest.DocTestRunner().run(example).failed == 0
+
+
+@pytest.mark.parametrize("name", onepass.__all__)
+def test_everything_public_has_a_docstring_with_an_example(name: str) -> None:
+    public = getattr(onepass, name)
+    assert public.__doc__
+    if name not in ("Optimizer", "show_config"):
+        assert ">>> " in public.__doc__, f"{name} shows no example"
+
+
+@pytest.mark.skipif(not README.exists(), reason="the README is not beside the tests")
+class TestReadme:
+    text = README.read_text() if README.exists() else ""
+
+    def test_its_python_runs(self, capsys: pytest.CaptureFixture[str]) -> None:
+        snippets = re.findall(r"```python\n(.*?)```", self.text, re.DOTALL)
+        assert snippets
+        for snippet in snippets:
+            exec(compile(snippet, "README.md", "exec"), {})
+
+    def test_its_example_is_the_quick_start(self) -> None:
+        quickstart = (ROOT / "examples" / "quickstart.py").read_text()
+        assert quickstart.split('"""\n', 1)[1].strip() in self.text
+
+    def test_its_commands_exist(self) -> None:
+        targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+        for document in (README, ROOT / "CONTRIBUTING.md"):
+            for target in re.findall(r"\bmake ([a-z-]+)\b", document.read_text()):
+                assert target in targets or target == "is", f"{document.name}: make {target}"
+
+    def test_its_links_lead_somewhere(self) -> None:
+        for link in re.findall(r"\]\(([^)#]+)\)|srcset=\"([^\"]+)\"|src=\"([^\"]+)\"", self.text):
+            path = next(filter(None, link))
+            if not path.startswith("http"):
+                assert (ROOT / path).exists(), path
+
+    def test_its_speed_table_is_what_the_benchmark_wrote(self) -> None:
+        readme = pytest.importorskip("bench.readme") if False else load_bench_readme()
+        results = sorted((ROOT / "bench" / "results").glob("*.json"))
+        assert results, "make bench has not been run"
+        tables = [readme.block(json.loads(path.read_text())) for path in results]
+        assert any(table in self.text for table in tables)
+
+
+def load_bench_readme() -> ModuleType:
+    sys.path.insert(0, str(ROOT))
+    try:
+        return importlib.import_module("bench.readme")
+    finally:
+        sys.path.remove(str(ROOT))
+
+
+def test_importing_onepass_needs_numpy_alone_and_starts_nothing() -> None:
+    code = (
+        "import sys, threading, numpy; before = set(sys.modules); import onepass; "
+        "print(sorted(m.split('.')[0] for m in set(sys.modules) - before)); print(threading.active_count())"
+    )
+    environment = {**os.environ, "PYTHONPATH": ""}
+    printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    modules, threads = printed.stdout.splitlines()
+    allowed = {"onepass", "_pydatetime", "decimal", "_decimal"} | set(sys.stdlib_module_names)
+    assert {m.strip("'[] ") for m in modules.split(",")} <= allowed
+    assert threads == "1"
