@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+
 import onepass
 
 from .peers import PEERS

@@ -1,6 +1,7 @@
 """Linear regression on made-up data: onepass.Adam steps two NumPy arrays, in place."""
 
 import numpy as np
+
 import onepass
 
 rng = np.random.default_rng(0)

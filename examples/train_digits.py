@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
 import onepass
 
 Array = npt.NDArray[Any]
@@ -289,9 +290,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     about = "Train a NumPy network on handwritten digits, with onepass.Adam and with a textbook NumPy Adam."
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     option = parser.add_argument
-    option("--epochs", type=positive, default=10, help="passes over the training images")
-    option("--batch", type=positive, default=64, help="images in a step, at most")
-    option("--lr", type=float, default=1e-3, help="learning rate")
+    option("--epochs", type=positive, default=15, help="passes over the training images")
+    option("--batch", type=positive, default=128, help="images in a step, at most")
+    option("--lr", type=float, default=2e-3, help="learning rate")
     option("--hidden", type=positive, nargs="*", default=[512, 256], metavar="N", help="widths of the hidden layers")
     option("--seed", type=int, default=0, help="for the first weights and the order of the images")
     option(

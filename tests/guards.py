@@ -1,7 +1,7 @@
 """What the machine code of the kernels must be: python tests/guards.py BUILD_DIRECTORY.
 
-The files that are compiled for one instruction set must share nothing that a linker could pick for everybody, run nothing
-when they are loaded, be vectorised at that instruction set's width, and contain no fused multiply-add.
+The files that are compiled for one instruction set must share nothing that a linker could pick for everybody, run
+nothing when they are loaded, be vectorised at that instruction set's width, and contain no fused multiply-add.
 """
 
 from __future__ import annotations

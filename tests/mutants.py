@@ -1,9 +1,9 @@
 """Break the arithmetic in one place at a time: a test must fail each time. python tests/mutants.py [WORD ...]
 
-Builds a copy of the sources with one change, runs the tests against it, and prints a table: what was broken, the first test
-that failed, and the first that failed of those that know nothing of the executable specification (where it is not "-", a
-mistake that the kernel and the specification share would be noticed too). With words, only the mutants whose description
-holds one of them. Exits with 1 if a mutant survives.
+Builds a copy of the sources with one change, runs the tests against it, and prints a table: what was broken, the first
+test that failed, and the first that failed of those that know nothing of the executable specification (where it is not
+"-", a mistake that the kernel and the specification share would be noticed too). With words, only the mutants whose
+description holds one of them. Exits with 1 if a mutant survives.
 """
 
 from __future__ import annotations
@@ -95,11 +95,12 @@ def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess
 
 
 def prepare() -> None:
-    """A copy of the sources in which only what a mutant changes is compiled again."""
+    """A fresh copy of the sources, configured: from then on only what a mutant changes is compiled again."""
+    shutil.rmtree(TREE, ignore_errors=True)
     for name in ("src", "python", "tests"):
-        shutil.copytree(ROOT / name, TREE / name, dirs_exist_ok=True)
+        shutil.copytree(ROOT / name, TREE / name)
     for name in ("CMakeLists.txt", "pyproject.toml"):
-        shutil.copy2(ROOT / name, TREE / name)
+        shutil.copy(ROOT / name, TREE)
     pybind11 = run(sys.executable, "-m", "pybind11", "--cmakedir").stdout.strip()
     ninja = Path(sys.executable).parent / "ninja"
     options = [f"-Dpybind11_DIR={pybind11}", f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_MAKE_PROGRAM={ninja}"]

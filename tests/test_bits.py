@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import DTYPES, Array, assert_same_bits, hostile, offset, ordinary, small
 
 import onepass
 from onepass import _core, _reference
+from support import DTYPES, Array, assert_same_bits, hostile, offset, ordinary, small
 
 VALUES = {"ordinary": ordinary, "hostile": hostile, "small": small}
 STATES = ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
@@ -194,7 +194,9 @@ def test_the_reference_is_not_alone_with_its_opinion() -> None:
     def root(x: Fraction) -> Fraction:
         return Fraction(float(np.sqrt(np.float64(float(x)))))
 
-    p, g, m, v = (np.array(x, np.float64) for x in ([0.3, -1.5, 2.0], [0.1, 0.7, -3.0], [0.2, 0.0, -1.0], [0.5, 1.0, 2.0]))
+    p, g, m, v = (
+        np.array(x, np.float64) for x in ([0.3, -1.5, 2.0], [0.1, 0.7, -3.0], [0.2, 0.0, -1.0], [0.5, 1.0, 2.0])
+    )
     rows = list(zip(p.tolist(), g.tolist(), m.tolist(), v.tolist()))
     onepass.adam_step(p, g, m, v, 7, lr=0.01)
     b1, b2, one = Fraction(0.9), Fraction(0.999), Fraction(1)

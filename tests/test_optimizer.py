@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import DTYPES, Array, assert_same_bits
 
 import onepass
+from support import DTYPES, Array, assert_same_bits
 
 
 def array(*values: float, dtype: Any = np.float32) -> Array:

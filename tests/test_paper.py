@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import DTYPES, Array, assert_same_bits
 
 import onepass
+from support import DTYPES, Array, assert_same_bits
 
 TOLERANCE = {np.float32: 3e-6, np.float64: 1e-14}  # of the distance travelled
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import Array, bits
 
 import onepass
+from support import Array, bits
 
 F = np.float32
 
@@ -22,7 +22,7 @@ def ones(*shape: int, dtype: Any = F) -> Array:
 
 @contextmanager
 def refused(error: type[Exception], message: str, *optimizers: onepass.Optimizer, arrays: Any = ()) -> Iterator[Any]:
-    """The block raises this, and neither the optimizers' parameters, state, counts, options nor these arrays changed."""
+    """The block raises this, and neither the optimizers (parameters, state, counts, options) nor the arrays change."""
 
     def everything() -> list[Any]:
         found: list[Any] = [bits(a).tolist() for a in arrays]

@@ -23,9 +23,7 @@ class Group:
         decoupled: bool,
         grad_scale: float,
     ) -> None: ...
-    def set(
-        self, options: list[float], lr: float, weight_decay: float, decoupled: bool, grad_scale: float
-    ) -> None: ...
+    def set(self, options: list[float], lr: float, weight_decay: float, decoupled: bool, grad_scale: float) -> None: ...
 
 class Optimizer:
     class Form(enum.Enum):

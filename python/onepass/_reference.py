@@ -1,7 +1,7 @@
 """The executable specification: what the kernels compute, in NumPy, one operation at a time.
 
-Each rule is a fold (the numbers that depend only on options and step, in double, rounded to the dtype once) and an update
-of one step's arrays, in exactly the order in which the kernels do it. The kernels must give the same bits.
+Each rule is a fold (the numbers that depend only on options and step, in double, rounded to the dtype once) and an
+update of one step's arrays, in exactly the order in which the kernels do it. The kernels must give the same bits.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def scale(dtype: Any) -> Any:
 
 
 def flushed_if(condition: Any, values: Any) -> Array:
-    return np.where(condition, np.copysign(np.zeros_like(values), values), values)
+    return np.asarray(np.where(condition, np.copysign(np.zeros_like(values), values), values))
 
 
 def flushed(values: Any) -> Array:
@@ -128,7 +128,9 @@ def adam(k: SimpleNamespace, p: Elements, g: Elements, m: Elements, v: Elements)
     return p - adam_move(k, m, v), m, v
 
 
-def amsgrad(k: SimpleNamespace, p: Elements, g: Elements, m: Elements, v: Elements, u: Elements) -> tuple[Elements, ...]:
+def amsgrad(
+    k: SimpleNamespace, p: Elements, g: Elements, m: Elements, v: Elements, u: Elements
+) -> tuple[Elements, ...]:
     """AMSGrad: Reddi, Kale and Kumar (2018)."""
     m = k.beta1 * m + k.one_minus_beta1 * g
     v = k.beta2 * v + k.one_minus_beta2 * (g * g)
@@ -137,9 +139,11 @@ def amsgrad(k: SimpleNamespace, p: Elements, g: Elements, m: Elements, v: Elemen
 
 
 def adam_move(k: SimpleNamespace, m: Elements, u: Elements) -> Elements:
+    """The step along the first moment, scaled by the root of the second."""
     root = u.sqrt()
     d = (root if k.r is None else root * k.r) + k.eps
-    return k.a * (m / d)
+    step: Elements = k.a * (m / d)
+    return step
 
 
 def around(
@@ -176,9 +180,7 @@ def adam_step(
     flush_denormals: bool = True,
 ) -> tuple[Array, ...]:
     """What `onepass.adam_step` leaves in param, exp_avg, exp_avg_sq (and max_exp_avg_sq): new arrays."""
-    k = fold_adam(
-        param.dtype, step, lr=lr, betas=betas, eps=eps, bias_correction=bias_correction, eps_mode=eps_mode
-    )
+    k = fold_adam(param.dtype, step, lr=lr, betas=betas, eps=eps, bias_correction=bias_correction, eps_mode=eps_mode)
     arrays = [param, grad, exp_avg, exp_avg_sq] + ([] if max_exp_avg_sq is None else [max_exp_avg_sq])
     with np.errstate(all="ignore"):
         p, g, *states = (Elements(array, flush_denormals) for array in arrays)

@@ -9,7 +9,8 @@ import math
 import operator
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Union
+from itertools import pairwise
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +18,8 @@ import numpy.typing as npt
 from . import _core
 
 Array = npt.NDArray[Any]
-LearningRate = Union[float, Callable[[int], float]]
-Params = Union[Array, Iterable[Array], Mapping[Any, Array]]
-Gradients = Union[Array, "np.floating[Any]", None, Iterable[Union[Array, None]], Mapping[Any, Union[Array, None]]]
+LearningRate = float | Callable[[int], float]
+Params = Array | Iterable[Array] | Mapping[Any, Array]
 
 
 # ---- Options: each check takes a name and a value, and returns the value to keep or raises ----
@@ -178,7 +178,7 @@ def _named(params: Params) -> tuple[_core.Optimizer.Form, dict[Any, Any]]:
     if isinstance(params, Mapping):
         named = dict(params)
         kind = form.mapping
-    elif isinstance(params, Iterable) and not isinstance(params, (str, bytes, bytearray)):
+    elif hasattr(params, "__iter__") and not isinstance(params, (str, bytes, bytearray)):
         named = dict(enumerate(params))
         kind = form.sequence
     else:
@@ -200,8 +200,7 @@ def _check_storage(label: str, array: Any) -> None:
         raise ValueError(f"{label} is read-only and could not be updated: pass a writeable array or a copy")
     if not array.flags.forc:
         raise ValueError(
-            f"{label} is not contiguous: keep it in an array of its own, say numpy.ascontiguousarray(it), "
-            "and pass that"
+            f"{label} is not contiguous: keep it in an array of its own, say numpy.ascontiguousarray(it), and pass that"
         )
     if not array.flags.aligned:
         raise ValueError(f"{label} is not aligned to its dtype: pass a copy")
@@ -212,7 +211,7 @@ def _check_disjoint(arrays: Mapping[str, Array]) -> None:
     extents = sorted(
         (array.__array_interface__["data"][0], array.nbytes, label) for label, array in arrays.items() if array.size
     )
-    for (start, size, label), (next_start, next_size, next_label) in zip(extents, extents[1:]):
+    for (start, size, label), (next_start, next_size, next_label) in pairwise(extents):
         if (start, size) == (next_start, next_size):
             raise ValueError(f"{next_label} is the same memory as {label}: pass it once")
         if next_start < start + size:
@@ -240,9 +239,9 @@ def _copy_into(scratch: Array, grad: Array) -> Array:
     return scratch
 
 
-def _empty_like(array: Array) -> Array:
-    """An array of the same shape, dtype and order of elements in memory."""
-    return np.empty(array.shape, array.dtype, order="C" if array.flags.c_contiguous else "F")
+def _zeros_like(array: Array) -> Array:
+    """Zeros of the same shape, dtype and order of elements in memory."""
+    return np.zeros(array.shape, array.dtype, order="C" if array.flags.c_contiguous else "F")
 
 
 def _pin(array: Array) -> list[weakref.ref[Any]]:
@@ -276,8 +275,7 @@ class Optimizer(_core.Optimizer):
         state_names = _core.rules[rule][1]
         states = []
         for array in named.values():
-            order = "C" if array.flags.c_contiguous else "F"
-            states.append({name: np.zeros(array.shape, array.dtype, order=order) for name in state_names})
+            states.append({name: _zeros_like(array) for name in state_names})
         self._keys = list(named)
         self._index = {key: index for index, key in enumerate(named)}
         self._params = list(named.values())
@@ -369,7 +367,7 @@ class Optimizer(_core.Optimizer):
         if self._fits(index, array):
             return array
         if index not in self._scratch:
-            self._scratch[index] = _empty_like(self._states[index]["exp_avg"])
+            self._scratch[index] = _zeros_like(self._states[index]["exp_avg"])
         return _copy_into(self._scratch[index], array)
 
     def _learning_rate(self, group: int, t: int) -> float:
@@ -422,8 +420,8 @@ class Adam(Optimizer):
 
     The same number acts as one up to ``1/sqrt(1 − beta2)`` times larger there.
 
-    Names and defaults are those of ``torch.optim.Adam``. What differs: parameters are NumPy arrays, gradients are handed to
-    `step`, ``lr`` may be a function of the step, and ``bias_correction`` and ``eps_mode`` exist.
+    Names and defaults are those of ``torch.optim.Adam``. What differs: parameters are NumPy arrays, gradients are handed
+    to `step`, ``lr`` may be a function of the step, and ``bias_correction`` and ``eps_mode`` exist.
 
     Args:
         params: an array, a sequence of arrays or a mapping of names to arrays, of dtype float32 or float64, contiguous
@@ -631,7 +629,7 @@ def adam_step(
     )
     alone = not any(np.may_share_memory(gradient, array) for array in arrays.values())
     if not (same_order and alone and gradient.flags.aligned and gradient.dtype == param.dtype):
-        gradient = _copy_into(_empty_like(param), gradient)
+        gradient = _copy_into(_zeros_like(param), gradient)
 
     rule = "adam" if max_exp_avg_sq is None else "amsgrad"
     named = Adam._numbers(options)
