@@ -13,6 +13,7 @@ W, b = np.zeros((20, 3), np.float32), np.zeros(3, np.float32)
 opt = onepass.Adam([W, b], lr=0.05)
 for step in range(1, 201):
     error = x @ W + b - y
-    opt.step([2 / error.size * x.T @ error, 2 / error.size * error.sum(axis=0)])  # W and b change in place
+    dW, db = 2 / error.size * x.T @ error, 2 / error.size * error.sum(axis=0)
+    opt.step([dW, db])  # W and b change in place
     if step == 1 or step % 40 == 0:
         print(f"step {step:3}: mean squared error {np.mean(error**2):.4f}")  # the noise leaves about 0.01

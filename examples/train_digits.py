@@ -81,7 +81,7 @@ def read_idx(path: Path, dimensions: int) -> Array:
     magic, start = bytes([0, 0, 8, dimensions]), 4 + 4 * dimensions
     if not data.startswith(magic):
         found = data[:4].hex(" ") or "(empty file)"
-        raise ValueError(f"{path}: bad magic number {found}: IDX bytes in {dimensions}-d begin with {magic.hex(' ')}")
+        raise ValueError(f"{path}: bad magic number {found}, should be {magic.hex(' ')}")
     if len(data) < start:
         raise ValueError(f"{path}: truncated: {len(data)} bytes, but the header alone takes {start}")
     shape = struct.unpack(f">{dimensions}I", data[4:start])
@@ -266,7 +266,7 @@ def plot(ours: Run, textbook: Run, title: str, path: Path) -> None:
     micros = [1e6 * float(np.median(run.seconds)) for run in (ours, textbook)]
     bars = right.barh([ours.name, textbook.name], micros, color=[dark, pale], height=0.45)
     right.bar_label(bars, [f"{value:,.0f} µs" for value in micros], padding=6, fontsize=14, color=dark)
-    ratio = f"{micros[1] / micros[0]:.0f}\N{MULTIPLICATION SIGN} as fast"
+    ratio = f"{micros[1] / micros[0]:.0f}× as fast"
     right.text(0.02 * max(micros), 0.4, ratio, ha="left", va="center", fontsize=26, fontweight="bold", color=dark)
     right.set(xlabel="time in an optimizer step (median)", xticks=[], xlim=(0, 1.25 * max(micros)))
     right.tick_params(axis="y", length=0, labelsize=13)

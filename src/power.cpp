@@ -1,6 +1,7 @@
 #include "power.hpp"
 
-#include <cmath>
+#include <cstring>
+#include <limits>
 
 namespace onepass {
 namespace {
@@ -41,42 +42,49 @@ Wide multiply(const Wide& a, const Wide& b) noexcept {
   top.hi += top.lo < cross1 ? 1U : 0U;
   top.lo += cross2;
   top.hi += top.lo < cross2 ? 1U : 0U;
-  std::int64_t exponent = a.exponent + b.exponent + 128;
-  if (top.hi >> 63 == 0) {
-    top.hi = top.hi << 1 | top.lo >> 63;
-    top.lo <<= 1;
-    --exponent;
-  }
-  return {top.hi, top.lo, exponent};
+  // The leading bit is set or the one after it; which of them, no branch predictor would guess.
+  const std::uint64_t shift = (top.hi >> 63) ^ 1U;
+  return {top.hi << shift | (top.lo >> 63 & shift), top.lo << shift,
+          a.exponent + b.exponent + 128 - static_cast<std::int64_t>(shift)};
 }
 
-constexpr std::int64_t underflow = -1022 - 127;  // below this exponent a Wide is below 2^-1022
+// A double's bits: 52 of its mantissa below an exponent with this offset.
+constexpr int mantissa_bits = 52;
+constexpr std::int64_t exponent_offset = 1023;
+constexpr std::uint64_t leading_bit = std::uint64_t{1} << mantissa_bits;
+
+constexpr std::int64_t smallest_exponent = 1 - exponent_offset - 127;  // of a Wide that is not below 2^-1022
 
 }  // namespace
 
 double power(double base, std::int64_t exponent) noexcept {
+  static_assert(sizeof(double) == sizeof(std::uint64_t) && std::numeric_limits<double>::is_iec559, "IEEE 754 doubles");
   if (exponent == 0) return 1;
-  if (base == 0) return 0;
-  int binary_exponent = 0;
-  const double mantissa = std::frexp(base, &binary_exponent);  // in [0.5, 1)
-  Wide square{static_cast<std::uint64_t>(std::ldexp(mantissa, 64)), 0, binary_exponent - 128};
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, &base, sizeof bits);
+  if (bits < leading_bit) return 0;  // zero or subnormal
+
+  Wide square{(bits & (leading_bit - 1) | leading_bit) << 11, 0,
+              static_cast<std::int64_t>(bits >> mantissa_bits) - exponent_offset - 127};
   Wide result{std::uint64_t{1} << 63, 0, -127};  // 1
   for (;;) {
     if ((exponent & 1) != 0) result = multiply(result, square);
     exponent >>= 1;
     if (exponent == 0) break;
     square = multiply(square, square);
-    if (square.exponent < underflow) return 0;  // the highest bit of the exponent is still to come
+    if (square.exponent < smallest_exponent) return 0;  // the highest bit of the exponent is still to come
   }
-  if (result.exponent < underflow) return 0;
+  if (result.exponent < smallest_exponent) return 0;
 
-  // Round the 128 bits to the nearest double, ties to even.
-  constexpr int dropped = 64 - 53;
-  constexpr std::uint64_t half = std::uint64_t{1} << (dropped - 1);
-  std::uint64_t rounded = result.hi >> dropped;
+  // Round to the nearest double, ties to even. A carry out of the mantissa raises the exponent, as it should.
+  constexpr std::uint64_t half = std::uint64_t{1} << 10;
   const std::uint64_t rest = result.hi & (2 * half - 1);
-  if (rest > half || (rest == half && (result.lo != 0 || (rounded & 1) != 0))) ++rounded;
-  return std::ldexp(static_cast<double>(rounded), static_cast<int>(result.exponent) + 64 + dropped);
+  bits = (result.hi >> 11) - leading_bit;
+  bits += static_cast<std::uint64_t>(result.exponent + 127 + exponent_offset) << mantissa_bits;
+  if (rest > half || (rest == half && (result.lo != 0 || (bits & 1) != 0))) ++bits;
+  double rounded = 0;
+  std::memcpy(&rounded, &bits, sizeof rounded);
+  return rounded;
 }
 
 }  // namespace onepass

@@ -420,8 +420,8 @@ class Adam(Optimizer):
 
     The same number acts as one up to ``1/sqrt(1 − beta2)`` times larger there.
 
-    Names and defaults are those of ``torch.optim.Adam``. What differs: parameters are NumPy arrays, gradients are handed
-    to `step`, ``lr`` may be a function of the step, and ``bias_correction`` and ``eps_mode`` exist.
+    Names and defaults are those of ``torch.optim.Adam``. What differs: parameters are NumPy arrays, gradients are
+    handed to `step`, ``lr`` may be a function of the step, and ``bias_correction`` and ``eps_mode`` exist.
 
     Args:
         params: an array, a sequence of arrays or a mapping of names to arrays, of dtype float32 or float64, contiguous
