@@ -109,7 +109,7 @@ class Optimizer {
     ranges_ = std::move(ranges);
   }
 
-  void step(const py::object& grads, const py::object& grad_scale) {
+  void step(py::handle grads, py::handle grad_scale) {
     const Turn turn(*this);
     struct Release {  // whatever happens, the gradients are the caller's again
       std::vector<py::object>& gradients;
@@ -226,7 +226,8 @@ class Optimizer {
     return after != ranges_.begin() && std::prev(after)->second > begin;
   }
 
-  static double number(const py::object& grad_scale) {
+  static double number(py::handle grad_scale) {
+    if (!grad_scale) return 1;
     const double scale = PyFloat_AsDouble(grad_scale.ptr());
     if (PyErr_Occurred() != nullptr) {
       PyErr_Clear();
@@ -239,9 +240,9 @@ class Optimizer {
   }
 
   // Fills gradients_ with one object for each parameter.
-  void collect(const py::object& grads) {
+  void collect(py::handle grads) {
     if (form_ == Form::array) {
-      gradients_.push_back(grads);
+      gradients_.push_back(py::reinterpret_borrow<py::object>(grads));
       return;
     }
     if (form_ == Form::sequence ? collect_sequence(grads) : collect_mapping(grads)) return;
@@ -250,7 +251,7 @@ class Optimizer {
     if (!collect_sequence(arranged)) throw py::value_error("wrong number of gradients");
   }
 
-  bool collect_sequence(const py::object& grads) {
+  bool collect_sequence(py::handle grads) {
     PyObject* const items = grads.ptr();
     if (!PyList_CheckExact(items) && !PyTuple_CheckExact(items)) return false;
     const py::scoped_critical_section section(grads);
@@ -262,7 +263,7 @@ class Optimizer {
     return true;
   }
 
-  bool collect_mapping(const py::object& grads) {
+  bool collect_mapping(py::handle grads) {
     if (!PyDict_CheckExact(grads.ptr())) return false;
     const py::scoped_critical_section section(grads);
     if (static_cast<std::size_t>(PyDict_Size(grads.ptr())) != held_.size()) return false;
@@ -296,6 +297,83 @@ class Optimizer {
   std::mutex mutex_;
   std::atomic<unsigned long> owner_{0};  // the thread whose step this is, or 0
 };
+
+// Optimizer.step as a plain C function: pybind11's dispatcher would take as long again as a step of a small tensor.
+constexpr const char* step_doc = R"(step($self, /, grads, grad_scale=1.0)
+--
+
+Update the parameters in place, along these gradients.
+
+Args:
+    grads: the gradients in the shape in which the parameters came: an array,
+        a sequence, or a mapping. Each has its parameter's shape and any real
+        floating dtype and memory layout; one whose dtype or layout is not its
+        parameter's, or that shares memory with a parameter or with state, is
+        copied into a scratch buffer that the optimizer keeps. ``None`` leaves
+        its parameter, state and step count as they are.
+    grad_scale: a factor for every gradient, applied in the same pass.
+
+Raises:
+    TypeError: a gradient that is no array of real floating-point numbers.
+    ValueError: too few or too many gradients, an unknown or missing name, a
+        gradient of another shape than its parameter's, a schedule that returns
+        no usable number, a coefficient that overflows the parameters' dtype,
+        or a ``grad_scale`` that is not finite. Nothing has changed.
+
+Example:
+    >>> import numpy as np, onepass
+    >>> w = np.ones(3, np.float32)
+    >>> opt = onepass.Adam(w, lr=0.5)
+    >>> opt.step(np.array([1, 0, -1], np.float32))
+    >>> w
+    array([0.5, 1. , 1.5], dtype=float32)
+)";
+
+// The arguments of a call, by position or by name; throws what Python would for a function of that signature.
+std::pair<py::handle, py::handle> step_arguments(PyObject* const* arguments, Py_ssize_t positional, PyObject* names) {
+  py::handle grads;
+  py::handle grad_scale;
+  if (positional > 2) {
+    throw py::type_error("step() takes 2 arguments, grads and grad_scale, but " + std::to_string(positional) +
+                         " were given");
+  }
+  if (positional > 0) grads = arguments[0];
+  if (positional > 1) grad_scale = arguments[1];
+  const Py_ssize_t named = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
+  for (Py_ssize_t i = 0; i < named; ++i) {
+    const py::handle name = PyTuple_GET_ITEM(names, i);
+    const bool is_grads = PyUnicode_CompareWithASCIIString(name.ptr(), "grads") == 0;
+    if (!is_grads && PyUnicode_CompareWithASCIIString(name.ptr(), "grad_scale") != 0) {
+      throw py::type_error("step() got an unexpected keyword argument " + py::repr(name).cast<std::string>());
+    }
+    py::handle& argument = is_grads ? grads : grad_scale;
+    if (argument) throw py::type_error("step() got multiple values for argument " + py::repr(name).cast<std::string>());
+    argument = arguments[positional + i];
+  }
+  if (!grads) throw py::type_error("step() is missing the argument 'grads'");
+  return {grads, grad_scale};
+}
+
+PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t positional, PyObject* names) noexcept {
+  try {
+    auto* const instance = reinterpret_cast<py::detail::instance*>(self);
+    auto* const optimizer = instance->simple_layout ? static_cast<Optimizer*>(instance->simple_value_holder[0])
+                                                    : py::handle(self).cast<Optimizer*>();
+    if (optimizer == nullptr) throw py::type_error("the optimizer's __init__ was not called");
+    const auto [grads, grad_scale] = step_arguments(arguments, positional, names);
+    optimizer->step(grads, grad_scale);
+    return py::none().release().ptr();
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
 
 onepass::CommonOptions common_options(double lr, double weight_decay, bool decoupled, double grad_scale) {
   return {lr, weight_decay, decoupled, grad_scale};
@@ -389,38 +467,16 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   optimizer
       .def(py::init<const std::string&, Optimizer::Form, bool>(), py::arg("rule"), py::arg("form"),
            py::arg("flush_denormals"))
-      .def("step", &Optimizer::step, py::arg("grads"), py::arg("grad_scale") = 1.0,
-           R"(Update the parameters in place, along these gradients.
-
-Args:
-    grads: the gradients in the shape in which the parameters came: an array,
-        a sequence, or a mapping. Each has its parameter's shape and any real
-        floating dtype and memory layout; one whose dtype or layout is not its
-        parameter's, or that shares memory with a parameter or with state, is
-        copied into a scratch buffer that the optimizer keeps. ``None`` leaves
-        its parameter, state and step count as they are.
-    grad_scale: a factor for every gradient, applied in the same pass.
-
-Raises:
-    TypeError: a gradient that is no array of real floating-point numbers.
-    ValueError: too few or too many gradients, an unknown or missing name, a
-        gradient of another shape than its parameter's, a schedule that returns
-        no usable number, a coefficient that overflows the parameters' dtype,
-        or a ``grad_scale`` that is not finite. Nothing has changed.
-
-Example:
-    >>> import numpy as np, onepass
-    >>> w = np.ones(3, np.float32)
-    >>> opt = onepass.Adam(w, lr=0.5)
-    >>> opt.step(np.array([1, 0, -1], np.float32))
-    >>> w
-    array([0.5, 1. , 1.5], dtype=float32)
-)")
       .def("_add_group", &Optimizer::add_group, py::arg("group"), py::arg("keys"), py::arg("params"), py::arg("states"))
       .def("_fits",
            [](Optimizer& self, std::size_t i, const py::object& gradient) { return self.fits(i, gradient.ptr()); })
       .def("_parameter_step", &Optimizer::parameter_step, py::arg("index"))
       .def_property_readonly("step_count", &Optimizer::step_count, "The number of steps applied so far.");
+
+  static PyMethodDef step_method = {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step)),
+                                    METH_FASTCALL | METH_KEYWORDS, step_doc};
+  optimizer.attr("step") = py::reinterpret_steal<py::object>(
+      PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(optimizer.ptr()), &step_method));
 
   m.def("step_once", &step_once, py::arg("rule"), py::arg("options"), py::arg("lr"), py::arg("weight_decay"),
         py::arg("decoupled"), py::arg("grad_scale"), py::arg("flush_denormals"), py::arg("step"), py::arg("param"),

@@ -55,36 +55,72 @@ constexpr std::uint64_t leading_bit = std::uint64_t{1} << mantissa_bits;
 
 constexpr std::int64_t smallest_exponent = 1 - exponent_offset - 127;  // of a Wide that is not below 2^-1022
 
+constexpr Wide one{std::uint64_t{1} << 63, 0, -127};
+
+// By repeated squaring. Below 2^-1022 it may be too large, but stays below.
+Wide power(Wide base, std::int64_t exponent) noexcept {
+  Wide result = one;
+  for (; exponent != 0 && result.exponent >= smallest_exponent; exponent >>= 1) {
+    if ((exponent & 1) != 0) result = multiply(result, base);
+    if (base.exponent >= smallest_exponent) base = multiply(base, base);
+  }
+  return result;
+}
+
+// base^t = base^(16 q) * base^r. Steps come one after the other, so the first factor mostly is the one of the step
+// before, and the second has been seen: a multiplication instead of a dozen. What comes out depends on base and t
+// alone.
+struct Memory {
+  static constexpr int low_bits = 4;
+  std::uint64_t base = 0;  // its bits
+  std::int64_t q = 0;
+  Wide high = one;
+  Wide low[1 << low_bits] = {one};
+
+  void remember(std::uint64_t bits) noexcept {
+    base = bits;
+    q = 0;
+    high = one;
+    low[1] = {((bits & (leading_bit - 1)) | leading_bit) << 11, 0,
+              static_cast<std::int64_t>(bits >> mantissa_bits) - exponent_offset - 127};
+    for (int r = 2; r < 1 << low_bits; ++r) low[r] = multiply(low[r - 1], low[1]);
+  }
+
+  Wide power_of(std::int64_t t) noexcept {
+    const std::int64_t wanted = t >> low_bits;
+    if (q != wanted) {
+      q = wanted;
+      high = power(multiply(low[(1 << low_bits) - 1], low[1]), q);
+    }
+    return multiply(high, low[t & ((1 << low_bits) - 1)]);
+  }
+};
+
+double round(const Wide& x) noexcept {
+  if (x.exponent < smallest_exponent) return 0;
+  // To the nearest double, ties to even. A carry out of the mantissa raises the exponent, as it should.
+  constexpr std::uint64_t half = std::uint64_t{1} << 10;
+  const std::uint64_t rest = x.hi & (2 * half - 1);
+  std::uint64_t bits = (x.hi >> 11) - leading_bit;
+  bits += static_cast<std::uint64_t>(x.exponent + 127 + exponent_offset) << mantissa_bits;
+  if (rest > half || (rest == half && (x.lo != 0 || (bits & 1) != 0))) ++bits;
+  double rounded = 0;
+  std::memcpy(&rounded, &bits, sizeof rounded);
+  return rounded;
+}
+
 }  // namespace
 
 double power(double base, std::int64_t exponent) noexcept {
   static_assert(sizeof(double) == sizeof(std::uint64_t) && std::numeric_limits<double>::is_iec559, "IEEE 754 doubles");
-  if (exponent == 0) return 1;
   std::uint64_t bits = 0;
   std::memcpy(&bits, &base, sizeof bits);
-  if (bits < leading_bit) return 0;  // zero or subnormal
+  if (bits < leading_bit) return exponent == 0 ? 1 : 0;  // zero or subnormal
 
-  Wide square{(bits & (leading_bit - 1) | leading_bit) << 11, 0,
-              static_cast<std::int64_t>(bits >> mantissa_bits) - exponent_offset - 127};
-  Wide result{std::uint64_t{1} << 63, 0, -127};  // 1
-  for (;;) {
-    if ((exponent & 1) != 0) result = multiply(result, square);
-    exponent >>= 1;
-    if (exponent == 0) break;
-    square = multiply(square, square);
-    if (square.exponent < smallest_exponent) return 0;  // the highest bit of the exponent is still to come
-  }
-  if (result.exponent < smallest_exponent) return 0;
-
-  // Round to the nearest double, ties to even. A carry out of the mantissa raises the exponent, as it should.
-  constexpr std::uint64_t half = std::uint64_t{1} << 10;
-  const std::uint64_t rest = result.hi & (2 * half - 1);
-  bits = (result.hi >> 11) - leading_bit;
-  bits += static_cast<std::uint64_t>(result.exponent + 127 + exponent_offset) << mantissa_bits;
-  if (rest > half || (rest == half && (result.lo != 0 || (bits & 1) != 0))) ++bits;
-  double rounded = 0;
-  std::memcpy(&rounded, &bits, sizeof rounded);
-  return rounded;
+  thread_local Memory memories[8];  // a place for each base, by a multiplicative hash
+  Memory& memory = memories[bits * 0x9e3779b97f4a7c15U >> 61];
+  if (memory.base != bits) memory.remember(bits);
+  return round(memory.power_of(exponent));
 }
 
 }  // namespace onepass

@@ -90,13 +90,13 @@ def check_code(name: str, item: Path) -> list[str]:
         problems.append(f"{name}: uses 512-bit registers")
     sweeps = 0
     for title, body in re.findall(r"^[0-9a-f]+ <(.*)>:\n((?:.+\n)+)", code, re.MULTILINE):
-        match = re.search(r"(?:::|\b)(sweep|unpack|loop|stream)<.*?(float|double)", title)
+        match = re.search(r"(?:::|\b)(sweep|unpack|loop|stream_loop|stream)<.*?(float|double)", title)
         if match is None:
             continue
         kind, dtype = match.groups()
         suffix = "s" if dtype == "float" else "d"
-        operation = "add" if kind == "stream" else "sqrt"
-        if kind != "stream" and not re.search(rf"\bv?sqrt{suffix}?[sp]?{suffix}\b|\bv?sqrt[sp]{suffix}\b", body):
+        operation = "add" if kind.startswith("stream") else "sqrt"
+        if not re.search(rf"\bv?{operation}[sp]{suffix}\b", body):
             continue  # the loop was put into another function, which is looked at by itself
         sweeps += 1
         if not re.search(rf"\bv?{operation}p{suffix} .*%{VECTOR[name]}\d", body):

@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from . import _core
 
+_CACHE_LINE = 64  # bytes
+
 Array = npt.NDArray[Any]
 LearningRate = float | Callable[[int], float]
 Params = Array | Iterable[Array] | Mapping[Any, Array]
@@ -208,9 +210,7 @@ def _check_storage(label: str, array: Any) -> None:
 
 def _check_disjoint(arrays: Mapping[str, Array]) -> None:
     """Refuse contiguous arrays that share memory."""
-    extents = sorted(
-        (array.__array_interface__["data"][0], array.nbytes, label) for label, array in arrays.items() if array.size
-    )
+    extents = sorted((_address(array), array.nbytes, label) for label, array in arrays.items() if array.size)
     for (start, size, label), (next_start, next_size, next_label) in pairwise(extents):
         if (start, size) == (next_start, next_size):
             raise ValueError(f"{next_label} is the same memory as {label}: pass it once")
@@ -240,8 +240,15 @@ def _copy_into(scratch: Array, grad: Array) -> Array:
 
 
 def _zeros_like(array: Array) -> Array:
-    """Zeros of the same shape, dtype and order of elements in memory."""
-    return np.zeros(array.shape, array.dtype, order="C" if array.flags.c_contiguous else "F")
+    """Zeros of the same shape, dtype and order in memory, and at the same distance from a cache line (see sweep.hpp)."""
+    room = np.zeros(array.size + _CACHE_LINE // array.itemsize, array.dtype)
+    start = (_address(array) - _address(room)) % _CACHE_LINE // array.itemsize
+    flat = room[start : start + array.size]
+    return flat.reshape(array.shape, order="C" if array.flags.c_contiguous else "F")
+
+
+def _address(array: Array) -> int:
+    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
 
 
 def _pin(array: Array) -> list[weakref.ref[Any]]:
