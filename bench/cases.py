@@ -14,7 +14,7 @@ import numpy as np
 from . import report
 from .machine import software
 from .measure import Effort, check, measure
-from .peers import PEERS, InPlaceNumPy, Onepass, Peer, Problem, PurePython, StreamLimit, TextbookNumPy, Thinc
+from .peers import PEERS, InPlaceNumPy, Onepass, Peer, Problem, PurePython, StreamLimit, TextbookNumPyFreshMemory, Thinc
 from .records import BarRecord, CaseRecord, Point
 
 
@@ -69,7 +69,8 @@ CASES: dict[str, Case] = {
     "million": Case(
         "1 million elements, one thread: what memory allows",
         problems=(MILLION,),
-        bars=(Bar(MILLION, StreamLimit, 0.85), Bar(MILLION, TextbookNumPy, 30)),
+        peers=(*PEERS, TextbookNumPyFreshMemory),
+        bars=(Bar(MILLION, StreamLimit, 0.85), Bar(MILLION, TextbookNumPyFreshMemory, 30)),
         effort=Effort(seconds=16, sittings=16),
     ),
     "sizes": Case(

@@ -139,7 +139,7 @@ def settle_allocator() -> None:
 
     glibc hands freed blocks back to the system, which makes the next ones cost page faults, until it has seen a larger
     one freed: 32 MiB is the largest that it learns from. Without this a step of textbook NumPy on 1 million elements
-    takes 2 ms or 12 ms by chance; it is the faster that is measured.
+    takes 2 ms or 12 ms by chance. It is the faster that is measured; `peers.TextbookNumPyFreshMemory` is the other.
     """
     np.ones(31 * 2**20, np.uint8)
 

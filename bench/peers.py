@@ -5,8 +5,10 @@ To add one, write a class and put it in ``PEERS``. `measure.check` holds it agai
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import math
+import platform
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -220,6 +222,30 @@ class TextbookNumPy(Peer):
                 m_hat = m[i] / (1 - b1**self.t)
                 v_hat = v[i] / (1 - b2**self.t)
                 p[i] -= lr * m_hat / (np.sqrt(v_hat) + eps)
+
+
+class TextbookNumPyFreshMemory(TextbookNumPy):
+    """The same in a program that has not yet freed anything larger than these arrays.
+
+    glibc then gives every intermediate result back to the system at once, and the next one costs its page faults again.
+    """
+
+    name = "textbook NumPy, fresh memory"
+    TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+
+    def run(self, steps: int) -> None:
+        libc = ctypes.CDLL(None)
+        for parameter in (self.TRIM_THRESHOLD, self.MMAP_THRESHOLD):
+            libc.mallopt(parameter, 128 * 1024)  # where every program starts
+        try:
+            super().run(steps)
+        finally:
+            libc.mallopt(self.MMAP_THRESHOLD, 32 * 2**20)  # as `measure.settle_allocator` leaves them
+            libc.mallopt(self.TRIM_THRESHOLD, 64 * 2**20)
+
+    @classmethod
+    def why_missing(cls) -> str | None:
+        return None if platform.libc_ver()[0] == "glibc" else "only glibc's allocator can be told to start anew"
 
 
 class PurePython(Peer):

@@ -48,14 +48,14 @@ def table(point: Point) -> str:
     lines = [
         f"\n{tensors}{count(point['elements'])} elements, {point['dtype']}, {point['threads']} thread{plural}, "
         f"{point['rounds']} rounds",
-        f"  {'':<16}{'a step':>10}{'quartiles':>24}{'ns/element':>12}"
+        f"  {'':<28}{'a step':>10}{'quartiles':>24}{'ns/element':>12}"
         f"{'/ onepass':>11}{'by rounds':>11}{'of the limit':>14}",
     ]
     for name, timing in point["timings"].items():
         median, ratio = timing["median_ns"], point["over_onepass"][name]
         of_limit = f"{limit['median_ns'] / median:.2f}" if limit else ""
         lines.append(
-            f"  {name:<16}{duration(median):>10}{duration(timing['q1_ns']) + ' to ' + duration(timing['q3_ns']):>24}"
+            f"  {name:<28}{duration(median):>10}{duration(timing['q1_ns']) + ' to ' + duration(timing['q3_ns']):>24}"
             f"{median / point['elements'] / point['tensors']:>12.3g}"
             f"{digits(ratio['of_medians']):>11}{digits(ratio['median_of_rounds']):>11}{of_limit:>14}"
         )

@@ -354,7 +354,7 @@ std::pair<py::handle, py::handle> step_arguments(PyObject* const* arguments, Py_
   return {grads, grad_scale};
 }
 
-PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t positional, PyObject* names) noexcept {
+PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t positional, PyObject* names) {
   try {
     auto* const instance = reinterpret_cast<py::detail::instance*>(self);
     auto* const optimizer = instance->simple_layout ? static_cast<Optimizer*>(instance->simple_value_holder[0])

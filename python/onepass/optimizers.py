@@ -517,10 +517,10 @@ class AdamW(Adam):
     Example:
         >>> import numpy as np, onepass
         >>> w = np.ones(2, np.float32)
-        >>> opt = onepass.AdamW(w, lr=0.1, weight_decay=0.5)
+        >>> opt = onepass.AdamW(w, lr=0.5, weight_decay=0.5)
         >>> opt.step(np.array([3, 0], np.float32))
         >>> w
-        array([0.85, 0.95], dtype=float32)
+        array([0.25, 0.75], dtype=float32)
     """
 
     _decoupled = True
