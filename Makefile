@@ -2,7 +2,7 @@
 #
 #   make demo          train on handwritten digits with onepass and with textbook NumPy, and compare
 #   make test          the tests, about a minute
-#   make bench         all benchmarks; make bench CASE=small: one of them
+#   make bench         all benchmarks, the plot and README's table; make bench CASE=small: one of them
 #   make lint          format, style, types, compiler warnings, what the machine code must be
 #   make format        let the formatters have their way
 #   make mutants       break each term of the rules in turn: a test must fail
@@ -22,11 +22,12 @@ installed = $(venv)/.installed-$(1)
 demo: install $(call installed,examples)
 	$(python) examples/train_digits.py $(ARGS)
 
-test: install $(call installed,test)
+test: install $(call installed,test) $(call installed,examples)
 	$(python) -m pytest $(ARGS)
 
 bench: install $(call installed,bench) $(call installed,peers)
 	$(python) -m bench $(if $(CASE),--case $(CASE)) $(ARGS)
+	$(if $(CASE)$(ARGS),,$(python) -m bench.readme)
 
 mutants: $(call installed,build) $(call installed,test)
 	$(python) tests/mutants.py $(ARGS)

@@ -240,7 +240,7 @@ def _copy_into(scratch: Array, grad: Array) -> Array:
 
 
 def _zeros_like(array: Array) -> Array:
-    """Zeros of the same shape, dtype and order in memory, and at the same distance from a cache line (see sweep.hpp)."""
+    """Zeros of the same shape, dtype and order in memory, as far from a cache line's start (see sweep.hpp)."""
     room = np.zeros(array.size + _CACHE_LINE // array.itemsize, array.dtype)
     start = (_address(array) - _address(room)) % _CACHE_LINE // array.itemsize
     flat = room[start : start + array.size]
