@@ -124,7 +124,7 @@ SweepFunction fold(const double* values, const CommonOptions& common, std::int64
   for (std::size_t i = 0; i < count; ++i) {
     if (!is_finite(all[i])) return nullptr;
   }
-  if (folded.weight_decay != 0) return &sweep<Gradient::decayed, T, Rule>;
+  if (coupled != 0) return &sweep<Gradient::decayed, T, Rule>;
   if (folded.scale != 1) return &sweep<Gradient::scaled, T, Rule>;
   return &sweep<Gradient::plain, T, Rule>;
 }
