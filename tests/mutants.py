@@ -20,7 +20,8 @@ TREE = ROOT / "build" / "mutants"
 TESTS = ["test_bits.py", "test_power.py", "test_paper.py", "test_optimizer.py", "test_wrong_input.py"]
 INDEPENDENT = ["test_paper.py", "test_power.py", "test_optimizer.py", "test_wrong_input.py"]
 
-ADAM, SWEEP, CORE, PYTHON = "src/rules/adam.hpp", "src/sweep.hpp", "src/optimizer.cpp", "python/onepass/optimizers.py"
+ADAM, SWEEP, CORE = "src/rules/adam.hpp", "src/sweep.hpp", "src/optimizer.cpp"
+PYTHON, BASE = "python/onepass/optimizers.py", "python/onepass/base.py"
 
 # Where, what it says, what it is made to say. The text must occur; the first occurrence is changed.
 MUTANTS: dict[str, tuple[str, str, str]] = {
@@ -79,7 +80,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "None skipped": (CORE, "if (grads[i] == nullptr) continue;", "if (i > 0 && grads[i] == nullptr) continue;"),
     "overlap with the range before": ("src/module.cpp", "std::prev(after)->second > begin", "false"),
     "overlap with the range after": ("src/module.cpp", "after->first < begin + bytes", "false"),
-    "sign for maximize": (PYTHON, '-1.0 if values["maximize"] else 1.0', "1.0"),
+    "sign for maximize": (BASE, '-1.0 if values["maximize"] else 1.0', "1.0"),
     "adam_step's order check": (PYTHON, "not (same_order and alone", "not (alone"),
     "adam_step's overlap check": (PYTHON, "same_order and alone and", "same_order and"),
     "AdamW not decoupled": (PYTHON, "    _decoupled = True", "    _decoupled = False"),

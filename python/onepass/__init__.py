@@ -10,8 +10,9 @@ Example:
 """
 
 from . import _core
+from .base import Group, Optimizer
 from .machine import config, show_config
-from .optimizers import Adam, AdamW, Group, Optimizer, adam_step
+from .optimizers import Adam, AdamW, adam_step
 
 __all__ = ["Adam", "AdamW", "Group", "Optimizer", "adam_step", "config", "show_config"]
 __version__ = _core.__version__
