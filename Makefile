@@ -47,7 +47,7 @@ lint-build: build_dir = build/lint-$(notdir $(CXX))
 lint-build:
 	$(venv)/bin/cmake -S . -B $(build_dir) -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER=$(CXX) \
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(venv))/bin/ninja -DPython_EXECUTABLE=$(abspath $(python)) \
-	  -Dpybind11_DIR=$$($(python) -m pybind11 --cmakedir) -DONEPASS_WERROR=ON -DSKBUILD_PROJECT_VERSION=0 > $(build_dir).log 2>&1 || { cat $(build_dir).log; exit 1; }
+	  -Dpybind11_DIR=$$($(python) -m pybind11 --cmakedir) -DONEPASS_WERROR=ON -DSKBUILD_PROJECT_VERSION=0 -DSKBUILD_PROJECT_VERSION_FULL=0 > $(build_dir).log 2>&1 || { cat $(build_dir).log; exit 1; }
 	$(venv)/bin/cmake --build $(build_dir)
 	$(python) tests/guards.py $(build_dir)
 

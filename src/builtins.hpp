@@ -8,14 +8,27 @@
 #include <math.h>
 #include <string.h>
 #define ONEPASS_SIMD __pragma(omp simd)
+#define ONEPASS_SIMD_SUM(variable) __pragma(omp simd reduction(+ : variable))
 #define ONEPASS_SQRT sqrt
 #define ONEPASS_SQRTF sqrtf
+#define ONEPASS_FABS fabs
+#define ONEPASS_FABSF fabsf
 #define ONEPASS_MEMCPY memcpy
 #else
-#define ONEPASS_SIMD _Pragma("omp simd")
+#define ONEPASS_PRAGMA(text) _Pragma(#text)
+#define ONEPASS_SIMD ONEPASS_PRAGMA(omp simd)
+#define ONEPASS_SIMD_SUM(variable) ONEPASS_PRAGMA(omp simd reduction(+ : variable))
 #define ONEPASS_SQRT __builtin_sqrt
 #define ONEPASS_SQRTF __builtin_sqrtf
+#define ONEPASS_FABS __builtin_fabs
+#define ONEPASS_FABSF __builtin_fabsf
 #define ONEPASS_MEMCPY __builtin_memcpy
+#endif
+
+// CMakeLists.txt takes such flags back where CXXFLAGS or a build type set them; this notices where it could not.
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || \
+    defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || defined(__NO_SIGNED_ZEROS__)
+#error "these flags change what arithmetic gives: onepass promises the same bits everywhere"
 #endif
 
 namespace onepass {
@@ -23,6 +36,27 @@ namespace {
 
 inline float square_root(float x) noexcept { return ONEPASS_SQRTF(x); }
 inline double square_root(double x) noexcept { return ONEPASS_SQRT(x); }
+
+inline float absolute(float x) noexcept { return ONEPASS_FABSF(x); }
+inline double absolute(double x) noexcept { return ONEPASS_FABS(x); }
+
+// As numpy.maximum: a NaN stays.
+template <class T>
+T maximum(T a, T b) noexcept {
+  return a > b || a != a ? a : b;
+}
+
+// Of zero 0, of NaN NaN.
+template <class T>
+T sign(T x) noexcept {
+  return x > 0 ? T(1) : x < 0 ? T(-1) : x == 0 ? T(0) : x;
+}
+
+// Infinity less itself is NaN.
+template <class T>
+bool is_finite(T x) noexcept {
+  return x - x == 0;
+}
 
 inline void copy_bytes(void* to, const void* from, std::size_t count) noexcept { ONEPASS_MEMCPY(to, from, count); }
 

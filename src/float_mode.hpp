@@ -13,7 +13,7 @@
 namespace onepass {
 
 // While it lives, this thread rounds to nearest, traps nothing and, if asked to, takes subnormal numbers for zero
-// (inputs and results). Whatever mode the caller had, its exception flags included, is back afterwards.
+// (inputs and results). Whatever mode the caller had is back afterwards.
 class FloatMode {
  public:
 #if defined(ONEPASS_MXCSR)

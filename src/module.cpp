@@ -1,17 +1,22 @@
 // The Python face of the core: turns arrays into pointers, and nothing else. What a user may hand over wrongly is
 // explained in optimizers.py; here it is only noticed.
 #include <pybind11/critical_section.h>
+#include <pybind11/native_enum.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -24,7 +29,9 @@ namespace py = pybind11;
 
 namespace {
 
+using onepass::CommonOptions;
 using onepass::DType;
+using onepass::Gradient;
 using onepass::Parameter;
 using NumPy = py::detail::npy_api;
 
@@ -46,58 +53,92 @@ std::optional<DType> dtype_of(PyObject* array) {
 
 std::size_t size_of(DType dtype) { return dtype == onepass::float32 ? sizeof(float) : sizeof(double); }
 
-// What a parameter's arrays look like to the core. The caller has checked that they fit each other.
-Parameter describe(const py::array& param, const std::vector<py::array>& states) {
+// What a parameter's arrays look like to the core. The caller has checked their layouts.
+Parameter describe(const py::array& param, const std::vector<py::array>& states,
+                   const std::optional<py::array>& average) {
   const std::optional<DType> dtype = dtype_of(param.ptr());
   if (!dtype) throw py::type_error("arrays must be native float32 or float64");
-  Parameter parameter{*dtype, static_cast<std::size_t>(param.size()), {}, 0, 0};
+  if (states.size() > onepass::max_states) throw py::value_error("too many states");
+  const auto data_of = [&](const py::array& state) {
+    if (dtype_of(state.ptr()) != dtype || state.size() != param.size()) {
+      throw py::value_error("state must have the dtype and size of its parameter");
+    }
+    return fields(state.ptr()).data;
+  };
+  const auto size = static_cast<std::size_t>(param.size());
+  const auto rows = static_cast<std::size_t>(param.ndim() == 0 ? 1 : param.shape(0));
+  Parameter parameter{*dtype, size, rows == 0 ? 0 : size / rows, {}, 0, 0, 1};
   parameter.operands.param = fields(param.ptr()).data;
-  for (std::size_t k = 0; k < states.size(); ++k) parameter.operands.state[k] = fields(states[k].ptr()).data;
+  for (std::size_t k = 0; k < states.size(); ++k) parameter.operands.state[k] = data_of(states[k]);
+  if (average) parameter.operands.average = data_of(*average);
   return parameter;
 }
 
-// The options of some parameters, and whether their learning rate is asked for before each step.
-class Group : public onepass::Group {
- public:
-  using onepass::Group::Group;
-  std::atomic<bool> scheduled{false};
-};
+// Calls the function while other threads have the interpreter. pybind11's own means ends the process when it does so
+// while the interpreter ends: taking the interpreter back then ends the thread by unwinding its stack, which must not
+// pass through a destructor that promises not to throw. So the thread waits for the process to end.
+template <class Function>
+void without_gil(Function function) {
+  PyThreadState* const state = PyEval_SaveThread();
+  function();
+  try {
+    PyEval_RestoreThread(state);
+  } catch (...) {
+    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+  }
+}
+
+template <class Function>
+void without_gil_if(bool worth_it, Function function) {
+  if (worth_it) {
+    without_gil(function);
+  } else {
+    function();
+  }
+}
 
 // Holds the arrays of an optimizer and takes gradients in. A Python subclass supplies what the fast path does not know:
-// _arrange (gradients in another container), _convert (a gradient in another form), _learning_rate (of a schedule).
+// _arrange (gradients in another container), _convert (a gradient in another form), _scheduled (what schedules say),
+// and the words of its errors: _overflow, _nonfinite_gradient, _parameter_changed.
 class Optimizer {
  public:
   enum class Form : unsigned char { array, sequence, mapping };
+  enum class Nonfinite : unsigned char { propagate, skip, raise };
 
-  Optimizer(const std::string& rule, Form form, bool flush_denormals)
-      : core_(onepass::find_rule(rule), flush_denormals), form_(form), ndarray_(NumPy::get().PyArray_Type_) {}
+  explicit Optimizer(bool flush_denormals) : core_(flush_denormals), ndarray_(NumPy::get().PyArray_Type_) {}
   Optimizer(const Optimizer&) = delete;
   Optimizer& operator=(const Optimizer&) = delete;
   ~Optimizer() = default;
 
-  void add_group(std::shared_ptr<Group> group, const std::vector<py::object>& keys,
-                 const std::vector<py::array>& params, const std::vector<std::vector<py::array>>& states) {
+  // Takes the parameters in, each with its state and its running average or None; the gradients of all then come in
+  // this form.
+  void add_group(Form form, std::shared_ptr<onepass::Group> group, const std::vector<py::object>& keys,
+                 const std::vector<py::array>& params, const std::vector<std::vector<py::array>>& states,
+                 const std::vector<std::optional<py::array>>& averages) {
     const Turn turn(*this);
     std::vector<Parameter> parameters;
     std::vector<Held> held = held_;
     std::vector<Range> ranges = ranges_;
     for (std::size_t i = 0; i < params.size(); ++i) {
-      parameters.push_back(describe(params[i], states[i]));
-      const std::size_t bytes = parameters.back().size * size_of(parameters.back().dtype);
+      parameters.push_back(describe(params[i], states.at(i), averages.at(i)));
+      const Parameter& parameter = parameters.back();
+      const std::size_t bytes = parameter.size * size_of(parameter.dtype);
       const auto& param = fields(params[i].ptr());
-      held.push_back({keys[i],
+      held.push_back({keys.at(i),
                       params[i],
                       states[i],
                       {param.dimensions, param.dimensions + param.nd},
                       param.flags & any_order,
                       nullptr});
+      if (averages[i]) held.back().states.push_back(*averages[i]);
       add_range(ranges, param.data, bytes);
-      for (const py::array& state : states[i]) add_range(ranges, fields(state.ptr()).data, bytes);
+      for (const py::array& state : held.back().states) add_range(ranges, fields(state.ptr()).data, bytes);
     }
     std::sort(ranges.begin(), ranges.end());
     for (Held& known : held) known.disjoint = nullptr;  // from these arrays too?
     gradients_.reserve(held.size());
     pointers_.resize(held.size());
+    asked_.resize(groups_.size() + 1);
     groups_.push_back(group);
     try {
       core_.add_group(std::move(group), parameters);
@@ -107,6 +148,32 @@ class Optimizer {
     }
     held_ = std::move(held);
     ranges_ = std::move(ranges);
+    form_ = form;
+  }
+
+  // Puts other state in place: pairs of arrays of equal size and layout, to and from, and the counts.
+  void restore(const std::vector<std::pair<py::array, py::array>>& copies, std::int64_t step_count,
+               std::int64_t skipped, const std::vector<std::int64_t>& steps, const std::vector<double>& mu_products) {
+    const Turn turn(*this);
+    if (steps.size() != held_.size() || mu_products.size() != held_.size()) {
+      throw py::value_error("one count for each parameter");
+    }
+    for (const auto& [to, from] : copies) {
+      if (to.nbytes() != from.nbytes() || (fields(to.ptr()).flags & fields(from.ptr()).flags & any_order) == 0) {
+        throw py::value_error("the arrays of a pair must have the same layout");
+      }
+    }
+    for (const auto& [to, from] : copies) {
+      std::memcpy(fields(to.ptr()).data, fields(from.ptr()).data, static_cast<std::size_t>(to.nbytes()));
+    }
+    core_.restore(step_count, steps, mu_products);
+    skipped_ = skipped;
+  }
+
+  // Calls the function while nobody steps.
+  py::object locked(const py::function& function) {
+    const Turn turn(*this);
+    return function();
   }
 
   void step(py::handle grads, py::handle grad_scale) {
@@ -116,48 +183,71 @@ class Optimizer {
       ~Release() { gradients.clear(); }
     } const release{gradients_};
 
-    const double scale = number(grad_scale);
+    double scale = number(grad_scale);
     collect(grads);
     bool fast = true;  // no Python code has run since the parameters were checked
     for (std::size_t i = 0; i < held_.size(); ++i) {
       py::object& gradient = gradients_[i];
-      pointers_[i] = nullptr;
+      pointers_[i] = {};
       if (gradient.is_none()) continue;
       check_parameter(i);
       if (!fits(i, gradient.ptr())) {
         fast = false;
         gradient = self().attr("_convert")(i, gradient);
+        if (PyTuple_CheckExact(gradient.ptr())) {
+          pointers_[i] = sparse_rows(i, gradient);
+          continue;
+        }
         if (!fits(i, gradient.ptr())) throw py::value_error("a converted gradient does not fit its parameter");
       }
-      pointers_[i] = fields(gradient.ptr()).data;
+      pointers_[i].data = fields(gradient.ptr()).data;
+    }
+
+    const bool large = core_.elements(pointers_.data()) >= release_gil_from;
+    onepass::Measured measured;
+    const double clip_norm = clip_norm_;
+    const Nonfinite nonfinite = nonfinite_;
+    if (clip_norm != no_clip_norm || nonfinite != Nonfinite::propagate) {
+      without_gil_if(large, [&] {
+        measured = core_.measure(pointers_.data(), scale, clip_norm != no_clip_norm, nonfinite != Nonfinite::propagate);
+      });
+      if (measured.first_nonfinite != onepass::Measured::none) {
+        if (nonfinite == Nonfinite::raise) {
+          self().attr("_nonfinite_gradient")(measured.first_nonfinite);
+          throw std::runtime_error("a gradient is not finite");
+        }
+        remember(measured, clip_norm);
+        ++skipped_;
+        return;
+      }
     }
     for (std::size_t g = 0; g < groups_.size(); ++g) {
-      if (!groups_[g]->scheduled) continue;
+      asked_[g] = std::nullopt;
+      if (!groups_[g]->scheduled()) continue;
       fast = false;
-      groups_[g]->set_lr(self().attr("_learning_rate")(g, core_.step_count() + 1).cast<double>());
+      const auto [lr, ema_decay] =
+          self().attr("_scheduled")(g, core_.step_count() + 1).cast<std::pair<double, double>>();
+      asked_[g] = onepass::Asked{lr, ema_decay};
     }
-    for (std::size_t i = 0; !fast && i < held_.size(); ++i) {
-      if (pointers_[i] != nullptr) check_parameter(i);
+    for (std::size_t i = 0; !fast && i < held_.size(); ++i) check_again(i);
+    if (clip_norm != no_clip_norm && std::isfinite(clip_norm) && !(measured.norm <= clip_norm)) {
+      scale = scale * (clip_norm / measured.norm);
     }
     try {
-      core_.plan(pointers_.data(), scale);
+      core_.plan(pointers_.data(), scale, asked_.data());
     } catch (const onepass::Overflow& overflow) {
       self().attr("_overflow")(overflow.parameter, overflow.step, scale);
       throw;
     }
-    if (core_.planned_elements() >= release_gil_from) {
-      const py::gil_scoped_release release_gil;
-      core_.apply();
-    } else {
-      core_.apply();
-    }
+    without_gil_if(large, [this] { core_.apply(); });
+    remember(measured, clip_norm);
   }
 
   // Whether the core can read this object as the gradient of parameter i as it is.
   bool fits(std::size_t i, PyObject* gradient) {
     if (Py_TYPE(gradient) != ndarray_) return false;
     const auto& array = fields(gradient);
-    Held& held = held_[i];
+    Held& held = held_.at(i);
     const Parameter& parameter = core_.parameters()[i];
     if ((array.flags & held.order) == 0 || (array.flags & NumPy::NPY_ARRAY_ALIGNED_) == 0) return false;
     if (static_cast<std::size_t>(array.nd) != held.shape.size()) return false;
@@ -170,14 +260,44 @@ class Optimizer {
     return true;
   }
 
-  std::int64_t step_count() const { return core_.step_count(); }
-  std::int64_t parameter_step(std::size_t i) const { return core_.parameters().at(i).step; }
+  std::int64_t step_count() const {
+    return reading([this] { return core_.step_count(); });
+  }
+  std::int64_t skipped() const { return skipped_; }
+  std::int64_t parameter_step(std::size_t i) const {
+    return reading([&] { return core_.parameters().at(i).step; });
+  }
+  double mu_product(std::size_t i) const {
+    return reading([&] { return core_.parameters().at(i).mu_product; });
+  }
+
+  // The norm of the last step's gradients, if it was asked for.
+  std::optional<double> grad_norm() const { return measured_ ? std::optional<double>(grad_norm_) : std::nullopt; }
+
+  // What the garbage collector is told.
+  int traverse(visitproc visit, void* argument) const {
+    for (const Held& held : held_) {
+      for (const py::object* object : {&held.key, static_cast<const py::object*>(&held.param)}) {
+        if (const int found = visit(object->ptr(), argument)) return found;
+      }
+    }
+    return 0;
+  }
+  void clear() {
+    std::vector<Held> held;
+    held.swap(held_);
+    core_.clear();
+  }
+
+  static constexpr double no_clip_norm = -1;
+  std::atomic<double> clip_norm_{no_clip_norm};
+  std::atomic<Nonfinite> nonfinite_{Nonfinite::propagate};
 
  private:
   struct Held {
     py::object key;
     py::array param;
-    std::vector<py::array> states;
+    std::vector<py::array> states;  // and its running average
     std::vector<py::ssize_t> shape;
     int order;             // NumPy's flags of the contiguous layouts that it has
     const void* disjoint;  // a gradient here was found to overlap none of the arrays; nor will it, they stay
@@ -188,17 +308,13 @@ class Optimizer {
   // Lets one thread at a time step; the others wait without holding the interpreter.
   class Turn {
    public:
-    explicit Turn(Optimizer& optimizer) : optimizer_(optimizer) {
-      const unsigned long me = PyThread_get_thread_ident();
-      if (optimizer.owner_ == me) {
+    explicit Turn(const Optimizer& optimizer) : optimizer_(optimizer) {
+      if (is_mine(optimizer)) {
         throw std::runtime_error(
             "this optimizer is in the middle of a step: a schedule or a gradient's own code called it again");
       }
-      if (!optimizer.mutex_.try_lock()) {
-        const py::gil_scoped_release release_gil;
-        optimizer.mutex_.lock();
-      }
-      optimizer.owner_ = me;
+      if (!optimizer.mutex_.try_lock()) without_gil([&] { optimizer.mutex_.lock(); });
+      optimizer.owner_ = PyThread_get_thread_ident();
     }
     ~Turn() {
       optimizer_.owner_ = 0;
@@ -207,9 +323,19 @@ class Optimizer {
     Turn(const Turn&) = delete;
     Turn& operator=(const Turn&) = delete;
 
+    static bool is_mine(const Optimizer& optimizer) { return optimizer.owner_ == PyThread_get_thread_ident(); }
+
    private:
-    Optimizer& optimizer_;
+    const Optimizer& optimizer_;
   };
+
+  // Reads the core's counts between steps; in the middle of one, its own thread may.
+  template <class Function>
+  std::invoke_result_t<Function> reading(Function function) const {
+    std::optional<Turn> turn;
+    if (!Turn::is_mine(*this)) turn.emplace(*this);
+    return function();
+  }
 
   py::object self() { return py::cast(this, py::return_value_policy::reference); }
 
@@ -226,17 +352,36 @@ class Optimizer {
     return after != ranges_.begin() && std::prev(after)->second > begin;
   }
 
-  static double number(py::handle grad_scale) {
+  void remember(const onepass::Measured& measured, double clip_norm) {
+    if (clip_norm == no_clip_norm) return;
+    grad_norm_ = measured.norm;
+    measured_ = true;
+  }
+
+  // The pair of arrays that _convert made of a gradient of some rows.
+  Gradient sparse_rows(std::size_t i, const py::tuple& pair) const {
+    const auto rows = pair[0].cast<py::array_t<std::int64_t, py::array::c_style>>();
+    const auto values = pair[1].cast<py::array>();
+    const Parameter& parameter = core_.parameters()[i];
+    const auto count = static_cast<std::size_t>(rows.size());
+    const std::int64_t* const first = rows.data();
+    const std::int64_t all = held_[i].shape[0];
+    bool good = rows.is(pair[0]) && dtype_of(values.ptr()) == parameter.dtype &&
+                static_cast<std::size_t>(values.size()) == count * parameter.row_size &&
+                (held_[i].order & fields(values.ptr()).flags & NumPy::NPY_ARRAY_C_CONTIGUOUS_) != 0;
+    for (std::size_t r = 0; good && r < count; ++r) {
+      good = first[r] < all && first[r] > (r == 0 ? -1 : first[r - 1]);
+    }
+    if (!good) throw py::value_error("converted rows do not fit their parameter");
+    return {fields(values.ptr()).data, first, count};
+  }
+
+  double number(py::handle grad_scale) {
     if (!grad_scale) return 1;
-    const double scale = PyFloat_AsDouble(grad_scale.ptr());
-    if (PyErr_Occurred() != nullptr) {
-      PyErr_Clear();
-      throw py::type_error("grad_scale must be a number, not " + py::repr(grad_scale).cast<std::string>());
+    if (PyFloat_CheckExact(grad_scale.ptr()) && std::isfinite(PyFloat_AS_DOUBLE(grad_scale.ptr()))) {
+      return PyFloat_AS_DOUBLE(grad_scale.ptr());
     }
-    if (!std::isfinite(scale)) {
-      throw py::value_error("grad_scale must be finite, not " + py::repr(grad_scale).cast<std::string>());
-    }
-    return scale;
+    return self().attr("_number")("grad_scale", grad_scale).cast<double>();
   }
 
   // Fills gradients_ with one object for each parameter.
@@ -281,21 +426,39 @@ class Optimizer {
   // An array that is held can still be changed in place; the core must not write through a stale pointer.
   void check_parameter(std::size_t i) {
     const auto& array = fields(held_[i].param.ptr());
-    const bool same = array.data == core_.parameters()[i].operands.param;
+    const Parameter& parameter = core_.parameters()[i];
+    std::size_t size = 1;
+    for (int axis = 0; axis < array.nd; ++axis) size *= static_cast<std::size_t>(array.dimensions[axis]);
+    const bool same = array.data == parameter.operands.param && size == parameter.size;
     if (!same || (array.flags & NumPy::NPY_ARRAY_WRITEABLE_) == 0) self().attr("_parameter_changed")(i, same);
   }
 
+  // After Python code ran: are parameter and gradient what they were?
+  void check_again(std::size_t i) {
+    const Gradient& gradient = pointers_[i];
+    if (gradient.data == nullptr) return;
+    check_parameter(i);
+    PyObject* const array = gradients_[i].ptr();
+    if (gradient.rows == nullptr && (!fits(i, array) || fields(array).data != gradient.data)) {
+      throw py::value_error("a gradient was changed while the step was prepared");
+    }
+  }
+
   onepass::Optimizer core_;
-  Form form_;
+  Form form_ = Form::array;
   PyTypeObject* ndarray_;
-  std::vector<std::shared_ptr<Group>> groups_;
+  std::vector<std::shared_ptr<onepass::Group>> groups_;
   std::vector<Held> held_;
   std::vector<Range> ranges_;  // of all parameters and state, sorted
   // Room for a step's gradients.
   std::vector<py::object> gradients_;
-  std::vector<const void*> pointers_;
-  std::mutex mutex_;
-  std::atomic<unsigned long> owner_{0};  // the thread whose step this is, or 0
+  std::vector<Gradient> pointers_;
+  std::vector<std::optional<onepass::Asked>> asked_;  // what the groups' schedules said
+  std::atomic<std::int64_t> skipped_{0};
+  std::atomic<double> grad_norm_{0};
+  std::atomic<bool> measured_{false};
+  mutable std::mutex mutex_;
+  mutable std::atomic<unsigned long> owner_{0};  // the thread whose step this is, or 0
 };
 
 // Optimizer.step as a plain C function: pybind11's dispatcher would take as long again as a step of a small tensor.
@@ -309,12 +472,17 @@ Args:
         a sequence, or a mapping. Each has its parameter's shape and any real
         floating dtype and memory layout; one whose dtype or layout is not its
         parameter's, or that shares memory with a parameter or with state, is
-        copied into a scratch buffer that the optimizer keeps. ``None`` leaves
-        its parameter, state and step count as they are.
+        copied into a scratch buffer that the optimizer keeps. With groups they
+        come as one sequence, in the order of the groups. ``None`` leaves its
+        parameter, state and step count as they are; a `SparseRows` touches
+        some rows of the parameter and of its state, and no others.
     grad_scale: a factor for every gradient, applied in the same pass.
 
 Raises:
     TypeError: a gradient that is no array of real floating-point numbers.
+    FloatingPointError: a gradient that holds NaN or infinity, where
+        ``nonfinite="raise"``.
+    IndexError: a row that the parameter does not have.
     ValueError: too few or too many gradients, an unknown or missing name, a
         gradient of another shape than its parameter's, a schedule that returns
         no usable number, a coefficient that overflows the parameters' dtype,
@@ -354,14 +522,38 @@ std::pair<py::handle, py::handle> step_arguments(PyObject* const* arguments, Py_
   return {grads, grad_scale};
 }
 
+// The optimizer of an object; null before its __init__ was called.
+Optimizer* find(PyObject* self) {
+  const auto value = reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder();
+  return value.holder_constructed() ? value.value_ptr<Optimizer>() : nullptr;
+}
+
+Optimizer& of(py::handle self) {
+  Optimizer* const optimizer = find(self.ptr());
+  if (optimizer == nullptr) throw py::type_error("the optimizer's __init__ was not called");
+  return *optimizer;
+}
+
+// Lets the garbage collector find cycles through the arrays and names that an optimizer holds.
+void set_up_collection(PyHeapTypeObject* heap_type) {
+  PyTypeObject* const type = &heap_type->ht_type;
+  type->tp_flags |= Py_TPFLAGS_HAVE_GC;
+  type->tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
+    Py_VISIT(Py_TYPE(self));
+    const Optimizer* const optimizer = find(self);
+    return optimizer == nullptr ? 0 : optimizer->traverse(visit, arg);
+  };
+  type->tp_clear = [](PyObject* self) {
+    if (Optimizer* const optimizer = find(self)) optimizer->clear();
+    return 0;
+  };
+}
+
 PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t positional, PyObject* names) {
   try {
-    auto* const instance = reinterpret_cast<py::detail::instance*>(self);
-    auto* const optimizer = instance->simple_layout ? static_cast<Optimizer*>(instance->simple_value_holder[0])
-                                                    : py::handle(self).cast<Optimizer*>();
-    if (optimizer == nullptr) throw py::type_error("the optimizer's __init__ was not called");
+    Optimizer& optimizer = of(self);
     const auto [grads, grad_scale] = step_arguments(arguments, positional, names);
-    optimizer->step(grads, grad_scale);
+    optimizer.step(grads, grad_scale);
     return py::none().release().ptr();
   } catch (py::error_already_set& error) {
     error.restore();
@@ -375,31 +567,26 @@ PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t positional
   return nullptr;
 }
 
-onepass::CommonOptions common_options(double lr, double weight_decay, bool decoupled, double grad_scale) {
-  return {lr, weight_decay, decoupled, grad_scale};
-}
-
-bool step_once(const std::string& rule_name, const std::vector<double>& options, double lr, double weight_decay,
-               bool decoupled, double grad_scale, bool flush_denormals, std::int64_t step, const py::array& param,
+bool step_once(const std::string& rule_name, const std::vector<double>& options, const CommonOptions& common,
+               double grad_scale, bool flush_denormals, std::int64_t step, const py::array& param,
                const py::array& grad, const std::vector<py::array>& states) {
   const onepass::Rule& rule = onepass::find_rule(rule_name);
-  Parameter parameter = describe(param, states);
-  parameter.operands.grad = fields(grad.ptr()).data;
-  parameter.step = step;
-  const onepass::CommonOptions common = common_options(lr, weight_decay, decoupled, grad_scale);
   if (options.size() != rule.option_count || states.size() != rule.state_count) {
     throw py::value_error("wrong number of options or states for this rule");
   }
-  if (parameter.size < release_gil_from) {
-    return onepass::step_once(rule, options.data(), common, parameter, flush_denormals);
-  }
-  const py::gil_scoped_release release_gil;
-  return onepass::step_once(rule, options.data(), common, parameter, flush_denormals);
+  Parameter parameter = describe(param, states, std::nullopt);
+  parameter.operands.grad = fields(grad.ptr()).data;
+  parameter.step = step;
+  bool done = false;
+  without_gil_if(parameter.size >= release_gil_from, [&] {
+    done = onepass::step_once(rule, options.data(), common, grad_scale, parameter, flush_denormals);
+  });
+  return done;
 }
 
 void stream_limit(const py::array& param, const py::array& grad, const py::array& exp_avg,
                   const py::array& exp_avg_sq) {
-  Parameter parameter = describe(param, {exp_avg, exp_avg_sq});
+  Parameter parameter = describe(param, {exp_avg, exp_avg_sq}, std::nullopt);
   for (const py::array& array : {param, grad, exp_avg, exp_avg_sq}) {
     if (dtype_of(array.ptr()) != parameter.dtype || array.size() != param.size() ||
         (fields(array.ptr()).flags & any_order) == 0 || (!array.is(grad) && !array.writeable())) {
@@ -407,8 +594,7 @@ void stream_limit(const py::array& param, const py::array& grad, const py::array
     }
   }
   parameter.operands.grad = fields(grad.ptr()).data;
-  const py::gil_scoped_release release_gil;
-  onepass::kernels().stream_limit[parameter.dtype](parameter.operands, 0, parameter.size);
+  without_gil([&] { onepass::kernels().stream_limit[parameter.dtype](parameter.operands, 0, parameter.size); });
 }
 
 py::dict rules() {
@@ -440,47 +626,69 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.attr("usable_instruction_sets") = onepass::usable_instruction_sets();
   m.attr("rules") = rules();
 
-  py::class_<Group, std::shared_ptr<Group>>(m, "Group")
-      .def(py::init([](const std::string& rule, std::vector<double> options, double lr, double weight_decay,
-                       bool decoupled, double grad_scale) {
-             return std::make_shared<Group>(onepass::find_rule(rule), std::move(options),
-                                            common_options(lr, weight_decay, decoupled, grad_scale));
+  py::class_<CommonOptions>(m, "CommonOptions")
+      .def(py::init([](double lr, double weight_decay, double clip_value, double ema_decay, bool decoupled,
+                       bool maximize, bool averaged, bool scheduled) {
+             return CommonOptions{lr, weight_decay, clip_value, ema_decay, decoupled, maximize, averaged, scheduled};
            }),
-           py::arg("rule"), py::arg("options"), py::arg("lr"), py::arg("weight_decay"), py::arg("decoupled"),
-           py::arg("grad_scale"))
-      .def(
-          "set",
-          [](Group& group, std::vector<double> options, double lr, double weight_decay, bool decoupled,
-             double grad_scale) {
-            group.set(std::move(options), common_options(lr, weight_decay, decoupled, grad_scale));
-          },
-          py::arg("options"), py::arg("lr"), py::arg("weight_decay"), py::arg("decoupled"), py::arg("grad_scale"))
-      .def_property(
-          "scheduled", [](const Group& group) { return group.scheduled.load(); },
-          [](Group& group, bool scheduled) { group.scheduled = scheduled; });
+           py::kw_only(), py::arg("lr"), py::arg("weight_decay"), py::arg("clip_value"), py::arg("ema_decay"),
+           py::arg("decoupled"), py::arg("maximize"), py::arg("averaged"), py::arg("scheduled"));
 
-  py::class_<Optimizer> optimizer(m, "Optimizer");
-  py::enum_<Optimizer::Form>(optimizer, "Form")
+  py::class_<onepass::Group, std::shared_ptr<onepass::Group>>(m, "Group")
+      .def(py::init([](const std::string& rule, std::vector<double> options, const CommonOptions& common) {
+             return std::make_shared<onepass::Group>(onepass::find_rule(rule), std::move(options), common);
+           }),
+           py::arg("rule"), py::arg("options"), py::arg("common"))
+      .def("set", &onepass::Group::set, py::arg("options"), py::arg("common"));
+
+  py::class_<Optimizer> optimizer(m, "Optimizer", py::custom_type_setup(&set_up_collection));
+  py::native_enum<Optimizer::Form>(optimizer, "Form", "enum.Enum")
       .value("array", Optimizer::Form::array)
       .value("sequence", Optimizer::Form::sequence)
-      .value("mapping", Optimizer::Form::mapping);
-  optimizer
-      .def(py::init<const std::string&, Optimizer::Form, bool>(), py::arg("rule"), py::arg("form"),
-           py::arg("flush_denormals"))
-      .def("_add_group", &Optimizer::add_group, py::arg("group"), py::arg("keys"), py::arg("params"), py::arg("states"))
-      .def("_fits",
-           [](Optimizer& self, std::size_t i, const py::object& gradient) { return self.fits(i, gradient.ptr()); })
-      .def("_parameter_step", &Optimizer::parameter_step, py::arg("index"))
-      .def_property_readonly("step_count", &Optimizer::step_count, "The number of steps applied so far.");
+      .value("mapping", Optimizer::Form::mapping)
+      .finalize();
+  py::native_enum<Optimizer::Nonfinite>(optimizer, "Nonfinite", "enum.Enum")
+      .value("propagate", Optimizer::Nonfinite::propagate)
+      .value("skip", Optimizer::Nonfinite::skip)
+      .value("raise", Optimizer::Nonfinite::raise)
+      .finalize();
+  // Properties take the object itself: pybind11 would hand over an optimizer that was never made.
+  optimizer.def(py::init<bool>(), py::arg("flush_denormals"))
+      .def("_add_group", &Optimizer::add_group, py::arg("form"), py::arg("group"), py::arg("keys"), py::arg("params"),
+           py::arg("states"), py::arg("averages"))
+      .def("_restore", &Optimizer::restore, py::arg("copies"), py::arg("step_count"), py::arg("skipped"),
+           py::arg("steps"), py::arg("mu_products"))
+      .def("_locked", &Optimizer::locked, py::arg("function"))
+      .def("_fits", [](const py::object& self, std::size_t i,
+                       const py::object& gradient) { return of(self).fits(i, gradient.ptr()); })
+      .def("_parameter_step", [](const py::object& self, std::size_t i) { return of(self).parameter_step(i); })
+      .def("_mu_product", [](const py::object& self, std::size_t i) { return of(self).mu_product(i); })
+      .def_property(
+          "_clip_norm", [](const py::object& self) { return of(self).clip_norm_.load(); },
+          [](const py::object& self, double clip_norm) { of(self).clip_norm_ = clip_norm; })
+      .def_property(
+          "_nonfinite", [](const py::object& self) { return of(self).nonfinite_.load(); },
+          [](const py::object& self, Optimizer::Nonfinite nonfinite) { of(self).nonfinite_ = nonfinite; })
+      .def_property_readonly(
+          "step_count", [](const py::object& self) { return of(self).step_count(); },
+          "The number of steps applied so far.")
+      .def_property_readonly(
+          "skipped", [](const py::object& self) { return of(self).skipped(); },
+          "The number of steps left out because a gradient was not finite.")
+      .def_property_readonly(
+          "grad_norm", [](const py::object& self) { return of(self).grad_norm(); },
+          "The global L2 norm of the last step's gradients before clipping, where ``clip_norm`` is set; None before "
+          "the "
+          "first such step.");
 
   static PyMethodDef step_method = {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step)),
                                     METH_FASTCALL | METH_KEYWORDS, step_doc};
   optimizer.attr("step") = py::reinterpret_steal<py::object>(
       PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(optimizer.ptr()), &step_method));
 
-  m.def("step_once", &step_once, py::arg("rule"), py::arg("options"), py::arg("lr"), py::arg("weight_decay"),
-        py::arg("decoupled"), py::arg("grad_scale"), py::arg("flush_denormals"), py::arg("step"), py::arg("param"),
-        py::arg("grad"), py::arg("states"));
+  m.attr("no_clip_norm") = Optimizer::no_clip_norm;
+  m.def("step_once", &step_once, py::arg("rule"), py::arg("options"), py::arg("common"), py::arg("grad_scale"),
+        py::arg("flush_denormals"), py::arg("step"), py::arg("param"), py::arg("grad"), py::arg("states"));
   m.def("stream_limit", &stream_limit, py::arg("param"), py::arg("grad"), py::arg("exp_avg"), py::arg("exp_avg_sq"));
   m.def("power", &onepass::power, py::arg("base"), py::arg("exponent"));
 }

@@ -1,9 +1,12 @@
 #include "optimizer.hpp"
 
+#include <algorithm>
 #include <cfloat>
+#include <cmath>
 #include <limits>
 #include <utility>
 
+#include "dispatch.hpp"
 #include "float_mode.hpp"
 
 namespace onepass {
@@ -13,20 +16,38 @@ static_assert(std::numeric_limits<float>::is_iec559 && std::numeric_limits<doubl
 static_assert(FLT_EVAL_METHOD == 0,
               "intermediate results must have the precision of their type (on x86-32: -mfpmath=sse)");
 
-Group::Group(const Rule& rule, std::vector<double> options, CommonOptions common) : option_count_(rule.option_count) {
+namespace {
+
+std::size_t size_of(const Parameter& parameter, const Gradient& gradient) noexcept {
+  if (gradient.data == nullptr) return 0;
+  return gradient.rows == nullptr ? parameter.size : gradient.row_count * parameter.row_size;
+}
+
+// Null stays null.
+void* behind(void* data, std::size_t bytes) noexcept {
+  return data == nullptr ? nullptr : static_cast<unsigned char*>(data) + bytes;
+}
+
+const void* behind(const void* data, std::size_t bytes) noexcept {
+  return static_cast<const unsigned char*>(data) + bytes;
+}
+
+}  // namespace
+
+Group::Group(const Rule& rule, std::vector<double> options, const CommonOptions& common) : rule_(rule) {
   set(std::move(options), common);
 }
 
-void Group::set(std::vector<double> options, CommonOptions common) {
-  if (options.size() != option_count_) throw std::invalid_argument("wrong number of options for this rule");
+void Group::set(std::vector<double> options, const CommonOptions& common) {
+  if (options.size() != rule_.option_count) throw std::invalid_argument("wrong number of options for this rule");
   const std::scoped_lock lock(mutex_);
   options_ = std::move(options);
   common_ = common;
 }
 
-void Group::set_lr(double lr) {
+bool Group::scheduled() const {
   const std::scoped_lock lock(mutex_);
-  common_.lr = lr;
+  return common_.scheduled;
 }
 
 void Optimizer::add_group(std::shared_ptr<Group> group, const std::vector<Parameter>& parameters) {
@@ -35,7 +56,7 @@ void Optimizer::add_group(std::shared_ptr<Group> group, const std::vector<Parame
   parameters_.reserve(count);
   folds_.reserve(count);
   sweeps_.reserve(count);
-  swept_.reserve(count);
+  planned_.reserve(count);
   groups_.push_back(std::move(group));
   for (const Parameter& parameter : parameters) {
     parameters_.push_back(parameter);
@@ -43,55 +64,127 @@ void Optimizer::add_group(std::shared_ptr<Group> group, const std::vector<Parame
   }
 }
 
-const Optimizer::Fold& Optimizer::fold(std::size_t index, double grad_scale) {
+void Optimizer::restore(std::int64_t step_count, const std::vector<std::int64_t>& steps,
+                        const std::vector<double>& mu_products) noexcept {
+  step_count_ = step_count;
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    parameters_[i].step = steps[i];
+    parameters_[i].mu_product = mu_products[i];
+  }
+}
+
+std::size_t Optimizer::elements(const Gradient* gradients) const noexcept {
+  std::size_t total = 0;
+  for (std::size_t i = 0; i < parameters_.size(); ++i) total += size_of(parameters_[i], gradients[i]);
+  return total;
+}
+
+Measured Optimizer::measure(const Gradient* gradients, double grad_scale, bool norm, bool finite) noexcept {
+  const FloatMode mode(false);
+  const Kernels& table = kernels();
+  Measured found;
+  double squares = 0;
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    const Parameter& parameter = parameters_[i];
+    const void* const gradient = gradients[i].data;
+    const std::size_t size = size_of(parameter, gradients[i]);
+    for (std::size_t begin = 0; norm && begin < size; begin += norm_block) {
+      squares += table.squares[parameter.dtype](gradient, begin, std::min(size, begin + norm_block));
+    }
+    if (!finite || found.first_nonfinite != Measured::none || size == 0) continue;
+    const bool squared = groups_[parameter.group]->rule_.squares_gradient;
+    const bool good = table.finite[parameter.dtype](gradient, grad_scale, squared, 0, size);
+    if (!good || !std::isfinite(squares)) found.first_nonfinite = i;
+  }
+  found.norm = std::fabs(grad_scale) * std::sqrt(squares);
+  return found;
+}
+
+const Optimizer::Fold& Optimizer::fold(std::size_t index, double grad_scale, const std::optional<Asked>* asked) {
   const Parameter& parameter = parameters_[index];
-  const std::int64_t step = parameter.step + 1;
+  const std::int64_t t = parameter.step + 1;
   // Neighbours mostly share their numbers.
   for (std::size_t i = folds_.size(); i-- > 0;) {
     const Fold& known = folds_[i];
-    if (known.step == step && known.group == parameter.group && known.dtype == parameter.dtype) return known;
+    if (known.step == t && known.group == parameter.group && known.dtype == parameter.dtype &&
+        known.mu_product == parameter.mu_product) {
+      return known;
+    }
   }
-  folds_.push_back({parameter.group, parameter.dtype, step, nullptr, {}});
+  folds_.push_back({parameter.group, parameter.dtype, t, parameter.mu_product, 0, nullptr, {}});
   Fold& made = folds_.back();
   Group& group = *groups_[parameter.group];
-  const std::scoped_lock lock(group.mutex_);
-  CommonOptions common = group.common_;
-  common.grad_scale *= grad_scale;
-  made.function = rule_.fold[parameter.dtype](group.options_.data(), common, step, made.numbers);
-  if (made.function == nullptr) throw Overflow(index, step);
+  StepNumbers step{t, grad_scale, parameter.mu_product};
+  {
+    const std::scoped_lock lock(group.mutex_);
+    CommonOptions common = group.common_;
+    if (const std::optional<Asked>& now = asked[parameter.group]) {
+      common.lr = now->lr;
+      common.ema_decay = now->ema_decay;
+    }
+    made.function = group.rule_.fold[parameter.dtype](group.options_.data(), common, step, made.numbers);
+  }
+  made.next_mu_product = step.mu_product;
+  if (made.function == nullptr) throw Overflow(index, t);
   return made;
 }
 
-void Optimizer::plan(const void* const* grads, double grad_scale) {
+void Optimizer::plan(const Gradient* gradients, double grad_scale, const std::optional<Asked>* asked) {
   const FloatMode mode(false);
   folds_.clear();
   sweeps_.clear();
-  swept_.clear();
-  planned_elements_ = 0;
+  planned_.clear();
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
-    if (grads[i] == nullptr) continue;
+    const Gradient& gradient = gradients[i];
+    if (gradient.data == nullptr) continue;
     const Parameter& parameter = parameters_[i];
-    const Fold& numbers = fold(i, grad_scale);
-    sweeps_.push_back({numbers.function, &numbers.numbers, parameter.operands, parameter.size});
-    sweeps_.back().operands.grad = grads[i];
-    swept_.push_back(i);
-    planned_elements_ += parameter.size;
+    const Fold& numbers = fold(i, grad_scale, asked);
+    Sweep sweep{numbers.function, &numbers.numbers, parameter.operands, parameter.size};
+    sweep.operands.grad = gradient.data;
+    if (gradient.rows == nullptr) {
+      sweeps_.push_back(sweep);
+    } else {
+      add_rows(sweep, parameter, gradient);
+    }
+    planned_.push_back({i, numbers.next_mu_product});
+  }
+}
+
+// A sweep for each run of rows that follow each other.
+void Optimizer::add_rows(const Sweep& sweep, const Parameter& parameter, const Gradient& gradient) {
+  const std::size_t row_bytes = parameter.row_size * (parameter.dtype == float32 ? sizeof(float) : sizeof(double));
+  for (std::size_t begin = 0, end = 0; begin < gradient.row_count; begin = end) {
+    do ++end;
+    while (end < gradient.row_count && gradient.rows[end] == gradient.rows[end - 1] + 1);
+    Sweep part = sweep;
+    part.size = (end - begin) * parameter.row_size;
+    const std::size_t offset = static_cast<std::size_t>(gradient.rows[begin]) * row_bytes;
+    part.operands.param = behind(part.operands.param, offset);
+    part.operands.grad = behind(part.operands.grad, begin * row_bytes);
+    for (void*& state : part.operands.state) state = behind(state, offset);
+    part.operands.average = behind(part.operands.average, offset);
+    sweeps_.push_back(part);
   }
 }
 
 void Optimizer::apply() noexcept {
   run(sweeps_.data(), sweeps_.size(), flush_denormals_);
-  for (const std::size_t i : swept_) ++parameters_[i].step;
+  for (const Planned& planned : planned_) {
+    Parameter& parameter = parameters_[planned.parameter];
+    ++parameter.step;
+    parameter.mu_product = planned.mu_product;
+  }
   ++step_count_;
 }
 
-bool step_once(const Rule& rule, const double* options, const CommonOptions& common, const Parameter& parameter,
-               bool flush_denormals) noexcept {
+bool step_once(const Rule& rule, const double* options, const CommonOptions& common, double grad_scale,
+               const Parameter& parameter, bool flush_denormals) noexcept {
   Numbers numbers = {};
   SweepFunction function = nullptr;
   {
     const FloatMode mode(false);
-    function = rule.fold[parameter.dtype](options, common, parameter.step, numbers);
+    StepNumbers step{parameter.step, grad_scale, parameter.mu_product};
+    function = rule.fold[parameter.dtype](options, common, step, numbers);
   }
   if (function == nullptr) return false;
   const Sweep sweep{function, &numbers, parameter.operands, parameter.size};

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <stdexcept>
 #include <vector>
 
@@ -13,28 +14,45 @@
 
 namespace onepass {
 
-// The options of some of the parameters. Options may change between steps, from any thread.
+// The rule and the options of some of the parameters. Options may change at any time, from any thread.
 class Group {
  public:
-  Group(const Rule& rule, std::vector<double> options, CommonOptions common);
+  Group(const Rule& rule, std::vector<double> options, const CommonOptions& common);
 
-  void set(std::vector<double> options, CommonOptions common);
-  void set_lr(double lr);
+  void set(std::vector<double> options, const CommonOptions& common);
+
+  // Whether a function of the step says some of the options.
+  bool scheduled() const;
 
  private:
   friend class Optimizer;
-  std::size_t option_count_;
-  std::mutex mutex_;
+  const Rule& rule_;
+  mutable std::mutex mutex_;
   std::vector<double> options_;  // in the order of Rule::options
   CommonOptions common_ = {};
 };
 
+// What a group's schedules say of one step.
+struct Asked {
+  double lr;
+  double ema_decay;
+};
+
 struct Parameter {
   DType dtype;
-  std::size_t size;   // elements
-  Operands operands;  // the gradient comes with each step
+  std::size_t size;      // elements
+  std::size_t row_size;  // elements of each of its rows
+  Operands operands;     // the gradient comes with each step
   std::size_t group;
   std::int64_t step;  // how often it was updated
+  double mu_product;  // NAdam's product of momenta
+};
+
+// Of one parameter: nothing (null), or as many elements as it has, or some of its rows.
+struct Gradient {
+  const void* data = nullptr;
+  const std::int64_t* rows = nullptr;  // ascending; null: all rows
+  std::size_t row_count = 0;
 };
 
 // A folded number that is not finite in the dtype of the parameters.
@@ -46,10 +64,17 @@ class Overflow : public std::invalid_argument {
   std::int64_t step;
 };
 
+// What the gradients of a step were found to be.
+struct Measured {
+  static constexpr std::size_t none = SIZE_MAX;
+  double norm = 0;                     // the global L2 norm, where it was asked for
+  std::size_t first_nonfinite = none;  // the first parameter whose gradient is not finite, where it was asked for
+};
+
 // Not thread-safe: the caller lets one thread in at a time.
 class Optimizer {
  public:
-  Optimizer(const Rule& rule, bool flush_denormals) : rule_(rule), flush_denormals_(flush_denormals) {}
+  explicit Optimizer(bool flush_denormals) : flush_denormals_(flush_denormals) {}
 
   const std::vector<Parameter>& parameters() const { return parameters_; }
   std::int64_t step_count() const { return step_count_; }
@@ -57,12 +82,22 @@ class Optimizer {
   // Takes the parameters in; all of them or, when it throws, none.
   void add_group(std::shared_ptr<Group> group, const std::vector<Parameter>& parameters);
 
-  // Prepares the step along these gradients, one for each parameter in the order in which they were added; null leaves
-  // its parameter as it is. Changes nothing that shows. Throws Overflow. Allocates nothing.
-  void plan(const void* const* grads, double grad_scale);
+  // Lets go of all parameters.
+  void clear() noexcept { parameters_.clear(); }
 
-  // How many elements the planned step will update.
-  std::size_t planned_elements() const { return planned_elements_; }
+  // Puts other counts in place: of the optimizer, and a step and a product of momenta for each parameter.
+  void restore(std::int64_t step_count, const std::vector<std::int64_t>& steps,
+               const std::vector<double>& mu_products) noexcept;
+
+  // Looks at gradients, one for each parameter in the order in which they were added.
+  Measured measure(const Gradient* gradients, double grad_scale, bool norm, bool finite) noexcept;
+
+  // Prepares the step along these gradients, with what the schedules of each group say, if it has any. Changes nothing
+  // that shows. Throws Overflow. Allocates nothing, but for gradients of some rows alone.
+  void plan(const Gradient* gradients, double grad_scale, const std::optional<Asked>* asked);
+
+  // How many elements the gradients hold, and the planned step will update.
+  std::size_t elements(const Gradient* gradients) const noexcept;
 
   // Carries out the planned step.
   void apply() noexcept;
@@ -72,12 +107,18 @@ class Optimizer {
     std::size_t group;
     DType dtype;
     std::int64_t step;
+    double mu_product;  // before the step
+    double next_mu_product;
     SweepFunction function;
     Numbers numbers;
   };
-  const Fold& fold(std::size_t index, double grad_scale);
+  struct Planned {
+    std::size_t parameter;
+    double mu_product;  // after the step
+  };
+  const Fold& fold(std::size_t index, double grad_scale, const std::optional<Asked>* asked);
+  void add_rows(const Sweep& sweep, const Parameter& parameter, const Gradient& gradient);
 
-  const Rule& rule_;
   bool flush_denormals_;
   std::int64_t step_count_ = 0;
   std::vector<std::shared_ptr<Group>> groups_;
@@ -85,13 +126,12 @@ class Optimizer {
   // The plan: one fold for each distinct group, dtype and step count, one sweep for each gradient.
   std::vector<Fold> folds_;
   std::vector<Sweep> sweeps_;
-  std::vector<std::size_t> swept_;  // the parameter of each sweep
-  std::size_t planned_elements_ = 0;
+  std::vector<Planned> planned_;
 };
 
 // One sweep over arrays that the caller keeps, as an optimizer's step t = 1, 2, ... would do it.
 // Returns false, and has done nothing, when a coefficient overflows the dtype.
-bool step_once(const Rule& rule, const double* options, const CommonOptions& common, const Parameter& parameter,
-               bool flush_denormals) noexcept;
+bool step_once(const Rule& rule, const double* options, const CommonOptions& common, double grad_scale,
+               const Parameter& parameter, bool flush_denormals) noexcept;
 
 }  // namespace onepass

@@ -1,5 +1,6 @@
 #include "power.hpp"
 
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -122,5 +123,7 @@ double power(double base, std::int64_t exponent) noexcept {
   if (memory.base != bits) memory.remember(bits);
   return round(memory.power_of(exponent));
 }
+
+double real_power(double base, double exponent) noexcept { return std::pow(base, exponent); }
 
 }  // namespace onepass

@@ -1,5 +1,6 @@
-// Carries a rule over contiguous buffers in one pass. What surrounds every rule (the scale of the gradient, weight
-// decay) happens here, in the same pass; a rule sees one element's gradient, parameter and state.
+// Carries a rule over contiguous buffers in one pass. What surrounds every rule (scale and clamping of the gradient,
+// weight decay, the running average) happens here, in the same pass; a rule sees one element's gradient, parameter and
+// state.
 #pragma once
 
 #include <cstddef>
@@ -7,6 +8,7 @@
 
 #include "builtins.hpp"
 #include "kernels.hpp"
+#include "rules/rule.hpp"
 
 namespace onepass {
 namespace {
@@ -27,29 +29,40 @@ class Slot {
   T value_;
 };
 
-// The numbers that a sweep needs, all of the parameters' dtype: fold() checks them as one array.
+// The numbers that a sweep needs, all of the parameters' dtype.
 template <class T, template <class> class Rule>
 struct Folded {
-  T scale;         // of the gradient
-  T weight_decay;  // added to the gradient, times the parameter; 0: not added
-  T shrink;        // of the parameter: 1, or less for decoupled weight decay
+  T clip_value;     // of the gradient; infinity: not clamped
+  T scale;          // of the gradient; 1: not scaled
+  T weight_decay;   // added to the gradient, times the parameter
+  T shrink;         // of the parameter: 1, or less for decoupled weight decay
+  T ema_decay;      // of the running average
+  T one_minus_ema;  // 1 - ema_decay
   Rule<T> rule;
 };
 
-// What the rule gets to see of the gradient: as it is, scaled, or scaled and with L2 weight decay added.
-enum class Gradient : unsigned char { plain, scaled, decayed };
+// What surrounds the rule. Each holds what those before it do; the last two are for parameters with a running average.
+enum class Around : unsigned char { nothing, scaled, decayed, scaled_averaged, decayed_averaged };
 
-template <Gradient gradient, class T, template <class> class Rule, class... Stored>
-void loop(const Folded<T, Rule> k, std::size_t count, T* param, const T* grad, Stored*... state) {
+template <Around around, class T, template <class> class Rule, class... Stored>
+void loop(const Folded<T, Rule> k, std::size_t count, T* param, const T* grad, T* average, Stored*... state) {
+  constexpr bool scaled = around != Around::nothing;
+  constexpr bool decayed = around == Around::decayed || around == Around::decayed_averaged;
+  constexpr bool averaged = around == Around::scaled_averaged || around == Around::decayed_averaged;
   ONEPASS_SIMD
   for (std::size_t i = 0; i < count; ++i) {
     T p = param[i];
     T g = grad[i];
-    if (gradient != Gradient::plain) g = g * k.scale;
-    if (gradient == Gradient::decayed) g = g + k.weight_decay * p;
+    if (scaled) {
+      g = k.scale != 1 ? g * k.scale : g;
+      // Not a minimum and a maximum, which flush subnormal numbers where a selection copies them.
+      g = absolute(g) > k.clip_value ? (g < 0 ? -k.clip_value : k.clip_value) : g;
+    }
+    if (decayed) g = g + k.weight_decay * p;
     p = p * k.shrink;
     k.rule(p, g, Slot<Stored>(state + i)...);
     param[i] = p;
+    if (averaged) average[i] = k.ema_decay * average[i] + k.one_minus_ema * p;
   }
 }
 
@@ -64,16 +77,24 @@ struct MakeIndices<0, index...> {
   using Type = Indices<index...>;
 };
 
-template <Gradient gradient, class T, template <class> class Rule, std::size_t... index>
+template <Around around, class T, template <class> class Rule, std::size_t... index>
 void unpack(const Numbers& numbers, const Operands& x, std::size_t begin, std::size_t end, Indices<index...>) {
   Folded<T, Rule> folded = {};
   copy_bytes(&folded, numbers.bytes, sizeof folded);
-  loop<gradient>(folded, end - begin, static_cast<T*>(x.param) + begin, static_cast<const T*>(x.grad) + begin,
-                 static_cast<T*>(x.state[index]) + begin...);
+  const bool averaged = around == Around::scaled_averaged || around == Around::decayed_averaged;
+  T* const average = averaged ? static_cast<T*>(x.average) + begin : nullptr;
+  loop<around>(folded, end - begin, static_cast<T*>(x.param) + begin, static_cast<const T*>(x.grad) + begin, average,
+               static_cast<T*>(x.state[index]) + begin...);
+}
+
+// A rule without state has one empty name: C++ knows no empty arrays.
+template <std::size_t count>
+constexpr std::size_t named(const char* const (&states)[count]) {
+  return states[0][0] == '\0' ? 0 : count;
 }
 
 template <class T, template <class> class Rule>
-constexpr std::size_t state_count = sizeof(Rule<T>::states) / sizeof(Rule<T>::states[0]);
+constexpr std::size_t state_count = named(Rule<T>::states);
 
 // How many of these elements come before the first that starts a cache line, if there are enough of them for it to
 // matter. Vectors stored across two lines made a sweep of a million elements 1.8 times as slow, and one of eight
@@ -87,54 +108,62 @@ std::size_t until_cache_line(const T* data, std::size_t count) {
   return count < worth_aligning || past == 0 ? 0 : (line - past) / sizeof(T);
 }
 
-template <Gradient gradient, class T, template <class> class Rule>
+template <Around around, class T, template <class> class Rule>
 void sweep(const Numbers& numbers, const Operands& operands, std::size_t begin, std::size_t end) {
   typename MakeIndices<state_count<T, Rule>>::Type indices;
   const std::size_t aligned = begin + until_cache_line(static_cast<const T*>(operands.param) + begin, end - begin);
-  if (aligned != begin) unpack<gradient, T, Rule>(numbers, operands, begin, aligned, indices);
-  unpack<gradient, T, Rule>(numbers, operands, aligned, end, indices);
-}
-
-template <class T>
-bool is_finite(T x) noexcept {
-  return x - x == 0;
+  if (aligned != begin) unpack<around, T, Rule>(numbers, operands, begin, aligned, indices);
+  unpack<around, T, Rule>(numbers, operands, aligned, end, indices);
 }
 
 template <class T, template <class> class Rule>
-SweepFunction fold(const double* values, const CommonOptions& common, std::int64_t t, Numbers& numbers) {
+SweepFunction fold(const double* values, const CommonOptions& common, StepNumbers& step, Numbers& numbers) {
   typename Rule<T>::Options options = {};
   static_assert(sizeof options == sizeof(double) * (sizeof options.names / sizeof options.names[0]),
                 "one name for each option");
   copy_bytes(&options, values, sizeof options);
 
+  const double scale = common.maximize ? -step.grad_scale : step.grad_scale;
   const double decoupled = common.decoupled ? common.weight_decay : 0;
   const double coupled = common.decoupled ? 0 : common.weight_decay;
+  const double ema_decay = common.averaged ? common.ema_decay : 0;
+  Moment now = {common.lr, step.t, step.mu_product};
   const Folded<T, Rule> folded = {
-      static_cast<T>(common.grad_scale),
-      static_cast<T>(coupled),
-      static_cast<T>(1 - common.lr * decoupled),
-      Rule<T>::fold(options, common.lr, t),
+      static_cast<T>(common.clip_value), static_cast<T>(scale),
+      static_cast<T>(coupled),           static_cast<T>(1 - common.lr * decoupled),
+      static_cast<T>(ema_decay),         static_cast<T>(1 - ema_decay),
+      Rule<T>::fold(options, now),
   };
+  step.mu_product = now.mu_product;
   static_assert(sizeof folded <= sizeof numbers.bytes, "Numbers has too little room for this rule");
   copy_bytes(numbers.bytes, &folded, sizeof folded);
 
-  constexpr std::size_t count = sizeof folded / sizeof(T);
-  T all[count];
+  T all[sizeof folded / sizeof(T)];
   copy_bytes(all, &folded, sizeof folded);
-  for (std::size_t i = 0; i < count; ++i) {
-    if (!is_finite(all[i])) return nullptr;
+  // No clip value is infinity. The norm of gradients that hold a NaN is one, and so is the scale.
+  all[0] = is_finite(common.clip_value) ? all[0] : T(0);
+  all[1] = scale != scale ? T(0) : all[1];
+  for (const T number : all) {
+    if (!is_finite(number)) return nullptr;
   }
-  if (coupled != 0) return &sweep<Gradient::decayed, T, Rule>;
-  if (folded.scale != 1) return &sweep<Gradient::scaled, T, Rule>;
-  return &sweep<Gradient::plain, T, Rule>;
+  if (coupled != 0)
+    return common.averaged ? &sweep<Around::decayed_averaged, T, Rule> : &sweep<Around::decayed, T, Rule>;
+  if (common.averaged) return &sweep<Around::scaled_averaged, T, Rule>;
+  if (folded.scale != 1 || is_finite(common.clip_value)) return &sweep<Around::scaled, T, Rule>;
+  return &sweep<Around::nothing, T, Rule>;
 }
 
 template <template <class> class Of>
 constexpr Rule rule() {
   using Options = typename Of<float>::Options;
   return {
-      Of<float>::name,   Options::names,         sizeof(Options::names) / sizeof(Options::names[0]),
-      Of<float>::states, state_count<float, Of>, {&fold<float, Of>, &fold<double, Of>},
+      Of<float>::name,
+      Options::names,
+      sizeof(Options::names) / sizeof(Options::names[0]),
+      Of<float>::states,
+      state_count<float, Of>,
+      Of<float>::squares_gradient,
+      {&fold<float, Of>, &fold<double, Of>},
   };
 }
 

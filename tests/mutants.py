@@ -105,7 +105,7 @@ def prepare() -> None:
     pybind11 = run(sys.executable, "-m", "pybind11", "--cmakedir").stdout.strip()
     ninja = Path(sys.executable).parent / "ninja"
     options = [f"-Dpybind11_DIR={pybind11}", f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    release = ["-DCMAKE_BUILD_TYPE=Release", "-DSKBUILD_PROJECT_VERSION=0"]
+    release = ["-DCMAKE_BUILD_TYPE=Release", "-DSKBUILD_PROJECT_VERSION=0", "-DSKBUILD_PROJECT_VERSION_FULL=0"]
     configured = run(*cmake(), "-S", ".", "-B", "build", "-G", "Ninja", *release, *options)
     if configured.returncode:
         sys.exit(configured.stdout + configured.stderr)

@@ -36,7 +36,7 @@ def test_the_example_of_the_compiled_step_runs() -> None:
 
 @pytest.mark.parametrize("name", onepass.__all__)
 def test_everything_public_has_a_docstring_with_an_example(name: str) -> None:
-    public = getattr(onepass, name)
+    public = importlib.import_module(f"onepass.{name}") if name in ("presets", "schedules") else getattr(onepass, name)
     assert public.__doc__
     if name not in ("Optimizer", "show_config"):
         assert ">>> " in public.__doc__, f"{name} shows no example"

@@ -9,10 +9,32 @@ Example:
     array([-0.1, -0.1, -0.1], dtype=float32)
 """
 
-from . import _core
-from .base import Group, Optimizer
+from . import _core, schedules
+from .base import Optimizer
+from .functional import adam_step
+from .groups import Group
 from .machine import config, show_config
-from .optimizers import Adam, AdamW, adam_step
+from .optimizers import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RMSprop
+from .presets import presets
+from .sparse import SparseRows
 
-__all__ = ["Adam", "AdamW", "Group", "Optimizer", "adam_step", "config", "show_config"]
+__all__ = [
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Group",
+    "Lion",
+    "NAdam",
+    "Optimizer",
+    "RMSprop",
+    "SparseRows",
+    "adam_step",
+    "config",
+    "presets",
+    "schedules",
+    "show_config",
+]
 __version__ = _core.__version__

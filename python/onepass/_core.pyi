@@ -1,8 +1,11 @@
 # The compiled core: private, and free to change.
 import enum
+from collections.abc import Callable
 from typing import Any
 
 import numpy.typing as npt
+
+Array = npt.NDArray[Any]
 
 __version__: str
 compiler: str
@@ -11,19 +14,25 @@ instruction_set: str
 built_instruction_sets: list[str]
 usable_instruction_sets: list[str]
 rules: dict[str, tuple[list[str], list[str]]]  # the names of each rule's options and of its state
+no_clip_norm: float
 
-class Group:
-    scheduled: bool
+class CommonOptions:
     def __init__(
         self,
-        rule: str,
-        options: list[float],
+        *,
         lr: float,
         weight_decay: float,
+        clip_value: float,
+        ema_decay: float,
         decoupled: bool,
-        grad_scale: float,
+        maximize: bool,
+        averaged: bool,
+        scheduled: bool,
     ) -> None: ...
-    def set(self, options: list[float], lr: float, weight_decay: float, decoupled: bool, grad_scale: float) -> None: ...
+
+class Group:
+    def __init__(self, rule: str, options: list[float], common: CommonOptions) -> None: ...
+    def set(self, options: list[float], common: CommonOptions) -> None: ...
 
 class Optimizer:
     class Form(enum.Enum):
@@ -31,30 +40,53 @@ class Optimizer:
         sequence = ...
         mapping = ...
 
-    def __init__(self, rule: str, form: Form, flush_denormals: bool) -> None: ...
+    class Nonfinite(enum.Enum):
+        propagate = ...
+        skip = ...
+        # and raise, which is no name in Python
+
+    _clip_norm: float
+    _nonfinite: Nonfinite
+    def __init__(self, flush_denormals: bool) -> None: ...
     def step(self, grads: Any, grad_scale: float = 1.0) -> None: ...
     @property
     def step_count(self) -> int: ...
+    @property
+    def skipped(self) -> int: ...
+    @property
+    def grad_norm(self) -> float | None: ...
     def _add_group(
-        self, group: Group, keys: list[Any], params: list[npt.NDArray[Any]], states: list[list[npt.NDArray[Any]]]
+        self,
+        form: Form,
+        group: Group,
+        keys: list[Any],
+        params: list[Array],
+        states: list[list[Array]],
+        averages: list[Array | None],
     ) -> None: ...
+    def _restore(
+        self,
+        copies: list[tuple[Array, Array]],
+        step_count: int,
+        skipped: int,
+        steps: list[int],
+        mu_products: list[float],
+    ) -> None: ...
+    def _locked(self, function: Callable[[], Any]) -> Any: ...
     def _fits(self, index: int, gradient: Any) -> bool: ...
     def _parameter_step(self, index: int) -> int: ...
+    def _mu_product(self, index: int) -> float: ...
 
 def step_once(
     rule: str,
     options: list[float],
-    lr: float,
-    weight_decay: float,
-    decoupled: bool,
+    common: CommonOptions,
     grad_scale: float,
     flush_denormals: bool,
     step: int,
-    param: npt.NDArray[Any],
-    grad: npt.NDArray[Any],
-    states: list[npt.NDArray[Any]],
+    param: Array,
+    grad: Array,
+    states: list[Array],
 ) -> bool: ...
-def stream_limit(
-    param: npt.NDArray[Any], grad: npt.NDArray[Any], exp_avg: npt.NDArray[Any], exp_avg_sq: npt.NDArray[Any]
-) -> None: ...
+def stream_limit(param: Array, grad: Array, exp_avg: Array, exp_avg_sq: Array) -> None: ...
 def power(base: float, exponent: int) -> float: ...

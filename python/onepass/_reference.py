@@ -1,21 +1,24 @@
 """The executable specification: what the kernels compute, in NumPy, one operation at a time.
 
 Each rule is a fold (the numbers that depend only on options and step, in double, rounded to the dtype once) and an
-update of one step's arrays, in exactly the order in which the kernels do it. The kernels must give the same bits.
+update of one step's arrays, in exactly the order in which the kernels do it. What surrounds every rule is `around`,
+the class `Reference` a whole optimizer. The kernels must give the same bits. Input is taken to be valid.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Context, Decimal
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+Numbers = SimpleNamespace
 
 
 class Elements:
@@ -65,10 +68,25 @@ class Elements:
     def sqrt(self) -> Elements:
         return Elements(np.sqrt(flushed(self.values) if self.flush else self.values), self.flush)
 
-    def maximum(self, other: Elements) -> Elements:
-        """``(a > b or a is NaN) ? a : b``: a copy, which does not flush."""
+    # What follows compares and copies. Comparisons take subnormals for zero, copies do not flush.
+
+    def __abs__(self) -> Elements:
+        return Elements(abs(self.values), self.flush)
+
+    def maximum(self, other: Any) -> Elements:
+        """``(a > b or a is NaN) ? a : b``."""
         a, b = self._operands(other)
-        return Elements(np.where((a > b) | np.isnan(a), self.values, other.values), self.flush)
+        return Elements(np.where((a > b) | np.isnan(a), self.values, getattr(other, "values", other)), self.flush)
+
+    def clamped(self, limit: Any) -> Elements:
+        """``a < -limit ? -limit : a``, then ``a > limit ? limit : a``: NaN passes."""
+        a, c = self._operands(limit)
+        return Elements(np.where(a < -c, -limit, np.where(a > c, limit, self.values)), self.flush)
+
+    def sign(self) -> Elements:
+        """``a > 0 ? 1 : a < 0 ? -1 : a is NaN ? a : +0``."""
+        a, zero = self._operands(self.values.dtype.type(0))
+        return Elements(np.where(np.isnan(a), a, (a > zero).astype(a.dtype) - (a < zero)), self.flush)
 
 
 def tiny(dtype: Any) -> Any:
@@ -96,68 +114,376 @@ def power(base: float, exponent: int) -> float:
     return float(context.power(Decimal(base), exponent))
 
 
-def fold_adam(
-    dtype: Any, t: int, *, lr: float, betas: tuple[float, float], eps: float, bias_correction: bool, eps_mode: str
-) -> SimpleNamespace:
+def rounded(dtype: Any, **numbers: float | None) -> Numbers:
+    """Each number rounded to the dtype, once."""
+    to = np.dtype(dtype).type
+    return Numbers(**{name: None if x is None else to(x) for name, x in numbers.items()})
+
+
+def average(decay: Any, one_minus_decay: Any, old: Elements, new: Elements) -> Elements:
+    """The running average that most rules are made of."""
+    return decay * old + one_minus_decay * new  # type: ignore[no-any-return]
+
+
+# The rules. o holds the options and the learning rate at this step, k the folded numbers. A state that is None is off.
+
+
+def fold_adam(dtype: Any, t: int, o: Numbers) -> Numbers:
     """Adam's numbers at step t."""
-    beta1, beta2 = betas
-    c1 = 1 - power(beta1, t) if bias_correction else 1.0
-    c2 = 1 - power(beta2, t) if bias_correction else 1.0
+    beta1, beta2 = o.betas
+    c1 = 1 - power(beta1, t) if o.bias_correction else 1.0
+    c2 = 1 - power(beta2, t) if o.bias_correction else 1.0
+    paper = o.eps_mode == "paper"
     return rounded(
         dtype,
         beta1=beta1,
         one_minus_beta1=1 - beta1,
         beta2=beta2,
         one_minus_beta2=1 - beta2,
-        a=lr / c1 if eps_mode == "paper" else lr * math.sqrt(c2) / c1,
-        r=1 / math.sqrt(c2) if eps_mode == "paper" else None,
-        eps=eps,
+        a=o.lr / c1 if paper else o.lr * math.sqrt(c2) / c1,
+        r=1 / math.sqrt(c2) if paper else None,
+        eps=o.eps,
     )
 
 
-def rounded(dtype: Any, **numbers: float | None) -> SimpleNamespace:
-    """Each number rounded to the dtype, once."""
-    to = np.dtype(dtype).type
-    return SimpleNamespace(**{name: None if x is None else to(x) for name, x in numbers.items()})
-
-
-def adam(k: SimpleNamespace, p: Elements, g: Elements, m: Elements, v: Elements) -> tuple[Elements, ...]:
-    """Adam: Kingma and Ba (2015), algorithm 1."""
-    m = k.beta1 * m + k.one_minus_beta1 * g
-    v = k.beta2 * v + k.one_minus_beta2 * (g * g)
-    return p - adam_move(k, m, v), m, v
-
-
-def amsgrad(
-    k: SimpleNamespace, p: Elements, g: Elements, m: Elements, v: Elements, u: Elements
-) -> tuple[Elements, ...]:
-    """AMSGrad: Reddi, Kale and Kumar (2018)."""
-    m = k.beta1 * m + k.one_minus_beta1 * g
-    v = k.beta2 * v + k.one_minus_beta2 * (g * g)
-    u = u.maximum(v)
-    return p - adam_move(k, m, u), m, v, u
-
-
-def adam_move(k: SimpleNamespace, m: Elements, u: Elements) -> Elements:
-    """The step along the first moment, scaled by the root of the second."""
-    root = u.sqrt()
+def adam(k: Numbers, p: Elements, g: Elements, m: Elements, v: Elements, u: Elements | None) -> tuple[Any, ...]:
+    """Adam: Kingma and Ba (2015), algorithm 1. With u AMSGrad: Reddi, Kale and Kumar (2018)."""
+    m = average(k.beta1, k.one_minus_beta1, m, g)
+    v = average(k.beta2, k.one_minus_beta2, v, g * g)
+    u = None if u is None else u.maximum(v)
+    root = (v if u is None else u).sqrt()
     d = (root if k.r is None else root * k.r) + k.eps
-    step: Elements = k.a * (m / d)
-    return step
+    return p - k.a * (m / d), m, v, u
 
 
-def around(
-    p: Elements, g: Elements, *, scale: float, weight_decay: float, decoupled: bool, lr: float
-) -> tuple[Elements, Elements]:
-    """What surrounds every rule: the parameter and the gradient as the rule sees them."""
-    k = rounded(p.values.dtype, scale=scale, weight_decay=weight_decay, shrink=1 - lr * weight_decay)
+def fold_adamax(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """Adamax's numbers at step t."""
+    beta1, beta2 = o.betas
+    a = o.lr / (1 - power(beta1, t))
+    return rounded(dtype, beta1=beta1, one_minus_beta1=1 - beta1, beta2=beta2, a=a, eps=o.eps)
+
+
+def adamax(k: Numbers, p: Elements, g: Elements, m: Elements, u: Elements) -> tuple[Any, ...]:
+    """Adamax: Kingma and Ba (2015), algorithm 2; epsilon where torch has it."""
+    m = average(k.beta1, k.one_minus_beta1, m, g)
+    u = (k.beta2 * u).maximum(abs(g) + k.eps)
+    return p - k.a * (m / u), m, u
+
+
+def nadam_mu(t: int, o: Numbers) -> float:
+    """The momentum of step t."""
+    return float(o.betas[0] * (1 - 0.5 * math.pow(0.96, t * o.momentum_decay)))
+
+
+def fold_nadam(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """NAdam's numbers at step t. ``mu_product`` is the product of the momenta of steps 1 to t."""
+    beta1, beta2 = o.betas
+    mu, mu_next = nadam_mu(t, o), nadam_mu(t + 1, o)
+    return rounded(
+        dtype,
+        beta1=beta1,
+        one_minus_beta1=1 - beta1,
+        beta2=beta2,
+        one_minus_beta2=1 - beta2,
+        a=o.lr * (1 - mu) / (1 - o.mu_product),
+        b=o.lr * mu_next / (1 - o.mu_product * mu_next),
+        r=1 / math.sqrt(1 - power(beta2, t)),
+        eps=o.eps,
+    )
+
+
+def nadam(k: Numbers, p: Elements, g: Elements, m: Elements, v: Elements) -> tuple[Any, ...]:
+    """NAdam: Dozat (2016), as torch has it."""
+    m = average(k.beta1, k.one_minus_beta1, m, g)
+    v = average(k.beta2, k.one_minus_beta2, v, g * g)
+    d = v.sqrt() * k.r + k.eps
+    return p - k.a * (g / d) - k.b * (m / d), m, v
+
+
+def fold_rmsprop(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """RMSprop's numbers."""
+    return rounded(dtype, lr=o.lr, alpha=o.alpha, one_minus_alpha=1 - o.alpha, eps=o.eps, momentum=o.momentum, zero=0.0)
+
+
+def rmsprop(
+    k: Numbers, p: Elements, g: Elements, v: Elements, s: Elements | None, b: Elements | None
+) -> tuple[Any, ...]:
+    """RMSprop: Tieleman and Hinton (2012); with s centered, as Graves (2013) has it; with momentum b."""
+    v = variance = average(k.alpha, k.one_minus_alpha, v, g * g)
+    if s is not None:
+        s = average(k.alpha, k.one_minus_alpha, s, g)
+        variance = (v - s * s).maximum(k.zero)
+    x = g / (variance.sqrt() + k.eps)
+    if b is not None:
+        x = b = k.momentum * b + x
+    return p - k.lr * x, v, s, b
+
+
+def fold_adagrad(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """Adagrad's numbers at step t."""
+    return rounded(dtype, a=o.lr / (1 + (t - 1) * o.lr_decay), eps=o.eps)
+
+
+def adagrad(k: Numbers, p: Elements, g: Elements, s: Elements) -> tuple[Any, ...]:
+    """Adagrad: Duchi, Hazan and Singer (2011)."""
+    s = s + g * g
+    return p - k.a * (g / (s.sqrt() + k.eps)), s
+
+
+def fold_adadelta(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """Adadelta's numbers."""
+    return rounded(dtype, lr=o.lr, rho=o.rho, one_minus_rho=1 - o.rho, eps=o.eps)
+
+
+def adadelta(k: Numbers, p: Elements, g: Elements, s: Elements, acc: Elements) -> tuple[Any, ...]:
+    """Adadelta: Zeiler (2012), algorithm 1, with a learning rate."""
+    s = average(k.rho, k.one_minus_rho, s, g * g)
+    x = ((acc + k.eps).sqrt() / (s + k.eps).sqrt()) * g
+    acc = average(k.rho, k.one_minus_rho, acc, x * x)
+    return p - k.lr * x, s, acc
+
+
+def fold_sgd(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """SGD's numbers at step t."""
+    k = rounded(dtype, lr=o.lr, momentum=o.momentum, one_minus_dampening=1 - o.dampening)
+    k.first, k.nesterov = t == 1, o.nesterov
+    return k
+
+
+def sgd(k: Numbers, p: Elements, g: Elements, b: Elements | None) -> tuple[Any, ...]:
+    """SGD, as torch has it: with momentum b, which starts as a copy of the gradient."""
+    x = g
+    if b is not None:
+        b = g if k.first else average(k.momentum, k.one_minus_dampening, b, g)
+        x = g + k.momentum * b if k.nesterov else b
+    return p - k.lr * x, b
+
+
+def fold_lion(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """Lion's numbers."""
+    beta1, beta2 = o.betas
+    return rounded(dtype, lr=o.lr, beta1=beta1, one_minus_beta1=1 - beta1, beta2=beta2, one_minus_beta2=1 - beta2)
+
+
+def lion(k: Numbers, p: Elements, g: Elements, m: Elements) -> tuple[Any, ...]:
+    """Lion: Chen et al. (2023), algorithm 2."""
+    x = average(k.beta1, k.one_minus_beta1, m, g).sign()
+    return p - k.lr * x, average(k.beta2, k.one_minus_beta2, m, g)
+
+
+# What surrounds every rule.
+
+
+def around(p: Elements, g: Elements, scale: float, o: Numbers) -> tuple[Elements, Elements]:
+    """What comes before: the parameter and the gradient as the rule sees them."""
+    k = rounded(
+        p.values.dtype,
+        scale=-scale if o.maximize else scale,
+        clip_value=o.clip_value,
+        weight_decay=o.weight_decay,
+        shrink=1 - o.lr * o.weight_decay,
+    )
     if k.scale != 1:
         g = g * k.scale
-    if weight_decay != 0 and not decoupled:
+    if o.clip_value is not None:
+        g = g.clamped(k.clip_value)
+    if o.weight_decay != 0 and not o.decoupled_weight_decay:
         g = g + k.weight_decay * p
-    if weight_decay != 0 and decoupled:
+    if o.weight_decay != 0 and o.decoupled_weight_decay:
         p = p * k.shrink
     return p, g
+
+
+def running_average(decay: float, e: Elements, p: Elements) -> Elements:
+    """What comes after: the average of the weights."""
+    k = rounded(p.values.dtype, decay=decay, one_minus_decay=1 - decay)
+    return average(k.decay, k.one_minus_decay, e, p)
+
+
+def global_norm(grads: Iterable[Array], grad_scale: float = 1.0) -> float:
+    """|grad_scale| times the root of the sum of all squares, in double, of the elements as they lie in memory."""
+    total = 0.0
+    for grad in grads:
+        elements = grad.ravel(order="K").astype(np.float64)
+        for start in range(0, elements.size, 4096):
+            total += sum_of_squares(elements[start : start + 4096])
+    return abs(grad_scale) * math.sqrt(total)
+
+
+def sum_of_squares(block: Array) -> float:
+    """Element i goes to accumulator i % 16; the accumulators are added as a tree."""
+    squares = np.zeros((-(-block.size // 16), 16))
+    squares.flat[: block.size] = block * block
+    lanes = np.add.accumulate(squares)[-1]  # one row after the other
+    for half in (8, 4, 2, 1):
+        lanes = lanes[:half] + lanes[half:]
+    return float(lanes[0])
+
+
+def is_usable(grad: Array, grad_scale: float, squares: bool) -> bool:
+    """Whether a gradient, scaled, is finite, and so are its squares if the rule takes them."""
+    scale = grad.dtype.type(grad_scale)
+    g = grad if scale == 1 else grad * scale
+    return bool(np.isfinite(g * g if squares else g).all())
+
+
+def summed_rows(indices: Iterable[int], values: Array) -> tuple[list[int], Array]:
+    """Each row that occurs, ascending, and the sum of its values in the order given."""
+    sums: dict[int, Array] = {}
+    for row, value in zip(indices, values):
+        sums[int(row)] = sums[int(row)] + value if int(row) in sums else value
+    rows = sorted(sums)
+    return rows, np.array([sums[row] for row in rows], values.dtype).reshape(len(rows), *values.shape[1:])
+
+
+# Whole optimizers.
+
+
+class Rule(NamedTuple):
+    """A rule with what its optimizer needs to know."""
+
+    fold: Callable[[Any, int, Numbers], Numbers]
+    update: Callable[..., tuple[Any, ...]]
+    states: tuple[str, ...]  # in the order in which the update takes them
+    defaults: dict[str, Any]
+    squares: bool = True  # it takes squares of the gradient, which must not overflow
+
+
+COMMON = {"weight_decay": 0.0, "decoupled_weight_decay": False, "maximize": False, "clip_value": None, "ema": None}
+ADAMAX = {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8}
+ADAM = {**ADAMAX, "lr": 1e-3, "amsgrad": False, "bias_correction": True, "eps_mode": "paper"}
+ADAMW = {**ADAM, "weight_decay": 0.01, "decoupled_weight_decay": True}
+NADAM = {**ADAMAX, "momentum_decay": 4e-3}
+RMSPROP = {"lr": 1e-2, "alpha": 0.99, "eps": 1e-8, "momentum": 0.0, "centered": False}
+ADAGRAD = {"lr": 1e-2, "lr_decay": 0.0, "initial_accumulator_value": 0.0, "eps": 1e-10}
+ADADELTA = {"lr": 1.0, "rho": 0.9, "eps": 1e-6}
+SGD = {"lr": 1e-3, "momentum": 0.0, "dampening": 0.0, "nesterov": False}
+LION = {"lr": 1e-4, "betas": (0.9, 0.99), "decoupled_weight_decay": True}
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+SWITCHES = {"max_exp_avg_sq": "amsgrad", "grad_avg": "centered", "momentum_buffer": "momentum"}  # states of options
+RULES = {
+    "Adam": Rule(fold_adam, adam, (*MOMENTS, "max_exp_avg_sq"), ADAM),
+    "AdamW": Rule(fold_adam, adam, (*MOMENTS, "max_exp_avg_sq"), ADAMW),
+    "Adamax": Rule(fold_adamax, adamax, ("exp_avg", "exp_inf"), ADAMAX, squares=False),
+    "NAdam": Rule(fold_nadam, nadam, MOMENTS, NADAM),
+    "RMSprop": Rule(fold_rmsprop, rmsprop, ("square_avg", "grad_avg", "momentum_buffer"), RMSPROP),
+    "Adagrad": Rule(fold_adagrad, adagrad, ("sum",), ADAGRAD),
+    "Adadelta": Rule(fold_adadelta, adadelta, ("square_avg", "acc_delta"), ADADELTA),
+    "SGD": Rule(fold_sgd, sgd, ("momentum_buffer",), SGD, squares=False),
+    "Lion": Rule(fold_lion, lion, ("exp_avg",), LION, squares=False),
+}
+
+
+class Reference:
+    """A whole optimizer, on copies of the parameters.
+
+    ``kind`` is the name of the public class; parameters (an array, a sequence, or a list of groups) and options are as
+    that class takes them. A gradient is an array, None, or a pair of row indices and values.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        params: Any,
+        *,
+        clip_norm: float | None = None,
+        nonfinite: str = "propagate",
+        flush_denormals: bool = True,
+        **options: Any,
+    ) -> None:
+        self.rule = RULES[kind]
+        self.clip_norm, self.nonfinite, self.flush = clip_norm, nonfinite, flush_denormals
+        self.groups: list[dict[str, Any]] = []  # the options, which may change between steps
+        self.group_of: list[dict[str, Any]] = []  # what follows has one item for each parameter
+        self.params: list[Array] = []
+        self.state: list[dict[str, Any]] = []
+        self.ema: list[Any] = []
+        self.step_count = self.skipped = 0
+        self.grad_norm: float | None = None
+        params = [params] if isinstance(params, np.ndarray) else params
+        for group in params if isinstance(params[0], Mapping) else [{"params": params}]:
+            own = {name: value for name, value in group.items() if name != "params"}
+            self.groups.append(chosen({**COMMON, **self.rule.defaults}, {**options, **own}))
+            arrays = [group["params"]] if isinstance(group["params"], np.ndarray) else group["params"]
+            for array in arrays:
+                self._add(array, self.groups[-1])
+
+    def _add(self, array: Array, options: dict[str, Any]) -> None:
+        names = [name for name in self.rule.states if name not in SWITCHES or options[SWITCHES[name]]]
+        start = options.get("initial_accumulator_value", 0.0)
+        self.group_of.append(options)
+        self.params.append(array.copy("K"))
+        self.state.append({"step": 0, **{name: np.full_like(array, start) for name in names}})
+        if self.rule.update is nadam:
+            self.state[-1]["mu_product"] = 1.0
+        self.ema.append(None if options["ema"] is None else array.copy("K"))
+
+    def step(self, grads: Sequence[Any], grad_scale: float = 1.0) -> None:
+        with np.errstate(all="ignore"):
+            pairs = zip(self.params, grads, strict=True)
+            given = [None if grad is None else located(param, grad) for param, grad in pairs]
+            scale = self._scale([pair[1] for pair in given if pair is not None], float(grad_scale))
+            if scale is None:
+                self.skipped += 1
+                return
+            self.step_count += 1
+            for index, pair in enumerate(given):
+                if pair is not None:
+                    self._update(index, *pair, scale)
+
+    def _scale(self, grads: Sequence[Array], grad_scale: float) -> float | None:
+        """grad_scale times the clip factor; None when the step must be skipped."""
+        root = 0.0 if self.clip_norm is None else global_norm(grads)
+        usable = math.isfinite(root) and all(is_usable(grad, grad_scale, self.rule.squares) for grad in grads)
+        if self.nonfinite == "raise" and not usable:
+            raise FloatingPointError("a gradient is not finite")
+        if self.clip_norm is not None:
+            self.grad_norm = norm = abs(grad_scale) * root
+            small = norm <= self.clip_norm or math.isinf(self.clip_norm)  # infinity only measures
+            grad_scale = grad_scale * (1.0 if small else self.clip_norm / norm)
+        return None if self.nonfinite == "skip" and not usable else grad_scale
+
+    def _update(self, index: int, rows: Any, grad: Array, scale: float) -> None:
+        state, ema = self.state[index], self.ema[index]
+        state["step"] += 1
+        o = Numbers(**self.group_of[index])
+        o.lr = at(o.lr, self.step_count)
+        if "mu_product" in state:
+            o.mu_product = state["mu_product"] = state["mu_product"] * nadam_mu(state["step"], o)
+        k = self.rule.fold(grad.dtype, state["step"], o)
+
+        arrays = [self.params[index], *(state.get(name) for name in self.rule.states)]
+        before: list[Any] = [None if array is None else Elements(array[rows], self.flush) for array in arrays]
+        p, g = around(before[0], Elements(grad, self.flush), scale, o)
+        after = self.rule.update(k, p, g, *before[1:])
+        if ema is not None:
+            ema[rows] = running_average(at(o.ema, self.step_count), Elements(ema[rows], self.flush), after[0]).values
+        for array, elements in zip(arrays, after):
+            if array is not None:
+                array[rows] = elements.values
+
+
+def chosen(defaults: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The options, and the defaults of those that are not given."""
+    if unknown := options.keys() - defaults.keys():
+        raise TypeError(f"unknown options: {sorted(unknown)}")
+    return {**defaults, **options}
+
+
+def at(number: Any, t: int) -> float:
+    """A number, or what a function of the step says at step t."""
+    return float(number(t) if callable(number) else number)
+
+
+def located(param: Array, grad: Any) -> tuple[Any, Array]:
+    """Where in the parameter a gradient belongs, and its elements in the parameter's dtype and layout."""
+    if isinstance(grad, tuple):
+        indices, values = grad
+        return summed_rows(indices, np.asarray(values, param.dtype))
+    elements = np.empty_like(param)
+    elements[...] = grad
+    return ..., elements
 
 
 def adam_step(
@@ -167,30 +493,16 @@ def adam_step(
     exp_avg_sq: Array,
     step: int,
     *,
-    lr: float = 1e-3,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    decoupled_weight_decay: bool = False,
     max_exp_avg_sq: Array | None = None,
-    bias_correction: bool = True,
-    eps_mode: str = "paper",
-    maximize: bool = False,
     grad_scale: float = 1.0,
     flush_denormals: bool = True,
+    **options: Any,
 ) -> tuple[Array, ...]:
     """What `onepass.adam_step` leaves in param, exp_avg, exp_avg_sq (and max_exp_avg_sq): new arrays."""
-    k = fold_adam(param.dtype, step, lr=lr, betas=betas, eps=eps, bias_correction=bias_correction, eps_mode=eps_mode)
-    arrays = [param, grad, exp_avg, exp_avg_sq] + ([] if max_exp_avg_sq is None else [max_exp_avg_sq])
+    o = Numbers(**chosen({**COMMON, **ADAM}, options))
+    arrays = [param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq]
     with np.errstate(all="ignore"):
-        p, g, *states = (Elements(array, flush_denormals) for array in arrays)
-        p, g = around(
-            p,
-            g,
-            scale=-grad_scale if maximize else grad_scale,
-            weight_decay=weight_decay,
-            decoupled=decoupled_weight_decay,
-            lr=lr,
-        )
-        updated = (adam if max_exp_avg_sq is None else amsgrad)(k, p, g, *states)
-    return tuple(elements.values for elements in updated)
+        k = fold_adam(param.dtype, step, o)
+        before: list[Any] = [None if array is None else Elements(array, flush_denormals) for array in arrays]
+        after = adam(k, *around(before[0], before[1], grad_scale, o), *before[2:])
+    return tuple(elements.values for elements in after if elements is not None)

@@ -13,27 +13,61 @@ import numpy.typing as npt
 from . import _core
 
 Array = npt.NDArray[Any]
-Params = Array | Iterable[Array] | Mapping[Any, Array]
+Params = Array | Iterable[Array] | Mapping[Any, Array] | Iterable[Mapping[str, Any]]
 
 _CACHE_LINE = 64  # bytes
 
 
-def named(params: Params) -> tuple[_core.Optimizer.Form, dict[Any, Any]]:
-    """The form in which parameters came, and each under its key."""
+def grouped(params: Params) -> tuple[_core.Optimizer.Form, list[tuple[dict[Any, Any], dict[str, Any]]]]:
+    """The form in which parameters came, and the groups: each parameter under its key, and what options they bring."""
     form = _core.Optimizer.Form
+    groups: list[tuple[dict[Any, Any], dict[str, Any]]]
     if isinstance(params, np.ndarray):
-        return form.array, {0: params}
+        return form.array, [({0: params}, {})]
     if isinstance(params, Mapping):
-        named = dict(params)
-        kind = form.mapping
-    elif hasattr(params, "__iter__") and not isinstance(params, (str, bytes, bytearray)):
-        named = dict(enumerate(params))
-        kind = form.sequence
+        kind, groups = form.mapping, [(dict(params), {})]
     else:
-        raise TypeError(f"params must be an array, or a sequence or mapping of arrays, not {type(params).__name__}")
-    if not named:
-        raise ValueError("params holds no parameters")
-    return kind, named
+        kind, items = form.sequence, listed("params", params)
+        if any(isinstance(item, Mapping) for item in items):
+            groups = listed_groups(items)
+        else:
+            groups = [(dict(enumerate(items)), {})]
+    if not all(named for named, _ in groups) or not groups:
+        raise ValueError("params holds no parameters" if len(groups) < 2 else "a group holds no parameters")
+    return kind, groups
+
+
+def listed(name: str, params: Any) -> list[Any]:
+    """The items of a sequence or of any other iterable of arrays."""
+    if not hasattr(params, "__iter__") or isinstance(params, (str, bytes, bytearray)):
+        raise TypeError(f"{name} must be an array, or a sequence or mapping of arrays, not {type(params).__name__}")
+    return list(params)
+
+
+def listed_groups(items: list[Any]) -> list[tuple[dict[Any, Any], dict[str, Any]]]:
+    """The groups of a list of mappings; their parameters are numbered from the first group's first."""
+    groups: list[tuple[dict[Any, Any], dict[str, Any]]] = []
+    for index, item in enumerate(items):
+        if not isinstance(item, Mapping):
+            raise TypeError(f"params mixes groups and other things: item {index} is of type {type(item).__name__}")
+        options = dict(item)
+        if "params" not in options:
+            raise ValueError(f"group {index} has no 'params': it has {list(options)}")
+        params = options.pop("params")
+        first = sum(len(named) for named, _ in groups)
+        groups.append((dict(enumerate(group_params(params), first)), options))
+    return groups
+
+
+def group_params(params: Any) -> list[Any]:
+    """The parameters of one of several groups, whose gradients come in a sequence."""
+    if isinstance(params, np.ndarray):
+        return [params]
+    if isinstance(params, Mapping):
+        raise TypeError(
+            "the gradients come in a sequence, so a group's params must be an array or a sequence, not named"
+        )
+    return listed("a group's params", params)
 
 
 def check_storage(label: str, array: Any) -> None:
@@ -54,9 +88,9 @@ def check_storage(label: str, array: Any) -> None:
         raise ValueError(f"{label} is not aligned to its dtype: pass a copy")
 
 
-def check_disjoint(arrays: Mapping[str, Array]) -> None:
-    """Refuse contiguous arrays that share memory."""
-    extents = sorted((address(array), array.nbytes, label) for label, array in arrays.items() if array.size)
+def check_disjoint(arrays: list[tuple[str, Array]]) -> None:
+    """Refuse contiguous arrays that share memory; each comes with what to call it."""
+    extents = sorted((address(array), array.nbytes, label) for label, array in arrays if array.size)
     for (start, size, label), (next_start, next_size, next_label) in pairwise(extents):
         if (start, size) == (next_start, next_size):
             raise ValueError(f"{next_label} is the same memory as {label}: pass it once")
@@ -64,19 +98,27 @@ def check_disjoint(arrays: Mapping[str, Array]) -> None:
             raise ValueError(f"{next_label} overlaps {label} in memory: pass arrays that share nothing, or a copy")
 
 
+def real_floating(label: str, array: Any) -> None:
+    """Refuse what is no array of real floating-point numbers."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{label} must be a NumPy array of real floating-point numbers, not {type(array).__name__}")
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{label} is a masked array, whose mask would be ignored: pass its .filled(0)")
+    if array.dtype.kind != "f":
+        raise TypeError(
+            f"{label} must be of a real floating-point dtype, not {array.dtype}: say .astype(numpy.float32)"
+        )
+
+
 def checked_gradient(label: str, grad: Any, shape: tuple[int, ...]) -> Array:
     """The gradient as a plain array, or the error that says what is wrong with it."""
     if isinstance(grad, np.floating):
         grad = np.asarray(grad)
-    if not isinstance(grad, np.ndarray):
-        raise TypeError(f"{label} must be a NumPy array of real floating-point numbers, not {type(grad).__name__}")
-    if isinstance(grad, np.ma.MaskedArray):
-        raise TypeError(f"{label} is a masked array, whose mask would be ignored: pass grad.filled(0)")
-    if grad.dtype.kind != "f":
-        raise TypeError(f"{label} must be of a real floating-point dtype, not {grad.dtype}")
-    if grad.shape != shape:
-        raise ValueError(f"{label} has shape {grad.shape}, its parameter {shape}: they must be equal")
-    return np.asarray(grad)
+    real_floating(label, grad)
+    plain: Array = np.asarray(grad)  # a subclass might say what it likes about its shape
+    if plain.shape != shape:
+        raise ValueError(f"{label} has shape {plain.shape}, its parameter {shape}: they must be equal")
+    return plain
 
 
 def copy_into(scratch: Array, grad: Array) -> Array:
@@ -88,10 +130,18 @@ def copy_into(scratch: Array, grad: Array) -> Array:
 
 def zeros_like(array: Array) -> Array:
     """Zeros of the same shape, dtype and order in memory, as far from a cache line's start (see sweep.hpp)."""
+    array = np.asarray(array)  # a subclass might say what it likes about its size
     room = np.zeros(array.size + _CACHE_LINE // array.itemsize, array.dtype)
     start = (address(array) - address(room)) % _CACHE_LINE // array.itemsize
     flat = room[start : start + array.size]
     return flat.reshape(array.shape, order="C" if array.flags.c_contiguous else "F")
+
+
+def copy_of(array: Array) -> Array:
+    """A copy that lies as `zeros_like` would."""
+    copy = zeros_like(array)
+    np.copyto(copy, array)
+    return copy
 
 
 def address(array: Array) -> int:

@@ -2,71 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from . import _core, checks
-from .arrays import Array, Params, check_disjoint, check_storage, checked_gradient, copy_into, named, pin, zeros_like
+from . import _core, checkpoint, checks
+from .arrays import (
+    Array,
+    Params,
+    check_disjoint,
+    check_storage,
+    checked_gradient,
+    copy_into,
+    copy_of,
+    group_params,
+    grouped,
+    pin,
+    zeros_like,
+)
 from .checks import Check, LearningRate
-
-
-class Group:
-    """Some of an optimizer's parameters' options, as attributes.
-
-    Assigning to one checks the value and holds from the next step on. Options that decide which buffers exist
-    (``amsgrad``, ``flush_denormals``) are fixed when the optimizer is made.
-
-    Example:
-        >>> import numpy as np, onepass
-        >>> opt = onepass.AdamW(np.zeros(3, np.float32), lr=0.1)
-        >>> opt.groups[0].weight_decay = 0.05
-        >>> opt.groups[0]
-        Group(lr=0.1, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.05, bias_correction=True, eps_mode='paper', \
-maximize=False)
-    """
-
-    __slots__ = ("_core", "_kind", "_rule", "_values")
-
-    def __init__(self, kind: type[Optimizer], rule: str, options: Mapping[str, Any]) -> None:
-        values = {name: check(name, options[name]) for name, check in kind._checks.items()}
-        object.__setattr__(self, "_kind", kind)
-        object.__setattr__(self, "_rule", rule)
-        object.__setattr__(self, "_values", values)
-        object.__setattr__(self, "_core", _core.Group(rule, *self._numbers(values)))
-        self._core.scheduled = callable(values["lr"])
-
-    def _numbers(self, values: Mapping[str, Any]) -> tuple[list[float], float, float, bool, float]:
-        """The options as the core takes them."""
-        named = self._kind._numbers(values)
-        lr = values["lr"]
-        return (
-            [named[name] for name in _core.rules[self._rule][0]],
-            0.0 if callable(lr) else lr,  # a schedule is asked before each step
-            values["weight_decay"],
-            self._kind._decoupled,
-            -1.0 if values["maximize"] else 1.0,
-        )
-
-    def __getattr__(self, name: str) -> Any:
-        if name in Group.__slots__ or name not in self._values:  # a slot is only asked for here while it is empty
-            raise AttributeError(f"there is no option {name!r}")
-        return self._values[name]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in self._values:
-            raise AttributeError(f"{self._kind.__name__} has no option {name!r} that can be set: {list(self._values)}")
-        values = {**self._values, name: self._kind._checks[name](name, value)}
-        self._core.set(*self._numbers(values))
-        self._core.scheduled = callable(values["lr"])
-        object.__setattr__(self, "_values", values)
-
-    def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *self._values]
-
-    def __repr__(self) -> str:
-        return f"Group({', '.join(f'{name}={value!r}' for name, value in self._values.items())})"
+from .groups import Group, asked
+from .sparse import SparseRows, coalesced
 
 
 class _State(Mapping[Any, "dict[str, Any]"]):
@@ -80,8 +38,9 @@ class _State(Mapping[Any, "dict[str, Any]"]):
     def __getitem__(self, key: Hashable) -> dict[str, Any]:
         optimizer = self._optimizer
         index = optimizer._index[key]
-        views = {name: array.view() for name, array in optimizer._states[index].items()}
-        return {"step": optimizer._parameter_step(index), **views}
+        state = optimizer._counts(index)
+        state |= {name: array.view() for name, array in optimizer._states[index].items() if name != "ema"}
+        return state
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._optimizer._index)
@@ -94,64 +53,241 @@ class _State(Mapping[Any, "dict[str, Any]"]):
 
 
 class Optimizer(_core.Optimizer):
-    """What all optimizers share. Use one of its subclasses: `Adam`, `AdamW`."""
+    """What all optimizers share. Use one of its subclasses: `Adam`, `SGD` and the others."""
 
+    __slots__ = (
+        "_as_tuple",
+        "_flush_denormals",
+        "_form",
+        "_groups",
+        "_index",
+        "_keys",
+        "_params",
+        "_pins",
+        "_scratch",
+        "_shapes",
+        "_states",
+    )
+
+    # What a subclass says of itself.
     _checks: ClassVar[Mapping[str, Check]]  # the options that may differ between groups and change between steps
-    _decoupled: ClassVar[bool] = False  # weight decay shrinks the parameter instead of adding to the gradient
+    _initial: ClassVar[tuple[str, ...]] = ()  # those of them that say what state starts with, and stay as they are
 
-    def __init__(self, params: Params, rule: str, options: Mapping[str, Any], flush_denormals: bool) -> None:
-        form, arrays = named(params)
-        group = Group(type(self), rule, options)
-        _core.Optimizer.__init__(self, rule, form, checks.flag("flush_denormals", flush_denormals))
-        self._form = form
-        self._as_tuple = isinstance(params, tuple)
-        labels = {key: "the parameter" if form is form.array else f"parameter {key!r}" for key in arrays}
-        for key, array in arrays.items():
-            check_storage(labels[key], array)
-        check_disjoint({labels[key]: array for key, array in arrays.items()})
+    _has_mu_product: ClassVar[bool] = False  # NAdam's state holds a number besides arrays
 
-        state_names = _core.rules[rule][1]
-        states = []
-        for array in arrays.values():
-            states.append({name: zeros_like(array) for name in state_names})
-        self._keys = list(arrays)
-        self._index = {key: index for index, key in enumerate(arrays)}
-        self._params = list(arrays.values())
-        self._shapes = [array.shape for array in self._params]
-        self._states = states
-        self._scratch: dict[int, Array] = {}
-        self._groups = (group,)
-        self._pins = [pin(array) for array in self._params]
-        self._pins += [pin(array) for state in states for array in state.values()]
-        self._add_group(group._core, self._keys, self._params, [list(state.values()) for state in states])
+    _number = staticmethod(checks.finite)  # which the core asks about an odd grad_scale
 
     @staticmethod
-    def _numbers(options: Mapping[str, Any]) -> dict[str, float]:
-        """The numbers that the rule's fold takes, by name."""
+    def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
+        """The core's rule for these options, and the numbers that it takes by name."""
         raise NotImplementedError
+
+    @staticmethod
+    def _decoupled(options: Mapping[str, Any]) -> bool:
+        """Whether weight decay shrinks the parameter instead of adding to the gradient."""
+        return False
+
+    @staticmethod
+    def _first_state(name: str, options: Mapping[str, Any]) -> float:
+        """What fills the state array of that name at first."""
+        return 0.0
+
+    def __init__(self, params: Params, options: Mapping[str, Any]) -> None:
+        """Takes the arguments of a subclass's constructor by name; any others are left alone."""
+        if not hasattr(self, "_checks"):
+            raise TypeError("Optimizer is what the optimizers share: make one of them, say onepass.Adam")
+        form, groups = grouped(params)
+        whole = {name: check(name, options[name]) for name, check in checks.WHOLE.items()}
+        defaults = {name: options[name] for name in self._checks}
+        self._make(form, isinstance(params, tuple), [(named, defaults | own) for named, own in groups], whole)
+
+    def _make(
+        self,
+        form: _core.Optimizer.Form,
+        as_tuple: bool,
+        groups: list[tuple[dict[Any, Any], dict[str, Any]]],
+        whole: Mapping[str, Any],
+    ) -> None:
+        if hasattr(self, "_groups"):
+            raise RuntimeError(f"this {type(self).__name__} has been made already: make another, or use add_group")
+        _core.Optimizer.__init__(self, whole["flush_denormals"])
+        self._form = form
+        self._as_tuple = as_tuple and len(groups) == 1
+        self._flush_denormals = whole["flush_denormals"]
+        self._groups: list[Group] = []
+        self._index: dict[Any, int] = {}
+        self._keys: list[Any] = []
+        self._params: list[Array] = []
+        self._shapes: list[tuple[int, ...]] = []
+        self._states: list[dict[str, Array]] = []
+        self._scratch: dict[int, Array] = {}
+        self._pins: list[Any] = []
+        self.clip_norm = whole["clip_norm"]
+        self.nonfinite = whole["nonfinite"]
+        self._add(form, groups)
+
+    def _add(self, form: _core.Optimizer.Form, groups: list[tuple[dict[Any, Any], dict[str, Any]]]) -> None:
+        """Take groups in: all of them or, when it raises, none."""
+        arrays = dict(zip(self._keys, self._params))
+        made: list[Group] = []
+        for named, options in groups:
+            if again := [key for key in named if key in arrays]:
+                raise ValueError(f"there already is a parameter {again[0]!r}")
+            for key, array in named.items():
+                check_storage(self._parameter(key, form), array)
+            arrays |= named
+            made.append(Group(type(self), list(named.values()), options))
+        check_disjoint([(self._parameter(key, form), array) for key, array in arrays.items()])
+        averaged = [group.ema is not None for group in (*self._groups, *made)]
+        if any(averaged) and not all(averaged):
+            raise ValueError(
+                "ema is on in some groups and off in others: averages are kept of all parameters or of none"
+            )
+
+        states: list[list[dict[str, Array]]] = []
+        for group in made:
+            states.append([])
+            for array in group.params:
+                state = {name: zeros_like(array) for name in _core.rules[self._rule(group)[0]][1]}
+                for name, values in state.items():
+                    if first := self._first_state(name, group):
+                        values.fill(first)
+                if group.ema is not None:
+                    state["ema"] = copy_of(array)
+                states[-1].append(state)
+
+        for group, (named, _), own in zip(made, groups, states):
+            self._take(form, group, list(named), own)
+        self._form = form
+
+    def _take(self, form: _core.Optimizer.Form, group: Group, keys: list[Any], states: list[dict[str, Array]]) -> None:
+        first = len(self._params)
+        pins = [pin(array) for array in group.params]
+        pins += [pin(array) for state in states for array in state.values()]
+        # A thread that steps meanwhile may find more here than the core has, but never less.
+        self._keys = [*self._keys, *keys]
+        self._index = {key: index for index, key in enumerate(self._keys)}
+        self._params = [*self._params, *group.params]
+        self._shapes = [np.asarray(array).shape for array in self._params]
+        self._states = [*self._states, *states]
+        self._pins = [*self._pins, *pins]
+        self._groups = [*self._groups, group]
+        averages = [state.get("ema") for state in states]
+        own = [[array for name, array in state.items() if name != "ema"] for state in states]
+        try:
+            self._add_group(form, group._core, keys, group.params, own, averages)
+        except BaseException:
+            self._keys = self._keys[:first]
+            self._index = {key: index for index, key in enumerate(self._keys)}
+            self._params, self._shapes, self._states = self._params[:first], self._shapes[:first], self._states[:first]
+            self._groups = self._groups[:-1]
+            raise
+
+    def add_group(self, params: Params, **options: Any) -> None:
+        """Add parameters, with options of their own.
+
+        From the next step on their gradients come behind those of the others, in one sequence; where parameters have
+        names, under their names.
+
+        Args:
+            params: as at construction: an array or a sequence, or a mapping where the first parameters came as one.
+            options: those that differ from the first group's.
+
+        Raises:
+            TypeError, ValueError: as at construction. Nothing has changed.
+
+        Example:
+            >>> import numpy as np, onepass
+            >>> w, b = np.ones(2, np.float32), np.ones(2, np.float32)
+            >>> opt = onepass.SGD(w, lr=0.5)
+            >>> opt.add_group(b, lr=0.25)
+            >>> opt.step([np.ones(2, np.float32), np.ones(2, np.float32)])
+            >>> b
+            array([0.75, 0.75], dtype=float32)
+        """
+        form = self._form.mapping if self._form is self._form.mapping else self._form.sequence
+        if form is form.mapping:
+            if not isinstance(params, Mapping):
+                raise TypeError("the parameters have names: add a mapping of names to arrays")
+            named = dict(params)
+        else:
+            named = dict(enumerate(group_params(params), len(self._params)))
+        if not named:
+            raise ValueError("params holds no parameters")
+        first = {name: value for name, value in self._groups[0].items() if name != "params"}
+        self._add(form, [(named, first | options)])
 
     @property
     def params(self) -> Any:
-        """The parameters, in the form in which they came."""
-        if self._form is self._form.array:
-            return self._params[0]
-        if self._form is self._form.mapping:
-            return dict(zip(self._keys, self._params))
-        return tuple(self._params) if self._as_tuple else list(self._params)
+        """The parameters, in the form in which they came; with groups one list of all."""
+        return self._formed(self._params)
 
     @property
-    def groups(self) -> tuple[Group, ...]:
+    def ema(self) -> Any:
+        """The running averages of the parameters, live, in the parameters' form; None where ``ema`` is off."""
+        if self._groups[0].ema is None:
+            return None
+        return self._formed([state["ema"].view() for state in self._states])
+
+    def _formed(self, arrays: list[Array]) -> Any:
+        if self._form is self._form.array:
+            return arrays[0]
+        if self._form is self._form.mapping:
+            return dict(zip(self._keys, arrays))
+        return tuple(arrays) if self._as_tuple and len(self._groups) == 1 else list(arrays)
+
+    @property
+    def groups(self) -> list[Group]:
         """The groups of parameters: their options can be read and set."""
-        return self._groups
+        return list(self._groups)
+
+    @property
+    def param_groups(self) -> list[Group]:
+        """The same as `groups`, under PyTorch's name: ``opt.param_groups[0]["lr"] = 0.1``."""
+        return self.groups
 
     @property
     def lr(self) -> LearningRate:
-        """The learning rate: a number, or a function of the step ``t = 1, 2, …`` that returns one."""
-        return self.groups[0].lr  # type: ignore[no-any-return]
+        """The learning rate of the only group: a number, or a function of the step ``t = 1, 2, …`` that returns one."""
+        return self._only_group().lr  # type: ignore[no-any-return]
 
     @lr.setter
     def lr(self, value: LearningRate) -> None:
-        self.groups[0].lr = value
+        self._only_group().lr = value
+
+    def _only_group(self) -> Group:
+        if len(self._groups) != 1:
+            raise AttributeError(f"there are {len(self._groups)} groups, each with an lr of its own: use groups[i].lr")
+        return self._groups[0]
+
+    @property
+    def clip_norm(self) -> float | None:
+        """What the global norm of the gradients is scaled down to; None: nothing is."""
+        return None if self._clip_norm == _core.no_clip_norm else self._clip_norm
+
+    @clip_norm.setter
+    def clip_norm(self, value: float | None) -> None:
+        checked = checks.limit("clip_norm", value)
+        self._clip_norm = _core.no_clip_norm if checked is None else checked
+
+    @property
+    def nonfinite(self) -> str:
+        """What becomes of a step whose gradients are not finite: ``"propagate"``, ``"skip"`` or ``"raise"``."""
+        return self._nonfinite.name
+
+    @nonfinite.setter
+    def nonfinite(self, value: str) -> None:
+        self._nonfinite = _core.Optimizer.Nonfinite[checks.nonfinite("nonfinite", value)]
+
+    @property
+    def flush_denormals(self) -> bool:
+        """Whether subnormal numbers count as zero while stepping."""
+        return bool(self._flush_denormals)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._checks and name != "lr":
+            raise AttributeError(f"{name} is an option of the groups: set opt.groups[0].{name}")
+        super().__setattr__(name, value)
 
     @property
     def state(self) -> Mapping[Any, dict[str, Any]]:
@@ -166,15 +302,159 @@ class Optimizer(_core.Optimizer):
         """
         return _State(self)
 
+    def _counts(self, index: int) -> dict[str, Any]:
+        """What a parameter's state holds besides arrays."""
+        if self._has_mu_product:
+            return {"step": self._parameter_step(index), "mu_product": self._mu_product(index)}
+        return {"step": self._parameter_step(index)}
+
     def __repr__(self) -> str:
         elements = sum(array.size for array in self._params)
-        options = repr(self.groups[0]).partition("(")[2][:-1]
-        return f"{type(self).__name__}({len(self._params)} parameters, {elements} elements, {options})"
+        whole = {name: getattr(self, name) for name in checks.WHOLE}
+        ends = {"clip_norm": None, "nonfinite": "propagate", "flush_denormals": True}  # what need not be said
+        said = "".join(f", {name}={value!r}" for name, value in whole.items() if value != ends[name])
+        if len(self._groups) == 1:
+            said = f", {repr(self._groups[0]).partition('(')[2][:-1]}{said}"
+        else:
+            said = f"{said}, {self._groups!r}"
+        return f"{type(self).__name__}({len(self._params)} parameters, {elements} elements{said})"
+
+    # Saving.
+
+    def _snapshot(self) -> dict[str, Any]:
+        """The state dict, with the live arrays."""
+        groups, first = [], 0
+        for group in self._groups:
+            last = first + len(group.params)
+            saved: dict[str, Any] = {"params": list(range(first, last))}
+            if self._form is self._form.mapping:
+                saved["param_names"] = [key if isinstance(key, str) else repr(key) for key in self._keys[first:last]]
+            saved |= {name: None if callable(value) else value for name, value in group._values.items()}
+            groups.append(saved)
+            first = last
+        return {
+            "version": checkpoint.VERSION,
+            "optimizer": type(self).__name__,
+            "step_count": self.step_count,
+            "skipped": self.skipped,
+            "clip_norm": self.clip_norm,
+            "nonfinite": self.nonfinite,
+            "state": {index: self._counts(index) | state for index, state in enumerate(self._states)},
+            "param_groups": groups,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """State, step counts, options and averages, copied: a dict of arrays, numbers and strings in PyTorch's layout.
+
+        The parameters themselves are not in it, and a callable ``lr`` or ``ema`` is None.
+
+        Example:
+            >>> import numpy as np, onepass
+            >>> opt = onepass.SGD(np.zeros(2, np.float32), lr=0.5, momentum=0.9)
+            >>> opt.step(np.ones(2, np.float32))
+            >>> opt.state_dict()["state"]
+            {0: {'step': 1, 'momentum_buffer': array([1., 1.], dtype=float32)}}
+        """
+
+        def copied() -> dict[str, Any]:
+            saved = self._snapshot()
+            for state in saved["state"].values():
+                state.update({name: value.copy() for name, value in state.items() if isinstance(value, np.ndarray)})
+            return saved
+
+        return self._locked(copied)  # type: ignore[no-any-return]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue where the optimizer that made this state dict was. It is copied.
+
+        Args:
+            state_dict: what `state_dict` returned, of an optimizer of the same class whose parameters have the same
+                shapes and dtypes in the same order, and the same names if they have any. Where ``lr`` or ``ema`` is
+                None, because it was a function, this optimizer's own goes on.
+
+        Raises:
+            TypeError, ValueError: it does not fit: something is missing or unknown, of another shape or dtype, an
+                option out of its range, another optimizer's. Nothing has changed.
+        """
+        like = self._snapshot()
+        checkpoint.check(state_dict, like)
+        whole = {name: checks.WHOLE[name](name, state_dict[name]) for name in ("clip_norm", "nonfinite")}
+        options = []
+        for index, (group, saved) in enumerate(zip(self._groups, state_dict["param_groups"])):
+            changes = {name: saved[name] for name in group._values}
+            for name in ("lr", "ema"):
+                if changes[name] is None:
+                    changes[name] = group._values[name]
+            try:
+                options.append(group._changed(changes))
+            except AttributeError as error:
+                raise ValueError(f"the state dict does not fit group {index}: {error}") from None
+        copies = []
+        for index, state in enumerate(self._states):
+            for name, array in state.items():
+                order: Any = "C" if array.flags.c_contiguous else "F"
+                copies.append((array, np.asarray(state_dict["state"][index][name], order=order)))
+        saved_states = [state_dict["state"][index] for index in range(len(self._states))]
+        self._restore(
+            copies,
+            state_dict["step_count"],
+            state_dict["skipped"],
+            [int(state["step"]) for state in saved_states],
+            [float(state.get("mu_product", 1.0)) for state in saved_states],
+        )
+        for group, values in zip(self._groups, options):
+            group._set(values)
+        self.clip_norm, self.nonfinite = whole["clip_norm"], whole["nonfinite"]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what `state_dict` holds to one ``.npz`` file at exactly this path.
+
+        A crash at any moment leaves the old file or the new one: the file is written beside its place, flushed to disk
+        and renamed. `numpy.load` can read it; nothing in it is pickled.
+
+        Raises:
+            OSError: the file could not be written; what was there before still is.
+
+        Example:
+            >>> import numpy as np, onepass, pathlib, tempfile
+            >>> opt = onepass.Adam(np.zeros(2, np.float32))
+            >>> opt.step(np.ones(2, np.float32))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     path = pathlib.Path(folder) / "adam.npz"
+            ...     opt.save(path)
+            ...     again = onepass.Adam(np.zeros(2, np.float32))
+            ...     again.load(path)
+            >>> again.step_count
+            1
+        """
+        self._locked(lambda: checkpoint.write(path, self._snapshot()))
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Continue from a file that `save` wrote, as `load_state_dict` does.
+
+        Raises:
+            OSError: the file could not be read, `FileNotFoundError` if there is none.
+            ValueError: the file is damaged or foreign, or does not fit. Nothing has changed.
+        """
+        self.load_state_dict(checkpoint.read(path, self._snapshot()))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError(f"{type(self).__name__} cannot be pickled or copied yet")
+        groups, first = [], 0
+        for group in self._groups:
+            keys = self._keys[first : first + len(group.params)]
+            groups.append((dict(zip(keys, group.params)), dict(group._values)))
+            first += len(keys)
+        whole = {name: getattr(self, name) for name in checks.WHOLE}
+        made_of = (type(self), self._form, self._as_tuple, groups, whole, self._snapshot())
+        return _unpickled, made_of, getattr(self, "__dict__", None) or None  # what a user's subclass added
+
+    def __copy__(self) -> Any:
+        raise TypeError("two optimizers must not share parameters and state: use copy.deepcopy")
 
     # What the core asks for when its fast path does not serve.
+
+    def _parameter(self, key: Any, form: _core.Optimizer.Form) -> str:
+        return "the parameter" if form is form.array else f"parameter {key!r}"
 
     def _label(self, index: int) -> str:
         return "the gradient" if self._form is self._form.array else f"gradient {self._keys[index]!r}"
@@ -190,8 +470,11 @@ class Optimizer(_core.Optimizer):
                 wrong = [f"none is named {missing}"] * bool(missing) + [f"{unknown} are unknown"] * bool(unknown)
                 raise ValueError(f"the gradients must have the parameters' names, but {' and '.join(wrong)}")
             return [grads[key] for key in self._keys]
-        if isinstance(grads, (np.ndarray, Mapping, str, bytes)) or not isinstance(grads, Iterable):
-            raise TypeError(f"the gradients must be a sequence, as the parameters were, not {type(grads).__name__}")
+        if isinstance(grads, (np.ndarray, SparseRows, Mapping, str, bytes)) or not isinstance(grads, Iterable):
+            hint = ": pass [gradient]" if isinstance(grads, (np.ndarray, SparseRows)) and len(self._keys) == 1 else ""
+            raise TypeError(
+                f"the gradients must be a sequence, as the parameters were, not {type(grads).__name__}{hint}"
+            )
         arranged = list(grads)
         if len(arranged) != len(self._keys):
             raise ValueError(
@@ -199,34 +482,51 @@ class Optimizer(_core.Optimizer):
             )
         return arranged
 
-    def _convert(self, index: int, grad: Any) -> Array:
-        """A gradient that the core can read: the given one if it only looked different, or a copy."""
+    def _convert(self, index: int, grad: Any) -> Array | tuple[Array, Array]:
+        """A gradient that the core can read: the given one if it only looked different, or a copy; rows as a pair."""
+        if isinstance(grad, SparseRows):
+            return coalesced(self._label(index), grad, self._params[index])
         array = checked_gradient(self._label(index), grad, self._shapes[index])
         if self._fits(index, array):
             return array
         if index not in self._scratch:
-            self._scratch[index] = zeros_like(self._states[index]["exp_avg"])
+            self._scratch[index] = zeros_like(self._params[index])
         return copy_into(self._scratch[index], array)
 
-    def _learning_rate(self, group: int, t: int) -> float:
-        """What the group's schedule says at step t."""
-        try:
-            value = self._groups[group].lr(t)
-        except Exception as error:
-            raise ValueError(f"the schedule of group {group} failed at step {t}: {error!r}") from error
-        try:
-            return checks.non_negative("lr", value)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"the schedule of group {group} returned {value!r} at step {t}: {error}") from error
+    def _scheduled(self, group: int, t: int) -> tuple[float, float]:
+        """The learning rate of a group at step t, and the decay of its average."""
+        options = self._groups[group]
+        lr = asked(f"the schedule of group {group}", options.lr, "lr", checks.non_negative, t)
+        ema = 0.0 if options.ema is None else asked(f"the ema of group {group}", options.ema, "ema", checks.decay, t)
+        return lr, ema
 
     def _overflow(self, index: int, t: int, grad_scale: float) -> None:
         array = self._params[index]
+        group = next(group for group in self._groups if any(param is array for param in group.params))
         raise ValueError(
-            f"a coefficient made from the options overflows {array.dtype} at step {t} of parameter "
-            f"{self._keys[index]!r}: use smaller numbers, or float64 parameters "
-            f"(grad_scale={grad_scale!r}, {self._groups[0]!r})"
+            f"a coefficient made from the options overflows {array.dtype} at step {t} of "
+            f"{self._parameter(self._keys[index], self._form)}: use smaller numbers, or float64 parameters "
+            f"(grad_scale={grad_scale!r}, {group!r})"
         )
+
+    def _nonfinite_gradient(self, index: int) -> None:
+        raise FloatingPointError(f"{self._label(index)} is not finite, or its squares are not: nothing was changed")
 
     def _parameter_changed(self, index: int, same_memory: bool) -> None:
         change = "was made read-only" if same_memory else "was given other memory"
-        raise ValueError(f"parameter {self._keys[index]!r} {change} after the optimizer was made: make a new optimizer")
+        label = self._parameter(self._keys[index], self._form)
+        raise ValueError(f"{label} {change} after the optimizer was made: make a new optimizer")
+
+
+def _unpickled(
+    kind: type[Optimizer],
+    form: _core.Optimizer.Form,
+    as_tuple: bool,
+    groups: list[tuple[dict[Any, Any], dict[str, Any]]],
+    whole: dict[str, Any],
+    state: dict[str, Any],
+) -> Optimizer:
+    optimizer = kind.__new__(kind)
+    optimizer._make(form, as_tuple, groups, whole)
+    optimizer.load_state_dict(state)
+    return optimizer

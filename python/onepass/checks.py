@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ Check = Callable[[str, Any], Any]
 
 def finite(name: str, value: Any) -> float:
     """A finite number."""
-    if isinstance(value, (str, bytes, bytearray)):
+    strange = isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind not in "biuf"
+    if strange or isinstance(value, (str, bytes, bytearray, memoryview)):
         raise TypeError(f"{name} must be a number, not {value!r}")
     try:
         number = float(value)
@@ -43,6 +44,14 @@ def decay(name: str, value: Any) -> float:
     return number
 
 
+def fraction(name: str, value: Any) -> float:
+    """A number in [0, 1]."""
+    number = finite(name, value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name} must be at least 0 and at most 1, not {value!r}")
+    return number
+
+
 def learning_rate(name: str, value: Any) -> LearningRate:
     """A number, 0 or more, or a function of the step."""
     return value if callable(value) else non_negative(name, value)
@@ -50,7 +59,7 @@ def learning_rate(name: str, value: Any) -> LearningRate:
 
 def betas(name: str, value: Any) -> tuple[float, float]:
     """A pair of numbers in [0, 1)."""
-    if isinstance(value, (str, bytes, Mapping)):
+    if isinstance(value, (str, bytes, Mapping, Set)):
         raise TypeError(f"{name} must be a pair of numbers, not {value!r}")
     try:
         values = tuple(value)
@@ -68,10 +77,41 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def eps_mode(name: str, value: Any) -> str:
-    """Where epsilon stands: "paper" or "hat"."""
-    if not isinstance(value, str):
-        raise TypeError(f"{name} must be 'paper' or 'hat', not {value!r}")
-    if value not in ("paper", "hat"):
-        raise ValueError(f"{name} must be 'paper' or 'hat', not {value!r}")
-    return value
+def one_of(*choices: str) -> Check:
+    """The check that a value is one of these words."""
+
+    def check(name: str, value: Any) -> str:
+        message = f"{name} must be {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, not {value!r}"
+        if not isinstance(value, str):
+            raise TypeError(message)
+        if value not in choices:
+            raise ValueError(message)
+        return value
+
+    return check
+
+
+eps_mode = one_of("paper", "hat")
+nonfinite = one_of("propagate", "skip", "raise")
+
+
+def limit(name: str, value: Any) -> float | None:
+    """A number above 0, which may be infinite, or None."""
+    if value is None:
+        return None
+    number = math.inf if isinstance(value, (float, np.floating)) and value == math.inf else finite(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} must be above 0 or None, not {value!r}")
+    return number
+
+
+def average(name: str, value: Any) -> float | Callable[[int], float] | None:
+    """A decay in [0, 1), a function of the step that returns one, or None."""
+    return value if value is None or callable(value) else decay(name, value)
+
+
+# Of every optimizer's groups.
+COMMON: Mapping[str, Check] = {"maximize": flag, "clip_value": limit, "ema": average}
+
+# Of the whole optimizer.
+WHOLE: Mapping[str, Check] = {"clip_norm": limit, "nonfinite": nonfinite, "flush_denormals": flag}

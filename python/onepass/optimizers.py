@@ -5,16 +5,15 @@ The arithmetic is the core's; `_reference.py` says in NumPy what it computes.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-import numpy as np
-
-from . import _core, checks
-from .arrays import Array, Params, check_disjoint, check_storage, checked_gradient, copy_into, zeros_like
+from . import checks
+from .arrays import Params
 from .base import Optimizer
 from .checks import LearningRate
+
+Average = float | Callable[[int], float] | None  # the decay of the running average
 
 
 class Adam(Optimizer):
@@ -33,7 +32,8 @@ class Adam(Optimizer):
     The same number acts as one up to ``1/sqrt(1 − beta2)`` times larger there.
 
     Names and defaults are those of ``torch.optim.Adam``. What differs: parameters are NumPy arrays, gradients are
-    handed to `step`, ``lr`` may be a function of the step, and ``bias_correction`` and ``eps_mode`` exist.
+    handed to `step`, ``lr`` may be a function of the step, ``bias_correction`` and ``eps_mode`` exist, and so do the
+    options from ``clip_norm`` on. By default subnormal numbers, in parameters and gradients too, count as zero.
 
     Args:
         params: an array, a sequence of arrays or a mapping of names to arrays, of dtype float32 or float64, contiguous
@@ -46,6 +46,13 @@ class Adam(Optimizer):
         bias_correction: whether the moments are divided by ``1 − beta^t``.
         eps_mode: ``"paper"`` or ``"hat"``.
         maximize: step along the gradient instead of against it.
+        clip_norm: scale all gradients so that their global L2 norm, then in ``grad_norm``, is at most this; infinity
+            only measures. None: off.
+        clip_value: clamp every element of the gradient to ±this, after ``clip_norm``. None: off.
+        nonfinite: ``"propagate"``; ``"skip"``: a step whose gradients hold NaN or infinity, or whose squares overflow,
+            changes nothing and adds one to ``skipped``; ``"raise"``: it changes nothing and raises.
+        ema: the decay of a running average of the parameters, ``e ← ema·e + (1 − ema)·p``, or a function of ``t`` that
+            returns one. The averages start as copies, are written in the same pass and read as ``ema``. None: off.
         flush_denormals: treat subnormal numbers as zero while stepping. They carry no information worth having and make
             processors slow.
 
@@ -74,9 +81,10 @@ class Adam(Optimizer):
         "betas": checks.betas,
         "eps": checks.non_negative,
         "weight_decay": checks.non_negative,
+        "amsgrad": checks.flag,
         "bias_correction": checks.flag,
         "eps_mode": checks.eps_mode,
-        "maximize": checks.flag,
+        **checks.COMMON,
     }
 
     def __init__(
@@ -91,28 +99,22 @@ class Adam(Optimizer):
         bias_correction: bool = True,
         eps_mode: str = "paper",
         maximize: bool = False,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        nonfinite: str = "propagate",
+        ema: Average = None,
         flush_denormals: bool = True,
     ) -> None:
-        options = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "bias_correction": bias_correction,
-            "eps_mode": eps_mode,
-            "maximize": maximize,
-        }
-        super().__init__(params, "amsgrad" if checks.flag("amsgrad", amsgrad) else "adam", options, flush_denormals)
+        super().__init__(params, locals())
 
     @staticmethod
-    def _numbers(options: Mapping[str, Any]) -> dict[str, float]:
-        beta1, beta2 = options["betas"]
-        return {
-            "beta1": beta1,
-            "beta2": beta2,
+    def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
+        return "amsgrad" if options["amsgrad"] else "adam", {
+            "beta1": options["betas"][0],
+            "beta2": options["betas"][1],
             "eps": options["eps"],
-            "bias_correction": float(options["bias_correction"]),
-            "hat": float(options["eps_mode"] == "hat"),
+            "bias_correction": options["bias_correction"],
+            "hat": options["eps_mode"] == "hat",
         }
 
 
@@ -123,7 +125,10 @@ class AdamW(Adam):
     entering the gradient and its moments.
 
     Args:
-        weight_decay: 0.01 by default. All others as in `Adam`.
+        params: as in `Adam`, and so are the other arguments that are not named here: ``lr``, ``betas``, ``eps``,
+            ``amsgrad``, and by name ``bias_correction``, ``eps_mode``, ``maximize``, ``clip_norm``, ``clip_value``,
+            ``nonfinite``, ``ema``, ``flush_denormals``.
+        weight_decay: the share of the parameter that a step of ``lr = 1`` takes away.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019); defaults as ``torch.optim.AdamW``.
 
@@ -135,8 +140,6 @@ class AdamW(Adam):
         >>> w
         array([0.25, 0.75], dtype=float32)
     """
-
-    _decoupled = True
 
     def __init__(
         self,
@@ -150,128 +153,491 @@ class AdamW(Adam):
         bias_correction: bool = True,
         eps_mode: str = "paper",
         maximize: bool = False,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        nonfinite: str = "propagate",
+        ema: Average = None,
         flush_denormals: bool = True,
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            amsgrad,
-            bias_correction=bias_correction,
-            eps_mode=eps_mode,
-            maximize=maximize,
-            flush_denormals=flush_denormals,
-        )
+        Optimizer.__init__(self, params, locals())
+
+    @staticmethod
+    def _decoupled(options: Mapping[str, Any]) -> bool:
+        return True
 
 
-def adam_step(
-    param: Array,
-    grad: Array,
-    exp_avg: Array,
-    exp_avg_sq: Array,
-    step: int,
-    *,
-    lr: float = 1e-3,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    decoupled_weight_decay: bool = False,
-    max_exp_avg_sq: Array | None = None,
-    bias_correction: bool = True,
-    eps_mode: str = "paper",
-    maximize: bool = False,
-    grad_scale: float = 1.0,
-    flush_denormals: bool = True,
-) -> None:
-    """One step of Adam on arrays that the caller keeps: the kernel alone.
+class Adamax(Optimizer):
+    """Adamax: Adam with the infinity norm in place of the second moment.
 
-    Computes what `Adam` (or `AdamW`, with ``decoupled_weight_decay=True``) computes at step ``step``, and updates
-    ``param``, ``exp_avg`` and ``exp_avg_sq`` in place. Any of them may be a memory map.
+    At step ``t = 1, 2, …``, for each element of each parameter ``p`` with gradient ``g``::
+
+        m ← beta1·m + (1 − beta1)·g              first moment, "exp_avg"
+        u ← max(beta2·u, |g| + eps)              infinity norm, "exp_inf"
+        p ← p − lr/(1 − beta1^t) · m / u
 
     Args:
-        param: the parameter, float32 or float64, contiguous and writeable.
-        grad: its gradient, of the same shape; copied first if its dtype or layout differ or it overlaps the others.
-        exp_avg: the first moment, of the parameter's shape, dtype and layout; zeros before the first step.
-        exp_avg_sq: the second moment, likewise.
-        step: the number of this step, 1 or more.
-        max_exp_avg_sq: the largest second moment so far, likewise; given, the step is AMSGrad's.
-        grad_scale: a factor for the gradient.
-
-    The other options are those of `Adam`. ``lr`` is a number here.
+        params: as in `Adam`. State takes two arrays of each one's size.
+        lr: the learning rate, or a function of ``t`` that returns one.
+        betas: the decays of the first moment and of the infinity norm, in [0, 1).
+        eps: added to the size of the gradient.
+        weight_decay: adds ``weight_decay·p`` to the gradient (L2).
+        maximize, clip_norm, clip_value, nonfinite, ema, flush_denormals: as in `Adam`.
 
     Raises:
-        TypeError, ValueError: as `Adam` and `Adam.step`; nothing has changed.
+        TypeError, ValueError: as `Adam`.
+
+    Source: Kingma and Ba (2015), section 7.1; names, defaults and the place of epsilon as ``torch.optim.Adamax``.
 
     Example:
         >>> import numpy as np, onepass
-        >>> p, m, v = np.ones(2, np.float32), np.zeros(2, np.float32), np.zeros(2, np.float32)
-        >>> onepass.adam_step(p, np.array([1, -1], np.float32), m, v, step=1, lr=0.5)
-        >>> p
+        >>> w = np.ones(2, np.float32)
+        >>> onepass.Adamax(w, lr=0.5).step(np.array([3, -1], np.float32))
+        >>> w
         array([0.5, 1.5], dtype=float32)
     """
-    options = {
-        "betas": checks.betas("betas", betas),
-        "eps": checks.non_negative("eps", eps),
-        "bias_correction": checks.flag("bias_correction", bias_correction),
-        "eps_mode": checks.eps_mode("eps_mode", eps_mode),
+
+    _checks: ClassVar = {
+        "lr": checks.learning_rate,
+        "betas": checks.betas,
+        "eps": checks.non_negative,
+        "weight_decay": checks.non_negative,
+        **checks.COMMON,
     }
-    lr = checks.non_negative("lr", lr)
-    weight_decay = checks.non_negative("weight_decay", weight_decay)
-    scale = (
-        -checks.finite("grad_scale", grad_scale)
-        if checks.flag("maximize", maximize)
-        else checks.finite("grad_scale", grad_scale)
-    )
-    try:
-        step = operator.index(step)
-    except TypeError:
-        raise TypeError(f"step must be an integer, not {step!r}") from None
-    if not 1 <= step < 2**63:
-        raise ValueError(f"step must be at least 1 and fit 64 bits, not {step}")
 
-    states = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
-    if max_exp_avg_sq is not None:
-        states["max_exp_avg_sq"] = max_exp_avg_sq
-    check_storage("param", param)
-    for name, array in states.items():
-        check_storage(name, array)
-        if array.dtype != param.dtype:
-            raise TypeError(f"{name} is of dtype {array.dtype}, param of {param.dtype}: they must be equal")
-        if array.shape != param.shape:
-            raise ValueError(f"{name} has shape {array.shape}, param {param.shape}: they must be equal")
-        if not (array.flags.c_contiguous and param.flags.c_contiguous) and not (
-            array.flags.f_contiguous and param.flags.f_contiguous
-        ):
-            raise ValueError(f"{name} and param must both be in C order or both in Fortran order")
-    arrays = {"param": param, **states}
-    check_disjoint(arrays)
-    gradient = checked_gradient("grad", grad, param.shape)
-    same_order = (gradient.flags.c_contiguous and param.flags.c_contiguous) or (
-        gradient.flags.f_contiguous and param.flags.f_contiguous
-    )
-    alone = not any(np.may_share_memory(gradient, array) for array in arrays.values())
-    if not (same_order and alone and gradient.flags.aligned and gradient.dtype == param.dtype):
-        gradient = copy_into(zeros_like(param), gradient)
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        nonfinite: str = "propagate",
+        ema: Average = None,
+        flush_denormals: bool = True,
+    ) -> None:
+        super().__init__(params, locals())
 
-    rule = "adam" if max_exp_avg_sq is None else "amsgrad"
-    named = Adam._numbers(options)
-    numbers = [named[name] for name in _core.rules[rule][0]]
-    if not _core.step_once(
-        rule,
-        numbers,
-        lr,
-        weight_decay,
-        checks.flag("decoupled_weight_decay", decoupled_weight_decay),
-        scale,
-        checks.flag("flush_denormals", flush_denormals),
-        step,
-        param,
-        gradient,
-        list(states.values()),
-    ):
-        raise ValueError(
-            f"a coefficient made from the options overflows {param.dtype} at step {step}: use smaller numbers, or "
-            f"float64 arrays (lr={lr!r}, weight_decay={weight_decay!r}, grad_scale={grad_scale!r}, {options!r})"
-        )
+    @staticmethod
+    def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
+        return "adamax", {"beta1": options["betas"][0], "beta2": options["betas"][1], "eps": options["eps"]}
+
+
+class NAdam(Optimizer):
+    """NAdam: Adam with Nesterov's momentum.
+
+    At step ``t = 1, 2, …``, for each element of each parameter ``p`` with gradient ``g``::
+
+        mu(t) = beta1·(1 − 0.5·0.96^(t·momentum_decay)),  P(t) = mu(1)·mu(2)·…·mu(t)
+        m ← beta1·m + (1 − beta1)·g              first moment, "exp_avg"
+        v ← beta2·v + (1 − beta2)·g²             second moment, "exp_avg_sq"
+        d = sqrt(v/(1 − beta2^t)) + eps
+        p ← p − lr·(1 − mu(t))/(1 − P(t)) · g/d − lr·mu(t+1)/(1 − P(t+1)) · m/d
+
+    The product ``P`` of momenta is kept in the state, as "mu_product".
+
+    Args:
+        params: as in `Adam`. State takes two arrays of each one's size.
+        lr: the learning rate, or a function of ``t`` that returns one.
+        betas: the decays of the two moments, in [0, 1).
+        eps: keeps the division from blowing up.
+        weight_decay: adds ``weight_decay·p`` to the gradient (L2), or is decoupled.
+        momentum_decay: how fast the momentum rises to ``beta1``.
+        decoupled_weight_decay: whether weight decay shrinks the parameter instead, as in `AdamW`.
+        maximize, clip_norm, clip_value, nonfinite, ema, flush_denormals: as in `Adam`.
+
+    Raises:
+        TypeError, ValueError: as `Adam`.
+
+    Source: Dozat, "Incorporating Nesterov Momentum into Adam" (2016); names, defaults and the schedule of the momentum
+    as ``torch.optim.NAdam``.
+
+    Example:
+        >>> import numpy as np, onepass
+        >>> w = np.ones(2)
+        >>> onepass.NAdam(w, lr=0.5).step(np.array([3.0, -1.0]))
+        >>> w.round(4)
+        array([0.4718, 1.5282])
+    """
+
+    _checks: ClassVar = {
+        "lr": checks.learning_rate,
+        "betas": checks.betas,
+        "eps": checks.non_negative,
+        "weight_decay": checks.non_negative,
+        "momentum_decay": checks.non_negative,
+        "decoupled_weight_decay": checks.flag,
+        **checks.COMMON,
+    }
+    _has_mu_product = True
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum_decay: float = 4e-3,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        nonfinite: str = "propagate",
+        ema: Average = None,
+        flush_denormals: bool = True,
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
+        return "nadam", {
+            "beta1": options["betas"][0],
+            "beta2": options["betas"][1],
+            "eps": options["eps"],
+            "momentum_decay": options["momentum_decay"],
+        }
+
+    @staticmethod
+    def _decoupled(options: Mapping[str, Any]) -> bool:
+        return options["decoupled_weight_decay"]  # type: ignore[no-any-return]
+
+
+class RMSprop(Optimizer):
+    """RMSprop: the gradient over the root of its mean square.
+
+    For each element of each parameter ``p`` with gradient ``g``::
+
+        v ← alpha·v + (1 − alpha)·g²             mean square, "square_avg"
+        x = g / (sqrt(v) + eps)
+        p ← p − lr·x
+
+    With ``centered`` the root is the standard deviation's, ``sqrt(max(v − s², 0))``, with the mean
+    ``s ← alpha·s + (1 − alpha)·g``, "grad_avg". With ``momentum`` the step is along ``b ← momentum·b + x``,
+    "momentum_buffer".
+
+    Args:
+        params: as in `Adam`. State takes one to three arrays of each one's size.
+        lr: the learning rate, or a function of the step that returns one.
+        alpha: the decay of the averages, in [0, 1].
+        eps: keeps the division from blowing up.
+        weight_decay: adds ``weight_decay·p`` to the gradient (L2).
+        momentum: the decay of the steps' sum. Whether it is 0 is fixed when the optimizer is made.
+        centered: divide by the standard deviation. PyTorch lacks the maximum with 0, and may give NaN.
+        maximize, clip_norm, clip_value, nonfinite, ema, flush_denormals: as in `Adam`.
+
+    Raises:
+        TypeError, ValueError: as `Adam`.
+
+    Source: Tieleman and Hinton, "Neural Networks for Machine Learning", lecture 6.5 (2012); centered: Graves,
+    "Generating Sequences With Recurrent Neural Networks" (2013); names and defaults as ``torch.optim.RMSprop``.
+
+    Example:
+        >>> import numpy as np, onepass
+        >>> w = np.ones(2)
+        >>> onepass.RMSprop(w, lr=0.05).step(np.array([3.0, -1.0]))
+        >>> w.round(4)
+        array([0.5, 1.5])
+    """
+
+    _checks: ClassVar = {
+        "lr": checks.learning_rate,
+        "alpha": checks.fraction,
+        "eps": checks.non_negative,
+        "weight_decay": checks.non_negative,
+        "momentum": checks.non_negative,
+        "centered": checks.flag,
+        **checks.COMMON,
+    }
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        *,
+        maximize: bool = False,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        nonfinite: str = "propagate",
+        ema: Average = None,
+        flush_denormals: bool = True,
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
+        rule = "rmsprop" + "_centered" * options["centered"] + "_momentum" * (options["momentum"] != 0)
+        return rule, {name: options[name] for name in ("alpha", "eps", "momentum")}
+
+
+class Adagrad(Optimizer):
+    """Adagrad: the gradient over the root of the sum of all squares so far.
+
+    At step ``t = 1, 2, …``, for each element of each parameter ``p`` with gradient ``g``::
+
+        s ← s + g²                               "sum"
+        p ← p − lr/(1 + (t − 1)·lr_decay) · g / (sqrt(s) + eps)
+
+    Args:
+        params: as in `Adam`. State takes one array of each one's size.
+        lr: the learning rate, or a function of ``t`` that returns one.
+        lr_decay: how fast the learning rate falls.
+        weight_decay: adds ``weight_decay·p`` to the gradient (L2).
+        initial_accumulator_value: what the sums start with.
+        eps: keeps the division from blowing up.
+        maximize, clip_norm, clip_value, nonfinite, ema, flush_denormals: as in `Adam`.
+
+    Raises:
+        TypeError, ValueError: as `Adam`.
+
+    Source: Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization"
+    (2011); names and defaults as ``torch.optim.Adagrad``.
+
+    Example:
+        >>> import numpy as np, onepass
+        >>> w = np.ones(2, np.float32)
+        >>> onepass.Adagrad(w, lr=0.5).step(np.array([3, -1], np.float32))
+        >>> w
+        array([0.5, 1.5], dtype=float32)
+    """
+
+    _checks: ClassVar = {
+        "lr": checks.learning_rate,
+        "lr_decay": checks.non_negative,
+        "weight_decay": checks.non_negative,
+        "initial_accumulator_value": checks.non_negative,
+        "eps": checks.non_negative,
+        **checks.COMMON,
+    }
+    _initial = ("initial_accumulator_value",)
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        *,
+        maximize: bool = False,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        nonfinite: str = "propagate",
+        ema: Average = None,
+        flush_denormals: bool = True,
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
+        return "adagrad", {"lr_decay": options["lr_decay"], "eps": options["eps"]}
+
+    @staticmethod
+    def _first_state(name: str, options: Mapping[str, Any]) -> float:
+        return options["initial_accumulator_value"]  # type: ignore[no-any-return]
+
+
+class Adadelta(Optimizer):
+    """Adadelta: steps of the size of the steps so far, without a learning rate of their own.
+
+    For each element of each parameter ``p`` with gradient ``g``::
+
+        s ← rho·s + (1 − rho)·g²                 mean square of the gradients, "square_avg"
+        x = sqrt(acc + eps) / sqrt(s + eps) · g
+        acc ← rho·acc + (1 − rho)·x²             mean square of the steps, "acc_delta"
+        p ← p − lr·x
+
+    Args:
+        params: as in `Adam`. State takes two arrays of each one's size.
+        lr: a factor for the steps, or a function of the step that returns one.
+        rho: the decay of both averages, in [0, 1].
+        eps: added under the roots; it gives the first steps their size.
+        weight_decay: adds ``weight_decay·p`` to the gradient (L2).
+        maximize, clip_norm, clip_value, nonfinite, ema, flush_denormals: as in `Adam`.
+
+    Raises:
+        TypeError, ValueError: as `Adam`.
+
+    Source: Zeiler, "ADADELTA: An Adaptive Learning Rate Method" (2012); names and defaults as ``torch.optim.Adadelta``.
+
+    Example:
+        >>> import numpy as np, onepass
+        >>> w = np.ones(2)
+        >>> onepass.Adadelta(w).step(np.array([3.0, -1.0]))
+        >>> w.round(4)
+        array([0.9968, 1.0032])
+    """
+
+    _checks: ClassVar = {
+        "lr": checks.learning_rate,
+        "rho": checks.fraction,
+        "eps": checks.non_negative,
+        "weight_decay": checks.non_negative,
+        **checks.COMMON,
+    }
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1.0,
+        rho: float = 0.9,
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        nonfinite: str = "propagate",
+        ema: Average = None,
+        flush_denormals: bool = True,
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
+        return "adadelta", {"rho": options["rho"], "eps": options["eps"]}
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, with momentum or Nesterov's momentum.
+
+    For each element of each parameter ``p`` with gradient ``g``::
+
+        p ← p − lr·g                             without momentum
+        b ← momentum·b + (1 − dampening)·g       with it, "momentum_buffer"; b ← g at the first step
+        p ← p − lr·b                             or, with nesterov, p ← p − lr·(g + momentum·b)
+
+    Args:
+        params: as in `Adam`. State takes one array of each one's size with momentum, none without.
+        lr: the learning rate, or a function of the step that returns one.
+        momentum: the decay of the momentum. Whether it is 0 is fixed when the optimizer is made.
+        dampening: what share of the gradient does not enter the momentum.
+        weight_decay: adds ``weight_decay·p`` to the gradient (L2).
+        nesterov: step from where the momentum leads. It needs a momentum above 0 and no dampening.
+        maximize, clip_norm, clip_value, nonfinite, ema, flush_denormals: as in `Adam`.
+
+    Raises:
+        TypeError, ValueError: as `Adam`; ValueError: nesterov without momentum or with dampening.
+
+    Source: Polyak, "Some methods of speeding up the convergence of iteration methods" (1964); Sutskever et al., "On the
+    importance of initialization and momentum in deep learning" (2013), in the form of ``torch.optim.SGD``, whose names
+    and defaults these are.
+
+    Example:
+        >>> import numpy as np, onepass
+        >>> w = np.ones(2, np.float32)
+        >>> opt = onepass.SGD(w, lr=0.25, momentum=0.5, nesterov=True)
+        >>> opt.step(np.array([1, -1], np.float32))
+        >>> w
+        array([0.625, 1.375], dtype=float32)
+    """
+
+    _checks: ClassVar = {
+        "lr": checks.learning_rate,
+        "momentum": checks.non_negative,
+        "dampening": checks.finite,
+        "weight_decay": checks.non_negative,
+        "nesterov": checks.flag,
+        **checks.COMMON,
+    }
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        nonfinite: str = "propagate",
+        ema: Average = None,
+        flush_denormals: bool = True,
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
+        if options["nesterov"] and (options["momentum"] == 0 or options["dampening"] != 0):
+            raise ValueError(
+                "nesterov needs a momentum above 0 and no dampening, not "
+                f"momentum={options['momentum']!r}, dampening={options['dampening']!r}"
+            )
+        rule = "sgd" if options["momentum"] == 0 else "sgd_momentum"
+        return rule, {name: options[name] for name in ("momentum", "dampening", "nesterov")}
+
+
+class Lion(Optimizer):
+    """Lion: steps by the sign of the momentum.
+
+    For each element of each parameter ``p`` with gradient ``g``::
+
+        p ← p·(1 − lr·weight_decay)              decoupled weight decay
+        p ← p − lr·sign(beta1·m + (1 − beta1)·g)
+        m ← beta2·m + (1 − beta2)·g              momentum, "exp_avg"
+
+    Every step has the size ``lr``, so Lion wants one three to ten times smaller than Adam's, and a larger decay.
+
+    Args:
+        params: as in `Adam`. State takes one array of each one's size.
+        lr: the learning rate, or a function of the step that returns one.
+        betas: the momentum's share in the step, and its decay; in [0, 1).
+        weight_decay: the share of the parameter that a step of ``lr = 1`` takes away.
+        maximize, clip_norm, clip_value, nonfinite, ema, flush_denormals: as in `Adam`.
+
+    Raises:
+        TypeError, ValueError: as `Adam`.
+
+    Source: Chen et al., "Symbolic Discovery of Optimization Algorithms" (2023).
+
+    Example:
+        >>> import numpy as np, onepass
+        >>> w = np.ones(3, np.float32)
+        >>> onepass.Lion(w, lr=0.5).step(np.array([3, 0, -1], np.float32))
+        >>> w
+        array([0.5, 1. , 1.5], dtype=float32)
+    """
+
+    _checks: ClassVar = {
+        "lr": checks.learning_rate,
+        "betas": checks.betas,
+        "weight_decay": checks.non_negative,
+        **checks.COMMON,
+    }
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
+        nonfinite: str = "propagate",
+        ema: Average = None,
+        flush_denormals: bool = True,
+    ) -> None:
+        super().__init__(params, locals())
+
+    @staticmethod
+    def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
+        return "lion", {"beta1": options["betas"][0], "beta2": options["betas"][1]}
+
+    @staticmethod
+    def _decoupled(options: Mapping[str, Any]) -> bool:
+        return True

@@ -2,10 +2,7 @@
 // AMSGrad: Reddi, Kale and Kumar, "On the Convergence of Adam and Beyond" (2018).
 #pragma once
 
-#include <cstdint>
-
-#include "builtins.hpp"
-#include "power.hpp"
+#include "rules/rule.hpp"
 
 namespace onepass {
 namespace {
@@ -25,6 +22,7 @@ struct Adam {
   using Options = AdamOptions;
   static constexpr const char* name = "adam";
   static constexpr const char* states[] = {"exp_avg", "exp_avg_sq"};
+  static constexpr bool squares_gradient = true;
 
   T beta1;
   T one_minus_beta1;
@@ -34,17 +32,17 @@ struct Adam {
   T correct_v;  // r: what corrects the root of the second moment
   T eps;
 
-  static Adam fold(const Options& options, double lr, std::int64_t t) {
+  static Adam fold(const Options& options, Moment& now) {
     const bool corrected = options.bias_correction != 0;
-    const double c1 = corrected ? 1 - power(options.beta1, t) : 1;
-    const double c2 = corrected ? 1 - power(options.beta2, t) : 1;
+    const double c1 = corrected ? 1 - power(options.beta1, now.t) : 1;
+    const double c2 = corrected ? 1 - power(options.beta2, now.t) : 1;
     const bool hat = options.hat != 0;
     return {
         static_cast<T>(options.beta1),
         static_cast<T>(1 - options.beta1),
         static_cast<T>(options.beta2),
         static_cast<T>(1 - options.beta2),
-        static_cast<T>(hat ? lr * square_root(c2) / c1 : lr / c1),
+        static_cast<T>(hat ? now.lr * square_root(c2) / c1 : now.lr / c1),
         static_cast<T>(hat ? 1 : 1 / square_root(c2)),
         static_cast<T>(options.eps),
     };
@@ -71,13 +69,13 @@ struct AMSGrad : Adam<T> {
   static constexpr const char* name = "amsgrad";
   static constexpr const char* states[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
 
-  static AMSGrad fold(const Options& options, double lr, std::int64_t t) { return {Adam<T>::fold(options, lr, t)}; }
+  static AMSGrad fold(const Options& options, Moment& now) { return {Adam<T>::fold(options, now)}; }
 
   void operator()(T& p, T g, T& m, T& v, T& u) const noexcept {
     m = this->beta1 * m + this->one_minus_beta1 * g;
     v = this->beta2 * v + this->one_minus_beta2 * (g * g);
     // keep the largest second moment seen, so that the step never grows
-    u = u > v || u != u ? u : v;  // a NaN stays
+    u = maximum(u, v);
     this->move(p, m, u);
   }
 };

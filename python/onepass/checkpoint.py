@@ -1,0 +1,342 @@
+"""Checkpoints: whether a state dict fits an optimizer, and state dicts as files.
+
+A file is a plain ``.npz``: each array of state under ``state/<index>/<name>``, all else as JSON in ``onepass``.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import math
+import os
+import re
+import secrets
+import stat
+import zipfile
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from reprlib import repr as short  # what a file holds may be long
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib import format as npy
+
+Array = npt.NDArray[Any]
+StateDict = Mapping[str, Any]
+PathLike = str | os.PathLike[str]
+
+VERSION = 1
+_CHUNK = 1 << 16  # bytes: what is copied at once stays in cache
+_SCALARS = "onepass.npy"  # the member that holds all but the arrays
+_HEADER = re.compile(rb"\{'descr': '([^']{,20})', 'fortran_order': (True|False), 'shape': \(([\d, ]{,999})\), \} *\n")
+
+
+class _Stored(NamedTuple):
+    """An array that is still in its file."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    fortran_order: bool
+    start: int  # bytes before its numbers
+
+
+# ---- Does it fit? ----
+
+
+def check(state_dict: StateDict, like: StateDict) -> None:
+    """Refuse a state dict that an optimizer whose own is `like` could not take.
+
+    Option values are only checked to be plain (numbers, strings, None, sequences of numbers).
+
+    Raises:
+        TypeError: something is of the wrong type.
+        ValueError: something is missing, unknown, or of another optimizer, version, number, name, shape or dtype.
+    """
+    _check_type("a state dict", state_dict, Mapping, "a mapping")
+    version, optimizer = (state_dict.get(name, like[name]) for name in ("version", "optimizer"))
+    _check_type("version", version, int, "an integer")
+    if version != like["version"]:
+        newer = "it was written by a newer onepass: " * (version > like["version"])
+        raise ValueError(f"{newer}version must be {like['version']}, not {short(version)}")
+    _check_type("optimizer", optimizer, str, "a string")
+    if optimizer != like["optimizer"]:
+        raise ValueError(f"it is the state of {short(optimizer)}, not of {like['optimizer']!r}")
+    _check_keys("the state dict", state_dict, like)
+    for name in ("step_count", "skipped"):
+        _check_count(name, state_dict[name])
+    _check_type("param_groups", state_dict["param_groups"], (list, tuple), "a list")
+    _check_length("groups", state_dict["param_groups"], like["param_groups"])
+    for index, (group, own) in enumerate(zip(state_dict["param_groups"], like["param_groups"])):
+        _check_keys(f"group {index}", group, own)
+        for name, value in group.items():
+            _check_option(f"{name} of group {index}", name, value, own[name])
+    _check_type("state", state_dict["state"], Mapping, "a mapping")
+    _check_length("parameters", state_dict["state"], like["state"])
+    _check_keys("state", state_dict["state"], like["state"])
+    labels = _labels(like)
+    for index, own in like["state"].items():
+        _check_keys(f"the state of {labels[index]}", state_dict["state"][index], own)
+        for name, mine in own.items():
+            _check_entry(f"{name} of {labels[index]}", name, state_dict["state"][index][name], mine)
+
+
+def _check_type(label: str, value: Any, kinds: Any, what: str) -> None:
+    if not isinstance(value, kinds) or (kinds is int and isinstance(value, bool)):
+        raise TypeError(f"{label} must be {what}, not {short(value)}")
+
+
+def _check_keys(label: str, found: Any, wanted: Iterable[Any]) -> None:
+    _check_type(label, found, Mapping, "a mapping")
+    missing, unknown = [key for key in wanted if key not in found], sorted(found.keys() - set(wanted), key=repr)
+    if missing or unknown:
+        wrong = [f"lacks {short(missing)}"] * bool(missing) + [f"has unknown {short(unknown)}"] * bool(unknown)
+        raise ValueError(f"{label} {' and '.join(wrong)}")
+
+
+def _check_length(what: str, found: Any, wanted: Any) -> None:
+    if len(found) != len(wanted):
+        raise ValueError(f"it holds {len(found)} {what}, the optimizer has {len(wanted)}")
+
+
+def _check_count(label: str, value: Any) -> None:
+    _check_type(label, value, int, "an integer")
+    if not 0 <= value < 2**63:
+        raise ValueError(f"{label} must be at least 0 and less than 2**63, not {short(value)}")
+
+
+def _check_option(label: str, name: str, value: Any, own: Any) -> None:
+    if name in ("params", "param_names"):
+        _check_type(label, value, (list, tuple), "a list")
+        _check_length(label, value, own)
+        for index, (item, mine) in enumerate(zip(value, own)):
+            _check_type(f"{label}, item {index},", item, type(mine), f"{mine!r}")
+            if item != mine:
+                raise ValueError(f"{label}, item {index}, must be {mine!r}, not {short(item)}")
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_type(f"an item of {label}", item, (int, float), "a number")
+    else:
+        _check_type(label, value, (int, float, str, type(None)), "a number, a string or None")
+
+
+def _check_entry(label: str, name: str, value: Any, own: Any) -> None:
+    if isinstance(own, np.ndarray):
+        kinds = () if isinstance(value, np.ma.MaskedArray) else (np.ndarray, _Stored)
+        _check_type(label, value, kinds, "a NumPy array")
+        dtype = value.dtype if isinstance(value, _Stored) else value.dtype.str
+        if dtype != own.dtype.str:
+            raise ValueError(f"{label} must be of dtype {own.dtype.str!r}, not {dtype!r}")
+        if value.shape != own.shape:
+            raise ValueError(f"{label} must have shape {own.shape}, not {value.shape}")
+    elif name == "step":
+        _check_count(label, value)
+    else:
+        _check_type(label, value, float, "a float")
+        if not math.isfinite(value):
+            raise ValueError(f"{label} must be finite, not {value!r}")
+
+
+def _labels(like: StateDict) -> dict[int, str]:
+    """What to call each parameter."""
+    labels = {index: f"parameter {index}" for index in like["state"]}
+    for group in like["param_groups"]:
+        labels |= {i: f"parameter {i} ({name!r})" for i, name in zip(group["params"], group.get("param_names", ()))}
+    return labels
+
+
+# ---- The two halves of a file ----
+
+
+def _arrays(state_dict: StateDict) -> dict[tuple[int, str], Array]:
+    """All arrays of state, by parameter and name."""
+    states = sorted(state_dict["state"].items())
+    return {(i, name): x for i, state in states for name, x in sorted(state.items()) if isinstance(x, np.ndarray)}
+
+
+def _scalars(state_dict: StateDict) -> bytes:
+    """All the rest, as JSON."""
+    states = [state for _, state in sorted(state_dict["state"].items())]
+    numbers = [{name: x for name, x in state.items() if not isinstance(x, np.ndarray)} for state in states]
+    return json.dumps({**state_dict, "state": numbers}, sort_keys=True).encode()
+
+
+def _member(index: int, name: str) -> str:
+    return f"state/{index}/{name}.npy"
+
+
+# ---- Writing ----
+
+
+def write(path: PathLike, state_dict: StateDict) -> None:
+    """Write a state dict to one ``.npz`` file at exactly this path.
+
+    At every moment, also after a crash, the path holds the whole old file or the whole new one. A process that is
+    killed while it writes may leave a file ``.onepass-*.tmp`` beside it, which can be deleted.
+    """
+    members = {_SCALARS: np.frombuffer(_scalars(state_dict), np.uint8)}
+    members |= {_member(*key): array for key, array in _arrays(state_dict).items()}
+    target = Path(os.path.realpath(os.fsdecode(path)))  # a symbolic link stays one
+    mode = _mode(target)
+    temporary = target.with_name(f".onepass-{secrets.token_hex(8)}.tmp")
+    file = temporary.open("xb")
+    try:
+        with file:
+            if mode is not None:
+                temporary.chmod(mode)
+            with zipfile.ZipFile(file, "w") as archive:
+                for name, array in members.items():
+                    _write_array(archive, name, array)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    _flush_folder(target.parent)
+
+
+def _mode(target: Path) -> int | None:
+    """The permissions of the file that will be replaced, if there is one."""
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(mode):  # /dev/null must not be replaced
+        raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "Not a regular file", str(target))
+    return stat.S_IMODE(mode)
+
+
+def _write_array(archive: zipfile.ZipFile, name: str, array: Array) -> None:
+    info = zipfile.ZipInfo(name)  # of 1980, so that equal states give equal files
+    info.create_system = 3  # on Windows too
+    header = npy.header_data_from_array_1_0(array)
+    numbers = array.ravel(order="F" if header["fortran_order"] else "C").view(np.uint8)
+    with archive.open(info, "w", force_zip64=True) as member:
+        npy.write_array_header_1_0(member, header)
+        for start in range(0, numbers.size, _CHUNK):
+            # a copy, so that checksum and file agree whatever another thread does to the array
+            member.write(numbers[start : start + _CHUNK].tobytes())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a renaming outlive a loss of power, where folders can be opened (not on Windows) and flushed."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EBADF, errno.EINVAL):
+            raise
+
+
+# ---- Reading ----
+
+
+def read(path: PathLike, like: StateDict) -> dict[str, Any]:
+    """Read a state dict that an optimizer whose own is `like` can take.
+
+    Names, shapes, dtypes and sizes are checked before the first array is allocated, every checksum is verified, and
+    nothing in the file is evaluated or unpickled.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is damaged, was not written by `write`, or does not fit.
+    """
+    name = os.fsdecode(path)
+    with _Frugal(name) as file:
+        try:
+            file.longest = _CHUNK + 4 * len(_scalars(like)) + 256 * len(_arrays(like))
+            with zipfile.ZipFile(file) as archive:
+                return _load(archive, like)
+        except MemoryError:
+            raise
+        except Exception as error:  # zipfile raises a dozen kinds
+            raise ValueError(f"cannot load {name!r}: {str(error) or type(error).__name__}") from error
+
+
+class _Frugal(io.FileIO):
+    """A file from which little can be read at once: a directory of a million members or huge metadata, say."""
+
+    longest = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > self.longest:
+            raise ValueError(f"its directory or {_SCALARS} has {size} bytes, at most {self.longest} are needed")
+        return super().read(size) or b""
+
+
+def _load(archive: zipfile.ZipFile, like: StateDict) -> dict[str, Any]:
+    infos = {info.filename: info for info in archive.infolist()}
+    if len(infos) != len(archive.infolist()):
+        raise ValueError("it holds a member twice")
+    if _SCALARS not in infos:
+        raise ValueError(f"onepass did not write it: it has no member {_SCALARS!r}")
+    found = _load_scalars(archive, infos[_SCALARS])
+    wanted = {_member(*key): (*key, own) for key, own in _arrays(like).items()}
+    for member, (index, name, _) in wanted.items():
+        if member in infos and isinstance(found["state"].get(index), dict):
+            found["state"][index][name] = _read_header(archive, infos[member])
+    check(found, like)
+    if unknown := infos.keys() - {_SCALARS} - wanted.keys():
+        raise ValueError(f"it has unknown members {short(sorted(unknown))}")
+    for member, (index, name, own) in wanted.items():
+        if infos[member].file_size != found["state"][index][name].start + own.nbytes:
+            raise ValueError(f"{member} has {infos[member].file_size} bytes, wrong for {own.shape} {own.dtype}")
+    for member, (index, name, own) in wanted.items():
+        found["state"][index][name] = _read_array(archive, infos[member], found["state"][index][name], own)
+    for group in found["param_groups"]:
+        options = {name: value for name, value in group.items() if name not in ("params", "param_names")}
+        group |= {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
+    return found
+
+
+def _load_scalars(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> dict[str, Any]:
+    """The state dict without its arrays."""
+    stored = _read_header(archive, info)
+    with archive.open(info) as member:
+        found = json.loads(_exactly(member, info.file_size)[stored.start :])
+    if not isinstance(found, dict) or not isinstance(found.get("state"), list):
+        raise ValueError(f"{info.filename} holds no state dict")
+    return found | {"state": dict(enumerate(found["state"]))}
+
+
+def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Stored:
+    """The header of a plain array. NumPy's own reader evaluates it, and of a damaged one warns or runs out of stack."""
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{info.filename} is compressed, as onepass never does")
+    with archive.open(info) as member:
+        version = npy.read_magic(member)
+        length = int.from_bytes(_exactly(member, 2), "little")
+        match = _HEADER.fullmatch(_exactly(member, length))
+    if version != (1, 0) or match is None:
+        raise ValueError(f"{info.filename} does not have the header of a plain array")
+    dtype, fortran_order, shape = match.groups()
+    numbers = tuple(int(number) for number in shape.split(b",") if number.strip())
+    return _Stored(numbers, dtype.decode("ascii"), fortran_order == b"True", npy.MAGIC_LEN + 2 + length)
+
+
+def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, stored: _Stored, own: Array) -> Array:
+    """An array in the order of the optimizer's own, whatever the file's."""
+    array = np.empty(own.shape, own.dtype, order="C" if own.flags.c_contiguous else "F")
+    view = array.T if stored.fortran_order else array
+    flat = view.reshape(-1) if view.flags.c_contiguous else view.flat  # in the file's order
+    with archive.open(info) as member:
+        _exactly(member, stored.start)
+        for start in range(0, array.size, _CHUNK // array.itemsize):
+            stop = min(start + _CHUNK // array.itemsize, array.size)
+            flat[start:stop] = np.frombuffer(_exactly(member, (stop - start) * array.itemsize), array.dtype)
+    return array
+
+
+def _exactly(member: IO[bytes], size: int) -> bytes:
+    """The next bytes. With the last ones, zipfile verifies the checksum."""
+    data = member.read(size)
+    if len(data) != size:
+        raise EOFError(f"{member.name} ends too early")
+    return data

@@ -1,0 +1,120 @@
+"""The kernel alone, on arrays that the caller keeps."""
+
+from __future__ import annotations
+
+import math
+import operator
+
+import numpy as np
+
+from . import _core, checks
+from .arrays import Array, check_disjoint, check_storage, checked_gradient, copy_into, zeros_like
+from .groups import in_order
+from .optimizers import Adam
+
+
+def adam_step(
+    param: Array,
+    grad: Array,
+    exp_avg: Array,
+    exp_avg_sq: Array,
+    step: int,
+    *,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False,
+    max_exp_avg_sq: Array | None = None,
+    bias_correction: bool = True,
+    eps_mode: str = "paper",
+    maximize: bool = False,
+    grad_scale: float = 1.0,
+    flush_denormals: bool = True,
+) -> None:
+    """One step of Adam on arrays that the caller keeps: the kernel alone.
+
+    Computes what `Adam` (or `AdamW`, with ``decoupled_weight_decay=True``) computes at step ``step``, and updates
+    ``param``, ``exp_avg`` and ``exp_avg_sq`` in place. Any of them may be a memory map.
+
+    Args:
+        param: the parameter, float32 or float64, contiguous and writeable.
+        grad: its gradient, of the same shape; copied first if its dtype or layout differ or it overlaps the others.
+        exp_avg: the first moment, of the parameter's shape, dtype and layout; zeros before the first step.
+        exp_avg_sq: the second moment, likewise.
+        step: the number of this step, 1 or more.
+        max_exp_avg_sq: the largest second moment so far, likewise; given, the step is AMSGrad's.
+        grad_scale: a factor for the gradient.
+
+    The other options are those of `Adam`. ``lr`` is a number here.
+
+    Raises:
+        TypeError, ValueError: as `Adam` and `Adam.step`; nothing has changed.
+
+    Example:
+        >>> import numpy as np, onepass
+        >>> p, m, v = np.ones(2, np.float32), np.zeros(2, np.float32), np.zeros(2, np.float32)
+        >>> onepass.adam_step(p, np.array([1, -1], np.float32), m, v, step=1, lr=0.5)
+        >>> p
+        array([0.5, 1.5], dtype=float32)
+    """
+    options = {
+        "amsgrad": max_exp_avg_sq is not None,
+        "betas": checks.betas("betas", betas),
+        "eps": checks.non_negative("eps", eps),
+        "bias_correction": checks.flag("bias_correction", bias_correction),
+        "eps_mode": checks.eps_mode("eps_mode", eps_mode),
+    }
+    lr = checks.non_negative("lr", lr)
+    weight_decay = checks.non_negative("weight_decay", weight_decay)
+    grad_scale = checks.finite("grad_scale", grad_scale)
+    try:
+        step = operator.index(step)
+    except TypeError:
+        raise TypeError(f"step must be an integer, not {step!r}") from None
+    if not 1 <= step < 2**63:
+        raise ValueError(f"step must be at least 1 and fit 64 bits, not {step}")
+
+    states = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+    if max_exp_avg_sq is not None:
+        states["max_exp_avg_sq"] = max_exp_avg_sq
+    check_storage("param", param)
+    for name, array in states.items():
+        check_storage(name, array)
+        if array.dtype != param.dtype:
+            raise TypeError(f"{name} is of dtype {array.dtype}, param of {param.dtype}: they must be equal")
+        if array.shape != param.shape:
+            raise ValueError(f"{name} has shape {array.shape}, param {param.shape}: they must be equal")
+        if not (array.flags.c_contiguous and param.flags.c_contiguous) and not (
+            array.flags.f_contiguous and param.flags.f_contiguous
+        ):
+            raise ValueError(f"{name} and param must both be in C order or both in Fortran order")
+    arrays = {"param": param, **states}
+    check_disjoint(list(arrays.items()))
+    gradient = checked_gradient("grad", grad, param.shape)
+    same_order = (gradient.flags.c_contiguous and param.flags.c_contiguous) or (
+        gradient.flags.f_contiguous and param.flags.f_contiguous
+    )
+    alone = not any(np.may_share_memory(gradient, array) for array in arrays.values())
+    if not (same_order and alone and gradient.flags.aligned and gradient.dtype == param.dtype):
+        gradient = copy_into(zeros_like(param), gradient)
+
+    rule, numbers = Adam._rule(options)
+    common = _core.CommonOptions(
+        lr=lr,
+        weight_decay=weight_decay,
+        clip_value=math.inf,
+        ema_decay=0.0,
+        decoupled=checks.flag("decoupled_weight_decay", decoupled_weight_decay),
+        maximize=checks.flag("maximize", maximize),
+        averaged=False,
+        scheduled=False,
+    )
+    flush = checks.flag("flush_denormals", flush_denormals)
+    if not _core.step_once(
+        rule, in_order(rule, numbers), common, grad_scale, flush, step, param, gradient, list(states.values())
+    ):
+        raise ValueError(
+            f"a coefficient made from the options overflows {param.dtype} at step {step}: use smaller numbers, or "
+            f"float64 arrays (lr={lr!r}, weight_decay={weight_decay!r}, grad_scale={grad_scale!r}, {options!r})"
+        )

@@ -1,0 +1,141 @@
+"""Groups of parameters and their options."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from . import _core, checks
+from .arrays import Array
+from .checks import Check
+
+if TYPE_CHECKING:
+    from .base import Optimizer
+
+
+class Group(Mapping[str, Any]):
+    """Some of an optimizer's parameters, and their options as attributes (or, as PyTorch has it, as items).
+
+    Assigning to one checks the value and holds from the next step on. What decides which buffers exist (``amsgrad``,
+    ``centered``, whether there is ``momentum`` or an ``ema``) is fixed when the group is made.
+
+    Example:
+        >>> import numpy as np, onepass
+        >>> opt = onepass.AdamW(np.zeros(3, np.float32), lr=0.1)
+        >>> opt.groups[0].weight_decay = 0.05
+        >>> opt.groups[0]["lr"] *= 0.5
+        >>> opt.groups[0]
+        Group(lr=0.05, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.05, amsgrad=False, bias_correction=True, \
+eps_mode='paper', maximize=False, clip_value=None, ema=None)
+    """
+
+    __slots__ = ("_core", "_kind", "_lock", "_values", "params")
+
+    params: list[Array]
+
+    def __init__(self, kind: type[Optimizer], params: list[Array], options: Mapping[str, Any]) -> None:
+        if unknown := [name for name in options if name not in kind._checks]:
+            whole = [name for name in unknown if name in checks.WHOLE]
+            why = f"{whole[0]} is an option of the whole optimizer" if whole else f"its options are {[*kind._checks]}"
+            raise TypeError(f"a group of {kind.__name__} has no option {unknown[0]!r}: {why}")
+        values = {name: check(name, options[name]) for name, check in kind._checks.items()}
+        rule, numbers = kind._rule(values)
+        object.__setattr__(self, "_kind", kind)
+        object.__setattr__(self, "_values", values)
+        object.__setattr__(self, "_lock", threading.RLock())
+        object.__setattr__(self, "params", params)
+        object.__setattr__(self, "_core", _core.Group(rule, in_order(rule, numbers), self._common(values)))
+
+    def _common(self, values: Mapping[str, Any]) -> _core.CommonOptions:
+        """The options that every rule shares, as the core takes them."""
+        clip_value = values["clip_value"]
+        # Schedules are asked before each step. One that begins while another thread steps counts from the next step on.
+        numbers = {name: self._values[name] if callable(values[name]) else values[name] for name in ("lr", "ema")}
+        lr, ema = (0.0 if value is None or callable(value) else value for value in numbers.values())
+        return _core.CommonOptions(
+            lr=lr,
+            weight_decay=values["weight_decay"],
+            clip_value=math.inf if clip_value is None else clip_value,
+            ema_decay=ema,
+            decoupled=self._kind._decoupled(values),
+            maximize=values["maximize"],
+            averaged=values["ema"] is not None,
+            scheduled=callable(values["lr"]) or callable(values["ema"]),
+        )
+
+    def _set(self, values: Mapping[str, Any]) -> None:
+        """Put options in place that have been checked."""
+        rule, numbers = self._kind._rule(values)
+        self._core.set(in_order(rule, numbers), self._common(values))
+        object.__setattr__(self, "_values", values)
+
+    def _changed(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """The options with these changes, checked."""
+        kind = self._kind
+        values = dict(self._values)
+        for name, value in changes.items():
+            if name not in values:
+                raise AttributeError(f"{kind.__name__} has no option {name!r} that can be set: {list(values)}")
+            values[name] = kind._checks[name](name, value)
+        buffers = kind._rule(values)[0] != kind._rule(self._values)[0]
+        if buffers or (values["ema"] is None) != (self._values["ema"] is None):
+            names = [name for name in changes if values[name] != self._values[name]]
+            raise AttributeError(f"{names[0]} decides which buffers exist: it is fixed when the optimizer is made")
+        return values
+
+    def __getattr__(self, name: str) -> Any:
+        if name in Group.__slots__ or name not in self._values:  # a slot is only asked for here while it is empty
+            raise AttributeError(f"there is no option {name!r}")
+        return self._values[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        with self._lock:  # another thread may be setting another option
+            values = self._changed({name: value})
+            if name in self._kind._initial and value != self._values[name]:
+                raise AttributeError(f"{name} is what state starts with: it is fixed when the optimizer is made")
+            self._set(values)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.params if name == "params" else self._values[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        setattr(self, name, value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["params", *self._values])
+
+    def __len__(self) -> int:
+        return 1 + len(self._values)
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a group is part of its optimizer: copy or pickle that")
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._values]
+
+    def __repr__(self) -> str:
+        return f"Group({', '.join(f'{name}={value!r}' for name, value in self._values.items())})"
+
+
+def in_order(rule: str, numbers: Mapping[str, float]) -> list[float]:
+    """A rule's numbers in the order in which the core takes them."""
+    return [numbers[name] for name in _core.rules[rule][0]]
+
+
+def asked(whose: str, schedule: Any, name: str, check: Check, t: int) -> float:
+    """What a schedule says at step t; a number says itself."""
+    if not callable(schedule):
+        return schedule  # type: ignore[no-any-return]
+    try:
+        value = schedule(t)
+    except Exception as error:
+        raise ValueError(f"{whose} failed at step {t}: {error!r}") from error
+    try:
+        return check(name, value)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise ValueError(f"{whose} returned {value!r} at step {t}: {error}") from error

@@ -1,0 +1,88 @@
+"""What other libraries' Adam does with its defaults, as keyword arguments for `Adam`.
+
+``presets`` maps a library's name to ``lr``, ``betas``, ``eps`` and ``eps_mode``, the place of epsilon, which is where
+libraries differ most: ``"paper"`` adds it to the root of the bias-corrected second moment, ``"hat"`` to the root of the
+second moment itself, where the same number acts as one up to ``1/sqrt(1 − beta2)`` times larger. Nothing else that a
+library does (clipping, weight decay, averages) is in them. The mapping and its entries cannot be changed.
+
+==============  ====================================  ==================================================================
+name            library                               how it was checked (``tests/integrations/test_presets.py``)
+==============  ====================================  ==================================================================
+``tensorflow``  TensorFlow 1, ``tf.train``            the article's values, the formula in its documentation
+``keras``       Keras 1 and early 2, ``decay=0.0``    the article's values, the formula of ``Adam.get_updates``
+``blocks``      Blocks, with ``decay_factor=1``       the article's values, the formula of ``Adam.compute_step``
+``lasagne``     Lasagne                               the article's values, the formula of ``lasagne.updates.adam``
+``caffe``       Caffe                                 the article's values, the formula of ``AdamSolver``
+``mxnet``       MXNet                                 the article's values, the formula in its documentation
+``torch``       PyTorch                               the article's values; run beside PyTorch 2.13.0
+``keras3``      Keras 3                               run beside Keras 3.15.1 (JAX backend, float64)
+``optax``       optax, with ``learning_rate=1e-3``    run beside optax 0.2.8
+``sklearn``     scikit-learn's ``MLPClassifier``      run beside scikit-learn 1.9.1
+``thinc``       thinc (spaCy), without its clipping   run beside thinc 9.1.1 (float32)
+``pennylane``   PennyLane's ``AdamOptimizer``         run beside PennyLane 0.45.1
+``qiskit``      Qiskit Algorithms' ``ADAM``           run beside qiskit-algorithms 0.4.0
+==============  ====================================  ==================================================================
+
+"The article" is Jason Brownlee's "Gentle Introduction to the Adam Optimization Algorithm for Deep Learning" (2017),
+whose list of defaults the first seven names are. To run beside a library is to take 20 steps with its own optimizer,
+left at its defaults and once more with an epsilon of 0.01, along ordinary gradients and along some as small as epsilon,
+which only the right place of epsilon follows.
+
+Example:
+    >>> import numpy as np, onepass
+    >>> from onepass.presets import presets
+    >>> w = np.zeros(3, np.float32)
+    >>> opt = onepass.Adam(w, **presets["keras3"])
+    >>> opt.groups[0].eps, opt.groups[0].eps_mode
+    (1e-07, 'hat')
+    >>> opt = onepass.Adam(w, **{**presets["keras3"], "lr": 0.01})
+    >>> opt.lr
+    0.01
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+__all__ = ["presets"]
+
+
+def _adam(lr: float, beta1: float, beta2: float, eps: float, eps_mode: str) -> Mapping[str, Any]:
+    return MappingProxyType({"lr": lr, "betas": (beta1, beta2), "eps": eps, "eps_mode": eps_mode})
+
+
+presets: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        # The article's list.
+        # tf.train.AdamOptimizer, whose documentation calls it "epsilon hat"; also tf.compat.v1
+        "tensorflow": _adam(0.001, 0.9, 0.999, 1e-8, "hat"),
+        # keras.optimizers.Adam of Keras 1 and early Keras 2 (later 1e-7); decay=0.0 is inverse_time(lr, decay=0.0)
+        "keras": _adam(0.001, 0.9, 0.999, 1e-8, "hat"),
+        # blocks.algorithms.Adam since its decay_factor is 1
+        "blocks": _adam(0.002, 0.9, 0.999, 1e-8, "hat"),
+        # lasagne.updates.adam
+        "lasagne": _adam(0.001, 0.9, 0.999, 1e-8, "hat"),
+        # AdamSolver: momentum, momentum2, and delta, which its source calls eps_hat; base_lr has no default there
+        "caffe": _adam(0.001, 0.9, 0.999, 1e-8, "hat"),
+        # mxnet.optimizer.Adam
+        "mxnet": _adam(0.001, 0.9, 0.999, 1e-8, "hat"),
+        # torch.optim.Adam. Lua Torch's optim.adam and PyTorch until 2019 (its pull request 22628) had these values
+        # with epsilon in the hat place
+        "torch": _adam(0.001, 0.9, 0.999, 1e-8, "paper"),
+        # Today's.
+        # keras.optimizers.Adam, whose documentation calls it "epsilon hat"
+        "keras3": _adam(0.001, 0.9, 0.999, 1e-7, "hat"),
+        # optax.adam: eps, outside the root and after the bias correction (eps_root, inside, is 0); no default rate
+        "optax": _adam(0.001, 0.9, 0.999, 1e-8, "paper"),
+        # sklearn.neural_network.MLPClassifier and MLPRegressor, solver="adam"
+        "sklearn": _adam(0.001, 0.9, 0.999, 1e-8, "hat"),
+        # thinc.optimizers.Adam; by default it also clips each gradient to a norm of 1
+        "thinc": _adam(0.001, 0.9, 0.999, 1e-8, "hat"),
+        # pennylane.AdamOptimizer: 0.01 is what it uses, its documentation says 0.1
+        "pennylane": _adam(0.01, 0.9, 0.99, 1e-8, "hat"),
+        # qiskit_algorithms.optimizers.ADAM: epsilon is its noise_factor; its eps is for finite differences
+        "qiskit": _adam(0.001, 0.9, 0.99, 1e-8, "hat"),
+    }
+)

@@ -1,0 +1,322 @@
+"""Learning-rate schedules: functions of the step ``t = 1, 2, …`` that return the learning rate of that step.
+
+Each is a small immutable object that can be called, pickled, compared, hashed and printed (what it prints makes it
+again), and serves wherever an optimizer takes ``lr``. Any other callable serves there too.
+
+========================================  ========================================  ======================
+schedule                                  learning rate at step t                   known from
+========================================  ========================================  ======================
+``inverse_sqrt(lr)``                      lr / sqrt(t)                              the Adam paper
+``inverse_time(lr, decay)``               lr / (1 + decay·(t − 1))                  Keras' ``decay``
+``exponential(lr, rate, steps=1)``        lr · rate^((t − 1)/steps)                 ``ExponentialLR``
+``piecewise(boundaries, values)``         values[i] while t ≤ boundaries[i]         ``MultiStepLR``
+``linear(lr, end, steps)``                from lr to end in a straight line         ``LinearLR``
+``cosine(lr, steps, end=0.0)``            from lr to end along half a cosine        ``CosineAnnealingLR``
+``warmup(schedule, steps)``               a straight line up, then the schedule     Goyal et al. (2017)
+========================================  ========================================  ======================
+
+The rates are Python floats, finite and at least 0 at every step that an optimizer can reach (below 2⁶³). A step below 1
+is a ``ValueError``, one that is no integer a ``TypeError``; arguments are checked when a schedule is made.
+
+Example:
+    >>> import numpy as np, onepass
+    >>> from onepass import schedules
+    >>> w = np.zeros(3, np.float32)
+    >>> opt = onepass.Adam(w, lr=schedules.warmup(schedules.cosine(1e-3, steps=900), steps=100))
+    >>> opt.step(np.array([1, 2, 3], np.float32))
+    >>> opt.lr
+    warmup(schedule=cosine(lr=0.001, steps=900, end=0.0), steps=100)
+    >>> [opt.lr(t) for t in (1, 50, 100, 101, 551, 1001)]
+    [1e-05, 0.0005, 0.001, 0.001, 0.0005, 0.0]
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from . import checks
+from .checks import LearningRate
+
+__all__ = ["cosine", "exponential", "inverse_sqrt", "inverse_time", "linear", "piecewise", "warmup"]
+
+
+@dataclass(frozen=True, slots=True)
+class inverse_sqrt:
+    """The rate falls with the root of the step: ``lr / sqrt(t)``.
+
+    Args:
+        lr: the rate at step 1, at least 0.
+
+    Source: Kingma and Ba, "Adam: A Method for Stochastic Optimization" (2015), section 4, where it gives Adam its bound
+    on the regret, and section 6.1, where it trains.
+
+    Example:
+        >>> from onepass import schedules
+        >>> [schedules.inverse_sqrt(0.1)(t) for t in (1, 4, 100)]
+        [0.1, 0.05, 0.01]
+    """
+
+    lr: float
+
+    def __post_init__(self) -> None:
+        _keep(self, lr=checks.non_negative("lr", self.lr))
+
+    def __call__(self, t: int) -> float:
+        """The rate at step t."""
+        return self.lr / math.sqrt(_step(t))
+
+
+@dataclass(frozen=True, slots=True)
+class inverse_time:
+    """The rate falls with the step: ``lr / (1 + decay·(t − 1))``.
+
+    Args:
+        lr: the rate at step 1, at least 0.
+        decay: at least 0; the rate has halved after ``1/decay`` steps.
+
+    Source: the option ``decay`` of the optimizers of Keras 1 and 2.
+
+    Example:
+        >>> from onepass import schedules
+        >>> [schedules.inverse_time(0.1, decay=0.5)(t) for t in (1, 3, 7)]
+        [0.1, 0.05, 0.025]
+    """
+
+    lr: float
+    decay: float
+
+    def __post_init__(self) -> None:
+        _keep(self, lr=checks.non_negative("lr", self.lr), decay=checks.non_negative("decay", self.decay))
+
+    def __call__(self, t: int) -> float:
+        """The rate at step t."""
+        return self.lr / (1 + self.decay * (_step(t) - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class exponential:
+    """The rate is multiplied by ``rate`` every ``steps`` steps, little by little: ``lr · rate^((t − 1)/steps)``.
+
+    Args:
+        lr: the rate at step 1, at least 0.
+        rate: greater than 0. Above 1 the learning rate grows (a search for the largest that works), until it is the
+            largest double.
+        steps: at least 1.
+
+    Source: ``torch.optim.lr_scheduler.ExponentialLR`` (with ``steps=1``), ``keras``' ``ExponentialDecay``.
+
+    Example:
+        >>> from onepass import schedules
+        >>> [schedules.exponential(0.1, rate=0.25, steps=10)(t) for t in (1, 6, 11)]
+        [0.1, 0.05, 0.025]
+    """
+
+    lr: float
+    rate: float
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        lr, rate = checks.non_negative("lr", self.lr), checks.finite("rate", self.rate)
+        if rate <= 0:
+            raise ValueError(f"rate must be greater than 0, not {self.rate!r}")
+        _keep(self, lr=lr, rate=rate, steps=_count("steps", self.steps))
+
+    def __call__(self, t: int) -> float:
+        """The rate at step t."""
+        exponent = (_step(t) - 1) / self.steps
+        try:
+            factor = math.pow(self.rate, exponent)
+        except OverflowError:
+            return sys.float_info.max if self.lr else 0.0
+        return min(self.lr * factor, sys.float_info.max)
+
+
+@dataclass(frozen=True, slots=True)
+class piecewise:
+    """The rate is constant between boundaries: ``values[i]`` while ``t ≤ boundaries[i]``, and then the last value.
+
+    Args:
+        boundaries: the last steps of all values but the last: integers, at least 1, each greater than the one before.
+        values: the rates, at least 0, one more than there are boundaries.
+
+    Both are kept as tuples.
+
+    Source: ``keras``' ``PiecewiseConstantDecay``; ``torch.optim.lr_scheduler.MultiStepLR`` is one.
+
+    Example:
+        >>> from onepass import schedules
+        >>> schedule = schedules.piecewise(boundaries=[30, 60], values=[0.1, 0.01, 0.001])
+        >>> [schedule(t) for t in (1, 30, 31, 60, 61)]
+        [0.1, 0.1, 0.01, 0.01, 0.001]
+    """
+
+    boundaries: Sequence[int]
+    values: Sequence[float]
+
+    def __post_init__(self) -> None:
+        boundaries = tuple(_count(f"boundaries[{i}]", b) for i, b in enumerate(_items("boundaries", self.boundaries)))
+        values = tuple(checks.non_negative(f"values[{i}]", v) for i, v in enumerate(_items("values", self.values)))
+        if any(a >= b for a, b in pairwise(boundaries)):
+            raise ValueError(f"boundaries must each be greater than the one before, not {self.boundaries!r}")
+        if len(values) != len(boundaries) + 1:
+            raise ValueError(
+                f"values must be one more than boundaries, but there are {len(values)} values and "
+                f"{len(boundaries)} boundaries: {self.values!r}, {self.boundaries!r}"
+            )
+        _keep(self, boundaries=boundaries, values=values)
+
+    def __call__(self, t: int) -> float:
+        """The rate at step t."""
+        return self.values[bisect_left(self.boundaries, _step(t))]
+
+
+@dataclass(frozen=True, slots=True)
+class linear:
+    """The rate goes from ``lr`` to ``end`` in a straight line: ``lr + (end − lr)·min(t − 1, steps)/steps``.
+
+    It is ``lr`` at step 1, ``end`` at step ``steps + 1``, and stays there.
+
+    Args:
+        lr: the first rate, at least 0.
+        end: the last rate, at least 0; it may be the greater one.
+        steps: how many steps the way takes, at least 1.
+
+    Source: ``torch.optim.lr_scheduler.LinearLR``, ``optax.linear_schedule``.
+
+    Example:
+        >>> from onepass import schedules
+        >>> [schedules.linear(0.1, end=0.0, steps=100)(t) for t in (1, 51, 101, 1000)]
+        [0.1, 0.05, 0.0, 0.0]
+    """
+
+    lr: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        lr, end = checks.non_negative("lr", self.lr), checks.non_negative("end", self.end)
+        _keep(self, lr=lr, end=end, steps=_count("steps", self.steps))
+
+    def __call__(self, t: int) -> float:
+        """The rate at step t."""
+        return _between(self.lr, self.end, min(_step(t) - 1, self.steps) / self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class cosine:
+    """The rate falls along half a cosine: ``end + (lr − end)·(1 + cos(π·min(t − 1, steps)/steps))/2``.
+
+    It is ``lr`` at step 1, ``end`` at step ``steps + 1``, and stays there.
+
+    Args:
+        lr: the first rate, at least 0.
+        steps: how many steps the way takes, at least 1.
+        end: the last rate, at least 0.
+
+    Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts" (2017), equation 5, without
+    restarts; ``torch.optim.lr_scheduler.CosineAnnealingLR`` up to its ``T_max``, ``optax.cosine_decay_schedule``.
+
+    Example:
+        >>> from onepass import schedules
+        >>> [schedules.cosine(0.1, steps=100)(t) for t in (1, 51, 101, 1000)]
+        [0.1, 0.05, 0.0, 0.0]
+    """
+
+    lr: float
+    steps: int
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        lr, end = checks.non_negative("lr", self.lr), checks.non_negative("end", self.end)
+        _keep(self, lr=lr, steps=_count("steps", self.steps), end=end)
+
+    def __call__(self, t: int) -> float:
+        """The rate at step t."""
+        angle = math.pi * (min(_step(t) - 1, self.steps) / self.steps)
+        return _between(self.end, self.lr, (1 + math.cos(angle)) / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class warmup:
+    """The rate rises in a line, ``schedule(1)·t/steps`` while ``t ≤ steps``, then it is ``schedule(t − steps)``.
+
+    The schedule counts its own steps: its first comes after the warmup, which reaches the same rate one step before.
+
+    Args:
+        schedule: a schedule, any other function of the step that returns a rate, or a number, a constant rate.
+        steps: how many steps the rise takes, at least 1.
+
+    Raises:
+        ValueError, TypeError: also when called, if the schedule returns no finite number, 0 or more.
+
+    Source: Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour" (2017), section 2.2.
+
+    Example:
+        >>> from onepass import schedules
+        >>> [schedules.warmup(0.1, steps=4)(t) for t in (1, 2, 4, 5)]
+        [0.025, 0.05, 0.1, 0.1]
+        >>> [schedules.warmup(schedules.inverse_sqrt(0.1), steps=4)(t) for t in (2, 4, 5, 8)]
+        [0.05, 0.1, 0.1, 0.05]
+    """
+
+    schedule: LearningRate
+    steps: int
+
+    def __post_init__(self) -> None:
+        _keep(self, schedule=checks.learning_rate("schedule", self.schedule), steps=_count("steps", self.steps))
+
+    def __call__(self, t: int) -> float:
+        """The rate at step t."""
+        t = _step(t)
+        return self._rate(1) * (t / self.steps) if t <= self.steps else self._rate(t - self.steps)
+
+    def _rate(self, t: int) -> float:
+        schedule = self.schedule
+        return checks.non_negative(f"schedule({t})", schedule(t)) if callable(schedule) else schedule
+
+
+def _keep(self: object, /, **values: Any) -> None:
+    """Set the checked values of a frozen dataclass that is being made."""
+    for name, value in values.items():
+        object.__setattr__(self, name, value)
+
+
+def _count(name: str, value: Any) -> int:
+    """An integer, 1 or more."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {value!r}") from None
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, not {value!r}")
+    return number
+
+
+def _step(t: Any) -> int:
+    """The number of a step: an integer from 1 to 2**63 - 1."""
+    number = _count("t", t)
+    if number >= 2**63:
+        raise ValueError(f"t must fit 64 bits, not {t!r}")
+    return number
+
+
+def _items(name: str, value: Any) -> tuple[Any, ...]:
+    """The items of a sequence."""
+    if isinstance(value, (str, bytes, bytearray, Mapping, Set)):
+        raise TypeError(f"{name} must be a sequence of numbers, not {value!r}")
+    try:
+        return tuple(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of numbers, not {value!r}") from None
+
+
+def _between(start: float, end: float, fraction: float) -> float:
+    """What lies this far on the way from start to end: exactly start at 0, exactly end at 1."""
+    return end if fraction == 1 else start + (end - start) * fraction

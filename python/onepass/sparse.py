@@ -1,0 +1,83 @@
+"""Gradients of which only some rows are not zero."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from .arrays import Array, real_floating
+
+
+class SparseRows:
+    """The gradient of a parameter of which only some rows are not zero.
+
+    Hand it to `step` in the place of an array: only these rows of the parameter and of its state are touched, those
+    of the moments and of the running average included. The parameter's own step count goes up by one, as ever. Weight
+    decay, clipping and everything else apply to these rows alone.
+
+    Args:
+        indices: the rows, a sequence or one-dimensional array of integers, in any order. Values of rows that occur
+            more than once are summed, in the order given, in the parameter's dtype.
+        values: an array of a real floating dtype, one entry of the shape of a row for each index.
+
+    Raises:
+        TypeError: indices that are not integers, values that are no array of real floating-point numbers.
+        ValueError: indices that are not one-dimensional, or as many values as there are indices are not given.
+        IndexError: a negative index; one past the end, when it is handed to `step`.
+
+    Example:
+        >>> import numpy as np, onepass
+        >>> embedding = np.zeros((5, 2), np.float32)
+        >>> opt = onepass.SGD(embedding, lr=0.5)
+        >>> opt.step(onepass.SparseRows([3, 1, 3], np.array([[1, 1], [2, 2], [4, 4]], np.float32)))
+        >>> embedding[[1, 3]]
+        array([[-1. , -1. ],
+               [-2.5, -2.5]], dtype=float32)
+    """
+
+    __slots__ = ("indices", "values")
+
+    indices: npt.NDArray[np.int64]
+    values: Array
+
+    def __init__(self, indices: npt.ArrayLike, values: Array) -> None:
+        rows = np.asarray(indices)
+        if rows.dtype.kind not in "iu" and rows.size:
+            raise TypeError(f"indices must be integers, not {rows.dtype}")
+        if rows.ndim != 1:
+            raise ValueError(f"indices must be one-dimensional, not of shape {rows.shape}")
+        real_floating("values", values)
+        if values.ndim == 0 or values.shape[0] != rows.size:
+            raise ValueError(f"there are {rows.size} indices but values has shape {values.shape}: one entry for each")
+        if rows.size and int(rows.min()) < 0:
+            raise IndexError(f"indices holds {int(rows.min())}: rows count from 0")
+        if rows.size and int(rows.max()) >= 2**63:
+            raise IndexError(f"indices holds {int(rows.max())}: no array has that many rows")
+        self.indices = rows.astype(np.int64)
+        self.values = values
+
+    def __repr__(self) -> str:
+        return f"SparseRows({len(self.indices)} rows of shape {self.values.shape[1:]}, {self.values.dtype})"
+
+
+def coalesced(label: str, sparse: SparseRows, param: Array) -> tuple[npt.NDArray[np.int64], Array]:
+    """The rows in ascending order, each once, and their values in the parameter's dtype, copied."""
+    if param.ndim == 0 or not param.flags.c_contiguous:
+        raise ValueError(f"{label} is given by rows, but its parameter has none that lie together: use C order")
+    if sparse.values.shape[1:] != param.shape[1:]:
+        row = sparse.values.shape[1:]
+        raise ValueError(f"{label} has rows of shape {row}, its parameter of {param.shape[1:]}: they must be equal")
+    if sparse.indices.size and int(sparse.indices.max()) >= param.shape[0]:
+        raise IndexError(f"{label} names row {int(sparse.indices.max())}, but its parameter has {param.shape[0]} rows")
+    order = np.argsort(sparse.indices, kind="stable")
+    with np.errstate(all="ignore"):  # a value too large for the dtype becomes infinite, as in any cast
+        values = np.asarray(sparse.values)[order].astype(param.dtype, order="C", copy=False)
+    rows, first, which = np.unique(sparse.indices[order], return_index=True, return_inverse=True)
+    if rows.size == order.size:
+        return rows, values
+    summed = np.ascontiguousarray(values[first])
+    again = np.ones(order.size, bool)
+    again[first] = False
+    with np.errstate(all="ignore"):
+        np.add.at(summed, which[again], values[again])
+    return rows, summed

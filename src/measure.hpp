@@ -1,0 +1,57 @@
+// Looks at gradients before a step: their squares, and whether they are finite.
+#pragma once
+
+#include <cstddef>
+
+#include "builtins.hpp"
+#include "kernels.hpp"
+
+namespace onepass {
+namespace {
+
+// Sixteen interleaved sums, added up in a fixed tree: the same bits whatever the width of the vectors.
+template <class T>
+double squares(const void* grad, std::size_t begin, std::size_t end) {
+  constexpr std::size_t lanes = 16;
+  const T* const g = static_cast<const T*>(grad) + begin;
+  const std::size_t count = end - begin;
+  double sums[lanes] = {};
+  std::size_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    ONEPASS_SIMD
+    for (std::size_t lane = 0; lane < lanes; ++lane) {
+      const double x = static_cast<double>(g[i + lane]);
+      sums[lane] = sums[lane] + x * x;
+    }
+  }
+  for (std::size_t lane = 0; i < count; ++i, ++lane) {
+    const double x = static_cast<double>(g[i]);
+    sums[lane] = sums[lane] + x * x;
+  }
+  for (std::size_t half = lanes / 2; half != 0; half /= 2) {
+    for (std::size_t lane = 0; lane < half; ++lane) sums[lane] = sums[lane] + sums[lane + half];
+  }
+  return sums[0];
+}
+
+template <bool squared, class T>
+bool all_finite(const T* grad, T scale, std::size_t count) {
+  T zero = 0;  // stays zero as long as all are finite: infinity less itself is NaN
+  ONEPASS_SIMD_SUM(zero)
+  for (std::size_t i = 0; i < count; ++i) {
+    const T g = grad[i] * scale;
+    const T x = squared ? g * g : g;
+    zero += x - x;
+  }
+  return zero == 0;
+}
+
+template <class T>
+bool finite(const void* grad, double scale, bool squared, std::size_t begin, std::size_t end) {
+  const T* const g = static_cast<const T*>(grad) + begin;
+  const T s = static_cast<T>(scale);
+  return squared ? all_finite<true>(g, s, end - begin) : all_finite<false>(g, s, end - begin);
+}
+
+}  // namespace
+}  // namespace onepass

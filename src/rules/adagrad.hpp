@@ -1,0 +1,40 @@
+// Adagrad: Duchi, Hazan and Singer, "Adaptive Subgradient Methods" (2011).
+#pragma once
+
+#include "rules/rule.hpp"
+
+namespace onepass {
+namespace {
+
+struct AdagradOptions {
+  double lr_decay;  // how fast the learning rate falls
+  double eps;       // added to the root of the sum
+  static constexpr const char* names[] = {"lr_decay", "eps"};
+};
+
+template <class T>
+struct Adagrad {
+  using Options = AdagradOptions;
+  static constexpr const char* name = "adagrad";
+  static constexpr const char* states[] = {"sum"};
+  static constexpr bool squares_gradient = true;
+
+  T step_size;  // a: the decayed learning rate
+  T eps;
+
+  static Adagrad fold(const Options& options, Moment& now) {
+    return {
+        static_cast<T>(now.lr / (1 + static_cast<double>(now.t - 1) * options.lr_decay)),
+        static_cast<T>(options.eps),
+    };
+  }
+
+  void operator()(T& p, T g, T& s) const noexcept {
+    // add up the squares of all gradients
+    s = s + g * g;
+    p = p - step_size * (g / (square_root(s) + eps));
+  }
+};
+
+}  // namespace
+}  // namespace onepass

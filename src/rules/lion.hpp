@@ -1,0 +1,45 @@
+// Lion: Chen et al., "Symbolic Discovery of Optimization Algorithms" (2023).
+#pragma once
+
+#include "rules/rule.hpp"
+
+namespace onepass {
+namespace {
+
+struct LionOptions {
+  double beta1;  // the share of the momentum in the step
+  double beta2;  // decay of the momentum
+  static constexpr const char* names[] = {"beta1", "beta2"};
+};
+
+template <class T>
+struct Lion {
+  using Options = LionOptions;
+  static constexpr const char* name = "lion";
+  static constexpr const char* states[] = {"exp_avg"};
+  static constexpr bool squares_gradient = false;
+
+  T beta1;
+  T one_minus_beta1;
+  T beta2;
+  T one_minus_beta2;
+  T lr;
+
+  static Lion fold(const Options& options, Moment& now) {
+    return {
+        static_cast<T>(options.beta1), static_cast<T>(1 - options.beta1),
+        static_cast<T>(options.beta2), static_cast<T>(1 - options.beta2),
+        static_cast<T>(now.lr),
+    };
+  }
+
+  void operator()(T& p, T g, T& m) const noexcept {
+    // step by the sign alone of the momentum with the new gradient
+    p = p - lr * sign(beta1 * m + one_minus_beta1 * g);
+    // update the momentum
+    m = beta2 * m + one_minus_beta2 * g;
+  }
+};
+
+}  // namespace
+}  // namespace onepass

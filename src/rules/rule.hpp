@@ -1,0 +1,18 @@
+// What every rule is folded from besides its own options.
+#pragma once
+
+#include <cstdint>
+
+#include "builtins.hpp"
+#include "power.hpp"
+
+namespace onepass {
+
+// One step of one parameter.
+struct Moment {
+  double lr;
+  std::int64_t t;     // 1, 2, ...: the parameter's own count
+  double mu_product;  // of the momenta of all steps before; NAdam multiplies it by its own
+};
+
+}  // namespace onepass
