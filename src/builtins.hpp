@@ -17,7 +17,8 @@
 #else
 #define ONEPASS_PRAGMA(text) _Pragma(#text)
 #define ONEPASS_SIMD ONEPASS_PRAGMA(omp simd)
-#define ONEPASS_SIMD_SUM(variable) ONEPASS_PRAGMA(omp simd reduction(+ : variable))
+#define ONEPASS_SIMD_SUM(variable) \
+  ONEPASS_PRAGMA(omp simd reduction(+ : variable))  // NOLINT(bugprone-macro-parentheses)
 #define ONEPASS_SQRT __builtin_sqrt
 #define ONEPASS_SQRTF __builtin_sqrtf
 #define ONEPASS_FABS __builtin_fabs
@@ -49,7 +50,9 @@ T maximum(T a, T b) noexcept {
 // Of zero 0, of NaN NaN.
 template <class T>
 T sign(T x) noexcept {
-  return x > 0 ? T(1) : x < 0 ? T(-1) : x == 0 ? T(0) : x;
+  const T one = x < 0 ? T(-1) : T(1);
+  const T other = x == 0 ? T(0) : x;
+  return absolute(x) > 0 ? one : other;
 }
 
 // Infinity less itself is NaN.

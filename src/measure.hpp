@@ -20,12 +20,12 @@ double squares(const void* grad, std::size_t begin, std::size_t end) {
   for (; i + lanes <= count; i += lanes) {
     ONEPASS_SIMD
     for (std::size_t lane = 0; lane < lanes; ++lane) {
-      const double x = static_cast<double>(g[i + lane]);
+      const auto x = static_cast<double>(g[i + lane]);
       sums[lane] = sums[lane] + x * x;
     }
   }
   for (std::size_t lane = 0; i < count; ++i, ++lane) {
-    const double x = static_cast<double>(g[i]);
+    const auto x = static_cast<double>(g[i]);
     sums[lane] = sums[lane] + x * x;
   }
   for (std::size_t half = lanes / 2; half != 0; half /= 2) {

@@ -130,7 +130,7 @@ class Optimizer {
                       {param.dimensions, param.dimensions + param.nd},
                       param.flags & any_order,
                       nullptr});
-      if (averages[i]) held.back().states.push_back(*averages[i]);
+      if (const auto& average = averages[i]) held.back().states.push_back(*average);
       add_range(ranges, param.data, bytes);
       for (const py::array& state : held.back().states) add_range(ranges, fields(state.ptr()).data, bytes);
     }
@@ -185,51 +185,27 @@ class Optimizer {
 
     double scale = number(grad_scale);
     collect(grads);
-    bool fast = true;  // no Python code has run since the parameters were checked
-    for (std::size_t i = 0; i < held_.size(); ++i) {
-      py::object& gradient = gradients_[i];
-      pointers_[i] = {};
-      if (gradient.is_none()) continue;
-      check_parameter(i);
-      if (!fits(i, gradient.ptr())) {
-        fast = false;
-        gradient = self().attr("_convert")(i, gradient);
-        if (PyTuple_CheckExact(gradient.ptr())) {
-          pointers_[i] = sparse_rows(i, gradient);
-          continue;
-        }
-        if (!fits(i, gradient.ptr())) throw py::value_error("a converted gradient does not fit its parameter");
-      }
-      pointers_[i].data = fields(gradient.ptr()).data;
-    }
-
+    take_pointers();
     const bool large = core_.elements(pointers_.data()) >= release_gil_from;
-    onepass::Measured measured;
     const double clip_norm = clip_norm_;
     const Nonfinite nonfinite = nonfinite_;
+    onepass::Measured measured;
     if (clip_norm != no_clip_norm || nonfinite != Nonfinite::propagate) {
       without_gil_if(large, [&] {
         measured = core_.measure(pointers_.data(), scale, clip_norm != no_clip_norm, nonfinite != Nonfinite::propagate);
       });
-      if (measured.first_nonfinite != onepass::Measured::none) {
-        if (nonfinite == Nonfinite::raise) {
-          self().attr("_nonfinite_gradient")(measured.first_nonfinite);
-          throw std::runtime_error("a gradient is not finite");
-        }
-        remember(measured, clip_norm);
-        ++skipped_;
-        return;
+    }
+    if (measured.first_nonfinite != onepass::Measured::none) {
+      if (nonfinite == Nonfinite::raise) {
+        self().attr("_nonfinite_gradient")(measured.first_nonfinite);
+        throw std::runtime_error("a gradient is not finite");
       }
+      remember(measured, clip_norm);
+      ++skipped_;
+      return;
     }
-    for (std::size_t g = 0; g < groups_.size(); ++g) {
-      asked_[g] = std::nullopt;
-      if (!groups_[g]->scheduled()) continue;
-      fast = false;
-      const auto [lr, ema_decay] =
-          self().attr("_scheduled")(g, core_.step_count() + 1).cast<std::pair<double, double>>();
-      asked_[g] = onepass::Asked{lr, ema_decay};
-    }
-    for (std::size_t i = 0; !fast && i < held_.size(); ++i) check_again(i);
+    ask_schedules();
+    // Infinity only measures, whatever it measured.
     if (clip_norm != no_clip_norm && std::isfinite(clip_norm) && !(measured.norm <= clip_norm)) {
       scale = scale * (clip_norm / measured.norm);
     }
@@ -352,6 +328,43 @@ class Optimizer {
     return after != ranges_.begin() && std::prev(after)->second > begin;
   }
 
+  // Fills pointers_ with what gradients_ hold, converted where the core could not read them.
+  void take_pointers() {
+    bool converted = false;
+    for (std::size_t i = 0; i < held_.size(); ++i) {
+      py::object& gradient = gradients_[i];
+      pointers_[i] = {};
+      if (gradient.is_none()) continue;
+      check_parameter(i);
+      if (!fits(i, gradient.ptr())) {
+        converted = true;
+        gradient = self().attr("_convert")(i, gradient);
+      }
+      if (PyTuple_CheckExact(gradient.ptr())) {
+        pointers_[i] = sparse_rows(i, gradient);
+      } else if (converted && !fits(i, gradient.ptr())) {
+        throw py::value_error("a converted gradient does not fit its parameter");
+      } else {
+        pointers_[i].data = fields(gradient.ptr()).data;
+      }
+    }
+    if (converted) check_again();
+  }
+
+  // Fills asked_ with what the groups' schedules say of this step.
+  void ask_schedules() {
+    bool called = false;
+    for (std::size_t g = 0; g < groups_.size(); ++g) {
+      asked_[g] = std::nullopt;
+      if (!groups_[g]->scheduled()) continue;
+      called = true;
+      const auto [lr, ema_decay] =
+          self().attr("_scheduled")(g, core_.step_count() + 1).cast<std::pair<double, double>>();
+      asked_[g] = onepass::Asked{lr, ema_decay};
+    }
+    if (called) check_again();
+  }
+
   void remember(const onepass::Measured& measured, double clip_norm) {
     if (clip_norm == no_clip_norm) return;
     grad_norm_ = measured.norm;
@@ -433,14 +446,16 @@ class Optimizer {
     if (!same || (array.flags & NumPy::NPY_ARRAY_WRITEABLE_) == 0) self().attr("_parameter_changed")(i, same);
   }
 
-  // After Python code ran: are parameter and gradient what they were?
-  void check_again(std::size_t i) {
-    const Gradient& gradient = pointers_[i];
-    if (gradient.data == nullptr) return;
-    check_parameter(i);
-    PyObject* const array = gradients_[i].ptr();
-    if (gradient.rows == nullptr && (!fits(i, array) || fields(array).data != gradient.data)) {
-      throw py::value_error("a gradient was changed while the step was prepared");
+  // After Python code ran: are parameters and gradients what they were?
+  void check_again() {
+    for (std::size_t i = 0; i < held_.size(); ++i) {
+      const Gradient& gradient = pointers_[i];
+      if (gradient.data == nullptr) continue;
+      check_parameter(i);
+      PyObject* const array = gradients_[i].ptr();
+      if (gradient.rows == nullptr && (!fits(i, array) || fields(array).data != gradient.data)) {
+        throw py::value_error("a gradient was changed while the step was prepared");
+      }
     }
   }
 

@@ -56,7 +56,8 @@ void loop(const Folded<T, Rule> k, std::size_t count, T* param, const T* grad, T
     if (scaled) {
       g = k.scale != 1 ? g * k.scale : g;
       // Not a minimum and a maximum, which flush subnormal numbers where a selection copies them.
-      g = absolute(g) > k.clip_value ? (g < 0 ? -k.clip_value : k.clip_value) : g;
+      const T limit = g < 0 ? -k.clip_value : k.clip_value;
+      g = absolute(g) > k.clip_value ? limit : g;
     }
     if (decayed) g = g + k.weight_decay * p;
     p = p * k.shrink;
