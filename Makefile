@@ -2,6 +2,7 @@
 #
 #   make demo          train on handwritten digits with onepass and with textbook NumPy, and compare
 #   make test          the tests, about a minute
+#   make test-integrations   the tests beside other libraries, which it installs (PyTorch, optax and more)
 #   make bench         all benchmarks, the plot and README's table; make bench CASE=small: one of them
 #   make lint          format, style, types, compiler warnings, what the machine code must be
 #   make format        let the formatters have their way
@@ -17,13 +18,19 @@ python := $(venv)/bin/python
 # Where a target's packages are noted once they are installed.
 installed = $(venv)/.installed-$(1)
 
-.PHONY: demo test bench lint format mutants wheel clean install
+.PHONY: help demo test test-integrations bench lint format mutants wheel clean install
+
+help:
+	@sed -n 's/^#   //p' Makefile
 
 demo: install $(call installed,examples)
 	$(python) examples/train_digits.py $(ARGS)
 
 test: install $(call installed,test) $(call installed,examples)
 	$(python) -m pytest $(ARGS)
+
+test-integrations: install $(call installed,test) $(call installed,integrations)
+	$(python) -m pytest tests/integrations $(ARGS)
 
 bench: install $(call installed,bench) $(call installed,peers)
 	$(python) -m bench $(if $(CASE),--case $(CASE)) $(ARGS)
