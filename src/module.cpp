@@ -23,6 +23,7 @@
 #include "dispatch.hpp"
 #include "float_mode.hpp"
 #include "optimizer.hpp"
+#include "parallel.hpp"
 #include "power.hpp"
 
 namespace py = pybind11;
@@ -609,7 +610,12 @@ void stream_limit(const py::array& param, const py::array& grad, const py::array
     }
   }
   parameter.operands.grad = fields(grad.ptr()).data;
-  without_gil([&] { onepass::kernels().stream_limit[parameter.dtype](parameter.operands, 0, parameter.size); });
+  const auto part = [](const void* context, std::size_t begin, std::size_t end) {
+    const auto& x = *static_cast<const Parameter*>(context);
+    onepass::kernels().stream_limit[x.dtype](x.operands, begin, end);
+  };
+  const std::size_t bytes = parameter.size * size_of(parameter.dtype) * 7;
+  without_gil([&] { onepass::run_parts(part, &parameter, parameter.size, bytes); });
 }
 
 py::dict rules() {
@@ -705,5 +711,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("step_once", &step_once, py::arg("rule"), py::arg("options"), py::arg("common"), py::arg("grad_scale"),
         py::arg("flush_denormals"), py::arg("step"), py::arg("param"), py::arg("grad"), py::arg("states"));
   m.def("stream_limit", &stream_limit, py::arg("param"), py::arg("grad"), py::arg("exp_avg"), py::arg("exp_avg_sq"));
+  m.def("get_num_threads", &onepass::get_num_threads);
+  m.def("set_num_threads", &onepass::set_num_threads, py::arg("count"));
   m.def("power", &onepass::power, py::arg("base"), py::arg("exponent"));
 }

@@ -23,6 +23,8 @@ std::size_t size_of(const Parameter& parameter, const Gradient& gradient) noexce
   return gradient.rows == nullptr ? parameter.size : gradient.row_count * parameter.row_size;
 }
 
+std::size_t blocks_of(std::size_t size) noexcept { return (size + norm_block - 1) / norm_block; }
+
 // Null stays null.
 void* behind(void* data, std::size_t bytes) noexcept {
   return data == nullptr ? nullptr : static_cast<unsigned char*>(data) + bytes;
@@ -57,6 +59,9 @@ void Optimizer::add_group(std::shared_ptr<Group> group, const std::vector<Parame
   folds_.reserve(count);
   sweeps_.reserve(count);
   planned_.reserve(count);
+  std::size_t blocks = blocks_.size();
+  for (const Parameter& parameter : parameters) blocks += blocks_of(parameter.size);
+  blocks_.resize(blocks);
   groups_.push_back(std::move(group));
   for (const Parameter& parameter : parameters) {
     parameters_.push_back(parameter);
@@ -79,22 +84,63 @@ std::size_t Optimizer::elements(const Gradient* gradients) const noexcept {
   return total;
 }
 
+// What the threads that measure share.
+struct Optimizer::Measuring {
+  Optimizer& optimizer;
+  const Gradient* gradients;
+  double grad_scale;
+  bool norm;
+  bool finite;
+
+  // Looks at those of all blocks, counted through the gradients, that lie in [begin, end).
+  void part(std::size_t begin, std::size_t end) const noexcept {
+    const FloatMode mode(false);
+    const Kernels& table = kernels();
+    std::size_t before = 0;
+    for (std::size_t i = 0; i < optimizer.parameters_.size() && before < end; ++i) {
+      const Parameter& parameter = optimizer.parameters_[i];
+      const std::size_t size = size_of(parameter, gradients[i]);
+      const std::size_t own = blocks_of(size);
+      const bool squared = optimizer.groups_[parameter.group]->rule_.squares_gradient;
+      for (std::size_t k = std::max(begin, before); k < std::min(end, before + own); ++k) {
+        const std::size_t from = (k - before) * norm_block;
+        const std::size_t to = std::min(size, from + norm_block);
+        const void* const data = gradients[i].data;
+        Block& block = optimizer.blocks_[k];
+        if (norm) block.squares = table.squares[parameter.dtype](data, from, to);
+        if (finite) block.finite = table.finite[parameter.dtype](data, grad_scale, squared, from, to);
+      }
+      before += own;
+    }
+  }
+};
+
 Measured Optimizer::measure(const Gradient* gradients, double grad_scale, bool norm, bool finite) noexcept {
+  std::size_t blocks = 0;
+  std::size_t bytes = 0;
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    const std::size_t size = size_of(parameters_[i], gradients[i]);
+    blocks += blocks_of(size);
+    bytes += size * sizeof(float);
+  }
+  const Measuring measuring{*this, gradients, grad_scale, norm, finite};
+  run_parts([](const void* context, std::size_t begin,
+               std::size_t end) { static_cast<const Measuring*>(context)->part(begin, end); },
+            &measuring, blocks, bytes);
+
+  // In order, so that the sum has the same bits however many threads there were.
   const FloatMode mode(false);
-  const Kernels& table = kernels();
   Measured found;
   double squares = 0;
+  std::size_t k = 0;
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
-    const Parameter& parameter = parameters_[i];
-    const void* const gradient = gradients[i].data;
-    const std::size_t size = size_of(parameter, gradients[i]);
-    for (std::size_t begin = 0; norm && begin < size; begin += norm_block) {
-      squares += table.squares[parameter.dtype](gradient, begin, std::min(size, begin + norm_block));
+    bool good = true;
+    for (const std::size_t end = k + blocks_of(size_of(parameters_[i], gradients[i])); k < end; ++k) {
+      if (norm) squares += blocks_[k].squares;
+      good = good && (!finite || blocks_[k].finite);
     }
-    if (!finite || found.first_nonfinite != Measured::none || size == 0) continue;
-    const bool squared = groups_[parameter.group]->rule_.squares_gradient;
-    const bool good = table.finite[parameter.dtype](gradient, grad_scale, squared, 0, size);
-    if (!good || !std::isfinite(squares)) found.first_nonfinite = i;
+    good = good && (!finite || std::isfinite(squares));
+    if (!good && found.first_nonfinite == Measured::none) found.first_nonfinite = i;
   }
   found.norm = std::fabs(grad_scale) * std::sqrt(squares);
   return found;

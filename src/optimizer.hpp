@@ -112,6 +112,11 @@ class Optimizer {
     SweepFunction function;
     Numbers numbers;
   };
+  struct Block {
+    double squares;
+    bool finite;
+  };
+  struct Measuring;
   struct Planned {
     std::size_t parameter;
     double mu_product;  // after the step
@@ -127,6 +132,7 @@ class Optimizer {
   std::vector<Fold> folds_;
   std::vector<Sweep> sweeps_;
   std::vector<Planned> planned_;
+  std::vector<Block> blocks_;  // room for what measuring finds of each block of all gradients
 };
 
 // One sweep over arrays that the caller keeps, as an optimizer's step t = 1, 2, ... would do it.

@@ -13,7 +13,7 @@ from . import _core, schedules
 from .base import Optimizer
 from .functional import adam_step
 from .groups import Group
-from .machine import config, show_config
+from .machine import config, get_num_threads, set_num_threads, show_config
 from .optimizers import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RMSprop
 from .presets import presets
 from .sparse import SparseRows
@@ -33,8 +33,10 @@ __all__ = [
     "SparseRows",
     "adam_step",
     "config",
+    "get_num_threads",
     "presets",
     "schedules",
+    "set_num_threads",
     "show_config",
 ]
 __version__ = _core.__version__
