@@ -30,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := [name for name in names if name not in CASES]:
         parser.error(f"no case is named {', '.join(unknown)}; there are {', '.join(CASES)}")
 
-    here, software = machine.describe(), machine.software()
+    here = machine.describe()
+    software = machine.software(kind for name in names for kind in CASES[name].peers)
     print(report.machine_line(here), report.software_line(software), report.LEGEND, sep="\n")
     done, failed = {}, False
     for name in names:

@@ -14,7 +14,19 @@ import numpy as np
 from . import report
 from .machine import software
 from .measure import Effort, check, measure
-from .peers import PEERS, InPlaceNumPy, Onepass, Peer, Problem, PurePython, StreamLimit, TextbookNumPyFreshMemory, Thinc
+from .peers import (
+    PEERS,
+    InPlaceNumPy,
+    Onepass,
+    OnepassClipAverage,
+    Peer,
+    Problem,
+    PurePython,
+    StreamLimit,
+    TextbookNumPyFreshMemory,
+    Thinc,
+    TorchClipAverage,
+)
 from .records import BarRecord, CaseRecord, Point
 
 
@@ -43,7 +55,10 @@ class Bar:
 
 @dataclass(frozen=True)
 class Case:
-    """Some problems, who is measured on them, and what is to be reached."""
+    """Some problems, who is measured on them, and what is to be reached.
+
+    The first peer is onepass: the others are checked against it and compared with it.
+    """
 
     summary: str
     problems: tuple[Problem, ...]
@@ -52,7 +67,7 @@ class Case:
     effort: Effort = field(default_factory=Effort)
 
 
-HUNDRED, TEN_THOUSAND, MILLION = Problem(100), Problem(10_000), Problem(1_000_000)
+HUNDRED, TEN_THOUSAND, MILLION, TEN_MILLION = (Problem(elements) for elements in (100, 10_000, 10**6, 10**7))
 
 CASES: dict[str, Case] = {
     "small": Case(
@@ -73,6 +88,13 @@ CASES: dict[str, Case] = {
         bars=(Bar(MILLION, StreamLimit, 0.85), Bar(MILLION, TextbookNumPyFreshMemory, 30)),
         effort=Effort(seconds=16, sittings=16),
     ),
+    "clip": Case(
+        "10 million elements: AdamW, clipping and averaging in one call against three of torch's",
+        problems=(TEN_MILLION,),
+        peers=(OnepassClipAverage, TorchClipAverage),
+        bars=(Bar(TEN_MILLION, TorchClipAverage, 1.8),),
+        effort=Effort(seconds=24, sittings=6),
+    ),
     "sizes": Case(
         "100 to 10 million elements, all peers: README's table and image",
         problems=tuple(Problem(10**exponent) for exponent in range(2, 8)),
@@ -88,14 +110,15 @@ def run(case: Case, quick: bool = False, say: Callable[[str], None] = print) -> 
     """
     rng = np.random.default_rng()
     effort = replace(case.effort, seconds=0.2, sittings=1) if quick else case.effort
-    kinds = []
+    kinds, base = [], case.peers[0]
+    assert issubclass(base, Onepass)
     for kind in case.peers:
         if reason := kind.why_missing():
             say(f"{kind.name} is not measured: {reason}")
             continue
         if kind.takes_steps:
             for dtype in sorted({problem.dtype for problem in case.problems if kind.supports(problem)}):
-                check(kind, dtype, rng)
+                check(kind, dtype, rng, base)
         kinds.append(kind)
     points = {}
     for problem in case.problems:
@@ -107,7 +130,7 @@ def run(case: Case, quick: bool = False, say: Callable[[str], None] = print) -> 
     return CaseRecord(
         date=datetime.date.today().isoformat(),
         quick=quick,
-        software=software(),
+        software=software(case.peers),
         points=list(points.values()),
         bars=bars,
     )

@@ -7,13 +7,14 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 import onepass
 
-from .peers import PEERS
+from .peers import PEERS, Peer
 from .records import Machine, Software
 
 
@@ -29,10 +30,10 @@ def describe() -> Machine:
     )
 
 
-def software() -> Software:
+def software(kinds: Iterable[type[Peer]] = PEERS) -> Software:
     """Say which versions are measured."""
     config = onepass.config()
-    packages = sorted({kind.package for kind in PEERS if kind.package and kind.why_missing() is None})
+    packages = sorted({kind.package for kind in kinds if kind.package and kind.why_missing() is None})
     return Software(
         onepass=config["version"],
         compiler=config["compiler"],

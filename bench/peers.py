@@ -33,6 +33,8 @@ class Options:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    clip_norm: float = 1.0  # this and the average's decay: only for those who take them
+    ema: float = 0.999
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,10 @@ class Peer(ABC):
         """Give the parameters as they are now."""
         return self.p
 
+    def results(self) -> Arrays:
+        """Give what is checked: the parameters, and their averages behind them where a step writes those."""
+        return self.params()
+
     @classmethod
     def supports(cls, problem: Problem) -> bool:
         return (
@@ -113,6 +119,65 @@ class Onepass(Peer):
         step, grads = self.optimizer.step, self.grads
         for _ in range(steps):
             step([*grads])  # a list made anew, as a program's gradients are
+
+
+class OnepassClipAverage(Onepass):
+    """AdamW with the gradients clipped and the parameters averaged, all in one call."""
+
+    name = "onepass, one call"
+
+    def __init__(self, params: Arrays, options: Options, eps_mode: str = "paper") -> None:
+        self.p = params
+        self.optimizer = onepass.AdamW(
+            params,
+            lr=options.lr,
+            betas=(options.beta1, options.beta2),
+            eps=options.eps,
+            eps_mode=eps_mode,
+            clip_norm=options.clip_norm,
+            ema=options.ema,
+        )
+
+    def results(self) -> Arrays:
+        return [*self.p, *self.optimizer.ema]
+
+
+class TorchClipAverage(Peer):
+    """The same in three calls of PyTorch's, each in the fastest of its forms, in memory of PyTorch's own."""
+
+    name = "torch, three calls"
+    package = "torch"
+    dtypes = ("float32",)  # it adds 1e-6 to the norm, which the check would find in float64
+
+    def __init__(self, params: Arrays, options: Options) -> None:
+        torch: Any = importlib.import_module("torch")
+        swa: Any = importlib.import_module("torch.optim.swa_utils")
+        torch.set_num_threads(1)
+        self.torch, self.options = torch, options
+        self.model = torch.nn.ParameterList([torch.from_numpy(p).clone() for p in params])
+        self.weights = list(self.model)
+        self.optimizer = torch.optim.AdamW(
+            self.weights, lr=options.lr, betas=(options.beta1, options.beta2), eps=options.eps, fused=True
+        )
+        self.averaged = swa.AveragedModel(self.model, multi_avg_fn=swa.get_ema_multi_avg_fn(options.ema))
+        self.averaged.update_parameters(self.model)  # the first update only copies
+
+    def load(self, grads: Arrays) -> None:
+        for w, g in zip(self.weights, grads, strict=True):
+            w.grad = self.torch.from_numpy(g).clone()  # clipping changes it
+
+    def run(self, steps: int) -> None:
+        clip, limit = self.torch.nn.utils.clip_grad_norm_, self.options.clip_norm
+        for _ in range(steps):
+            clip(self.weights, limit)
+            self.optimizer.step()
+            self.averaged.update_parameters(self.model)
+
+    def params(self) -> Arrays:
+        return [w.detach().numpy() for w in self.weights]
+
+    def results(self) -> Arrays:
+        return [*self.params(), *(w.detach().numpy() for w in self.averaged.module)]
 
 
 class StreamLimit(Peer):

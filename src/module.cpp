@@ -16,6 +16,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -152,9 +153,12 @@ class Optimizer {
     form_ = form;
   }
 
-  // Puts other state in place: pairs of arrays of equal size and layout, to and from, and the counts.
-  void restore(const std::vector<std::pair<py::array, py::array>>& copies, std::int64_t step_count,
-               std::int64_t skipped, const std::vector<std::int64_t>& steps, const std::vector<double>& mu_products) {
+  // Puts other state in place: pairs of arrays of equal size and layout, to and from, the groups' options, and the
+  // counts.
+  using Options = std::tuple<std::shared_ptr<onepass::Group>, std::vector<double>, CommonOptions>;
+  void restore(const std::vector<std::pair<py::array, py::array>>& copies, const std::vector<Options>& options,
+               std::int64_t step_count, std::int64_t skipped, const std::vector<std::int64_t>& steps,
+               const std::vector<double>& mu_products) {
     const Turn turn(*this);
     if (steps.size() != held_.size() || mu_products.size() != held_.size()) {
       throw py::value_error("one count for each parameter");
@@ -165,8 +169,9 @@ class Optimizer {
       }
     }
     for (const auto& [to, from] : copies) {
-      std::memcpy(fields(to.ptr()).data, fields(from.ptr()).data, static_cast<std::size_t>(to.nbytes()));
+      std::memmove(fields(to.ptr()).data, fields(from.ptr()).data, static_cast<std::size_t>(to.nbytes()));
     }
+    for (const auto& [group, numbers, common] : options) group->set(numbers, common);
     core_.restore(step_count, steps, mu_products);
     skipped_ = skipped;
   }
@@ -184,12 +189,14 @@ class Optimizer {
       ~Release() { gradients.clear(); }
     } const release{gradients_};
 
-    double scale = number(grad_scale);
+    const double scale = number(grad_scale);
     collect(grads);
     take_pointers();
     const bool large = core_.elements(pointers_.data()) >= release_gil_from;
     const double clip_norm = clip_norm_;
     const Nonfinite nonfinite = nonfinite_;
+    ask_schedules();
+    plan(scale);
     onepass::Measured measured;
     if (clip_norm != no_clip_norm || nonfinite != Nonfinite::propagate) {
       without_gil_if(large, [&] {
@@ -205,16 +212,9 @@ class Optimizer {
       ++skipped_;
       return;
     }
-    ask_schedules();
     // Infinity only measures, whatever it measured.
     if (clip_norm != no_clip_norm && std::isfinite(clip_norm) && !(measured.norm <= clip_norm)) {
-      scale = scale * (clip_norm / measured.norm);
-    }
-    try {
-      core_.plan(pointers_.data(), scale, asked_.data());
-    } catch (const onepass::Overflow& overflow) {
-      self().attr("_overflow")(overflow.parameter, overflow.step, scale);
-      throw;
+      plan(scale * (clip_norm / measured.norm));
     }
     without_gil_if(large, [this] { core_.apply(); });
     remember(measured, clip_norm);
@@ -366,10 +366,18 @@ class Optimizer {
     if (called) check_again();
   }
 
+  void plan(double scale) {
+    try {
+      core_.plan(pointers_.data(), scale, asked_.data());
+    } catch (const onepass::Overflow& overflow) {
+      self().attr("_overflow")(overflow.parameter, overflow.step, scale);
+      throw;
+    }
+  }
+
   void remember(const onepass::Measured& measured, double clip_norm) {
-    if (clip_norm == no_clip_norm) return;
     grad_norm_ = measured.norm;
-    measured_ = true;
+    measured_ = clip_norm != no_clip_norm;
   }
 
   // The pair of arrays that _convert made of a gradient of some rows.
@@ -443,7 +451,8 @@ class Optimizer {
     const Parameter& parameter = core_.parameters()[i];
     std::size_t size = 1;
     for (int axis = 0; axis < array.nd; ++axis) size *= static_cast<std::size_t>(array.dimensions[axis]);
-    const bool same = array.data == parameter.operands.param && size == parameter.size;
+    const bool same = array.data == parameter.operands.param && size == parameter.size &&
+                      (array.flags & any_order) != 0 && dtype_of(held_[i].param.ptr()) == parameter.dtype;
     if (!same || (array.flags & NumPy::NPY_ARRAY_WRITEABLE_) == 0) self().attr("_parameter_changed")(i, same);
   }
 
@@ -591,6 +600,10 @@ bool step_once(const std::string& rule_name, const std::vector<double>& options,
     throw py::value_error("wrong number of options or states for this rule");
   }
   Parameter parameter = describe(param, states, std::nullopt);
+  if (dtype_of(grad.ptr()) != parameter.dtype || grad.size() != param.size() ||
+      (fields(grad.ptr()).flags & any_order) == 0) {
+    throw py::value_error("the gradient must have the dtype and size of its parameter");
+  }
   parameter.operands.grad = fields(grad.ptr()).data;
   parameter.step = step;
   bool done = false;
@@ -677,8 +690,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   optimizer.def(py::init<bool>(), py::arg("flush_denormals"))
       .def("_add_group", &Optimizer::add_group, py::arg("form"), py::arg("group"), py::arg("keys"), py::arg("params"),
            py::arg("states"), py::arg("averages"))
-      .def("_restore", &Optimizer::restore, py::arg("copies"), py::arg("step_count"), py::arg("skipped"),
-           py::arg("steps"), py::arg("mu_products"))
+      .def("_restore", &Optimizer::restore, py::arg("copies"), py::arg("options"), py::arg("step_count"),
+           py::arg("skipped"), py::arg("steps"), py::arg("mu_products"))
       .def("_locked", &Optimizer::locked, py::arg("function"))
       .def("_fits", [](const py::object& self, std::size_t i,
                        const py::object& gradient) { return of(self).fits(i, gradient.ptr()); })
@@ -695,7 +708,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
           "The number of steps applied so far.")
       .def_property_readonly(
           "skipped", [](const py::object& self) { return of(self).skipped(); },
-          "The number of steps left out because a gradient was not finite.")
+          "The number of steps left out because of gradients that ``nonfinite`` refuses.")
       .def_property_readonly(
           "grad_norm", [](const py::object& self) { return of(self).grad_norm(); },
           "The global L2 norm of the last step's gradients before clipping, where ``clip_norm`` is set; None before "

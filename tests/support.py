@@ -1,12 +1,17 @@
-"""What several tests share: numbers to try, and equality of bits."""
+"""What several tests share: numbers to try, equality of bits, and errors that change nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
+
+import onepass
 
 Array = npt.NDArray[Any]
 DTYPES = [np.float32, np.float64]
@@ -67,3 +72,36 @@ def offset(array: Array, elements: int) -> Array:
     view = buffer[start : start + array.size]
     view[...] = array
     return view
+
+
+@contextmanager
+def refused(
+    error: type[BaseException], message: str, *optimizers: onepass.Optimizer, arrays: Iterable[Array] = ()
+) -> Iterator[Any]:
+    """The block raises this, and neither the optimizers (parameters, state, counts, options) nor the arrays change."""
+
+    def everything() -> list[Any]:
+        found: list[Any] = [bits(a).tolist() for a in arrays]
+        for optimizer in optimizers:
+            found.append([bits(np.asarray(p)).tolist() for group in optimizer.groups for p in group.params])
+            found.append([{name: bits(np.asarray(x)).tolist() for name, x in s.items()} for s in snapshot(optimizer)])
+            found.append((optimizer.step_count, optimizer.skipped, optimizer.grad_norm))
+            found.append((repr(optimizer), repr(optimizer.groups), list(optimizer.state)))
+        return found
+
+    before = everything()
+    with pytest.raises(error, match=re.escape(message)) as caught:
+        yield caught
+    assert caught.type is error
+    assert everything() == before
+
+
+def snapshot(optimizer: onepass.Optimizer) -> list[dict[str, Any]]:
+    """Each parameter's state, and its average if there is one."""
+    averages = optimizer.ema
+    if isinstance(averages, np.ndarray):
+        averages = [averages]
+    elif isinstance(averages, dict):
+        averages = averages.values()
+    states = list(optimizer.state.values())
+    return [s | {"ema": e} for s, e in zip(states, averages)] if averages is not None else states

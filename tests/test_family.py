@@ -277,3 +277,80 @@ def test_sparse_rows_are_the_dense_gradient_where_zeros_move_nothing(kind: str) 
         a.step([onepass.SparseRows(rows, values)])
         b.step([dense])
     assert_same_bits([p], [q])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", [*MOVES, "Adam", "AdamW"])
+def test_a_step_is_skipped_where_a_gradient_or_its_square_is_not_finite(kind: str, dtype: Any) -> None:
+    """Its square counts where the rule takes squares, scaled as the gradient is, in a vector and in the tail."""
+    squares = kind not in ("Adamax", "SGD", "Lion")
+    root = float(np.finfo(dtype).max) ** 0.5
+    cases = [(np.nan, 1.0, True), (np.inf, 1.0, True), (root * 2, 1.0, squares), (root * 2, 0.25, False)]
+    for (value, grad_scale, unusable), where in itertools.product(
+        [*cases, (root / 2, 4.0, squares)], [(0, 0), (1, 22)]
+    ):
+        params = [np.ones(23, dtype), np.ones(23, dtype)]
+        grads = [np.zeros(23, dtype), np.zeros(23, dtype)]
+        grads[where[0]][where[1]] = value
+        optimizer = getattr(onepass, kind)(params, nonfinite="skip")
+        optimizer.step(grads, grad_scale)
+        assert (optimizer.skipped, optimizer.step_count) == (int(unusable), int(not unusable))
+        assert not unusable or (np.concatenate(params) == 1).all()
+        optimizer.nonfinite = "raise"
+        if unusable:
+            with pytest.raises(FloatingPointError, match=rf"\b{where[0]}\b"):
+                optimizer.step(grads, grad_scale)
+
+
+def test_parameters_with_their_own_products_of_momenta_step_each_by_its_own() -> None:
+    """Two parameters that have taken as many steps, at other values of momentum_decay."""
+    params, alone = [np.ones(5), np.ones(5)], [np.ones(5), np.ones(5)]
+    together = onepass.NAdam(params, lr=0.1)
+    each = [onepass.NAdam(p, lr=0.1) for p in alone]
+    decays = [0.1, 5.0]
+    for i, decay in enumerate(decays):
+        together.groups[0].momentum_decay = each[i].groups[0].momentum_decay = decay
+        together.step([np.full(5, 0.5) if i == j else None for j in range(2)])
+        each[i].step(np.full(5, 0.5))
+    assert together.state[0]["mu_product"] != together.state[1]["mu_product"]
+    for optimizer in (together, *each):
+        optimizer.groups[0].momentum_decay = 0.3
+    together.step([np.full(5, -0.25)] * 2)
+    for optimizer in each:
+        optimizer.step(np.full(5, -0.25))
+    assert_same_bits(params, alone)
+    assert (params[0] != params[1]).all()
+
+
+def test_of_several_gradients_that_are_not_finite_the_first_is_named() -> None:
+    optimizer = onepass.SGD([np.ones(3) for _ in range(4)], nonfinite="raise")
+    with pytest.raises(FloatingPointError, match=r"\b1\b"):
+        optimizer.step([np.ones(3), np.array([1, np.nan, 1]), np.full(3, np.inf), np.ones(3)])
+
+
+def test_the_norm_of_a_nan_makes_all_steps_nan_unless_it_is_only_measured() -> None:
+    for clip_norm in (1.0, math.inf):
+        params = [np.ones(3), np.ones(3)]
+        optimizer = onepass.SGD(params, lr=0.5, clip_norm=clip_norm)
+        optimizer.step([np.array([1, np.nan, 1]), np.ones(3)])
+        assert optimizer.grad_norm is not None and math.isnan(optimizer.grad_norm)
+        if clip_norm == 1.0:
+            assert np.isnan(params).all()
+        else:
+            np.testing.assert_array_equal(params, [[0.5, np.nan, 0.5], [0.5, 0.5, 0.5]])
+
+
+def test_a_clip_value_or_scale_that_overflows_the_dtype_is_refused() -> None:
+    p = np.ones(3, np.float32)
+    with pytest.raises(ValueError, match="overflows float32"):
+        onepass.SGD(p, clip_value=1e300).step(np.ones(3, np.float32))
+    with pytest.raises(ValueError, match="overflows float32"):
+        onepass.SGD(p).step(np.ones(3, np.float32), 1e300)
+    assert (p == 1).all()
+
+
+def test_the_first_row_past_the_end_is_an_index_error() -> None:
+    p = np.ones((4, 2))
+    with pytest.raises(IndexError, match="row 4"):
+        onepass.SGD([p]).step([onepass.SparseRows([4], np.ones((1, 2)))])
+    assert (p == 1).all()

@@ -67,6 +67,7 @@ class Optimizer:
     def _restore(
         self,
         copies: list[tuple[Array, Array]],
+        options: list[tuple[Group, list[float], CommonOptions]],
         step_count: int,
         skipped: int,
         steps: list[int],

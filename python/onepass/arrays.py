@@ -65,7 +65,8 @@ def group_params(params: Any) -> list[Any]:
         return [params]
     if isinstance(params, Mapping):
         raise TypeError(
-            "the gradients come in a sequence, so a group's params must be an array or a sequence, not named"
+            "a group's params must be an array or a sequence, not a mapping: options are arguments of add_group, and "
+            "names are for parameters that all came in one mapping"
         )
     return listed("a group's params", params)
 
@@ -76,6 +77,7 @@ def check_storage(label: str, array: Any) -> None:
         raise TypeError(f"{label} must be a NumPy array, not {type(array).__name__}")
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{label} is a masked array, whose mask would be ignored: pass its .data")
+    array = np.asarray(array)  # a subclass might say what it likes about its layout
     if array.dtype not in (np.float32, np.float64) or not array.dtype.isnative:
         raise TypeError(f"{label} must be of dtype float32 or float64 in native byte order, not {array.dtype.str!r}")
     if not array.flags.writeable:
@@ -90,7 +92,8 @@ def check_storage(label: str, array: Any) -> None:
 
 def check_disjoint(arrays: list[tuple[str, Array]]) -> None:
     """Refuse contiguous arrays that share memory; each comes with what to call it."""
-    extents = sorted((address(array), array.nbytes, label) for label, array in arrays if array.size)
+    plain = [(label, np.asarray(array)) for label, array in arrays]
+    extents = sorted((address(array), array.nbytes, label) for label, array in plain if array.size)
     for (start, size, label), (next_start, next_size, next_label) in pairwise(extents):
         if (start, size) == (next_start, next_size):
             raise ValueError(f"{next_label} is the same memory as {label}: pass it once")

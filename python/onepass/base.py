@@ -137,7 +137,8 @@ class Optimizer(_core.Optimizer):
                 check_storage(self._parameter(key, form), array)
             arrays |= named
             made.append(Group(type(self), list(named.values()), options))
-        check_disjoint([(self._parameter(key, form), array) for key, array in arrays.items()])
+        known = [(f"state {name!r}", array) for state in self._states for name, array in state.items()]
+        check_disjoint([*known, *((self._parameter(key, form), array) for key, array in arrays.items())])
         averaged = [group.ema is not None for group in (*self._groups, *made)]
         if any(averaged) and not all(averaged):
             raise ValueError(
@@ -151,7 +152,10 @@ class Optimizer(_core.Optimizer):
                 state = {name: zeros_like(array) for name in _core.rules[self._rule(group)[0]][1]}
                 for name, values in state.items():
                     if first := self._first_state(name, group):
-                        values.fill(first)
+                        with np.errstate(over="ignore"):
+                            values.fill(first)
+                        if not np.isfinite(values).all():
+                            raise ValueError(f"{first!r}, which state starts with, overflows {values.dtype}")
                 if group.ema is not None:
                     state["ema"] = copy_of(array)
                 states[-1].append(state)
@@ -161,7 +165,7 @@ class Optimizer(_core.Optimizer):
         self._form = form
 
     def _take(self, form: _core.Optimizer.Form, group: Group, keys: list[Any], states: list[dict[str, Array]]) -> None:
-        first = len(self._params)
+        first, old_pins = len(self._params), self._pins
         pins = [pin(array) for array in group.params]
         pins += [pin(array) for state in states for array in state.values()]
         # A thread that steps meanwhile may find more here than the core has, but never less.
@@ -180,7 +184,7 @@ class Optimizer(_core.Optimizer):
             self._keys = self._keys[:first]
             self._index = {key: index for index, key in enumerate(self._keys)}
             self._params, self._shapes, self._states = self._params[:first], self._shapes[:first], self._states[:first]
-            self._groups = self._groups[:-1]
+            self._groups, self._pins = self._groups[:-1], old_pins
             raise
 
     def add_group(self, params: Params, **options: Any) -> None:
@@ -237,12 +241,12 @@ class Optimizer(_core.Optimizer):
         return tuple(arrays) if self._as_tuple and len(self._groups) == 1 else list(arrays)
 
     @property
-    def groups(self) -> list[Group]:
-        """The groups of parameters: their options can be read and set."""
-        return list(self._groups)
+    def groups(self) -> tuple[Group, ...]:
+        """The groups of parameters: their options can be read and set. `add_group` adds one."""
+        return tuple(self._groups)
 
     @property
-    def param_groups(self) -> list[Group]:
+    def param_groups(self) -> tuple[Group, ...]:
         """The same as `groups`, under PyTorch's name: ``opt.param_groups[0]["lr"] = 0.1``."""
         return self.groups
 
@@ -369,8 +373,9 @@ class Optimizer(_core.Optimizer):
 
         Args:
             state_dict: what `state_dict` returned, of an optimizer of the same class whose parameters have the same
-                shapes and dtypes in the same order, and the same names if they have any. Where ``lr`` or ``ema`` is
-                None, because it was a function, this optimizer's own goes on.
+                shapes and dtypes in the same order, and the same names if they have any. Its options replace this
+                optimizer's, ``lr`` among them; where ``lr`` or ``ema`` is None, because it was a function, this
+                optimizer's own goes on.
 
         Raises:
             TypeError, ValueError: it does not fit: something is missing or unknown, of another shape or dtype, an
@@ -390,24 +395,31 @@ class Optimizer(_core.Optimizer):
             except AttributeError as error:
                 raise ValueError(f"the state dict does not fit group {index}: {error}") from None
         copies = []
+        mine = [array for state in self._states for array in state.values()]
         for index, state in enumerate(self._states):
             for name, array in state.items():
                 order: Any = "C" if array.flags.c_contiguous else "F"
-                copies.append((array, np.asarray(state_dict["state"][index][name], order=order)))
+                saved_array = np.asarray(state_dict["state"][index][name], order=order)
+                live = any(np.may_share_memory(saved_array, own) for own in mine)
+                copies.append((array, saved_array.copy(order) if live else saved_array))
         saved_states = [state_dict["state"][index] for index in range(len(self._states))]
+        core_groups = [group._numbers(values) for group, values in zip(self._groups, options)]
         self._restore(
             copies,
+            core_groups,
             state_dict["step_count"],
             state_dict["skipped"],
             [int(state["step"]) for state in saved_states],
             [float(state.get("mu_product", 1.0)) for state in saved_states],
         )
         for group, values in zip(self._groups, options):
-            group._set(values)
+            group._keep(values)
         self.clip_norm, self.nonfinite = whole["clip_norm"], whole["nonfinite"]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what `state_dict` holds to one ``.npz`` file at exactly this path.
+
+        The parameters themselves are not in it, as in PyTorch: save them too.
 
         A crash at any moment leaves the old file or the new one: the file is written beside its place, flushed to disk
         and renamed. `numpy.load` can read it; nothing in it is pickled.
@@ -432,11 +444,18 @@ class Optimizer(_core.Optimizer):
     def load(self, path: str | os.PathLike[str]) -> None:
         """Continue from a file that `save` wrote, as `load_state_dict` does.
 
+        The parameters themselves are not in it: put those that were saved with it into the arrays. The options are, and
+        replace this optimizer's.
+
         Raises:
             OSError: the file could not be read, `FileNotFoundError` if there is none.
             ValueError: the file is damaged or foreign, or does not fit. Nothing has changed.
         """
-        self.load_state_dict(checkpoint.read(path, self._snapshot()))
+        found = checkpoint.read(path, self._snapshot())
+        try:
+            self.load_state_dict(found)
+        except TypeError as error:
+            raise ValueError(f"cannot load {os.fspath(path)!r}: {error}") from error
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         groups, first = [], 0
@@ -526,7 +545,11 @@ def _unpickled(
     whole: dict[str, Any],
     state: dict[str, Any],
 ) -> Optimizer:
+    for named, _ in groups:  # buffers that a pickle was read from may be read-only
+        named.update({key: array.copy(order="K") for key, array in named.items() if not array.flags.writeable})
     optimizer = kind.__new__(kind)
     optimizer._make(form, as_tuple, groups, whole)
+    for saved, own in zip(state["param_groups"], optimizer._snapshot()["param_groups"]):
+        saved.update({name: own[name] for name in own if name == "param_names"})  # which came as they were
     optimizer.load_state_dict(state)
     return optimizer

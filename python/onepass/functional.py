@@ -79,8 +79,10 @@ def adam_step(
     if max_exp_avg_sq is not None:
         states["max_exp_avg_sq"] = max_exp_avg_sq
     check_storage("param", param)
-    for name, array in states.items():
-        check_storage(name, array)
+    param = np.asarray(param)  # a subclass might say what it likes about its layout
+    for name, given in states.items():
+        check_storage(name, given)
+        states[name] = array = np.asarray(given)
         if array.dtype != param.dtype:
             raise TypeError(f"{name} is of dtype {array.dtype}, param of {param.dtype}: they must be equal")
         if array.shape != param.shape:

@@ -31,9 +31,7 @@ class Group(Mapping[str, Any]):
 eps_mode='paper', maximize=False, clip_value=None, ema=None)
     """
 
-    __slots__ = ("_core", "_kind", "_lock", "_values", "params")
-
-    params: list[Array]
+    __slots__ = ("_core", "_kind", "_lock", "_params", "_values")
 
     def __init__(self, kind: type[Optimizer], params: list[Array], options: Mapping[str, Any]) -> None:
         if unknown := [name for name in options if name not in kind._checks]:
@@ -45,8 +43,13 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
         object.__setattr__(self, "_kind", kind)
         object.__setattr__(self, "_values", values)
         object.__setattr__(self, "_lock", threading.RLock())
-        object.__setattr__(self, "params", params)
+        object.__setattr__(self, "_params", tuple(params))
         object.__setattr__(self, "_core", _core.Group(rule, in_order(rule, numbers), self._common(values)))
+
+    @property
+    def params(self) -> list[Array]:
+        """The parameters of this group."""
+        return list(self._params)
 
     def _common(self, values: Mapping[str, Any]) -> _core.CommonOptions:
         """The options that every rule shares, as the core takes them."""
@@ -65,10 +68,13 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
             scheduled=callable(values["lr"]) or callable(values["ema"]),
         )
 
-    def _set(self, values: Mapping[str, Any]) -> None:
-        """Put options in place that have been checked."""
+    def _numbers(self, values: Mapping[str, Any]) -> tuple[_core.Group, list[float], _core.CommonOptions]:
+        """Options that have been checked, as the core takes them."""
         rule, numbers = self._kind._rule(values)
-        self._core.set(in_order(rule, numbers), self._common(values))
+        return self._core, in_order(rule, numbers), self._common(values)
+
+    def _keep(self, values: Mapping[str, Any]) -> None:
+        """Remember the options that the core has."""
         object.__setattr__(self, "_values", values)
 
     def _changed(self, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,7 +101,9 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
             values = self._changed({name: value})
             if name in self._kind._initial and value != self._values[name]:
                 raise AttributeError(f"{name} is what state starts with: it is fixed when the optimizer is made")
-            self._set(values)
+            core, numbers, common = self._numbers(values)
+            core.set(numbers, common)
+            self._keep(values)
 
     def __getitem__(self, name: str) -> Any:
         return self.params if name == "params" else self._values[name]

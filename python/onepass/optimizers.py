@@ -38,6 +38,8 @@ class Adam(Optimizer):
     Args:
         params: an array, a sequence of arrays or a mapping of names to arrays, of dtype float32 or float64, contiguous
             (C or Fortran order) and writeable. They are updated in place. State takes two arrays of each one's size.
+            Or groups: a list of mappings with an entry "params", an array or a sequence, and any options of the group's
+            own, say ``[{"params": [w], "weight_decay": 0.1}, {"params": b}]``.
         lr: the learning rate, or a function of ``t`` that returns one.
         betas: the decays of the two moments, in [0, 1).
         eps: keeps the division from blowing up.
@@ -49,8 +51,9 @@ class Adam(Optimizer):
         clip_norm: scale all gradients so that their global L2 norm, then in ``grad_norm``, is at most this; infinity
             only measures. None: off.
         clip_value: clamp every element of the gradient to ±this, after ``clip_norm``. None: off.
-        nonfinite: ``"propagate"``; ``"skip"``: a step whose gradients hold NaN or infinity, or whose squares overflow,
-            changes nothing and adds one to ``skipped``; ``"raise"``: it changes nothing and raises.
+        nonfinite: ``"propagate"``; ``"skip"``: a step whose gradients hold NaN or infinity (or, for rules that square
+            them, whose squares overflow the dtype) changes nothing and adds one to ``skipped``; ``"raise"``: it changes
+            nothing and raises.
         ema: the decay of a running average of the parameters, ``e ← ema·e + (1 − ema)·p``, or a function of ``t`` that
             returns one. The averages start as copies, are written in the same pass and read as ``ema``. None: off.
         flush_denormals: treat subnormal numbers as zero while stepping. They carry no information worth having and make
@@ -75,6 +78,8 @@ class Adam(Optimizer):
         >>> b
         array([-0.1,  0.1], dtype=float32)
     """
+
+    __slots__ = ()
 
     _checks: ClassVar = {
         "lr": checks.learning_rate,
@@ -141,6 +146,8 @@ class AdamW(Adam):
         array([0.25, 0.75], dtype=float32)
     """
 
+    __slots__ = ()
+
     def __init__(
         self,
         params: Params,
@@ -195,6 +202,8 @@ class Adamax(Optimizer):
         >>> w
         array([0.5, 1.5], dtype=float32)
     """
+
+    __slots__ = ()
 
     _checks: ClassVar = {
         "lr": checks.learning_rate,
@@ -262,6 +271,8 @@ class NAdam(Optimizer):
         >>> w.round(4)
         array([0.4718, 1.5282])
     """
+
+    __slots__ = ()
 
     _checks: ClassVar = {
         "lr": checks.learning_rate,
@@ -344,6 +355,8 @@ class RMSprop(Optimizer):
         array([0.5, 1.5])
     """
 
+    __slots__ = ()
+
     _checks: ClassVar = {
         "lr": checks.learning_rate,
         "alpha": checks.fraction,
@@ -409,6 +422,8 @@ class Adagrad(Optimizer):
         >>> w
         array([0.5, 1.5], dtype=float32)
     """
+
+    __slots__ = ()
 
     _checks: ClassVar = {
         "lr": checks.learning_rate,
@@ -478,6 +493,8 @@ class Adadelta(Optimizer):
         array([0.9968, 1.0032])
     """
 
+    __slots__ = ()
+
     _checks: ClassVar = {
         "lr": checks.learning_rate,
         "rho": checks.fraction,
@@ -541,6 +558,8 @@ class SGD(Optimizer):
         >>> w
         array([0.625, 1.375], dtype=float32)
     """
+
+    __slots__ = ()
 
     _checks: ClassVar = {
         "lr": checks.learning_rate,
@@ -610,6 +629,8 @@ class Lion(Optimizer):
         >>> w
         array([0.5, 1. , 1.5], dtype=float32)
     """
+
+    __slots__ = ()
 
     _checks: ClassVar = {
         "lr": checks.learning_rate,

@@ -47,6 +47,7 @@ class SparseRows:
         if rows.ndim != 1:
             raise ValueError(f"indices must be one-dimensional, not of shape {rows.shape}")
         real_floating("values", values)
+        values = np.asarray(values)  # a subclass might say what it likes about its shape
         if values.ndim == 0 or values.shape[0] != rows.size:
             raise ValueError(f"there are {rows.size} indices but values has shape {values.shape}: one entry for each")
         if rows.size and int(rows.min()) < 0:
@@ -62,8 +63,12 @@ class SparseRows:
 
 def coalesced(label: str, sparse: SparseRows, param: Array) -> tuple[npt.NDArray[np.int64], Array]:
     """The rows in ascending order, each once, and their values in the parameter's dtype, copied."""
+    param = np.asarray(param)
     if param.ndim == 0 or not param.flags.c_contiguous:
         raise ValueError(f"{label} is given by rows, but its parameter has none that lie together: use C order")
+    real_floating(label, sparse.values)
+    if len(sparse.values) != len(sparse.indices):
+        raise ValueError(f"{label} has {len(sparse.indices)} indices but {len(sparse.values)} rows of values")
     if sparse.values.shape[1:] != param.shape[1:]:
         row = sparse.values.shape[1:]
         raise ValueError(f"{label} has rows of shape {row}, its parameter of {param.shape[1:]}: they must be equal")

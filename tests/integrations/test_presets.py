@@ -9,14 +9,14 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 import onepass
+from integrations.deviations import jax_in_double
 from onepass import schedules
 from onepass.presets import presets
 from support import Array
@@ -117,21 +117,6 @@ def qiskit(grads: Array, eps: float | None) -> Array:
 def given(**option: Any) -> dict[str, Any]:
     """The option, unless it is to keep its default."""
     return {name: value for name, value in option.items() if value is not None}
-
-
-@contextmanager
-def jax_in_double() -> Iterator[Any]:
-    if importlib.util.find_spec("jax") is None:
-        yield None
-        return
-    import jax
-
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    try:
-        yield jax
-    finally:
-        jax.config.update("jax_enable_x64", before)
 
 
 # ---- Formulas: the article's libraries, with the defaults that it lists ----
