@@ -19,6 +19,7 @@ from .peers import (
     InPlaceNumPy,
     Onepass,
     OnepassClipAverage,
+    OnepassOneThread,
     Peer,
     Problem,
     PurePython,
@@ -68,6 +69,7 @@ class Case:
 
 
 HUNDRED, TEN_THOUSAND, MILLION, TEN_MILLION = (Problem(elements) for elements in (100, 10_000, 10**6, 10**7))
+MILLION_ON_TWO = Problem(10**6, threads=2)
 
 CASES: dict[str, Case] = {
     "small": Case(
@@ -87,6 +89,13 @@ CASES: dict[str, Case] = {
         peers=(*PEERS, TextbookNumPyFreshMemory),
         bars=(Bar(MILLION, StreamLimit, 0.85), Bar(MILLION, TextbookNumPyFreshMemory, 30)),
         effort=Effort(seconds=16, sittings=16),
+    ),
+    "threads": Case(
+        "1 and 10 million elements on two threads",
+        problems=(MILLION_ON_TWO, Problem(10**7, threads=2)),
+        peers=(Onepass, StreamLimit, OnepassOneThread),
+        bars=(Bar(MILLION_ON_TWO, OnepassOneThread, 1.5),),
+        effort=Effort(seconds=16, sittings=8),
     ),
     "clip": Case(
         "10 million elements: AdamW, clipping and averaging in one call against three of torch's",

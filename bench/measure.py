@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+import onepass
+
 from .peers import Arrays, Onepass, Options, Peer, Problem
 from .records import Point, Ratio, Timing
 
@@ -110,6 +112,7 @@ class Series:
 def measure(kinds: Sequence[type[Peer]], problem: Problem, effort: Effort, rng: np.random.Generator) -> Point:
     """Time each peer on this problem, the first one being what the others are compared with."""
     settle_allocator()
+    onepass.set_num_threads(problem.threads)
     series = [Series(kind) for kind in kinds]
     for sitting in range(effort.sittings):
         params, grads = random_arrays(problem, rng), random_arrays(problem, rng)
@@ -124,15 +127,15 @@ def measure(kinds: Sequence[type[Peer]], problem: Problem, effort: Effort, rng: 
                 for one, peer in random.sample(pairs, len(pairs)):
                     one.take(peer, grads)
                 rounds += 1
-    onepass = series[0].samples
+    ours = series[0].samples
     return Point(
         elements=problem.elements,
         tensors=problem.tensors,
         dtype=problem.dtype,
         threads=problem.threads,
-        rounds=len(onepass),
+        rounds=len(ours),
         timings={one.kind.name: timing(one) for one in series},
-        over_onepass={one.kind.name: ratio(one.samples, onepass) for one in series},
+        over_onepass={one.kind.name: ratio(one.samples, ours) for one in series},
     )
 
 

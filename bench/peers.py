@@ -106,6 +106,7 @@ class Onepass(Peer):
     """``opt.step([g])``, as a user has it."""
 
     name = "onepass"
+    max_threads = 4096
 
     def __init__(self, params: Arrays, options: Options, eps_mode: str = "paper") -> None:
         self.p = params
@@ -119,6 +120,18 @@ class Onepass(Peer):
         step, grads = self.optimizer.step, self.grads
         for _ in range(steps):
             step([*grads])  # a list made anew, as a program's gradients are
+
+
+class OnepassOneThread(Onepass):
+    """The same on one thread, whatever the others use."""
+
+    name = "onepass, one thread"
+
+    def run(self, steps: int) -> None:
+        before = onepass.get_num_threads()
+        onepass.set_num_threads(1)
+        super().run(steps)
+        onepass.set_num_threads(before)
 
 
 class OnepassClipAverage(Onepass):
@@ -185,6 +198,7 @@ class StreamLimit(Peer):
 
     name = "stream limit"
     takes_steps = False
+    max_threads = 4096
 
     def __init__(self, params: Arrays, options: Options) -> None:
         self.p = params

@@ -5,11 +5,10 @@
 #include <cerrno>
 #include <condition_variable>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
-#include <memory>
+#include <exception>
+#include <fstream>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -40,13 +39,13 @@ int from_environment(const char* name) noexcept {
   return static_cast<int>(number);
 }
 
-// What a container may use of the processors: "quota period" in microseconds, or "max period".
+// What a container may use of the processors, by the file's "quota period" in microseconds; 0: all, which it calls
+// "max".
 int allowed_by_cgroup() noexcept {
-  const auto file = std::unique_ptr<std::FILE, int (*)(std::FILE*)>(std::fopen("/sys/fs/cgroup/cpu.max", "r"),
-                                                                    [](std::FILE* f) { return std::fclose(f); });
+  std::ifstream file("/sys/fs/cgroup/cpu.max");
   double quota = 0;
   double period = 0;
-  if (file == nullptr || std::fscanf(file.get(), "%lf %lf", &quota, &period) != 2 || !(period > 0)) return 0;
+  if (!(file >> quota >> period) || !(period > 0)) return 0;
   return std::max(1, static_cast<int>(quota / period));
 }
 
@@ -113,7 +112,7 @@ class Pool {
     try {
       threads_.reserve(wanted);
       while (threads_.size() < wanted) threads_.emplace_back([this] { wait_for_work(); });
-    } catch (const std::exception&) {  // no more threads, no more memory: fewer will do
+    } catch (const std::exception&) {  // NOLINT(bugprone-empty-catch): no more threads, no more memory: fewer will do
     }
     return std::min(wanted, threads_.size());
   }
