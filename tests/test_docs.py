@@ -88,3 +88,13 @@ def test_importing_onepass_needs_numpy_alone_and_starts_nothing() -> None:
     allowed = {"onepass", "numpy"} | set(sys.stdlib_module_names)
     assert {m.strip("'[] ") for m in modules.split(",")} <= allowed
     assert threads == "1"
+
+
+def test_importing_onepass_leaves_out_what_few_need() -> None:
+    few = "('onepass.checkpoint', 'onepass.schedules')"
+    code = f"import sys, numpy, onepass; print([m for m in {few} if m in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert printed.stdout == "[]\n"
+    assert onepass.schedules.linear(1.0, 0.0, 2)(1) == 1
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = onepass.nothing

@@ -9,7 +9,9 @@ Example:
     array([-0.1, -0.1, -0.1], dtype=float32)
 """
 
-from . import _core, schedules
+from typing import TYPE_CHECKING, Any
+
+from . import _core
 from .base import Optimizer
 from .functional import adam_step
 from .groups import Group
@@ -40,3 +42,14 @@ __all__ = [
     "show_config",
 ]
 __version__ = _core.__version__
+
+if TYPE_CHECKING:
+    from . import schedules
+
+
+def __getattr__(name: str) -> Any:
+    if name == "schedules":  # takes long to import, and not everyone has one
+        from importlib import import_module
+
+        return import_module("onepass.schedules")
+    raise AttributeError(f"module 'onepass' has no attribute {name!r}")

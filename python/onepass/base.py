@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from . import _core, checkpoint, checks
+from . import _core, checks
 from .arrays import (
     Array,
     Params,
@@ -327,6 +327,8 @@ class Optimizer(_core.Optimizer):
 
     def _snapshot(self) -> dict[str, Any]:
         """The state dict, with the live arrays."""
+        from . import checkpoint  # takes longer to import than all the rest
+
         groups, first = [], 0
         for group in self._groups:
             last = first + len(group.params)
@@ -381,6 +383,8 @@ class Optimizer(_core.Optimizer):
             TypeError, ValueError: it does not fit: something is missing or unknown, of another shape or dtype, an
                 option out of its range, another optimizer's. Nothing has changed.
         """
+        from . import checkpoint
+
         like = self._snapshot()
         checkpoint.check(state_dict, like)
         whole = {name: checks.WHOLE[name](name, state_dict[name]) for name in ("clip_norm", "nonfinite")}
@@ -439,6 +443,8 @@ class Optimizer(_core.Optimizer):
             >>> again.step_count
             1
         """
+        from . import checkpoint
+
         self._locked(lambda: checkpoint.write(path, self._snapshot()))
 
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -451,6 +457,8 @@ class Optimizer(_core.Optimizer):
             OSError: the file could not be read, `FileNotFoundError` if there is none.
             ValueError: the file is damaged or foreign, or does not fit. Nothing has changed.
         """
+        from . import checkpoint
+
         found = checkpoint.read(path, self._snapshot())
         try:
             self.load_state_dict(found)
