@@ -53,8 +53,6 @@ std::optional<DType> dtype_of(PyObject* array) {
   return std::nullopt;
 }
 
-std::size_t size_of(DType dtype) { return dtype == onepass::float32 ? sizeof(float) : sizeof(double); }
-
 // What a parameter's arrays look like to the core. The caller has checked their layouts.
 Parameter describe(const py::array& param, const std::vector<py::array>& states,
                    const std::optional<py::array>& average) {
@@ -124,7 +122,7 @@ class Optimizer {
     for (std::size_t i = 0; i < params.size(); ++i) {
       parameters.push_back(describe(params[i], states.at(i), averages.at(i)));
       const Parameter& parameter = parameters.back();
-      const std::size_t bytes = parameter.size * size_of(parameter.dtype);
+      const std::size_t bytes = parameter.size * onepass::bytes_of(parameter.dtype);
       const auto& param = fields(params[i].ptr());
       held.push_back({keys.at(i),
                       params[i],
@@ -192,11 +190,11 @@ class Optimizer {
     const double scale = number(grad_scale);
     collect(grads);
     take_pointers();
-    const bool large = core_.elements(pointers_.data()) >= release_gil_from;
     const double clip_norm = clip_norm_;
     const Nonfinite nonfinite = nonfinite_;
     ask_schedules();
     plan(scale);
+    const bool large = core_.planned_elements() >= release_gil_from;
     onepass::Measured measured;
     if (clip_norm != no_clip_norm || nonfinite != Nonfinite::propagate) {
       without_gil_if(large, [&] {
@@ -231,7 +229,7 @@ class Optimizer {
     if (!std::equal(held.shape.begin(), held.shape.end(), array.dimensions)) return false;
     if (dtype_of(gradient) != parameter.dtype) return false;
     if (array.data != held.disjoint) {
-      if (overlaps(array.data, parameter.size * size_of(parameter.dtype))) return false;
+      if (overlaps(array.data, parameter.size * onepass::bytes_of(parameter.dtype))) return false;
       held.disjoint = array.data;
     }
     return true;
@@ -627,7 +625,7 @@ void stream_limit(const py::array& param, const py::array& grad, const py::array
     const auto& x = *static_cast<const Parameter*>(context);
     onepass::kernels().stream_limit[x.dtype](x.operands, begin, end);
   };
-  const std::size_t bytes = parameter.size * size_of(parameter.dtype) * 7;
+  const std::size_t bytes = parameter.size * onepass::bytes_of(parameter.dtype) * 7;
   without_gil([&] { onepass::run_parts(part, &parameter, parameter.size, bytes); });
 }
 

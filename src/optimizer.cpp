@@ -78,12 +78,6 @@ void Optimizer::restore(std::int64_t step_count, const std::vector<std::int64_t>
   }
 }
 
-std::size_t Optimizer::elements(const Gradient* gradients) const noexcept {
-  std::size_t total = 0;
-  for (std::size_t i = 0; i < parameters_.size(); ++i) total += size_of(parameters_[i], gradients[i]);
-  return total;
-}
-
 // What the threads that measure share.
 struct Optimizer::Measuring {
   Optimizer& optimizer;
@@ -180,6 +174,7 @@ void Optimizer::plan(const Gradient* gradients, double grad_scale, const std::op
   folds_.clear();
   sweeps_.clear();
   planned_.clear();
+  planned_elements_ = 0;
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     const Gradient& gradient = gradients[i];
     if (gradient.data == nullptr) continue;
@@ -193,12 +188,13 @@ void Optimizer::plan(const Gradient* gradients, double grad_scale, const std::op
       add_rows(sweep, parameter, gradient);
     }
     planned_.push_back({i, numbers.next_mu_product});
+    planned_elements_ += size_of(parameter, gradient);
   }
 }
 
 // A sweep for each run of rows that follow each other.
 void Optimizer::add_rows(const Sweep& sweep, const Parameter& parameter, const Gradient& gradient) {
-  const std::size_t row_bytes = parameter.row_size * (parameter.dtype == float32 ? sizeof(float) : sizeof(double));
+  const std::size_t row_bytes = parameter.row_size * bytes_of(parameter.dtype);
   for (std::size_t begin = 0, end = 0; begin < gradient.row_count; begin = end) {
     do ++end;
     while (end < gradient.row_count && gradient.rows[end] == gradient.rows[end - 1] + 1);

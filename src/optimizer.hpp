@@ -38,6 +38,8 @@ struct Asked {
   double ema_decay;
 };
 
+constexpr std::size_t bytes_of(DType dtype) { return dtype == float32 ? sizeof(float) : sizeof(double); }
+
 struct Parameter {
   DType dtype;
   std::size_t size;      // elements
@@ -96,8 +98,8 @@ class Optimizer {
   // that shows. Throws Overflow. Allocates nothing, but for gradients of some rows alone.
   void plan(const Gradient* gradients, double grad_scale, const std::optional<Asked>* asked);
 
-  // How many elements the gradients hold, and the planned step will update.
-  std::size_t elements(const Gradient* gradients) const noexcept;
+  // How many elements the planned step will update.
+  std::size_t planned_elements() const noexcept { return planned_elements_; }
 
   // Carries out the planned step.
   void apply() noexcept;
@@ -132,6 +134,7 @@ class Optimizer {
   std::vector<Fold> folds_;
   std::vector<Sweep> sweeps_;
   std::vector<Planned> planned_;
+  std::size_t planned_elements_ = 0;
   std::vector<Block> blocks_;  // room for what measuring finds of each block of all gradients
 };
 
