@@ -202,6 +202,18 @@ def test_lion_steps_by_lr_exactly_or_not_at_all(dtype: Any) -> None:
     assert np.isnan(p).all()
 
 
+def test_lion_stands_still_where_the_rounded_terms_cancel() -> None:
+    """0.9 m + (1 - 0.9) g is zero in float32 here, with 1 - 0.9 rounded once; 1 - float32(0.9) leaves a rest."""
+    m = np.float32(-0.11111111)
+    assert np.float32(0.9) * m + np.float32(1 - 0.9) == 0 != np.float32(0.9) * m + (1 - np.float32(0.9))
+    p = np.zeros(40, np.float32)
+    optimizer = onepass.Lion(p, lr=1.0, betas=(0.9, 0.5))
+    optimizer.step(np.full(40, 2 * m))
+    assert (optimizer.state[0]["exp_avg"] == m).all() and (p == 1).all()
+    optimizer.step(np.ones(40, np.float32))
+    assert (p == 1).all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_centered_rmsprop_survives_steady_gradients(dtype: Any) -> None:
     """There v − s² comes out below zero by rounding: without the maximum its root is NaN."""
