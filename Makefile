@@ -36,7 +36,7 @@ bench: install $(call installed,bench) $(call installed,peers)
 	$(python) -m bench $(if $(CASE),--case $(CASE)) $(ARGS)
 	$(if $(CASE)$(ARGS),,$(python) -m bench.readme)
 
-mutants: $(call installed,build) $(call installed,test)
+mutants: install $(call installed,test)
 	$(python) tests/mutants.py $(ARGS)
 
 lint: install $(call installed,lint)
