@@ -14,6 +14,8 @@
 #define ONEPASS_FABS fabs
 #define ONEPASS_FABSF fabsf
 #define ONEPASS_MEMCPY memcpy
+#define ONEPASS_INLINE __forceinline
+#define ONEPASS_NOINLINE __declspec(noinline)
 #else
 #define ONEPASS_PRAGMA(text) _Pragma(#text)
 #define ONEPASS_SIMD ONEPASS_PRAGMA(omp simd)
@@ -24,6 +26,8 @@
 #define ONEPASS_FABS __builtin_fabs
 #define ONEPASS_FABSF __builtin_fabsf
 #define ONEPASS_MEMCPY __builtin_memcpy
+#define ONEPASS_INLINE __attribute__((always_inline)) inline
+#define ONEPASS_NOINLINE __attribute__((noinline))
 #endif
 
 // CMakeLists.txt takes such flags back where CXXFLAGS or a build type set them; this notices where it could not.

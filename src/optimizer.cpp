@@ -180,14 +180,21 @@ void Optimizer::plan(const Gradient* gradients, double grad_scale, const std::op
     if (gradient.data == nullptr) continue;
     const Parameter& parameter = parameters_[i];
     const Fold& numbers = fold(i, grad_scale, asked);
-    Sweep sweep{numbers.function, &numbers.numbers, parameter.operands, parameter.size};
+    // Made in place: copying what was just written field by field takes as long as all the rest.
+    Sweep& sweep = sweeps_.emplace_back();
+    sweep.function = numbers.function;
+    sweep.numbers = &numbers.numbers;
+    sweep.operands = parameter.operands;
     sweep.operands.grad = gradient.data;
-    if (gradient.rows == nullptr) {
-      sweeps_.push_back(sweep);
-    } else {
-      add_rows(sweep, parameter, gradient);
+    sweep.size = parameter.size;
+    if (gradient.rows != nullptr) {
+      const Sweep whole = sweep;
+      sweeps_.pop_back();
+      add_rows(whole, parameter, gradient);
     }
-    planned_.push_back({i, numbers.next_mu_product});
+    Planned& planned = planned_.emplace_back();
+    planned.parameter = i;
+    planned.mu_product = numbers.next_mu_product;
     planned_elements_ += size_of(parameter, gradient);
   }
 }
