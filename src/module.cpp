@@ -288,7 +288,20 @@ class Optimizer {
         throw std::runtime_error(
             "this optimizer is in the middle of a step: a schedule or a gradient's own code called it again");
       }
-      if (!optimizer.mutex_.try_lock()) without_gil([&] { optimizer.mutex_.lock(); });
+      const unsigned forks = onepass::forks();
+      if (!optimizer.mutex_.try_lock()) {
+        // Who has just taken the turn may not have said so yet; who took it before a fork never lets go.
+        for (int tries = 0; optimizer.owner_forks_ != forks && tries < 100; ++tries) {
+          without_gil([] { std::this_thread::sleep_for(std::chrono::milliseconds(1)); });
+        }
+        if (optimizer.owner_forks_ != forks) {
+          throw std::runtime_error(
+              "this process was forked while another thread was inside a step of this optimizer: its parameters and "
+              "state may hold half a step here; make a new optimizer, or fork between steps");
+        }
+        without_gil([&] { optimizer.mutex_.lock(); });
+      }
+      optimizer.owner_forks_ = forks;
       optimizer.owner_ = PyThread_get_thread_ident();
     }
     ~Turn() {
@@ -481,7 +494,8 @@ class Optimizer {
   std::atomic<double> grad_norm_{0};
   std::atomic<bool> measured_{false};
   mutable std::mutex mutex_;
-  mutable std::atomic<unsigned long> owner_{0};  // the thread whose step this is, or 0
+  mutable std::atomic<unsigned long> owner_{0};   // the thread whose step this is, or 0
+  mutable std::atomic<unsigned> owner_forks_{0};  // and in which process: see forks()
 };
 
 // Optimizer.step as a plain C function: pybind11's dispatcher would take as long again as a step of a small tensor.

@@ -154,15 +154,26 @@ class Pool {
 // The pool of this process, which stays: until the very end, somebody may step. A forked child has none of its parent's
 // threads and begins with a pool of its own; the parent's is left alone, since a lock in it may be held for ever.
 std::atomic<Pool*> current{nullptr};
+std::atomic<unsigned> fork_count{0};
+
+// Whether forks are noticed.
+bool watch_forks() noexcept {
+#if defined(__unix__) || defined(__APPLE__)
+  static const int failed = pthread_atfork(nullptr, nullptr, [] {
+    current.store(nullptr);
+    ++fork_count;
+  });
+  return failed == 0;
+#else
+  return true;  // there are none
+#endif
+}
 
 Pool* pool() noexcept {
   Pool* found = current.load(std::memory_order_acquire);
   if (found != nullptr) return found;
+  if (!watch_forks()) return nullptr;
   try {
-#if defined(__unix__) || defined(__APPLE__)
-    static const int registered = pthread_atfork(nullptr, nullptr, [] { current.store(nullptr); });
-    if (registered != 0) return nullptr;
-#endif
     static std::mutex making;
     const std::unique_lock<std::mutex> lock(making,
                                             std::try_to_lock);  // not to wait for a thread that a fork left behind
@@ -190,6 +201,11 @@ struct Region {
 int get_num_threads() noexcept { return thread_count().load(std::memory_order_relaxed); }
 
 void set_num_threads(int count) noexcept { thread_count().store(std::max(1, count), std::memory_order_relaxed); }
+
+unsigned forks() noexcept {
+  watch_forks();
+  return fork_count.load(std::memory_order_relaxed);
+}
 
 void run_parts(Part part, const void* context, std::size_t count, std::size_t bytes) noexcept {
   const std::size_t parts = std::min({static_cast<std::size_t>(get_num_threads()), count, bytes / worth_a_thread});

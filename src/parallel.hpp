@@ -19,6 +19,9 @@ struct Sweep {
 int get_num_threads() noexcept;
 void set_num_threads(int count) noexcept;
 
+// How often this process became a forked child, counted from the first call: threads from before are not in it.
+unsigned forks() noexcept;
+
 // Carries out the sweeps, in any order, with this treatment of subnormal numbers. As one long array they are cut at
 // cache lines into a part for each thread.
 void run(const Sweep* sweeps, std::size_t count, bool flush_denormals) noexcept;

@@ -46,7 +46,8 @@ enum class Around : unsigned char { nothing, scaled, decayed, scaled_averaged, d
 
 // In registers, the numbers cost nothing: handed over in memory, they took longer than a hundred elements.
 template <Around around, class T, template <class> class Rule, class... Stored>
-ONEPASS_INLINE void loop(const Folded<T, Rule> k, std::size_t count, T* param, const T* grad, T* average, Stored*... state) {
+ONEPASS_INLINE void loop(const Folded<T, Rule> k, std::size_t count, T* param, const T* grad, T* average,
+                         Stored*... state) {
   constexpr bool scaled = around != Around::nothing;
   constexpr bool decayed = around == Around::decayed || around == Around::decayed_averaged;
   constexpr bool averaged = around == Around::scaled_averaged || around == Around::decayed_averaged;
@@ -80,7 +81,8 @@ struct MakeIndices<0, index...> {
 };
 
 template <Around around, class T, template <class> class Rule, std::size_t... index>
-ONEPASS_NOINLINE void unpack(const Numbers& numbers, const Operands& x, std::size_t begin, std::size_t end, Indices<index...>) {
+ONEPASS_NOINLINE void unpack(const Numbers& numbers, const Operands& x, std::size_t begin, std::size_t end,
+                             Indices<index...>) {
   Folded<T, Rule> folded = {};
   copy_bytes(&folded, numbers.bytes, sizeof folded);
   const bool averaged = around == Around::scaled_averaged || around == Around::decayed_averaged;

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 import onepass
-from support import DTYPES, Array, assert_same_bits, bits, ordinary
+from support import DTYPES, Array, assert_same_bits, ordinary
 
 KINDS: dict[str, dict[str, Any]] = {
     "Adam": {"amsgrad": True},
@@ -102,7 +104,7 @@ def test_optimizers_in_many_threads_do_not_disturb_each_other() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_child_steps_with_threads_of_its_own() -> None:
+def test_fifty_forked_children_step_with_threads_of_their_own() -> None:
     onepass.set_num_threads(2)
     param, gradient = np.zeros(1_000_000, np.float32), np.ones(1_000_000, np.float32)
     expected = param.copy()
@@ -110,16 +112,51 @@ def test_a_forked_child_steps_with_threads_of_its_own() -> None:
     other.step(gradient)
     other.step(gradient)
     optimizer.step(gradient)  # the threads are there
+
+    def child() -> None:
+        optimizer.step(gradient)
+        assert_same_bits([param], [expected])
+
+    for _ in range(50):
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join(60)
+        hangs = process.is_alive()
+        process.kill()
+        assert not hangs and process.exitcode == 0
+    optimizer.step(gradient)
+    assert_same_bits([param], [expected])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_forked_amid_another_threads_step_is_told_so_instead_of_waiting_for_ever() -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def schedule(t: int) -> float:
+        inside.set()
+        go_on.wait()
+        return 0.5
+
+    param = np.ones(2)
+    optimizer = onepass.SGD(param, lr=schedule)
+    stepping = threading.Thread(target=optimizer.step, args=[np.ones(2)])
+    stepping.start()
+    inside.wait()
     child = os.fork()
-    if child == 0:  # nothing may leave this branch
+    if child == 0:
+        signal.alarm(60)  # instead of waiting for ever
         try:
-            optimizer.step(gradient)
-            os._exit(0 if (bits(param) == bits(expected)).all() else 1)
+            onepass.SGD(param, lr=1).step(np.ones(2))  # others work
+            with pytest.raises(RuntimeError, match="forked"):
+                optimizer.step(np.ones(2))
+            os._exit(0)
         finally:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    optimizer.step(gradient)
-    assert_same_bits([param], [expected])
+    go_on.set()
+    stepping.join()
+    assert (param == 0.5).all()
 
 
 def asked(**environment: str) -> str:
