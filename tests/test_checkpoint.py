@@ -430,8 +430,9 @@ def test_a_state_that_is_no_json_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError) as caught:
         checkpoint.write(tmp_path / "nowhere" / "x", small_state())
+    assert caught.value.filename == os.path.realpath(tmp_path / "nowhere" / "x")
 
 
 @POSIX

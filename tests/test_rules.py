@@ -58,7 +58,7 @@ OWN: dict[str, dict[str, list[Any]]] = {
         "momentum": [
             {"momentum": 0.0},
             {"momentum": 0.9},
-            {"momentum": 0.9, "dampening": 0.3},
+            {"momentum": 0.9, "dampening": 0.9},
             {"momentum": 0.7, "nesterov": True},
         ]
     },

@@ -297,6 +297,8 @@ class Optimizer(_core.Optimizer):
     def state(self) -> Mapping[Any, dict[str, Any]]:
         """Each parameter's state under its name or index: ``"step"`` and live views of the arrays.
 
+        Each is a dict made anew: what is written into its arrays counts, what is put into the dict does not.
+
         Example:
             >>> import numpy as np, onepass
             >>> opt = onepass.Adam({"w": np.zeros(2, np.float32)})

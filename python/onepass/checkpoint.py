@@ -181,7 +181,10 @@ def write(path: PathLike, state_dict: StateDict) -> None:
     target = Path(os.path.realpath(os.fsdecode(path)))  # a symbolic link stays one
     mode = _mode(target)
     temporary = target.with_name(f".onepass-{secrets.token_hex(8)}.tmp")
-    file = temporary.open("xb")
+    try:
+        file = temporary.open("xb")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from None
     try:
         with file:
             if mode is not None:
