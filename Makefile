@@ -4,6 +4,7 @@
 #   make test          the tests, about a minute
 #   make test-integrations   the tests beside other libraries, which it installs (PyTorch, optax and more)
 #   make bench         all benchmarks, the plot and README's table; make bench CASE=small: one of them
+#   make bench-guard   count the instructions of the hot loops: no more than recorded
 #   make lint          format, style, types, compiler warnings, what the machine code must be
 #   make format        let the formatters have their way
 #   make mutants       break each term of the rules in turn: a test must fail
@@ -18,7 +19,7 @@ python := $(venv)/bin/python
 # Where a target's packages are noted once they are installed.
 installed = $(venv)/.installed-$(1)
 
-.PHONY: help demo test test-integrations bench lint format mutants wheel clean install
+.PHONY: help demo test test-integrations bench bench-guard lint format mutants wheel clean install
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -35,6 +36,10 @@ test-integrations: install $(call installed,test) $(call installed,integrations)
 bench: install $(call installed,bench) $(call installed,peers)
 	$(python) -m bench $(if $(CASE),--case $(CASE)) $(ARGS)
 	$(if $(CASE)$(ARGS),,$(python) -m bench.readme)
+
+bench-guard: install $(call installed,lint)
+	@$(MAKE) --no-print-directory lint-build CXX=g++
+	$(python) -m bench.guard build/lint-g++ $(ARGS)
 
 mutants: install $(call installed,test)
 	$(python) tests/mutants.py $(ARGS)

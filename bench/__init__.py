@@ -8,6 +8,7 @@
 - `measure`: how: the check before, the interleaved rounds, medians and ratios.
 - `machine`, `records`: on what, and what the results file holds.
 - `report`, `readme`, `plots`: the results as a table, as README's block, as an image.
+- `guard`: no time at all, but the instructions that the hot loops take, counted: what noise cannot hide.
 
 Nothing here fails a test run: a bar that is missed is reported. Only a peer that computes something else is an error.
 """

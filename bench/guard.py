@@ -1,0 +1,171 @@
+"""How many instructions the hot loops take per element: a regression guard that noise cannot break.
+
+``python -m bench.guard BUILD`` reads the machine code of the kernels in a build folder, counts the instructions of a whole
+step where valgrind is there, and compares both with what ``bench/instructions.json`` has for this compiler. More
+than ``SLACK`` of them, a kernel that is gone or a new one is an error; ``--record`` writes what there is instead.
+Compilers differ: of one for which nothing is recorded that is all that is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "bench" / "instructions.json"
+DRIVER = ROOT / "bench" / "steps.cpp"
+SLACK = 1.03
+REGISTERS = {"baseline": "xmm", "avx2": "ymm", "avx512": "zmm"}
+SIZES = {"float": 4, "double": 8}
+AROUND = ("nothing", "scaled", "decayed", "scaled, averaged", "decayed, averaged")
+TENSORS = (1, 8, 148)
+
+Counts = dict[str, float]
+
+
+def output(*command: str | Path) -> str:
+    return subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout
+
+
+def compiler_of(build: Path) -> str:
+    """Name the compiler, such as ``g++ 12.2.0``."""
+    entries = json.loads((build / "compile_commands.json").read_text())
+    command = entries[0]["command"].split()[0]
+    name = "clang++" if "clang" in output(command, "--version") else "g++"
+    return f"{name} {output(command, '-dumpfullversion' if name == 'g++' else '-dumpversion').strip()}"
+
+
+def loops_of(build: Path) -> Counts:
+    """Count each kernel's instructions per element in the loop over whole vectors."""
+    counts: Counts = {}
+    for item in sorted(build.rglob("kernels_*.cpp.o")):
+        table = item.name.removeprefix("kernels_").removesuffix(".cpp.o")
+        code = output("objdump", "-dC", "--no-show-raw-insn", item)
+        for title, body in re.findall(r"^[0-9a-f]+ <(.*)>:\n((?:.+\n)+)", code, re.MULTILINE):
+            name = kernel_name(title)
+            per_element = [
+                len(loop) / elements
+                for loop in innermost_loops(body)
+                if (elements := elements_of(loop, "float" if "float" in title else "double", REGISTERS[table]))
+            ]
+            if name and per_element:  # of several the fastest is that over whole vectors
+                counts[f"{table}: {name}"] = round(min(per_element), 4)
+    return dict(sorted(counts.items()))
+
+
+def kernel_name(title: str) -> str | None:
+    """Name a function's rule, dtype and surroundings; None for one without a hot loop of its own."""
+    if match := re.search(
+        r"::(?:unpack|loop|sweep)<.*Around\)(\d), (\w+), .*?(\w+)(?:, 0ul.*|, (?:float|double).*)?>\(", title
+    ):
+        return f"{match[3]} {match[2]}, {AROUND[int(match[1])]}"
+    if match := re.search(
+        r"::(squares|stream|stream_loop|all_finite|finite)<(?:(true|false), )?(float|double)>\(", title
+    ):
+        return f"{match[1].removesuffix('_loop')} {match[3]}{', of squares' if match[2] == 'true' else ''}"
+    return None
+
+
+def innermost_loops(body: str) -> Iterator[list[str]]:
+    """Give the instructions of each loop that holds no other."""
+    code = [(int(at, 16), text) for at, text in re.findall(r"^ +([0-9a-f]+):\t(.+)$", body, re.MULTILINE)]
+    places = {at: index for index, (at, _) in enumerate(code)}
+    begin = 0
+    for index, (at, text) in enumerate(code):
+        match = re.match(r"j\w+ +([0-9a-f]+)", text)
+        if match and (target := int(match[1], 16)) <= at and places.get(target, -1) >= begin:
+            yield [text for _, text in code[places[target] : index + 1]]
+            begin = index + 1
+
+
+def elements_of(loop: list[str], dtype: str, register: str) -> int:
+    """Count the elements that one turn of a loop advances by; 0 for a loop that is not over whole vectors."""
+    if not any(re.match(rf"v?(?:add|sub|mul|cvtps2)p[sd]? .*%{register}", text) for text in loop):
+        return 0
+    advances = []
+    for text in loop:
+        match = (
+            re.match(r"add +\$0x([0-9a-f]+),%(r\w+)$", text)
+            or re.match(r"lea +0x([0-9a-f]+)\(%(r\w+)\),%\2$", text)
+            or re.match(r"(sub) +\$0xffffffffffffff80,%(r\w+)$", text)  # what adds 128 in a shorter instruction
+        )
+        if match is None:
+            continue
+        advance = 128 if match[1] == "sub" else int(match[1], 16)
+        addresses = re.findall(r"\((%\w*)(?:,(%\w+),(\d))?\)", "\n".join(loop))
+        scales = [int(scale or 1) for base, index, scale in addresses if f"%{match[2]}" in (base, index)]
+        if scales:
+            advances.append(advance * max(scales) // SIZES[dtype])
+    return max(advances, default=0)
+
+
+def steps_of(build: Path) -> Counts:
+    """Count the instructions of a whole step of the core, for some numbers of tensors of one element."""
+    if shutil.which("valgrind") is None:
+        print("valgrind is not there: the instructions of a step are not counted")
+        return {}
+    entries = json.loads((build / "compile_commands.json").read_text())
+    compiler = entries[0]["command"].split()[0]
+    counts: Counts = {}
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "steps"
+        library = next(build.rglob("libonepass_core.a"))
+        output(compiler, "-std=c++17", "-O2", f"-I{ROOT / 'src'}", DRIVER, library, "-pthread", "-o", program)
+        for tensors in TENSORS:
+            few, many = (collected(folder, program, tensors, steps) for steps in (100, 200))
+            counts[f"step: {tensors} tensors"] = (many - few) / 100
+    return counts
+
+
+def collected(folder: str, program: Path, tensors: int, steps: int) -> int:
+    """Run the program on the baseline's kernels and say how many instructions it took."""
+    log = Path(folder) / "log"
+    arguments = ["--tool=callgrind", f"--callgrind-out-file={folder}/out", f"--log-file={log}"]
+    environment = {"ONEPASS_ISA": "baseline", "ONEPASS_NUM_THREADS": "1"}
+    subprocess.run(["valgrind", *arguments, program, str(tensors), str(steps)], check=True, env=environment)
+    found = re.search(r"Collected : (\d+)", log.read_text())
+    assert found is not None
+    return int(found[1])
+
+
+def compare(recorded: Counts, counts: Counts) -> list[str]:
+    """List what is worse than recorded, or gone, or new."""
+    problems = [f"{name}: {counts[name]:g} instructions, {old:g} recorded" for name, old in recorded.items()
+                if name in counts and counts[name] > old * SLACK]  # fmt: skip
+    kinds = {name.partition(":")[0] for name in counts}
+    problems += [f"{name}: gone" for name in recorded if name not in counts and name.partition(":")[0] in kinds]
+    return problems + [f"{name}: new" for name in counts if name not in recorded]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.guard", description="Count the hot loops' instructions.")
+    parser.add_argument("build", type=Path, help="a build folder, with compile_commands.json")
+    parser.add_argument("--record", action="store_true", help="write the counts instead of comparing")
+    options = parser.parse_args(arguments)
+    everything: dict[str, Counts] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    compiler = compiler_of(options.build)
+    counts = loops_of(options.build) | steps_of(options.build)
+    if options.record:
+        RECORD.write_text(json.dumps(everything | {compiler: counts}, indent=1) + "\n")
+        print(f"{len(counts)} counts are recorded for {compiler}")
+        return 0
+    if compiler not in everything:
+        print(f"nothing is recorded for {compiler}, only for {', '.join(everything)}: nothing is compared")
+        return 0
+    problems = compare(everything[compiler], counts)
+    better = [name for name, old in everything[compiler].items() if counts.get(name, old) * SLACK < old]
+    print("\n".join(problems) or f"{len(counts)} counts of {compiler} are as recorded, or fewer ({len(better)})")
+    if problems:
+        print("if that is meant: make bench-guard ARGS=--record")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
