@@ -1,7 +1,7 @@
 """How many instructions the hot loops take per element: a regression guard that noise cannot break.
 
-``python -m bench.guard BUILD`` reads the machine code of the kernels in a build folder, counts the instructions of a whole
-step where valgrind is there, and compares both with what ``bench/instructions.json`` has for this compiler. More
+``python -m bench.guard BUILD`` reads the machine code of the kernels in a build folder, counts the instructions of a
+whole step where valgrind is there, and compares both with what ``bench/instructions.json`` has for this compiler. More
 than ``SLACK`` of them, a kernel that is gone or a new one is an error; ``--record`` writes what there is instead.
 Compilers differ: of one for which nothing is recorded that is all that is said.
 """
