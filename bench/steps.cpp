@@ -26,7 +26,8 @@ int main(int, char** arguments) {
   optimizer.add_group(std::make_shared<onepass::Group>(onepass::find_rule("adam"), options, common), parameters);
   const std::optional<onepass::Asked> asked;
   for (int i = 0; i < steps; ++i) {
-    optimizer.plan(gradients.data(), 1, &asked);
+    optimizer.take_options(&asked);
+    optimizer.plan(gradients.data(), 1);
     optimizer.apply();
   }
   return param[0] < 1 ? EXIT_SUCCESS : EXIT_FAILURE;

@@ -192,7 +192,7 @@ class Optimizer {
     take_pointers();
     const double clip_norm = clip_norm_;
     const Nonfinite nonfinite = nonfinite_;
-    ask_schedules();
+    take_options();
     plan(scale);
     const bool large = core_.planned_elements() >= release_gil_from;
     onepass::Measured measured;
@@ -363,8 +363,8 @@ class Optimizer {
     if (converted) check_again();
   }
 
-  // Fills asked_ with what the groups' schedules say of this step.
-  void ask_schedules() {
+  // Has the core take the groups' options, with what their schedules say of this step.
+  void take_options() {
     bool called = false;
     for (std::size_t g = 0; g < groups_.size(); ++g) {
       asked_[g] = std::nullopt;
@@ -375,11 +375,12 @@ class Optimizer {
       asked_[g] = onepass::Asked{lr, ema_decay};
     }
     if (called) check_again();
+    core_.take_options(asked_.data());
   }
 
   void plan(double scale) {
     try {
-      core_.plan(pointers_.data(), scale, asked_.data());
+      core_.plan(pointers_.data(), scale);
     } catch (const onepass::Overflow& overflow) {
       self().attr("_overflow")(overflow.parameter, overflow.step, scale);
       throw;
@@ -489,7 +490,7 @@ class Optimizer {
   // Room for a step's gradients.
   std::vector<py::object> gradients_;
   std::vector<Gradient> pointers_;
-  std::vector<std::optional<onepass::Asked>> asked_;  // what the groups' schedules said
+  std::vector<std::optional<onepass::Asked>> asked_;
   std::atomic<std::int64_t> skipped_{0};
   std::atomic<double> grad_norm_{0};
   std::atomic<bool> measured_{false};

@@ -62,6 +62,10 @@ void Optimizer::add_group(std::shared_ptr<Group> group, const std::vector<Parame
   std::size_t blocks = blocks_.size();
   for (const Parameter& parameter : parameters) blocks += blocks_of(parameter.size);
   blocks_.resize(blocks);
+  Taken taken{std::vector<double>(group->rule_.option_count), {}};
+  taken_.reserve(groups_.size() + 1);
+  groups_.reserve(groups_.size() + 1);
+  taken_.push_back(std::move(taken));
   groups_.push_back(std::move(group));
   for (const Parameter& parameter : parameters) {
     parameters_.push_back(parameter);
@@ -140,7 +144,21 @@ Measured Optimizer::measure(const Gradient* gradients, double grad_scale, bool n
   return found;
 }
 
-const Optimizer::Fold& Optimizer::fold(std::size_t index, double grad_scale, const std::optional<Asked>* asked) {
+void Optimizer::take_options(const std::optional<Asked>* asked) noexcept {
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    const Group& group = *groups_[g];
+    Taken& taken = taken_[g];
+    const std::scoped_lock lock(group.mutex_);
+    std::copy(group.options_.begin(), group.options_.end(), taken.options.begin());
+    taken.common = group.common_;
+    if (const std::optional<Asked>& now = asked[g]) {
+      taken.common.lr = now->lr;
+      taken.common.ema_decay = now->ema_decay;
+    }
+  }
+}
+
+const Optimizer::Fold& Optimizer::fold(std::size_t index, double grad_scale) {
   const Parameter& parameter = parameters_[index];
   const std::int64_t t = parameter.step + 1;
   // Neighbours mostly share their numbers.
@@ -153,23 +171,16 @@ const Optimizer::Fold& Optimizer::fold(std::size_t index, double grad_scale, con
   }
   folds_.push_back({parameter.group, parameter.dtype, t, parameter.mu_product, 0, nullptr, {}});
   Fold& made = folds_.back();
-  Group& group = *groups_[parameter.group];
+  const Rule& rule = groups_[parameter.group]->rule_;
+  const Taken& taken = taken_[parameter.group];
   StepNumbers step{t, grad_scale, parameter.mu_product};
-  {
-    const std::scoped_lock lock(group.mutex_);
-    CommonOptions common = group.common_;
-    if (const std::optional<Asked>& now = asked[parameter.group]) {
-      common.lr = now->lr;
-      common.ema_decay = now->ema_decay;
-    }
-    made.function = group.rule_.fold[parameter.dtype](group.options_.data(), common, step, made.numbers);
-  }
+  made.function = rule.fold[parameter.dtype](taken.options.data(), taken.common, step, made.numbers);
   made.next_mu_product = step.mu_product;
   if (made.function == nullptr) throw Overflow(index, t);
   return made;
 }
 
-void Optimizer::plan(const Gradient* gradients, double grad_scale, const std::optional<Asked>* asked) {
+void Optimizer::plan(const Gradient* gradients, double grad_scale) {
   const FloatMode mode(false);
   folds_.clear();
   sweeps_.clear();
@@ -179,7 +190,7 @@ void Optimizer::plan(const Gradient* gradients, double grad_scale, const std::op
     const Gradient& gradient = gradients[i];
     if (gradient.data == nullptr) continue;
     const Parameter& parameter = parameters_[i];
-    const Fold& numbers = fold(i, grad_scale, asked);
+    const Fold& numbers = fold(i, grad_scale);
     // Made in place: copying what was just written field by field takes as long as all the rest.
     Sweep& sweep = sweeps_.emplace_back();
     sweep.function = numbers.function;

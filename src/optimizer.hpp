@@ -94,9 +94,12 @@ class Optimizer {
   // Looks at gradients, one for each parameter in the order in which they were added.
   Measured measure(const Gradient* gradients, double grad_scale, bool norm, bool finite) noexcept;
 
-  // Prepares the step along these gradients, with what the schedules of each group say, if it has any. Changes nothing
-  // that shows. Throws Overflow. Allocates nothing, but for gradients of some rows alone.
-  void plan(const Gradient* gradients, double grad_scale, const std::optional<Asked>* asked);
+  // Takes the options of each group for the coming step, and what its schedules say, if it has any.
+  void take_options(const std::optional<Asked>* asked) noexcept;
+
+  // Prepares the step along these gradients, with the options taken last. Changes nothing that shows. Throws Overflow.
+  // Allocates nothing, but for gradients of some rows alone.
+  void plan(const Gradient* gradients, double grad_scale);
 
   // How many elements the planned step will update.
   std::size_t planned_elements() const noexcept { return planned_elements_; }
@@ -123,12 +126,17 @@ class Optimizer {
     std::size_t parameter;
     double mu_product;  // after the step
   };
-  const Fold& fold(std::size_t index, double grad_scale, const std::optional<Asked>* asked);
+  struct Taken {
+    std::vector<double> options;
+    CommonOptions common;
+  };
+  const Fold& fold(std::size_t index, double grad_scale);
   void add_rows(const Sweep& sweep, const Parameter& parameter, const Gradient& gradient);
 
   bool flush_denormals_;
   std::int64_t step_count_ = 0;
   std::vector<std::shared_ptr<Group>> groups_;
+  std::vector<Taken> taken_;  // of each group
   std::vector<Parameter> parameters_;
   // The plan: one fold for each distinct group, dtype and step count, one sweep for each gradient.
   std::vector<Fold> folds_;

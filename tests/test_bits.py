@@ -10,6 +10,8 @@ import ctypes.util
 import itertools
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -163,25 +165,47 @@ def test_flush_denormals_takes_subnormals_for_zero_and_only_while_stepping(dtype
 UPWARD = {"x86_64": 0x800, "AMD64": 0x800, "aarch64": 0x400000, "arm64": 0x400000}
 
 
-@pytest.mark.skipif(sys.platform == "win32" or platform.machine() not in UPWARD, reason="no known rounding mode to set")
-def test_the_callers_rounding_mode_neither_matters_nor_changes() -> None:
+@contextmanager
+def rounding_upward() -> Iterator[None]:
+    """Upward, and at the end checked to be still so."""
     libm = ctypes.CDLL(ctypes.util.find_library("m"))
+    libm.fesetround(UPWARD[platform.machine()])
+    try:
+        yield
+        kept = libm.fegetround()
+    finally:
+        libm.fesetround(0)
+    assert kept == UPWARD[platform.machine()]
+
+
+@pytest.mark.skipif(sys.platform == "win32" or platform.machine() not in UPWARD, reason="no known rounding mode to set")
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+@pytest.mark.parametrize("length", [100, 100_000])
+def test_the_callers_rounding_mode_neither_matters_nor_changes(length: int, clip_norm: float | None) -> None:
     rng = np.random.default_rng(4)
-    for length in (100, 100_000):
-        options = {"lr": 0.1, "weight_decay": 0.01, "eps": 1e-3}
-        p, g = ordinary(rng, length, np.float32), ordinary(rng, length, np.float32)
-        expected = p.copy()
-        usual, upward = onepass.AdamW(expected, **options), onepass.AdamW(p, **options)
-        for _ in range(20):
-            usual.step(g)
-            libm.fesetround(UPWARD[platform.machine()])
-            try:
-                upward.step(g)
-                kept = libm.fegetround()
-            finally:
-                libm.fesetround(0)
-            assert kept == UPWARD[platform.machine()]
-        assert_same_bits([p], [expected])
+    options = {"lr": 0.1, "weight_decay": 0.01, "eps": 1e-3, "clip_norm": clip_norm}
+    p, g = ordinary(rng, length, np.float32), ordinary(rng, length, np.float32)
+    expected = p.copy()
+    usual, upward = onepass.AdamW(expected, **options), onepass.AdamW(p, **options)
+    for _ in range(20):
+        usual.step(g)
+        with rounding_upward():
+            upward.step(g)
+    assert_same_bits([p], [expected])
+    assert upward.grad_norm == usual.grad_norm
+
+
+@pytest.mark.skipif(sys.platform == "win32" or platform.machine() not in UPWARD, reason="no known rounding mode to set")
+def test_the_callers_rounding_mode_does_not_matter_to_adam_step() -> None:
+    rng = np.random.default_rng(4)
+    arrays = [ordinary(rng, 100, np.float64) for _ in range(4)]
+    arrays[3] = np.abs(arrays[3])
+    expected = [array.copy() for array in arrays]
+    for t in range(1, 21):
+        onepass.adam_step(*expected, t)
+        with rounding_upward():
+            onepass.adam_step(*arrays, t)
+    assert_same_bits(arrays, expected)
 
 
 def test_the_reference_is_not_alone_with_its_opinion() -> None:
