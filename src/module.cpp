@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "dispatch.hpp"
+#include "dlpack.hpp"
 #include "float_mode.hpp"
 #include "optimizer.hpp"
 #include "parallel.hpp"
@@ -182,40 +183,69 @@ class Optimizer {
 
   void step(py::handle grads, py::handle grad_scale) {
     const Turn turn(*this);
-    struct Release {  // whatever happens, the gradients are the caller's again
-      std::vector<py::object>& gradients;
-      ~Release() { gradients.clear(); }
-    } const release{gradients_};
+    const Release release{gradients_};
 
     const double scale = number(grad_scale);
     collect(grads);
     take_pointers();
-    const double clip_norm = clip_norm_;
-    const Nonfinite nonfinite = nonfinite_;
-    take_options();
-    plan(scale);
-    const bool large = core_.planned_elements() >= release_gil_from;
-    onepass::Measured measured;
-    if (clip_norm != no_clip_norm || nonfinite != Nonfinite::propagate) {
-      without_gil_if(large, [&] {
-        measured = core_.measure(pointers_.data(), scale, clip_norm != no_clip_norm, nonfinite != Nonfinite::propagate);
-      });
+    finish(scale);
+  }
+
+  std::size_t count() const { return held_.size(); }
+
+  // The same along the gradients of PyTorch's tensors, which are the parameters. Returns false, and has done nothing,
+  // where one of them, or its gradient, is not simply what is expected.
+  bool step_tensors(const py::tuple& tensors, onepass::DLPackExchange::Look look) {
+    static PyObject* const grad = PyUnicode_InternFromString("grad");
+    const Turn turn(*this);
+    const Release release{gradients_};
+    if (tensors.size() != held_.size()) return false;
+    for (std::size_t i = 0; i < held_.size(); ++i) {
+      PyObject* const tensor = PyTuple_GET_ITEM(tensors.ptr(), static_cast<Py_ssize_t>(i));
+      pointers_[i] = {};
+      gradients_.push_back(py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor, grad)));
+      const py::object& gradient = gradients_.back();
+      if (!gradient) throw py::error_already_set();
+      onepass::DLTensor param = {};
+      if (look(tensor, &param) != 0) return nothing_said();
+      const Parameter& parameter = core_.parameters()[i];
+      if (param.address() != parameter.operands.param) return false;
+      if (gradient.is_none()) continue;
+      onepass::DLTensor found = {};
+      if (look(gradient.ptr(), &found) != 0) return nothing_said();
+      const bool same = found.lies_as(param, parameter.size) && found.is_float(onepass::bytes_of(parameter.dtype));
+      if (!same || !is_disjoint(i, found.address())) return false;
+      // The one lazy negation that can lie so: the imaginary part of a conjugate, which is each second number.
+      if (parameter.size == 1 && gradient.attr("is_neg")().cast<bool>()) return false;
+      pointers_[i].data = found.address();
     }
-    if (measured.first_nonfinite != onepass::Measured::none) {
-      if (nonfinite == Nonfinite::raise) {
-        self().attr("_nonfinite_gradient")(measured.first_nonfinite);
-        throw std::runtime_error("a gradient is not finite");
+    finish(1);
+    return true;
+  }
+
+  // Those of the tensors that the last step changed.
+  py::tuple stepped(const py::tuple& tensors) const {
+    const auto missing = [](const Gradient& gradient) { return gradient.data == nullptr; };
+    if (std::none_of(pointers_.begin(), pointers_.end(), missing)) return tensors;
+    py::list found;
+    for (std::size_t i = 0; i < pointers_.size(); ++i) {
+      if (!missing(pointers_[i])) found.append(tensors[i]);
+    }
+    return py::tuple(found);
+  }
+
+  // Writes each parameter's step count.
+  void tell_steps(py::array& counts) const {
+    void* const data = counts.mutable_data();
+    const bool single = dtype_of(counts.ptr()) == onepass::float32;
+    for (std::size_t i = 0; i < held_.size(); ++i) {
+      const auto count = core_.parameters()[i].step;
+      if (single) {
+        static_cast<float*>(data)[i] = static_cast<float>(count);
+      } else {
+        static_cast<double*>(data)[i] = static_cast<double>(count);
       }
-      remember(measured, clip_norm);
-      ++skipped_;
-      return;
     }
-    // Infinity only measures, whatever it measured.
-    if (clip_norm != no_clip_norm && std::isfinite(clip_norm) && !(measured.norm <= clip_norm)) {
-      plan(scale * (clip_norm / measured.norm));
-    }
-    without_gil_if(large, [this] { core_.apply(); });
-    remember(measured, clip_norm);
   }
 
   // Whether the core can read this object as the gradient of parameter i as it is.
@@ -228,11 +258,7 @@ class Optimizer {
     if (static_cast<std::size_t>(array.nd) != held.shape.size()) return false;
     if (!std::equal(held.shape.begin(), held.shape.end(), array.dimensions)) return false;
     if (dtype_of(gradient) != parameter.dtype) return false;
-    if (array.data != held.disjoint) {
-      if (overlaps(array.data, parameter.size * onepass::bytes_of(parameter.dtype))) return false;
-      held.disjoint = array.data;
-    }
-    return true;
+    return is_disjoint(i, array.data);
   }
 
   std::int64_t step_count() const {
@@ -276,6 +302,11 @@ class Optimizer {
     std::vector<py::ssize_t> shape;
     int order;             // NumPy's flags of the contiguous layouts that it has
     const void* disjoint;  // a gradient here was found to overlap none of the arrays; nor will it, they stay
+  };
+
+  struct Release {  // whatever happens, the gradients are the caller's again
+    std::vector<py::object>& gradients;
+    ~Release() { gradients.clear(); }
   };
 
   using Range = std::pair<std::uintptr_t, std::uintptr_t>;
@@ -325,11 +356,25 @@ class Optimizer {
     return function();
   }
 
+  static bool nothing_said() {
+    PyErr_Clear();
+    return false;
+  }
+
   py::object self() { return py::cast(this, py::return_value_policy::reference); }
 
   static void add_range(std::vector<Range>& ranges, const void* data, std::size_t bytes) {
     const auto begin = reinterpret_cast<std::uintptr_t>(data);
     if (bytes != 0) ranges.emplace_back(begin, begin + bytes);
+  }
+
+  // Whether a gradient of parameter i here shares no memory with a parameter or with state.
+  bool is_disjoint(std::size_t i, const void* data) {
+    if (data == held_[i].disjoint) return true;
+    const Parameter& parameter = core_.parameters()[i];
+    if (overlaps(data, parameter.size * onepass::bytes_of(parameter.dtype))) return false;
+    held_[i].disjoint = data;
+    return true;
   }
 
   // Whether these bytes belong to a parameter or to state.
@@ -361,6 +406,36 @@ class Optimizer {
       }
     }
     if (converted) check_again();
+  }
+
+  // Takes the step along pointers_.
+  void finish(double scale) {
+    const double clip_norm = clip_norm_;
+    const Nonfinite nonfinite = nonfinite_;
+    take_options();
+    plan(scale);
+    const bool large = core_.planned_elements() >= release_gil_from;
+    onepass::Measured measured;
+    if (clip_norm != no_clip_norm || nonfinite != Nonfinite::propagate) {
+      without_gil_if(large, [&] {
+        measured = core_.measure(pointers_.data(), scale, clip_norm != no_clip_norm, nonfinite != Nonfinite::propagate);
+      });
+    }
+    if (measured.first_nonfinite != onepass::Measured::none) {
+      if (nonfinite == Nonfinite::raise) {
+        self().attr("_nonfinite_gradient")(measured.first_nonfinite);
+        throw std::runtime_error("a gradient is not finite");
+      }
+      remember(measured, clip_norm);
+      ++skipped_;
+      return;
+    }
+    // Infinity only measures, whatever it measured.
+    if (clip_norm != no_clip_norm && std::isfinite(clip_norm) && !(measured.norm <= clip_norm)) {
+      plan(scale * (clip_norm / measured.norm));
+    }
+    without_gil_if(large, [this] { core_.apply(); });
+    remember(measured, clip_norm);
   }
 
   // Has the core take the groups' options, with what their schedules say of this step.
@@ -572,6 +647,97 @@ Optimizer& of(py::handle self) {
   return *optimizer;
 }
 
+// PyTorch's tensors as the parameters of an optimizer, and all that was looked at when they were taken: groups, state.
+// Where nothing has changed since and no gradient is unusual, their step asks nothing more of Python.
+class Tensors {
+ public:
+  // said: of each group the values of the names; entries: of each value of state a pair of that dict and its values;
+  // counts: where the steps of each tensor are told; changed: a function to call with the tensors that were changed;
+  // exchange: PyTorch's DLPackExchangeAPI.
+  Tensors(py::object optimizer, const py::tuple& tensors, py::tuple names, py::list said, py::dict state,
+          py::tuple entries, py::array counts, py::object changed, const py::capsule& exchange)
+      : optimizer_(std::move(optimizer)),
+        tensors_(tensors),
+        names_(std::move(names)),
+        said_(std::move(said)),
+        state_(std::move(state)),
+        entries_(std::move(entries)),
+        counts_(std::move(counts)),
+        changed_(std::move(changed)) {
+    const auto* const api = exchange.get_pointer<const onepass::DLPackExchange>();
+    look_ = api->major == onepass::DLPackExchange::known_major ? api->look : nullptr;
+    const std::size_t count = of(optimizer_).count();
+    if (tensors_.size() != count || static_cast<std::size_t>(counts_.size()) != count || !dtype_of(counts_.ptr())) {
+      throw py::value_error("one tensor and one count for each parameter");
+    }
+  }
+
+  // Steps along the tensors' gradients. Returns false, and has done nothing, where anything is not as it was.
+  bool step(py::handle groups, py::handle state) {
+    if (look_ == nullptr || !state.is(state_) || !are_said(groups) || !is_state()) return false;
+    Optimizer& optimizer = of(optimizer_);
+    if (!optimizer.step_tensors(tensors_, look_)) return false;
+    optimizer.tell_steps(counts_);
+    if (!py::reinterpret_steal<py::object>(PyObject_CallOneArg(changed_.ptr(), optimizer.stepped(tensors_).ptr()))) {
+      throw py::error_already_set();
+    }
+    return true;
+  }
+
+ private:
+  bool are_said(py::handle given) const {
+    if (!PyList_CheckExact(given.ptr())) return false;
+    const auto groups = py::reinterpret_borrow<py::list>(given);
+    if (groups.size() != said_.size()) return false;
+    for (std::size_t g = 0; g < said_.size(); ++g) {
+      const py::list group_said = said_[g];
+      const py::object group = groups[g];
+      if (!PyDict_Check(group.ptr()) || group_said.size() != names_.size()) return false;
+      for (std::size_t k = 0; k < names_.size(); ++k) {
+        const auto at = static_cast<Py_ssize_t>(k);
+        PyObject* const value = PyDict_GetItemWithError(group.ptr(), PyTuple_GET_ITEM(names_.ptr(), at));
+        const py::object held = py::reinterpret_borrow<py::object>(value);
+        const int same = held ? PyObject_RichCompareBool(held.ptr(), PyList_GET_ITEM(group_said.ptr(), at), Py_EQ) : 0;
+        if (same == 1) continue;
+        PyErr_Clear();  // tensors do not compare to a truth value
+        return false;
+      }
+    }
+    return true;
+  }
+
+  // Whether state holds the very dicts and the very tensors that it held, in their order.
+  bool is_state() const {
+    const py::scoped_critical_section section(state_);
+    return holds(state_.ptr(), entries_.ptr(), [](PyObject* own, PyObject* pair) {
+      if (own != PyTuple_GET_ITEM(pair, 0)) return false;
+      const py::scoped_critical_section inner(own);
+      return holds(own, PyTuple_GET_ITEM(pair, 1), [](PyObject* value, PyObject* known) { return value == known; });
+    });
+  }
+
+  template <class Same>
+  static bool holds(PyObject* dict, PyObject* known, Same same) {
+    if (PyDict_Size(dict) != PyTuple_GET_SIZE(known)) return false;
+    PyObject* value = nullptr;
+    Py_ssize_t i = 0;
+    for (Py_ssize_t at = 0; PyDict_Next(dict, &at, nullptr, &value) != 0; ++i) {
+      if (!same(value, PyTuple_GET_ITEM(known, i))) return false;
+    }
+    return true;
+  }
+
+  py::object optimizer_;
+  py::tuple tensors_;
+  py::tuple names_;
+  py::list said_;
+  py::dict state_;
+  py::tuple entries_;
+  py::array counts_;
+  py::object changed_;
+  onepass::DLPackExchange::Look look_ = nullptr;
+};
+
 // Lets the garbage collector find cycles through the arrays and names that an optimizer holds.
 void set_up_collection(PyHeapTypeObject* heap_type) {
   PyTypeObject* const type = &heap_type->ht_type;
@@ -587,12 +753,11 @@ void set_up_collection(PyHeapTypeObject* heap_type) {
   };
 }
 
-PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t positional, PyObject* names) {
+// What the function returns, or null with Python's exception for what it throws.
+template <class Function>
+PyObject* guarded(Function function) {
   try {
-    Optimizer& optimizer = of(self);
-    const auto [grads, grad_scale] = step_arguments(arguments, positional, names);
-    optimizer.step(grads, grad_scale);
-    return py::none().release().ptr();
+    return function();
   } catch (py::error_already_set& error) {
     error.restore();
   } catch (const py::builtin_exception& error) {
@@ -603,6 +768,24 @@ PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t positional
     PyErr_SetString(PyExc_RuntimeError, error.what());
   }
   return nullptr;
+}
+
+PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t positional, PyObject* names) {
+  return guarded([&] {
+    Optimizer& optimizer = of(self);
+    const auto [grads, grad_scale] = step_arguments(arguments, positional, names);
+    optimizer.step(grads, grad_scale);
+    return py::none().release().ptr();
+  });
+}
+
+// Tensors.step(groups, state)
+PyObject* step_tensors(PyObject* self, PyObject* const* arguments, Py_ssize_t positional) {
+  return guarded([&] {
+    const auto value = reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder();
+    if (positional != 2 || !value.holder_constructed()) throw py::type_error("step takes groups and state");
+    return py::bool_(value.value_ptr<Tensors>()->step(arguments[0], arguments[1])).release().ptr();
+  });
 }
 
 bool step_once(const std::string& rule_name, const std::vector<double>& options, const CommonOptions& common,
@@ -727,6 +910,19 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
           "The global L2 norm of the last step's gradients before clipping, where ``clip_norm`` is set; None before "
           "the "
           "first such step.");
+
+  py::class_<Tensors> tensors(m, "Tensors");
+  tensors.def(py::init<py::object, const py::tuple&, py::tuple, py::list, py::dict, py::tuple, py::array, py::object,
+                       const py::capsule&>(),
+              py::arg("optimizer"), py::arg("tensors"), py::arg("names"), py::arg("said"), py::arg("state"),
+              py::arg("entries"), py::arg("counts"), py::arg("changed"), py::arg("exchange"));
+  static PyMethodDef tensors_step = {
+      "step",
+      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(
+          static_cast<PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t)>(&step_tensors))),
+      METH_FASTCALL, nullptr};
+  tensors.attr("step") = py::reinterpret_steal<py::object>(
+      PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(tensors.ptr()), &tensors_step));
 
   static PyMethodDef step_method = {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step)),
                                     METH_FASTCALL | METH_KEYWORDS, step_doc};

@@ -93,3 +93,18 @@ def stream_limit(param: Array, grad: Array, exp_avg: Array, exp_avg_sq: Array) -
 def get_num_threads() -> int: ...
 def set_num_threads(count: int) -> None: ...
 def power(base: float, exponent: int) -> float: ...
+
+class Tensors:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        tensors: tuple[Any, ...],
+        names: tuple[str, ...],
+        said: list[list[Any]],
+        state: dict[Any, Any],
+        entries: tuple[tuple[Any, tuple[Any, ...]], ...],
+        counts: Array,
+        changed: Callable[[Any], Any],
+        exchange: Any,
+    ) -> None: ...
+    def step(self, groups: list[dict[str, Any]], state: Any) -> bool: ...

@@ -97,10 +97,15 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
         return self._values[name]
 
     def __setattr__(self, name: str, value: Any) -> None:
+        self._set({name: value})
+
+    def _set(self, changes: Mapping[str, Any]) -> None:
+        """Change options: all of them or, when it raises, none."""
         with self._lock:  # another thread may be setting another option
-            values = self._changed({name: value})
-            if name in self._kind._initial and value != self._values[name]:
-                raise AttributeError(f"{name} is what state starts with: it is fixed when the optimizer is made")
+            values = self._changed(changes)
+            for name in self._kind._initial:
+                if values[name] != self._values[name]:
+                    raise AttributeError(f"{name} is what state starts with: it is fixed when the optimizer is made")
             core, numbers, common = self._numbers(values)
             core.set(numbers, common)
             self._keep(values)

@@ -1,0 +1,384 @@
+"""PyTorch's optimizers on the CPU in one pass: write ``onepass.integrations.torch.Adam`` for ``torch.optim.Adam``.
+
+The classes are subclasses of PyTorch's, with their arguments, parameter groups, hooks, closures, state and state dicts:
+learning-rate schedulers, ``GradScaler``, checkpoints and everything else that works on those works on these, and a
+state dict of either goes into the other. Parameters and state are PyTorch's tensors; onepass's kernels update them in
+place, on the threads that `onepass.set_num_threads` says, and take subnormal numbers for zero.
+
+Parameters must be dense, on the CPU, of dtype float32 or float64. ``capturable`` and ``differentiable`` are refused;
+``foreach`` and ``fused`` choose among PyTorch's own implementations, none of which runs here. A sparse gradient touches
+its rows alone, in the parameter and in its state (PyTorch's Adam, Adamax, NAdam, RMSprop and Adadelta refuse it).
+
+Example:
+    >>> import torch, onepass.integrations.torch
+    >>> w = torch.nn.Parameter(torch.ones(3))
+    >>> optimizer = onepass.integrations.torch.Adam([w], lr=0.5)
+    >>> w.sum().backward()
+    >>> optimizer.step()
+    >>> w.detach()
+    tensor([0.5000, 0.5000, 0.5000])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import chain
+from operator import is_
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch._C import _increment_version  # autograd refuses to go back through what was changed in place
+from torch.autograd import _profiler_enabled
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+import onepass
+
+from .. import _core, checks
+from ..arrays import Array, address
+from ..base import Optimizer as CoreOptimizer
+from ..sparse import SparseRows
+
+__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RMSprop"]
+
+
+class _CoreAdam(onepass.Adam):
+    """Adam whose kind of weight decay is an option of the group, as PyTorch has it."""
+
+    __slots__ = ()
+    _checks: ClassVar = {**onepass.Adam._checks, "decoupled_weight_decay": checks.flag}
+
+    @staticmethod
+    def _decoupled(options: Mapping[str, Any]) -> bool:
+        return bool(options["decoupled_weight_decay"])
+
+
+# The options that PyTorch's groups do not have.
+_OF_GROUPS = {"bias_correction": True, "eps_mode": "paper", "clip_value": None, "ema": None}
+_OF_ALL = {"clip_norm": None, "nonfinite": "propagate", "flush_denormals": True}
+
+
+class _Engine:
+    """One of onepass's optimizers in the memory of tensors: good as long as they, groups and state stay as they are."""
+
+    def __init__(self, optimizer: _OnePass) -> None:
+        kind = optimizer._kind
+        self.groups, self.state = optimizer.param_groups, optimizer.state
+        self.names = ["params", *(name for name in kind._checks if name in self.groups[0])]
+        self.said = [[list(group["params"]), *_options(group, self.names[1:])] for group in self.groups]
+        self.tensors = tuple(chain.from_iterable(group["params"] for group in self.groups))
+        # Those of another layout (channels last) are updated as the flat memory that they are.
+        self.plain = [tensor.is_contiguous() for tensor in self.tensors]
+        arrays = [_flat(tensor.detach()).numpy() for tensor in self.tensors]
+        self.addresses = [address(array) for array in arrays]
+
+        groups: list[tuple[dict[Any, Any], dict[str, Any]]] = []
+        first = 0
+        for params, *values in self.said:
+            named = {first + i: arrays[first + i] for i in range(len(params))}
+            options = {name: value for name, value in _OF_GROUPS.items() if name in kind._checks}
+            groups.append((named, options | dict(zip(self.names[1:], map(_number, values)))))
+            first += len(params)
+        self.core = kind.__new__(kind)
+        self.core._make(_core.Optimizer.Form.sequence, False, groups, _OF_ALL)
+
+        # What PyTorch sees of the counts: a tensor of each.
+        self.counts = np.zeros(len(arrays), np.float64 if torch.get_default_dtype() == torch.float64 else np.float32)
+        self.products = np.ones_like(self.counts)
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Move what state there is into the core's."""
+        found = [self.state.get(tensor) or {} for tensor in self.tensors]
+        steps, products = [], []
+        for i, (tensor, state) in enumerate(zip(self.tensors, found)):
+            begun = any(state.get(name) is not None for name in self.core._states[i])
+            for name in self.core._states[i] if begun else ():
+                if not isinstance(state.get(name), torch.Tensor):
+                    raise KeyError(f"the state of parameter {i} has no tensor {name!r}: its options had no use for one")
+                if state[name].shape != tensor.shape:
+                    raise ValueError(
+                        f"{name} of parameter {i} is of shape {[*state[name].shape]}, not {[*tensor.shape]}"
+                    )
+            steps.append(int(state["step"]) if "step" in state else int(begun))
+            products.append(float(state.get("mu_product", 1.0)))
+        with torch.no_grad():
+            for i, state in enumerate(found):
+                for name in self.core._states[i]:
+                    if state.get(name) is not None:
+                        self._view(i, name).copy_(state[name])
+        self.core._restore([], [], max(steps), 0, steps, products)
+        self.counts[:], self.products[:] = steps, products
+        for i, state in enumerate(found):
+            if state:
+                self._show(i)
+        self._look()
+
+    def _view(self, i: int, name: str) -> torch.Tensor:
+        """An array of state as a tensor like its parameter."""
+        tensor = self.tensors[i]
+        return torch.from_numpy(self.core._states[i][name].reshape(-1)).as_strided(tensor.size(), tensor.stride())
+
+    def _show(self, i: int) -> None:
+        """Put the core's state of a parameter where PyTorch has it."""
+        state = self.state[self.tensors[i]]
+        if not isinstance(self.core, onepass.SGD):
+            state["step"] = torch.from_numpy(self.counts)[i]
+        if self.core._has_mu_product:
+            state["mu_product"] = torch.from_numpy(self.products)[i]
+        state.update({name: self._view(i, name) for name in self.core._states[i]})
+
+    def _look(self) -> None:
+        """Take in what groups and state hold, so that changes are noticed."""
+        self.entries = tuple((state, tuple(state.values())) for state in self.state.values())
+        self.shown = [bool(self.state.get(tensor)) or not self.core._states[i] for i, tensor in enumerate(self.tensors)]
+        # The way without Python. Before PyTorch 2.10 there was none to the tensors' memory.
+        exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+        changeable = any(isinstance(value, torch.Tensor) for said in self.said for value in said[1:])
+        self.known: _core.Tensors | None = None
+        if exchange is not None and all(self.shown) and not changeable:
+            known = (tuple(self.names), self.said, self.state, self.entries, self.counts, self._changed, exchange)
+            self.known = _core.Tensors(self.core, self.tensors, *known)
+
+    @property
+    def _changed(self) -> Any:
+        """A function to call with the tensors that were stepped."""
+        if not self.core._has_mu_product:
+            return _increment_version
+        core, products, every = self.core, self.products, range(len(self.tensors))
+
+        def changed(tensors: tuple[torch.Tensor, ...]) -> None:
+            products[:] = [core._mu_product(i) for i in every]
+            _increment_version(tensors)
+
+        return changed
+
+    def fits(self, optimizer: _OnePass) -> bool:
+        """Whether it is still good, once changed options are handed on."""
+        if optimizer.state is not self.state or len(optimizer.param_groups) != len(self.said):
+            return False
+        if [tensor.data_ptr() for tensor in self.tensors] != self.addresses:
+            return False
+        entries = [(state, tuple(state.values())) for state in self.state.values()]
+        if not all(
+            a is b and len(x) == len(y) and all(map(is_, x, y)) for (a, x), (b, y) in zip(entries, self.entries)
+        ):
+            return False
+        for said, group, own in zip(self.said, optimizer.param_groups, self.core.groups):
+            params, values = group["params"], _options(group, self.names[1:])
+            if len(params) != len(said[0]) or not all(map(is_, params, said[0])):
+                return False
+            try:
+                own._set({name: _number(value) for name, value in zip(self.names[1:], values)})
+            except AttributeError:  # of what decides which buffers there are
+                return False
+            said[1:] = values
+        return len(entries) == len(self.entries)
+
+    def step_slowly(self) -> None:
+        """Take a step along gradients of any kind."""
+        gradients = [_gradient(tensor, plain) for tensor, plain in zip(self.tensors, self.plain)]
+        self.core.step(gradients)
+        stepped = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        for i in stepped:
+            self.counts[i] = self.core._parameter_step(i)
+            if not self.shown[i]:
+                self._show(i)
+        self._changed(tuple(self.tensors[i] for i in stepped))
+        self._look()
+
+
+def _options(group: Mapping[str, Any], names: list[str]) -> list[Any]:
+    return [group[name] for name in names]
+
+
+def _number(value: Any) -> Any:
+    """An option's value without tensors."""
+    if isinstance(value, torch.Tensor):
+        return value.item()
+    return tuple(map(_number, value)) if isinstance(value, (tuple, list)) else value
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """A dense tensor as it is if NumPy has its layout, else as flat memory."""
+    return tensor if tensor.is_contiguous() else tensor.as_strided((tensor.numel(),), (1,))
+
+
+def _gradient(tensor: torch.Tensor, plain: bool) -> Array | SparseRows | None:
+    """A tensor's gradient as onepass takes it."""
+    gradient = tensor.grad
+    if gradient is None:
+        return None
+    with torch.no_grad():
+        if gradient.layout == torch.sparse_coo and gradient.sparse_dim() == 1 and plain:
+            values = gradient._values().to(tensor.dtype)
+            return SparseRows(gradient._indices()[0].numpy(), values.resolve_neg().numpy())
+        if gradient.layout != torch.strided:
+            gradient = gradient.to_dense()
+        if gradient.dtype != tensor.dtype or (not plain and gradient.stride() != tensor.stride()):
+            gradient = torch.empty_like(tensor).copy_(gradient)
+        gradient = gradient.detach().resolve_neg()
+        array: Array = (gradient if plain else _flat(gradient)).numpy()
+        return array
+
+
+class _OnePass(torch.optim.Optimizer):
+    """What the optimizers share: everything of PyTorch's but the step."""
+
+    _kind: ClassVar[type[CoreOptimizer]]
+    _engine: _Engine | None = None
+    _known: _core.Tensors | None = None  # the engine's
+
+    # PyTorch wraps every step of every optimizer in a profiler's record, which takes longer than a small step. One that
+    # is marked so is left alone, and does what the wrapper does where it makes a difference.
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step along the gradients of the parameters.
+
+        Args:
+            closure: evaluates the model again, before the step, and returns the loss.
+        """
+        watched = (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+            or _profiler_enabled()
+        )
+        if closure is None and not watched:
+            known = self._known
+            if known is None or not known.step(self.param_groups, self.state):
+                self._step_slowly()
+            return None
+        return self._watched_step(closure) if watched else self._step(closure)
+
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._known is None or not self._known.step(self.param_groups, self.state):
+            self._step_slowly()
+        return loss
+
+    def _step_slowly(self) -> None:
+        """Take a step where something is new or unusual."""
+        if self._engine is None or not self._engine.fits(self):
+            self._forget()
+            self._engine = _Engine(self)
+        self._engine.step_slowly()
+        self._known = self._engine.known
+
+    def _forget(self) -> None:
+        self._engine = self._known = None
+
+    _watched_step = torch.optim.Optimizer.profile_hook_step(_step)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, with options of its own."""
+        super().add_param_group(param_group)
+        try:
+            _check_options(self.param_groups[-1])
+            for index, tensor in enumerate(self.param_groups[-1]["params"]):
+                _check_tensor(f"parameter {index} of group {len(self.param_groups) - 1}", tensor)
+        except BaseException:
+            del self.param_groups[-1]
+            raise
+        self._forget()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where an optimizer of PyTorch's, or one of these, was."""
+        for group in state_dict["param_groups"]:
+            _check_options(group)
+        super().load_state_dict(state_dict)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        return False  # GradScaler then unscales gradients and leaves steps out by itself
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:
+        """PyTorch's constructors set it where ``fused=True``."""
+
+
+def _check_options(group: Mapping[str, Any]) -> None:
+    for name in ("capturable", "differentiable"):
+        if group.get(name):
+            raise ValueError(
+                f"{name}=True is not possible with onepass, whose steps PyTorch does not see: leave it out"
+            )
+
+
+def _check_tensor(label: str, tensor: torch.Tensor) -> None:
+    if tensor.device.type != "cpu":
+        raise ValueError(f"{label} is on {tensor.device}: onepass runs on the CPU; use torch.optim for others")
+    if tensor.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{label} is of dtype {tensor.dtype}: onepass updates float32 and float64 alone")
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{label} is of layout {tensor.layout}: onepass updates dense tensors alone")
+    outermost_first = sorted(
+        range(tensor.dim()), key=lambda axis: (tensor.stride(axis), tensor.size(axis)), reverse=True
+    )
+    if not tensor.permute(outermost_first).is_contiguous():
+        raise ValueError(f"{label} has gaps or overlaps in memory: pass a contiguous tensor")
+
+
+class Adam(_OnePass, torch.optim.Adam):
+    """``torch.optim.Adam`` with its arguments, stepped by `onepass.Adam`.
+
+    Example:
+        >>> import torch, onepass.integrations.torch
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = onepass.integrations.torch.Adam(model.parameters(), lr=0.1, betas=(0.9, 0.99))
+        >>> model(torch.ones(1, 2)).sum().backward()
+        >>> optimizer.step()
+    """
+
+    _kind = _CoreAdam
+
+
+class AdamW(_OnePass, torch.optim.AdamW):
+    """``torch.optim.AdamW`` with its arguments, stepped by `onepass.AdamW`."""
+
+    _kind = _CoreAdam
+
+
+class Adamax(_OnePass, torch.optim.Adamax):
+    """``torch.optim.Adamax`` with its arguments, stepped by `onepass.Adamax`."""
+
+    _kind = onepass.Adamax
+
+
+class NAdam(_OnePass, torch.optim.NAdam):
+    """``torch.optim.NAdam`` with its arguments, stepped by `onepass.NAdam`."""
+
+    _kind = onepass.NAdam
+
+
+class RMSprop(_OnePass, torch.optim.RMSprop):
+    """``torch.optim.RMSprop`` with its arguments, stepped by `onepass.RMSprop`."""
+
+    _kind = onepass.RMSprop
+
+
+class Adagrad(_OnePass, torch.optim.Adagrad):
+    """``torch.optim.Adagrad`` with its arguments, stepped by `onepass.Adagrad`."""
+
+    _kind = onepass.Adagrad
+
+
+class Adadelta(_OnePass, torch.optim.Adadelta):
+    """``torch.optim.Adadelta`` with its arguments, stepped by `onepass.Adadelta`."""
+
+    _kind = onepass.Adadelta
+
+
+class SGD(_OnePass, torch.optim.SGD):
+    """``torch.optim.SGD`` with its arguments, stepped by `onepass.SGD`."""
+
+    _kind = onepass.SGD
