@@ -133,11 +133,20 @@ def copy_into(scratch: Array, grad: Array) -> Array:
 
 def zeros_like(array: Array) -> Array:
     """Zeros of the same shape, dtype and order in memory, as far from a cache line's start (see sweep.hpp)."""
-    array = np.asarray(array)  # a subclass might say what it likes about its size
-    room = np.zeros(array.size + _CACHE_LINE // array.itemsize, array.dtype)
-    start = (address(array) - address(room)) % _CACHE_LINE // array.itemsize
-    flat = room[start : start + array.size]
-    return flat.reshape(array.shape, order="C" if array.flags.c_contiguous else "F")
+    return all_zeros_like([array])[0]
+
+
+def all_zeros_like(arrays: list[Array]) -> list[Array]:
+    """What `zeros_like` makes of each, in one block: small arrays too then lie on the system's huge pages."""
+    plain = [np.asarray(array) for array in arrays]  # a subclass might say what it likes about its size
+    block = np.zeros(sum(array.nbytes + _CACHE_LINE for array in plain), np.uint8)
+    made, end = [], 0
+    for array in plain:
+        start = end + (address(array) - address(block) - end) % _CACHE_LINE
+        end = start + array.nbytes
+        flat = block[start:end].view(array.dtype)
+        made.append(flat.reshape(array.shape, order="C" if array.flags.c_contiguous else "F"))
+    return made
 
 
 def copy_of(array: Array) -> Array:

@@ -12,6 +12,7 @@ from . import _core, checks
 from .arrays import (
     Array,
     Params,
+    all_zeros_like,
     check_disjoint,
     check_storage,
     checked_gradient,
@@ -147,9 +148,11 @@ class Optimizer(_core.Optimizer):
 
         states: list[list[dict[str, Array]]] = []
         for group in made:
+            names = _core.rules[self._rule(group)[0]][1]
+            rooms = iter(all_zeros_like([array for array in group.params for _ in names]))
             states.append([])
             for array in group.params:
-                state = {name: zeros_like(array) for name in _core.rules[self._rule(group)[0]][1]}
+                state = {name: next(rooms) for name in names}
                 for name, values in state.items():
                     if first := self._first_state(name, group):
                         with np.errstate(over="ignore"):
