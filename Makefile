@@ -3,7 +3,7 @@
 #   make demo          train on handwritten digits with onepass and with textbook NumPy, and compare
 #   make test          the tests, about a minute
 #   make test-integrations   the tests beside other libraries, which it installs (PyTorch, optax and more)
-#   make bench         all benchmarks, the plot and README's table; make bench CASE=small: one of them
+#   make bench         all benchmarks, their images, the tables of README and docs; make bench CASE=small: one of them
 #   make bench-guard   count the instructions of the hot loops: no more than recorded
 #   make lint          format, style, types, compiler warnings, what the machine code must be
 #   make format        let the formatters have their way

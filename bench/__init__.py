@@ -2,7 +2,7 @@
 
 ``python -m bench`` runs all of them, ``--list`` names them, ``--case NAME`` runs one. Where what stands:
 
-- `peers`: who is measured. **A new peer** is one class there and its place in ``PEERS``: with that it is checked, timed
+X
   in every case that takes all peers, listed with its version, printed and drawn.
 - `cases`: what is measured, and the bars it is held against. **A new case** is one entry of ``CASES``.
 - `measure`: how: the check before, the interleaved rounds, medians and ratios.

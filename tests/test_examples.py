@@ -137,7 +137,7 @@ def test_the_benchmark_runs() -> None:
 
 def test_the_benchmark_refuses_to_time_a_peer_that_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT)
-    measure, peers = (importlib.import_module(f"bench.{name}") for name in ("measure", "peers"))
+    measure, peer, peers = (importlib.import_module(f"bench.{name}") for name in ("measure", "peer", "peers"))
 
     class Wrong(peers.TextbookNumPy):  # type: ignore[misc, name-defined]
         name = "wrong"
@@ -147,6 +147,7 @@ def test_the_benchmark_refuses_to_time_a_peer_that_computes_something_else(monke
             self.p[0][-1:] += 1e-3
 
     rng = np.random.default_rng(0)
-    measure.check(peers.TextbookNumPy, "float32", rng)
+    problem = peer.Problem.of(100)
+    measure.check(peers.TextbookNumPy, problem, rng)
     with pytest.raises(measure.WrongResult, match="wrong is not where onepass is"):
-        measure.check(Wrong, "float32", rng)
+        measure.check(Wrong, problem, rng)
