@@ -256,7 +256,9 @@ class Optimizer {
     const Parameter& parameter = core_.parameters()[i];
     if ((array.flags & held.order) == 0 || (array.flags & NumPy::NPY_ARRAY_ALIGNED_) == 0) return false;
     if (static_cast<std::size_t>(array.nd) != held.shape.size()) return false;
-    if (!std::equal(held.shape.begin(), held.shape.end(), array.dimensions)) return false;
+    for (std::size_t axis = 0; axis < held.shape.size(); ++axis) {
+      if (array.dimensions[axis] != held.shape[axis]) return false;
+    }
     if (dtype_of(gradient) != parameter.dtype) return false;
     return is_disjoint(i, array.data);
   }
@@ -790,12 +792,13 @@ PyObject* step_tensors(PyObject* self, PyObject* const* arguments, Py_ssize_t po
 
 bool step_once(const std::string& rule_name, const std::vector<double>& options, const CommonOptions& common,
                double grad_scale, bool flush_denormals, std::int64_t step, const py::array& param,
-               const py::array& grad, const std::vector<py::array>& states) {
+               const py::array& grad, const std::vector<py::array>& states, const std::optional<py::array>& average) {
   const onepass::Rule& rule = onepass::find_rule(rule_name);
   if (options.size() != rule.option_count || states.size() != rule.state_count) {
     throw py::value_error("wrong number of options or states for this rule");
   }
-  Parameter parameter = describe(param, states, std::nullopt);
+  if (common.averaged != average.has_value()) throw py::value_error("averaged, but no average, or the other way round");
+  Parameter parameter = describe(param, states, average);
   if (dtype_of(grad.ptr()) != parameter.dtype || grad.size() != param.size() ||
       (fields(grad.ptr()).flags & any_order) == 0) {
     throw py::value_error("the gradient must have the dtype and size of its parameter");
@@ -807,6 +810,19 @@ bool step_once(const std::string& rule_name, const std::vector<double>& options,
     done = onepass::step_once(rule, options.data(), common, grad_scale, parameter, flush_denormals);
   });
   return done;
+}
+
+// The L2 norm of a contiguous array, as clip_norm's of one gradient.
+double norm(const py::array& array) {
+  const std::optional<DType> dtype = dtype_of(array.ptr());
+  if (!dtype || (fields(array.ptr()).flags & any_order) == 0) {
+    throw py::value_error("the array must be contiguous, of native float32 or float64");
+  }
+  const void* const data = fields(array.ptr()).data;
+  const auto size = static_cast<std::size_t>(array.size());
+  double found = 0;
+  without_gil_if(size >= release_gil_from, [&] { found = onepass::norm(*dtype, data, size); });
+  return found;
 }
 
 void stream_limit(const py::array& param, const py::array& grad, const py::array& exp_avg,
@@ -931,7 +947,9 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
 
   m.attr("no_clip_norm") = Optimizer::no_clip_norm;
   m.def("step_once", &step_once, py::arg("rule"), py::arg("options"), py::arg("common"), py::arg("grad_scale"),
-        py::arg("flush_denormals"), py::arg("step"), py::arg("param"), py::arg("grad"), py::arg("states"));
+        py::arg("flush_denormals"), py::arg("step"), py::arg("param"), py::arg("grad"), py::arg("states"),
+        py::arg("average") = std::nullopt);
+  m.def("norm", &norm, py::arg("array"));
   m.def("stream_limit", &stream_limit, py::arg("param"), py::arg("grad"), py::arg("exp_avg"), py::arg("exp_avg_sq"));
   m.def("get_num_threads", &onepass::get_num_threads);
   m.def("set_num_threads", &onepass::set_num_threads, py::arg("count"));

@@ -158,16 +158,16 @@ void Optimizer::take_options(const std::optional<Asked>* asked) noexcept {
   }
 }
 
+inline bool Optimizer::Fold::serves(const Parameter& parameter) const noexcept {
+  return step == parameter.step + 1 && group == parameter.group && dtype == parameter.dtype &&
+         mu_product == parameter.mu_product;
+}
+
 const Optimizer::Fold& Optimizer::fold(std::size_t index, double grad_scale) {
   const Parameter& parameter = parameters_[index];
   const std::int64_t t = parameter.step + 1;
-  // Neighbours mostly share their numbers.
-  for (std::size_t i = folds_.size(); i-- > 0;) {
-    const Fold& known = folds_[i];
-    if (known.step == t && known.group == parameter.group && known.dtype == parameter.dtype &&
-        known.mu_product == parameter.mu_product) {
-      return known;
-    }
+  for (const Fold& known : folds_) {
+    if (known.serves(parameter)) return known;
   }
   folds_.push_back({parameter.group, parameter.dtype, t, parameter.mu_product, 0, nullptr, {}});
   Fold& made = folds_.back();
@@ -186,11 +186,13 @@ void Optimizer::plan(const Gradient* gradients, double grad_scale) {
   sweeps_.clear();
   planned_.clear();
   planned_elements_ = 0;
+  const Fold* last = nullptr;
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     const Gradient& gradient = gradients[i];
     if (gradient.data == nullptr) continue;
     const Parameter& parameter = parameters_[i];
-    const Fold& numbers = fold(i, grad_scale);
+    if (last == nullptr || !last->serves(parameter)) last = &fold(i, grad_scale);  // neighbours mostly share theirs
+    const Fold& numbers = *last;
     // Made in place: copying what was just written field by field takes as long as all the rest.
     Sweep& sweep = sweeps_.emplace_back();
     sweep.function = numbers.function;
@@ -250,6 +252,15 @@ bool step_once(const Rule& rule, const double* options, const CommonOptions& com
   const Sweep sweep{function, &numbers, parameter.operands, parameter.size};
   run(&sweep, 1, flush_denormals);
   return true;
+}
+
+double norm(DType dtype, const void* data, std::size_t size) noexcept {
+  const FloatMode mode(false);
+  double squares = 0;
+  for (std::size_t from = 0; from < size; from += norm_block) {
+    squares += kernels().squares[dtype](data, from, std::min(size, from + norm_block));
+  }
+  return std::sqrt(squares);
 }
 
 }  // namespace onepass

@@ -116,6 +116,7 @@ class Optimizer {
     double next_mu_product;
     SweepFunction function;
     Numbers numbers;
+    bool serves(const Parameter& parameter) const noexcept;
   };
   struct Block {
     double squares;
@@ -150,5 +151,8 @@ class Optimizer {
 // Returns false, and has done nothing, when a coefficient overflows the dtype.
 bool step_once(const Rule& rule, const double* options, const CommonOptions& common, double grad_scale,
                const Parameter& parameter, bool flush_denormals) noexcept;
+
+// The L2 norm of one array, with the same bits as Optimizer::measure finds for one gradient.
+double norm(DType dtype, const void* data, std::size_t size) noexcept;
 
 }  // namespace onepass

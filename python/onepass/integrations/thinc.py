@@ -1,0 +1,173 @@
+"""thinc's optimizers in one pass over each parameter: ``@optimizers = "onepass.Adam.v1"`` in a thinc or spaCy config.
+
+``onepass.Adam.v1`` and ``onepass.SGD.v1`` are found through thinc's entry points, with nothing imported by hand, and
+take the arguments of thinc's ``Adam.v1`` and ``SGD.v1``, schedules too. The gradient's clipping, the step, weight decay
+and the running average, which thinc does one after the other, happen in one pass. State is kept where and as thinc
+keeps it, in ``mom1``, ``mom2``, ``averages`` and ``nr_update``. What is no contiguous NumPy array of float32 (on a GPU,
+say) is left to thinc.
+
+Example:
+    >>> import numpy as np
+    >>> from thinc.api import registry
+    >>> optimizer = registry.resolve({"own": {"@optimizers": "onepass.Adam.v1", "learn_rate": 0.5}})["own"]
+    >>> w, g = np.ones(2, np.float32), np.ones(2, np.float32)
+    >>> w, g = optimizer((1, "W"), w, g)
+    >>> w.round(3), g
+    (array([0.5, 0.5], dtype=float32), array([0., 0.], dtype=float32))
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from thinc.optimizers import ADAM_DEFAULTS, SGD_DEFAULTS
+from thinc.optimizers import Optimizer as ThincOptimizer
+
+import onepass
+
+from .. import _core
+from ..arrays import zeros_like
+from ..groups import in_order
+
+__all__ = ["SGD", "Adam", "Optimizer"]
+
+
+class Optimizer(ThincOptimizer):
+    """thinc's ``Optimizer`` with its arguments, whose call goes over the weights once."""
+
+    __slots__ = ()
+
+    def __call__(self, key: Any, weights: Any, gradient: Any, *, lr_scale: float = 1.0) -> Any:
+        """Update the weights in place and set the gradient to zero; return both.
+
+        Args:
+            key: what the state of these weights is kept under.
+            weights: the parameter.
+            gradient: its gradient, of the same shape.
+            lr_scale: a factor for the learning rate.
+
+        Raises:
+            ValueError: numbers that overflow float32. Nothing has changed.
+        """
+        beta1, beta2, l2, limit = (self._now(name, key) for name in ("b1", "b2", "L2", "grad_clip"))
+        lr = lr_scale * self._now("learn_rate", key)
+        moments = beta1 > 0 and beta2 > 0
+        # thinc shrinks the weights after the step and not before: (1 - lr L2)(w - step).
+        shrink = 1 - lr * l2 if self.L2_is_weight_decay else 1.0
+        ours = not self.use_radam and (moments or beta2 == 0) and shrink > 0
+        if not (ours and _is_plain(weights) and _is_plain(gradient)):
+            return super().__call__(key, weights, gradient, lr_scale=lr_scale)
+        if weights.shape != gradient.shape:
+            raise ValueError(f"the gradient of {key!r} has shape {gradient.shape}, its weights {weights.shape}")
+        if len(gradient) < 1:
+            return weights, gradient
+        if np.may_share_memory(weights, gradient):
+            raise ValueError(f"the gradient of {key!r} shares memory with its weights")
+        if l2 and limit and not self.L2_is_weight_decay:  # what is clipped has the decay in it
+            gradient += l2 * weights
+            l2 = 0.0
+        norm = _core.norm(gradient) if limit else 0.0
+
+        t = self.nr_update[key] + 1
+        averages: dict[Any, Any] | None = self.averages
+        average = None
+        if averages is not None:
+            average = averages[key] if key in averages else zeros_like(weights)
+        kept: list[dict[Any, Any]] = [self.mom1, self.mom2] if moments else []
+        states = [mom[key] if key in mom else zeros_like(weights).reshape(-1) for mom in kept]
+        if moments:
+            rule, numbers = onepass.Adam._rule(
+                {
+                    "betas": (beta1, beta2),
+                    "eps": self._now("eps", key),
+                    "amsgrad": False,
+                    "bias_correction": True,
+                    "eps_mode": "hat",
+                }
+            )
+        else:
+            rule, numbers = onepass.SGD._rule({"momentum": 0.0, "dampening": 0.0, "nesterov": False})
+        common = _core.CommonOptions(
+            lr=lr * shrink,
+            weight_decay=l2 / shrink,
+            clip_value=math.inf,
+            ema_decay=min((1 + t) / (10 + t), 0.9999),  # as thinc's
+            decoupled=self.L2_is_weight_decay,
+            maximize=False,
+            averaged=average is not None,
+            scheduled=False,
+        )
+        scale = limit / norm if limit and norm >= limit else 1.0
+        if not _core.step_once(
+            rule, in_order(rule, numbers), common, scale, True, t, weights, gradient, states, average
+        ):
+            raise ValueError(f"a number of step {t} of {key!r} overflows float32 or is NaN: {lr=}, {norm=}")
+        gradient.fill(0)
+        self.nr_update[key] = t
+        for mom, state in zip(kept, states):
+            mom[key] = state
+        if averages is not None:
+            averages[key] = average
+        return weights, gradient
+
+    def _now(self, name: str, key: Any) -> float:
+        """An option's value: thinc 9 has a schedule of each, thinc 8 a number."""
+        option = getattr(self, name)
+        return float(option(self.step, **self._schedule_args(key)) if callable(option) else option)
+
+
+def _is_plain(array: Any) -> bool:
+    """Whether the kernels can read and write it."""
+    return (
+        type(array) is np.ndarray
+        and array.dtype == np.float32
+        and array.flags.c_contiguous
+        and array.flags.writeable
+        and array.flags.aligned
+    )
+
+
+def Adam(
+    learn_rate: Any = ADAM_DEFAULTS["learn_rate"],
+    *,
+    L2: Any = ADAM_DEFAULTS["L2"],
+    beta1: Any = ADAM_DEFAULTS["beta1"],
+    beta2: Any = ADAM_DEFAULTS["beta2"],
+    eps: Any = ADAM_DEFAULTS["eps"],
+    grad_clip: Any = ADAM_DEFAULTS["grad_clip"],
+    L2_is_weight_decay: bool = bool(ADAM_DEFAULTS["L2_is_weight_decay"]),
+    use_averages: bool = True,
+) -> Optimizer:
+    """``thinc.api.Adam`` with its arguments, in one pass: registered as ``onepass.Adam.v1``."""
+    return Optimizer(
+        learn_rate,
+        L2=L2,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        grad_clip=grad_clip,
+        L2_is_weight_decay=L2_is_weight_decay,
+        use_averages=use_averages,
+    )
+
+
+def SGD(
+    learn_rate: Any,
+    *,
+    L2: Any = SGD_DEFAULTS["L2"],
+    grad_clip: Any = SGD_DEFAULTS["grad_clip"],
+    L2_is_weight_decay: bool = bool(SGD_DEFAULTS["L2_is_weight_decay"]),
+    use_averages: bool = True,
+) -> Optimizer:
+    """``thinc.api.SGD`` with its arguments, in one pass: registered as ``onepass.SGD.v1``."""
+    return Optimizer(
+        learn_rate,
+        L2=L2,
+        grad_clip=grad_clip,
+        L2_is_weight_decay=L2_is_weight_decay,
+        beta1=0.0,
+        beta2=0.0,
+        use_averages=use_averages,
+    )

@@ -1,0 +1,22 @@
+"""Whatever docs/integrations.md shows runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("code", SNIPPETS, ids=lambda code: re.findall(r"import (\w+)", code)[0])
+def test_a_snippet_runs(code: str) -> None:
+    for library in re.findall(r"^(?:import|from) (torch|thinc)", code, re.MULTILINE):
+        pytest.importorskip(library)
+    exec(compile(code, str(PAGE), "exec"), {})
+
+
+def test_there_are_snippets() -> None:
+    assert len(SNIPPETS) == 2

@@ -1,0 +1,147 @@
+"""onepass's optimizers for thinc beside thinc's own: the same weights, averages and state, and the same training."""
+
+from __future__ import annotations
+
+import doctest
+from typing import Any
+
+import numpy as np
+import pytest
+
+thinc = pytest.importorskip("thinc.api")
+
+import onepass.integrations.thinc as ours  # noqa: E402
+
+F = np.float32
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("Adam", {"learn_rate": 0.01}),
+    ("Adam", {"learn_rate": 0.01, "grad_clip": 0.0, "use_averages": False, "eps": 1e-3}),
+    ("Adam", {"learn_rate": 0.01, "L2": 0.1}),
+    ("Adam", {"learn_rate": 0.01, "L2": 0.1, "L2_is_weight_decay": False, "beta1": 0.5, "beta2": 0.9}),
+    ("Adam", {"learn_rate": 0.01, "L2": 0.1, "L2_is_weight_decay": False, "grad_clip": 0.0}),
+    ("SGD", {"learn_rate": 0.1}),
+    ("SGD", {"learn_rate": 0.1, "L2": 0.1, "grad_clip": 0.5, "use_averages": False}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_weights_averages_and_state_are_thincs(name: str, options: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {(1, "W"): (30, 20), (1, "b"): (20,), (2, "W"): (7, 3, 2)}
+    start = {key: rng.standard_normal(shape).astype(F) for key, shape in shapes.items()}
+    mine, other = ({key: w.copy() for key, w in start.items()} for _ in range(2))
+    own, theirs = getattr(ours, name)(**options), getattr(thinc, name)(**options)
+    for _ in range(30):
+        for key, shape in shapes.items():
+            gradient = rng.standard_normal(shape).astype(F)
+            lr_scale = float(rng.uniform(0.5, 1))
+            weights, zeros = own(key, mine[key], gradient.copy(), lr_scale=lr_scale)
+            assert weights is mine[key] and not zeros.any() and zeros.shape == shape
+            other[key], _ = theirs(key, other[key], gradient.copy(), lr_scale=lr_scale)
+        own.step_schedules()
+        theirs.step_schedules()
+    assert own.nr_update == theirs.nr_update
+    for key in shapes:
+        distance = np.abs(other[key] - start[key]).mean()
+        np.testing.assert_allclose(mine[key], other[key], rtol=0, atol=1e-4 * distance)
+        for moments in ("mom1", "mom2"):
+            a, b = getattr(own, moments), getattr(theirs, moments)
+            assert a.keys() == b.keys()
+            for each in b:
+                assert a[each].shape == b[each].shape
+                np.testing.assert_allclose(a[each], b[each], rtol=1e-3, atol=1e-5)
+        if theirs.averages is None:
+            assert own.averages is None
+        else:
+            np.testing.assert_allclose(own.averages[key], theirs.averages[key], rtol=1e-4, atol=1e-5)
+
+
+def test_schedules_are_asked_as_thinc_asks_them() -> None:
+    runs = []
+    for module in (ours, thinc):
+        weights = np.ones(5, F)
+        optimizer = module.Adam(thinc.warmup_linear(0.1, 3, 10), beta1=thinc.decaying(0.9, 0.1))
+        for t in range(8):
+            optimizer((0, "W"), weights, np.full(5, 1 + t, F))
+            optimizer.step_schedules()
+        runs.append(weights)
+    np.testing.assert_allclose(runs[0], runs[1], rtol=1e-4)
+
+
+def test_a_configuration_names_them_with_nothing_imported() -> None:
+    from thinc.api import Config, registry
+
+    config = Config().from_str(
+        """
+        [adam]
+        @optimizers = "onepass.Adam.v1"
+        L2 = 0.01
+
+        [adam.learn_rate]
+        @schedules = "constant.v1"
+        rate = 0.25
+
+        [sgd]
+        @optimizers = "onepass.SGD.v1"
+        learn_rate = 0.5
+        grad_clip = 0.0
+        """
+    )
+    resolved = registry.resolve(config)
+    for name, moved in (("adam", 0.25 * (1 - 0.25 * 0.01)), ("sgd", 0.5)):
+        weights = np.zeros(3, F)
+        resolved[name]((0, "W"), weights, np.ones(3, F))
+        np.testing.assert_allclose(weights, -moved, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Adam", "SGD"])
+def test_a_model_trains_as_with_thincs(name: str) -> None:
+    losses = []
+    for module in (ours, thinc):
+        thinc.fix_random_seed(0)
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((200, 10)).astype(F)
+        y = np.tanh(x @ rng.standard_normal((10, 2))).astype(F)
+        model = thinc.chain(thinc.Relu(16), thinc.Linear(2)).initialize(x, y)
+        optimizer = getattr(module, name)(0.01)
+        seen = []
+        for _ in range(50):
+            guess, back = model.begin_update(x)
+            back((guess - y) / len(x))
+            model.finish_update(optimizer)
+            optimizer.step_schedules()
+            with model.use_params(optimizer.averages):
+                seen.append(float(((model.predict(x) - y) ** 2).mean()))
+        losses.append(seen)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+    assert losses[0][-1] < losses[0][5]
+
+
+def test_what_the_kernels_cannot_take_is_left_to_thinc() -> None:
+    for make in (lambda: np.ones((4, 6), F).T, lambda: np.ones((6, 4), np.float64)):
+        runs = []
+        for module in (ours, thinc):
+            weights = np.ones((6, 4), F)
+            optimizer = module.SGD(0.1)
+            weights, _ = optimizer((0, "W"), weights, make())
+            runs.append(weights)
+        np.testing.assert_allclose(runs[0], runs[1], rtol=1e-6)
+    assert ours.Optimizer(0.1, use_radam=True)((0, "W"), np.ones(2, F), np.ones(2, F))[0].shape == (2,)
+
+
+def test_wrong_input_changes_nothing() -> None:
+    optimizer, weights = ours.Adam(0.1), np.ones(4, F)
+    with pytest.raises(ValueError, match="has shape"):
+        optimizer((0, "W"), weights, np.ones((2, 2), F))
+    with pytest.raises(ValueError, match="shares memory"):
+        optimizer((0, "W"), weights, weights)
+    with pytest.raises(ValueError, match="overflows float32"):
+        ours.Adam(1e300)((0, "W"), weights, np.ones(4, F))
+    assert (weights == 1).all() and not optimizer.nr_update and not optimizer.mom1 and not optimizer.averages
+    empty = np.ones((0, 3), F)
+    assert optimizer((0, "W"), empty, empty.copy())[0] is empty
+
+
+def test_the_examples_run() -> None:
+    tested = doctest.testmod(ours)
+    assert tested.attempted > 3 and tested.failed == 0
