@@ -3,7 +3,7 @@
 #   make demo          train on handwritten digits with onepass and with textbook NumPy, and compare
 #   make test          the tests, about a minute
 #   make test-integrations   the tests beside other libraries, which it installs (PyTorch, optax and more)
-#   make bench         all benchmarks, the plot and README's table; make bench CASE=small: one of them
+#   make bench         all benchmarks, the plots, the tables of README and docs/benchmarks.md; make bench CASE=small: one of them
 #   make lint          format, style, types, compiler warnings, what the machine code must be
 #   make format        let the formatters have their way
 #   make mutants       break each term of the rules in turn: a test must fail

@@ -18,6 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The libraries below NumPy read these once, when they are loaded: hence before the imports.
     for variable in ("ONEPASS_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = "1"
+    # A peer's idle threads sleep, as onepass's do: spinning, they would take the next peer's cores.
+    for variable, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0"), ("KMP_BLOCKTIME", "0")):
+        os.environ.setdefault(variable, value)
     from . import machine, plots, records, report
     from .cases import CASES, run
     from .measure import WrongResult
@@ -33,19 +36,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     here = machine.describe()
     software = machine.software(kind for name in names for kind in CASES[name].peers)
     print(report.machine_line(here), report.software_line(software), report.LEGEND, sep="\n")
-    done, failed = {}, False
+    done: dict[str, records.CaseRecord] = {}
+    failed = False
     for name in names:
         print(f"\n{name}: {CASES[name].summary}")
         try:
-            done[name] = run(CASES[name], quick=options.quick)
+            result = run(CASES[name], quick=options.quick)
         except WrongResult as error:
             print(f"error: {error}; {name} is not measured")
             failed = True
+        else:
+            if result is not None:
+                done[name] = result
     if done and (options.name or not options.quick):
         path = records.path_of(options.name or machine.slug(here, software))
         record = records.save(path, here, done)
         print(f"\nwritten: {path.relative_to(records.ROOT)}")
-        if "sizes" in done and not options.quick:
+        if not options.quick:
             for image in plots.draw(record):
                 print(f"written: {image.relative_to(records.ROOT)}")
     return int(failed)

@@ -1,56 +1,95 @@
 """What is measured, and what is to be reached.
 
-To add a case, add an entry to ``CASES``. Each should take less than a minute.
+To add a case, add an entry to ``CASES``. Each should take less than a minute; those of a gigabyte take two.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from . import report
-from .machine import software
+from . import report, training
+from .libraries import (
+    DeepSpeed,
+    Numba,
+    Optax,
+    ScikitLearn,
+    Thinc,
+    ThincOptimizer,
+    TorchClipAverage,
+    TorchDefault,
+    TorchForeach,
+    TorchFused,
+)
+from .machine import cores, software
 from .measure import Effort, check, measure
+from .peer import RULES, Peer, Problem
 from .peers import (
-    PEERS,
     InPlaceNumPy,
+    NoOptimizer,
     Onepass,
     OnepassClipAverage,
+    OnepassFlat,
+    OnepassKeepsSubnormals,
     OnepassOneThread,
-    Peer,
-    Problem,
     PurePython,
     StreamLimit,
+    TextbookNumPy,
     TextbookNumPyFreshMemory,
-    Thinc,
-    TorchClipAverage,
 )
 from .records import BarRecord, CaseRecord, Point
+
+Points = Mapping[Problem, Point]
 
 
 @dataclass(frozen=True)
 class Bar:
-    """The peer's time on this problem must be at least so many times onepass's."""
+    """The time of the fastest of these peers on this problem must be at least so many times onepass's."""
 
     problem: Problem
-    peer: type[Peer]
+    peers: tuple[type[Peer], ...]
     at_least: float
 
-    def __str__(self) -> str:
-        unit = " of the stream limit" if self.peer is StreamLimit else f"x {self.peer.name}"
-        return f"{report.count(self.problem.elements)} elements, at least {self.at_least:g}{unit}"
-
-    def judge(self, points: Mapping[Problem, Point]) -> BarRecord:
-        ratio = points[self.problem]["over_onepass"].get(self.peer.name)
+    def judge(self, points: Points) -> BarRecord:
+        ratios = points[self.problem]["over_onepass"] if self.problem in points else {}
+        measured = [kind.name for kind in self.peers if kind.name in ratios]
+        name = min(
+            measured, key=lambda name: ratios[name]["of_medians"], default=" or ".join(k.name for k in self.peers)
+        )
+        ratio = ratios[name] if measured else None
+        what = "of the stream limit" if self.peers == (StreamLimit,) else f"x {name}"
+        fastest = ", the fastest other" if len(self.peers) > 1 else ""
         return BarRecord(
-            bar=str(self),
-            at_least=self.at_least,
-            ratio_of_medians=ratio["of_medians"] if ratio else None,
-            median_ratio_of_rounds=ratio["median_of_rounds"] if ratio else None,
+            problem=str(self.problem),
+            peer=name,
+            bar=f"at least {self.at_least:g}{' ' * what.startswith('of')}{what}{fastest}",
+            measured=ratio["of_medians"] if ratio else None,
+            by_rounds=ratio["median_of_rounds"] if ratio else None,
             holds=ratio["of_medians"] >= self.at_least if ratio else None,
+        )
+
+
+@dataclass(frozen=True)
+class FurtherTensor:
+    """What each further tensor costs onepass, from one to many of the same size: at most so many nanoseconds."""
+
+    problem: Problem
+    one: Problem
+    at_most: float
+
+    def judge(self, points: Points) -> BarRecord:
+        many, one = (points[problem]["timings"][Onepass.name]["median_ns"] for problem in (self.problem, self.one))
+        each = (many - one) / (len(self.problem.sizes) - len(self.one.sizes))
+        return BarRecord(
+            problem=str(self.problem),
+            peer="",
+            bar=f"at most {self.at_most:g} ns a further tensor",
+            measured=each,
+            by_rounds=None,  # the two are measured one after the other
+            holds=each <= self.at_most,
         )
 
 
@@ -63,60 +102,189 @@ class Case:
 
     summary: str
     problems: tuple[Problem, ...]
-    peers: tuple[type[Peer], ...] = PEERS
-    bars: tuple[Bar, ...] = ()
+    peers: tuple[type[Peer], ...]
+    bars: tuple[Bar | FurtherTensor, ...] = ()
     effort: Effort = field(default_factory=Effort)
+    measure: Callable[[Sequence[type[Peer]], Problem, Effort, np.random.Generator], Point] = measure
+    why_missing: Callable[[], str | None] = lambda: None
 
 
-HUNDRED, TEN_THOUSAND, MILLION, TEN_MILLION = (Problem(elements) for elements in (100, 10_000, 10**6, 10**7))
-MILLION_ON_TWO = Problem(10**6, threads=2)
+TORCH = (TorchFused, TorchForeach, TorchDefault)
+FUSED = (TorchFused, DeepSpeed, Numba, Optax)  # who goes over memory once, or nearly
+# In the order of the tables.
+PEERS = (
+    Onepass,
+    StreamLimit,
+    Numba,
+    *TORCH,
+    DeepSpeed,
+    Optax,
+    Thinc,
+    InPlaceNumPy,
+    ScikitLearn,
+    TextbookNumPy,
+    PurePython,
+)
+
+of = Problem.of
+HUNDRED, MANY = of(100), of(100, tensors=148)
+TEN_THOUSAND = of(10_000)
+CLIP = of(10**7, rule="AdamW")
+MILLION, MILLION_ON_TWO = of(10**6), of(10**6, threads=2)
+LARGE, LARGE_ON_TWO = of(64 * 10**6), of(64 * 10**6, threads=2)
+MILLION_64, MILLION_64_ON_TWO = of(10**6, dtype="float64"), of(10**6, dtype="float64", threads=2)
+LARGE_64, LARGE_64_ON_TWO = of(64 * 10**6, dtype="float64"), of(64 * 10**6, dtype="float64", threads=2)
+
+
+def gpt2(threads: int) -> Problem:
+    """The parameters of GPT-2 small, in the order of its checkpoint."""
+    width, layers, positions, words = 768, 12, 1024, 50257
+    norm = (width, width)
+    attention = (width * 3 * width, 3 * width, width * width, width)
+    feed_forward = (width * 4 * width, 4 * width, 4 * width * width, width)
+    sizes = (words * width, positions * width, *(norm + attention + norm + feed_forward) * layers, *norm)
+    return Problem(sizes, threads=threads, label=f"GPT-2 small's {len(sizes)} tensors")
+
+
+GPT2, GPT2_ON_TWO = gpt2(1), gpt2(2)
+HUNDRED_THOUSAND = of(100_000)
+
+
+def powers_of_two(most: int) -> list[int]:
+    """1, 2, 4 and so on, and the last number itself."""
+    return sorted({2**exponent for exponent in range(most.bit_length())} | {most})
+
 
 CASES: dict[str, Case] = {
     "small": Case(
         "one tensor of 100 and of 1,000: what a call costs",
-        problems=(HUNDRED, Problem(1_000)),
-        bars=(Bar(HUNDRED, Thinc, 2), Bar(HUNDRED, InPlaceNumPy, 10)),
+        problems=(HUNDRED, of(1_000)),
+        peers=(*PEERS, ThincOptimizer),
+        bars=(Bar(HUNDRED, (TorchFused,), 80), Bar(HUNDRED, (Thinc,), 2), Bar(HUNDRED, (InPlaceNumPy,), 10)),
+    ),
+    "many": Case(
+        "148 tensors of 100 beside one: what a further tensor costs",
+        problems=(MANY, HUNDRED),
+        peers=(*PEERS[:-1], ThincOptimizer),
+        bars=(Bar(MANY, (TorchFused,), 60), FurtherTensor(MANY, HUNDRED, 150)),
+    ),
+    "tensors": Case(
+        "1 to 1,000 tensors of 100: how the cost grows with their number",
+        problems=tuple(of(100, tensors=10**exponent) for exponent in range(4)),
+        peers=(Onepass, StreamLimit, *TORCH, Thinc, InPlaceNumPy),
     ),
     "pure-python": Case(
         "10 thousand elements against a loop over lists",
         problems=(TEN_THOUSAND,),
         peers=(Onepass, StreamLimit, PurePython),
-        bars=(Bar(TEN_THOUSAND, PurePython, 700),),
+        bars=(Bar(TEN_THOUSAND, (PurePython,), 700),),
     ),
     "million": Case(
-        "1 million elements, one thread: what memory allows",
+        "1 million elements, one thread: what the cache allows",
         problems=(MILLION,),
-        peers=(*PEERS, TextbookNumPyFreshMemory),
-        bars=(Bar(MILLION, StreamLimit, 0.85), Bar(MILLION, TextbookNumPyFreshMemory, 30)),
-        effort=Effort(seconds=16, sittings=16),
+        peers=(*PEERS[:-1], TextbookNumPyFreshMemory),
+        bars=(
+            Bar(MILLION, (StreamLimit,), 0.85),
+            Bar(MILLION, (TorchFused,), 1.3),
+            Bar(MILLION, (DeepSpeed,), 1.2),
+            Bar(MILLION, (TextbookNumPyFreshMemory,), 30),
+        ),
+        effort=Effort(seconds=24, sittings=16),
+    ),
+    "million-2": Case(
+        "1 million elements, two threads",
+        problems=(MILLION_ON_TWO,),
+        peers=(Onepass, StreamLimit, OnepassOneThread, *FUSED),
+        bars=(Bar(MILLION_ON_TWO, (TorchFused,), 1.5), Bar(MILLION_ON_TWO, (OnepassOneThread,), 1.5)),
+        effort=Effort(seconds=16, sittings=8),
+    ),
+    "large": Case(
+        "64 million elements, one and two threads: what memory allows",
+        problems=(LARGE, LARGE_ON_TWO),
+        peers=(Onepass, StreamLimit, *FUSED, TextbookNumPy),
+        bars=tuple(
+            bar
+            for problem in (LARGE, LARGE_ON_TWO)
+            for bar in (
+                Bar(problem, (StreamLimit,), 0.93),
+                Bar(problem, FUSED, 0.97),
+                Bar(problem, (TextbookNumPy,), 9),
+            )
+        ),
+        effort=Effort(seconds=30, sittings=2),
+    ),
+    "float64": Case(
+        "float64: 1 and 64 million elements, one and two threads",
+        problems=(MILLION_64, MILLION_64_ON_TWO, LARGE_64, LARGE_64_ON_TWO),
+        peers=(Onepass, StreamLimit, TorchFused, Numba),
+        bars=(
+            Bar(MILLION_64, (StreamLimit,), 0.85),
+            Bar(LARGE_64, (StreamLimit,), 0.93),
+            Bar(LARGE_64_ON_TWO, (StreamLimit,), 0.93),
+        ),
+        effort=Effort(seconds=16, sittings=2),
+    ),
+    "gpt2": Case(
+        "the tensors of GPT-2 small, 124 million elements, one and two threads",
+        problems=(GPT2, GPT2_ON_TWO),
+        peers=(Onepass, OnepassFlat, StreamLimit, *FUSED),
+        bars=tuple(
+            bar
+            for problem in (GPT2, GPT2_ON_TWO)
+            for bar in (Bar(problem, FUSED, 0.97), Bar(problem, (OnepassFlat,), 0.97))
+        ),
+        effort=Effort(seconds=30, sittings=2),
     ),
     "threads": Case(
-        "1 and 10 million elements on two threads",
-        problems=(MILLION_ON_TWO, Problem(10**7, threads=2)),
-        peers=(Onepass, StreamLimit, OnepassOneThread),
-        bars=(Bar(MILLION_ON_TWO, OnepassOneThread, 1.5),),
-        effort=Effort(seconds=16, sittings=8),
+        "1 and 10 million elements on one thread to as many as there are cores",
+        problems=tuple(of(size, threads=n) for size in (10**6, 10**7) for n in powers_of_two(cores())),
+        peers=(Onepass, StreamLimit, *FUSED),
+        effort=Effort(seconds=8, sittings=4),
     ),
     "clip": Case(
         "10 million elements: AdamW, clipping and averaging in one call against three of torch's",
-        problems=(TEN_MILLION,),
+        problems=(CLIP,),
         peers=(OnepassClipAverage, TorchClipAverage),
-        bars=(Bar(TEN_MILLION, TorchClipAverage, 1.8),),
+        bars=(Bar(CLIP, (TorchClipAverage,), 1.8),),
         effort=Effort(seconds=24, sittings=6),
     ),
+    "rules": Case(
+        "every rule on 1 million elements, beside torch's class of the same name",
+        problems=tuple(of(10**6, dtype=dtype, rule=rule) for dtype in ("float32", "float64") for rule in RULES),
+        peers=(Onepass, StreamLimit, *TORCH),
+        effort=Effort(seconds=3, sittings=3),
+    ),
+    "subnormals": Case(
+        "100 thousand elements whose state has decayed to subnormal numbers, beside the same with usual state",
+        problems=(replace(HUNDRED_THOUSAND, decayed=True), HUNDRED_THOUSAND),
+        peers=(Onepass, OnepassKeepsSubnormals, TorchFused, Numba, InPlaceNumPy),
+        effort=Effort(seconds=6, sittings=3),
+    ),
+    "digits": Case(
+        "a whole training of a network in NumPy on handwritten digits, the network's own work included",
+        problems=(training.NETWORK,),
+        peers=(Onepass, NoOptimizer, TorchFused, Thinc, InPlaceNumPy, ScikitLearn, TextbookNumPy),
+        effort=Effort(seconds=30),
+        measure=training.measure,
+        why_missing=training.why_missing,
+    ),
     "sizes": Case(
-        "100 to 10 million elements, all peers: README's table and image",
-        problems=tuple(Problem(10**exponent) for exponent in range(2, 8)),
+        "100 to 10 million elements, one thread, all peers: README's table and image",
+        problems=tuple(of(10**exponent) for exponent in range(2, 8)),
+        peers=PEERS,
     ),
 }
 
 
-def run(case: Case, quick: bool = False, say: Callable[[str], None] = print) -> CaseRecord:
-    """Check and measure one case, and print its table as it comes.
+def run(case: Case, quick: bool = False, say: Callable[[str], None] = print) -> CaseRecord | None:
+    """Check and measure one case, and print its table as it comes; None if it cannot be measured here.
 
     Raises:
         WrongResult: a peer that computes something else than onepass.
     """
+    if reason := case.why_missing():
+        say(f"not measured: {reason}")
+        return None
     rng = np.random.default_rng()
     effort = replace(case.effort, seconds=0.2, sittings=1) if quick else case.effort
     kinds, base = [], case.peers[0]
@@ -124,14 +292,21 @@ def run(case: Case, quick: bool = False, say: Callable[[str], None] = print) -> 
     for kind in case.peers:
         if reason := kind.why_missing():
             say(f"{kind.name} is not measured: {reason}")
-            continue
-        if kind.takes_steps:
-            for dtype in sorted({problem.dtype for problem in case.problems if kind.supports(problem)}):
-                check(kind, dtype, rng, base)
-        kinds.append(kind)
+        else:
+            kinds.append(kind)
+    checked = set()
     points = {}
     for problem in case.problems:
-        points[problem] = measure([kind for kind in kinds if kind.supports(problem)], problem, effort, rng)
+        if problem.threads > cores():
+            say(f"{problem}: not measured on {cores()} core")
+            continue
+        able = [kind for kind in kinds if kind.supports(problem)]
+        for kind in able:
+            alike = kind, problem.dtype, problem.rule, problem.threads
+            if kind.takes_steps and alike not in checked:
+                check(kind, problem, rng, base)
+                checked.add(alike)
+        points[problem] = case.measure(able, problem, effort, rng)
         say(report.table(points[problem]))
     bars = [bar.judge(points) for bar in case.bars]
     for judged in bars:

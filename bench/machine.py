@@ -14,7 +14,7 @@ import numpy as np
 
 import onepass
 
-from .peers import PEERS, Peer
+from .peer import Peer
 from .records import Machine, Software
 
 
@@ -22,7 +22,7 @@ def describe() -> Machine:
     """Describe this machine."""
     return Machine(
         cpu=_cpu(),
-        cores=_cores(),
+        cores=cores(),
         caches=_caches(),
         memory_gib=_memory_gib(),
         system=f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
@@ -30,10 +30,10 @@ def describe() -> Machine:
     )
 
 
-def software(kinds: Iterable[type[Peer]] = PEERS) -> Software:
-    """Say which versions are measured."""
+def software(kinds: Iterable[type[Peer]] = ()) -> Software:
+    """Say which versions are measured, those of these peers among them."""
     config = onepass.config()
-    packages = sorted({kind.package for kind in kinds if kind.package and kind.why_missing() is None})
+    packages = sorted({package for kind in kinds if kind.why_missing() is None for package in kind.packages})
     return Software(
         onepass=config["version"],
         compiler=config["compiler"],
@@ -63,7 +63,7 @@ def _cpu() -> str:
     return " ".join(model.split())
 
 
-def _cores() -> int:
+def cores() -> int:
     """How many this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

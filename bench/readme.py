@@ -1,92 +1,223 @@
-"""README's speed table: made from a results file, and nothing but what stands in it.
+"""The tables in README and docs/benchmarks.md: made from a results file, and nothing but what stands in it.
 
-``python -m bench.readme`` rewrites what stands between the two marks in README.md; ``--check`` only says whether it is
-what the file gives. Without ``--name`` that file is the one that the block already cites, else this machine's.
+``python -m bench.readme`` rewrites whatever stands between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``;
+``--check`` only says whether it is what the file gives. Names are those of ``BLOCKS``, ``case NAME`` for the table of
+one case and ``figure NAME`` for an image that `plots` draws. Without ``--name`` the file is the one that README already
+cites, else this machine's.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import records, report
-from .records import Record
+from .records import Point, Record
 
-BEGIN, END = "<!-- speed table: begin -->", "<!-- speed table: end -->"
-COLUMNS = ("onepass", "in-place NumPy", "textbook NumPy", "pure Python", "thinc")
+DOCUMENTS = (records.ROOT / "README.md", records.ROOT / "docs" / "benchmarks.md")
+MARK = re.compile(r"<!-- ([a-z0-9 -]+): (begin|end) -->")
+COLUMNS = ("onepass", "torch fused", "Numba", "thinc", "in-place NumPy", "textbook NumPy", "pure Python")
+RULE_COLUMNS = ("torch fused", "torch foreach", "torch default")
+
+# What each image shows, and the case that it is of; None: of several.
+FIGURES: dict[str, tuple[str | None, str]] = {
+    "bars": (None, "How many times as fast as others onepass is, wherever a bar was set"),
+    "speed": ("sizes", "Time of one Adam step against the number of parameters, for all peers"),
+    "tensors": ("tensors", "Time of one Adam step against the number of tensors of 100 elements"),
+    "threads": ("threads", "Elements stepped in a nanosecond against the number of threads"),
+}
 
 
-def block(record: Record, name: str) -> str:
-    """Make the table and the sentences below it, without the marks."""
+def table(rows: Sequence[Sequence[str]], left: int = 0) -> str:
+    """Write rows, the first of which is the head; so many columns are aligned to the left, the others to the right."""
+    marks = ["---" if column < left else "--:" for column in range(len(rows[0]))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], marks, *rows[1:]))
+
+
+def cell(point: Point, name: str, bold: bool = False) -> str:
+    """Write a peer's time, and in brackets how many times onepass's it is; nothing where it was not measured."""
+    if name not in point["timings"]:
+        return ""
+    median = report.duration(point["timings"][name]["median_ns"])
+    return f"**{median}**" if bold else f"{median} ({report.times(point['over_onepass'][name]['of_medians'])})"
+
+
+def of_limit(point: Point, name: str) -> str:
+    """Write which share of the stream limit's speed a peer has."""
+    if "stream limit" not in point["timings"] or name not in point["timings"]:
+        return ""
+    return f"{report.limit_ns(point) / point['timings'][name]['median_ns']:.2f}"
+
+
+def speed_table(record: Record, name: str) -> str:
+    """README's table and the sentences below it."""
     case = record["cases"]["sizes"]
-    rows = [["float32 parameters", *COLUMNS, "of the stream limit"], ["--:"] * (len(COLUMNS) + 2)]
+    columns = [column for column in COLUMNS if any(column in point["timings"] for point in case["points"])]
+    rows = [["float32 parameters", *columns, "of the stream limit"]]
     for point in case["points"]:
-        timings, ratios = point["timings"], point["over_onepass"]
-        row = [report.count(point["elements"])]
-        for column in COLUMNS:
-            if column not in timings:
-                row.append("")
-            elif column == "onepass":
-                row.append(f"**{report.duration(timings[column]['median_ns'])}**")
-            else:
-                times = report.times(ratios[column]["of_medians"])
-                row.append(f"{report.duration(timings[column]['median_ns'])} ({times})")
-        rows.append([*row, f"{ratios['stream limit']['of_medians']:.2f}"])
+        cells = [cell(point, column, bold=column == "onepass") for column in columns]
+        rows.append([report.count(point["elements"]), *cells, of_limit(point, "onepass")])
     rounds = sorted(point["rounds"] for point in case["points"])
-    machine, software = record["machine"], case["software"]
-    return "\n".join(
-        [
-            *(f"| {' | '.join(row)} |" for row in rows),
-            "",
-            f"Time of one Adam step on one tensor, one thread: medians of {rounds[0]} to {rounds[-1]} interleaved "
-            f"rounds, in brackets the time over onepass's. The stream limit is the time that the same memory traffic "
-            f"takes with next to no arithmetic; on small tensors both are the cost of a call. Measured on "
-            f"{case['date']} on {report.machine_line(machine)}, with {report.software_line(software)}; all figures "
-            f"are in [{name}.json](bench/results/{name}.json). Measure your own machine with `make bench`.",
-        ]
+    return (
+        f"{table(rows)}\n\n"
+        f"Time of one Adam step on one tensor, one thread: medians of {rounds[0]} to {rounds[-1]} interleaved "
+        f"rounds, in brackets the time over onepass's. The stream limit is the time that the same memory traffic "
+        f"takes with next to no arithmetic; on small tensors both are the cost of a call. Measured on "
+        f"{case['date']} on {report.machine_line(record['machine'])}, with {report.software_line(case['software'])}; "
+        f"all figures are in [{name}.json](bench/results/{name}.json). Measure your own machine with `make bench`."
     )
 
 
-def rewritten(text: str, record: Record, name: str) -> str:
-    """Make the block of README's text anew.
+def machine(record: Record, name: str) -> str:
+    """Say on what the page's figures were measured."""
+    return f"{report.machine_line(record['machine'])}: [{name}.json](../bench/results/{name}.json)."
+
+
+def bars(record: Record, name: str) -> str:
+    """All bars, each with what was measured."""
+    rows = [["case", "measured on", "bar", "measured", ""]]
+    for key, case in record["cases"].items():
+        for bar in case["bars"]:
+            measured, result = "", "not measured"
+            if bar["measured"] is not None:
+                measured = f"{report.digits(bar['measured'])}{'' if bar['peer'] else ' ns'}"
+                result = "holds" if bar["holds"] else "**missed**"
+            rows.append([f"`{key}`", bar["problem"], bar["bar"], measured, result])
+    return table(rows, left=3)
+
+
+def rules(record: Record, name: str) -> str:
+    """The rules beside each other."""
+    case = record["cases"].get("rules")
+    if case is None:
+        return not_measured("rules")
+    rows = [["rule", "dtype", "arrays", "onepass", "ns/element", "GB/s", "of the stream limit", *RULE_COLUMNS]]
+    for point in case["points"]:
+        ns, moved = point["timings"]["onepass"]["median_ns"], point["streams"] * point["elements"]
+        rows.append(
+            [
+                point["rule"],
+                point["dtype"],
+                str(point["streams"]),
+                cell(point, "onepass", bold=True),
+                report.digits(ns / point["elements"]),
+                report.digits(moved * {"float32": 4, "float64": 8}[point["dtype"]] / ns),
+                of_limit(point, "onepass"),
+                *(cell(point, column) for column in RULE_COLUMNS),
+            ]
+        )
+    return f"{table(rows, left=2)}\n\n{measured_with(record, 'rules')}"
+
+
+def tables(record: Record, case: str) -> str:
+    """Everybody's times in one case: a table with a column for each problem."""
+    if case not in record["cases"]:
+        return not_measured(case)
+    points = record["cases"][case]["points"]
+    names = dict.fromkeys(name for point in points for name in point["timings"])
+    limits = any("stream limit" in point["timings"] for point in points)
+    head = [text for point in points for text in (point["problem"], *["of the limit"] * limits)]
+    rows = [["", *head]]
+    for name in names:
+        cells = (
+            text
+            for point in points
+            for text in (cell(point, name, bold=name == "onepass"), *[of_limit(point, name)] * limits)
+        )
+        rows.append([name, *cells])
+    return f"{table(rows, left=1)}\n\n{measured_with(record, case)}"
+
+
+def image(record: Record, name: str) -> str:
+    """One of the images, if its case was measured."""
+    case, alt = FIGURES[name]
+    if case is not None and case not in record["cases"]:
+        return not_measured(case)
+    return f"![{alt}](images/{name}.png)"
+
+
+def measured_with(record: Record, case: str) -> str:
+    """Say when this case was measured, with which versions and in how many rounds."""
+    found = record["cases"][case]
+    rounds = sorted(point["rounds"] for point in found["points"])
+    many = f"{rounds[0]}" if rounds[0] == rounds[-1] else f"{rounds[0]} to {rounds[-1]}"
+    return f"{found['date']}, medians of {many} rounds, {report.software_line(found['software'])}."
+
+
+def not_measured(case: str) -> str:
+    return f"Not measured on this machine yet: `make bench CASE={case}`."
+
+
+BLOCKS: dict[str, Callable[[Record, str], str]] = {
+    "speed table": speed_table,
+    "machine": machine,
+    "bars": bars,
+    "rules": rules,
+}
+
+
+def block(what: str, record: Record, name: str) -> str:
+    """Make one block's text, without its marks.
 
     Raises:
-        ValueError: the marks are not there, once each and in order.
+        ValueError: there is no such block.
     """
-    parts = re.split(f"({re.escape(BEGIN)}|{re.escape(END)})", text)
-    if parts[1::2] != [BEGIN, END]:
-        raise ValueError(f"README must hold {BEGIN!r} and {END!r} once each, in this order")
-    before, _, _, _, after = parts
-    return f"{before}{BEGIN}\n{block(record, name)}\n{END}{after}"
+    if what.startswith("case "):
+        return tables(record, what.removeprefix("case "))
+    if what.startswith("figure "):
+        return image(record, what.removeprefix("figure "))
+    if what not in BLOCKS:
+        raise ValueError(f"no block is named {what!r}; there are {', '.join(BLOCKS)}, 'case NAME' and 'figure NAME'")
+    return BLOCKS[what](record, name)
+
+
+def rewritten(text: str, record: Record, name: str) -> str:
+    """Make all blocks of the text anew.
+
+    Raises:
+        ValueError: there are none, or a begin or an end is alone.
+    """
+    marks = [(mark.group(1), mark.group(2)) for mark in MARK.finditer(text)]
+    begun = [what for what, end in marks if end == "begin"]
+    if not begun or marks != [(what, end) for what in begun for end in ("begin", "end")]:
+        raise ValueError("<!-- NAME: begin --> and <!-- NAME: end --> must follow each other")
+    for what in begun:
+        begin, end = f"<!-- {what}: begin -->", f"<!-- {what}: end -->"
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{block(what, record, name)}\n{end}{rest.partition(end)[2]}"
+    return text
 
 
 def cited(text: str) -> str | None:
-    """Find the name of the results file that README's block cites."""
-    inside = text.partition(BEGIN)[2].partition(END)[0]
-    found = re.search(r"\(bench/results/([^/)]+)\.json\)", inside)
+    """Find the name of the results file that the text cites."""
+    found = re.search(r"\((?:\.\./)?bench/results/([^/)]+)\.json\)", text)
     return found.group(1) if found else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.readme", description="Rewrite README's speed table.")
-    parser.add_argument("readme", type=Path, nargs="?", default=records.ROOT / "README.md")
+    parser = argparse.ArgumentParser(prog="python -m bench.readme", description="Rewrite the tables of the benchmarks.")
+    parser.add_argument("documents", type=Path, nargs="*", default=DOCUMENTS)
     parser.add_argument("--name", help="which bench/results/NAME.json")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the table is not current")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table is not current")
     options = parser.parse_args(arguments)
-    text = options.readme.read_text(encoding="utf-8")
-    name = options.name or cited(text)
+    texts = {document: document.read_text(encoding="utf-8") for document in options.documents}
+    name = options.name or next(filter(None, map(cited, texts.values())), None)
     if name is None:
-        from . import machine
+        from .machine import describe, slug, software
 
-        name = machine.slug(machine.describe(), machine.software())
-    new = rewritten(text, records.load(records.path_of(name)), name)
-    if options.check:
-        print("the speed table is current" if new == text else "the speed table is not what its results file gives")
-        return int(new != text)
-    options.readme.write_text(new, encoding="utf-8")
-    return 0
+        name = slug(describe(), software())
+    record = records.load(records.path_of(name))
+    stale = 0
+    for document, text in texts.items():
+        new = rewritten(text, record, name)
+        if options.check:
+            print(f"{document.name} {'is current' if new == text else 'is not what its results file gives'}")
+            stale += new != text
+        else:
+            document.write_text(new, encoding="utf-8")
+    return int(stale > 0)
 
 
 if __name__ == "__main__":

@@ -32,22 +32,26 @@ class Ratio(TypedDict):
 class Point(TypedDict):
     """One problem, and what each peer took for it."""
 
-    elements: int
+    problem: str
+    elements: int  # of all tensors together
     tensors: int
     dtype: str
     threads: int
+    rule: str
+    streams: int  # arrays that a step of the rule reads or writes
     rounds: int
     timings: dict[str, Timing]
     over_onepass: dict[str, Ratio]
 
 
 class BarRecord(TypedDict):
-    """What was to be reached, and what was."""
+    """What was to be reached, and what was: None where it could not be measured."""
 
-    bar: str
-    at_least: float
-    ratio_of_medians: float | None
-    median_ratio_of_rounds: float | None
+    problem: str
+    peer: str  # whose time over onepass's it is; "" if the bar is no ratio
+    bar: str  # at least this ratio, or at most this time
+    measured: float | None
+    by_rounds: float | None  # the median of what each round gave
     holds: bool | None
 
 

@@ -42,35 +42,38 @@ def software_line(software: Software) -> str:
 
 def table(point: Point) -> str:
     """Write one problem's peers, a line each."""
-    limit = point["timings"].get("stream limit")
-    plural = "" if point["threads"] == 1 else "s"
-    tensors = "" if point["tensors"] == 1 else f"{point['tensors']} tensors of "
     lines = [
-        f"\n{tensors}{count(point['elements'])} elements, {point['dtype']}, {point['threads']} thread{plural}, "
-        f"{point['rounds']} rounds",
+        f"\n{point['problem']}, {point['rounds']} rounds",
         f"  {'':<28}{'a step':>10}{'quartiles':>24}{'ns/element':>12}"
         f"{'/ onepass':>11}{'by rounds':>11}{'of the limit':>14}",
     ]
     for name, timing in point["timings"].items():
         median, ratio = timing["median_ns"], point["over_onepass"][name]
-        of_limit = f"{limit['median_ns'] / median:.2f}" if limit else ""
+        of_limit = f"{limit_ns(point) / median:.2f}" if "stream limit" in point["timings"] else ""
         lines.append(
             f"  {name:<28}{duration(median):>10}{duration(timing['q1_ns']) + ' to ' + duration(timing['q3_ns']):>24}"
-            f"{median / point['elements'] / point['tensors']:>12.3g}"
+            f"{median / point['elements']:>12.3g}"
             f"{digits(ratio['of_medians']):>11}{digits(ratio['median_of_rounds']):>11}{of_limit:>14}"
         )
     return "\n".join(lines)
 
 
+def limit_ns(point: Point) -> float:
+    """The stream limit of this problem's rule: it was measured with Adam's seven streams."""
+    return point["timings"]["stream limit"]["median_ns"] * point["streams"] / 7
+
+
 LEGEND = (
     "a step: median over the rounds; / onepass: that over onepass's median; by rounds: the median of each round's own "
-    "ratio;\nof the limit: the stream limit's median over this one. Bars are judged by the ratio of medians."
+    "ratio;\nof the limit: the stream limit's median over this one, in proportion to the arrays that the rule moves. "
+    "Bars are\njudged by the ratio of medians."
 )
 
 
 def bar_line(bar: BarRecord) -> str:
     """Write one bar, and whether it is reached."""
-    ratio, by_rounds = bar["ratio_of_medians"], bar["median_ratio_of_rounds"]
-    if ratio is None or by_rounds is None:
-        return f"not measured  {bar['bar']}"
-    return f"{'holds' if bar['holds'] else 'missed':<6}  {bar['bar']}: {digits(ratio)} ({digits(by_rounds)} by rounds)"
+    text = f"{bar['problem']}: {bar['bar']}"
+    if bar["measured"] is None:
+        return f"not measured  {text}"
+    by_rounds = "" if bar["by_rounds"] is None else f" ({digits(bar['by_rounds'])} by rounds)"
+    return f"{'holds' if bar['holds'] else 'missed':<6}  {text}: {digits(bar['measured'])}{by_rounds}"
