@@ -56,7 +56,7 @@ class Problem:
     threads: int = 1
     rule: str = "Adam"
     decayed: bool = False  # state that gradients of zero have made subnormal, and more such gradients
-    label: str = ""  # what to call the tensors where their sizes differ
+    label: str = ""  # what to say of the tensors where their sizes differ
 
     @classmethod
     def of(
@@ -73,7 +73,7 @@ class Problem:
     def __str__(self) -> str:
         first, tensors = report.count(self.sizes[0]), len(self.sizes)
         if self.label:
-            what = f"{self.label}, {self.elements:,} elements"
+            what = self.label
         else:
             what = f"{first} elements" if tensors == 1 else f"{report.count(tensors)} tensors of {first} elements"
         parts = [what, self.dtype, "1 thread" if self.threads == 1 else f"{self.threads} threads"]

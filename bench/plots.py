@@ -99,6 +99,7 @@ def draw_times(axes: Any, points: Sequence[Point], across: Literal["elements", "
     """Draw the time of a step against one of the problem's numbers, a line for each peer, its name at its end."""
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.margins(y=0.1)  # room for the names
     labels = {}
     for name in names(points):
         measured = [point for point in points if name in point["timings"]]
@@ -161,15 +162,15 @@ def bars(record: Record) -> Any | None:
     judged.sort(key=lambda bar: bar["measured"] or 0)
     if not judged:
         return None
+    height = 1.75 + 0.27 * len(judged)
     figure = card(
         "How many times as fast as others",
         "The other's time over onepass's. The tick is what was to be reached; solid where it is.",
         report.machine_line(record["machine"]),
         width=10.4,
-        height=1.5 + 0.27 * len(judged),
+        height=height,
     )
-    above, below = 1.05 / (1.5 + 0.27 * len(judged)), 0.35 / (1.5 + 0.27 * len(judged))
-    axes = figure.add_axes((0.56, below, 0.37, 1 - above - below))
+    axes = figure.add_axes((0.5, 0.65 / height, 0.43, 1 - 1.6 / height))
     for row, bar in enumerate(judged):
         ratio = bar["measured"] or 0
         wanted = float(re.findall(r"at least ([0-9.]+)", bar["bar"])[0])
@@ -269,12 +270,16 @@ def label_ends(axes: Any, labels: Mapping[str, tuple[float, float, str]]) -> Non
     height = 13 * axes.figure.dpi / 72  # of a line of text
     last = max(x for x, _, _ in labels.values())
     lines = sorted((y, x, text, colour) for text, (x, y, colour) in labels.items() if x == last)
-    wanted = [axes.transData.transform((x, y))[1] for y, x, _, _ in lines]
-    placed: list[float] = []
-    for up in wanted:
-        placed.append(max(up, placed[-1] + height) if placed else up)
-    shift = sum(w - p for w, p in zip(wanted, placed, strict=True)) / len(wanted)
-    ends = {text: up + shift for (_, _, text, _), up in zip(lines, placed, strict=True)}
+    # Groups of names: how high their middle is to be, and how many they are. Groups that overlap become one.
+    groups: list[tuple[float, int]] = []
+    for y, x, _, _ in lines:
+        middle, members = axes.transData.transform((x, y))[1], 1
+        while groups and middle - groups[-1][0] < height * (members + groups[-1][1]) / 2:
+            below, more = groups.pop()
+            middle, members = (middle * members + below * more) / (members + more), members + more
+        groups.append((middle, members))
+    placed = [middle + height * (i - (members - 1) / 2) for middle, members in groups for i in range(members)]
+    ends = {text: up for (_, _, text, _), up in zip(lines, placed, strict=True)}
     for text, (x, y, colour) in labels.items():
         across, up = axes.transData.transform((x, y))
         axes.annotate(

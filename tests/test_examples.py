@@ -1,4 +1,4 @@
-"""The programs beside the library run: the examples, their reader of MNIST's files, and the benchmark."""
+"""The programs beside the library run: the examples, and their reader of MNIST's files."""
 
 from __future__ import annotations
 
@@ -124,30 +124,3 @@ def test_a_missing_file_is_named(digits: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(FileNotFoundError, match="t10k-labels-idx1-ubyte"):
         digits.read_mnist(tmp_path)
-
-
-# ---- The benchmark ----
-
-
-def test_the_benchmark_runs() -> None:
-    printed = run("-m", "bench", "--case", "small", "--quick")
-    assert "100 elements, float32" in printed
-    assert "at least 10x in-place NumPy" in printed
-
-
-def test_the_benchmark_refuses_to_time_a_peer_that_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT)
-    measure, peer, peers = (importlib.import_module(f"bench.{name}") for name in ("measure", "peer", "peers"))
-
-    class Wrong(peers.TextbookNumPy):  # type: ignore[misc, name-defined]
-        name = "wrong"
-
-        def run(self, steps: int) -> None:
-            super().run(steps)
-            self.p[0][-1:] += 1e-3
-
-    rng = np.random.default_rng(0)
-    problem = peer.Problem.of(100)
-    measure.check(peers.TextbookNumPy, problem, rng)
-    with pytest.raises(measure.WrongResult, match="wrong is not where onepass is"):
-        measure.check(Wrong, problem, rng)

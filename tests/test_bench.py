@@ -1,0 +1,284 @@
+"""The benchmarks run, time nobody who computes something else, and are what README and docs/benchmarks.md show."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import onepass
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.skipif(not (ROOT / "bench").exists(), reason="the benchmarks are not beside the tests")
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    monkeypatch.syspath_prepend(ROOT)
+    names = ("cases", "measure", "peer", "peers", "plots", "readme", "records", "report")
+    threads = onepass.get_num_threads()
+    yield SimpleNamespace(**{name: importlib.import_module(f"bench.{name}") for name in names})
+    onepass.set_num_threads(threads)
+
+
+# On one thread, as the benchmarks are: two trainings whose matrix products spin on the same cores take minutes.
+ENVIRONMENT = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")}
+
+
+def run(*arguments: str) -> str:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_benchmark_runs() -> None:
+    printed = run("-m", "bench", "--case", "pure-python", "--quick")
+    assert "10,000 elements, float32" in printed
+    assert "at least 700x pure Python" in printed
+
+
+# In a process of its own: some libraries warn when they are imported, and some start threads.
+EVERY_CASE = """
+import dataclasses
+from bench import cases, plots, readme, records, machine
+from pathlib import Path
+import sys
+
+def small(problem):
+    return dataclasses.replace(problem, sizes=tuple(min(size, 20) for size in problem.sizes))
+
+def small_bar(bar):
+    changed = {"problem": small(bar.problem)}
+    if isinstance(bar, cases.FurtherTensor):
+        changed["one"] = small(bar.one)
+    return dataclasses.replace(bar, **changed)
+
+done = {}
+for name, case in cases.CASES.items():
+    if name != "digits":  # whose sizes are the network's
+        peers = tuple(kind for kind in case.peers if kind.module is None)
+        problems = tuple(dict.fromkeys(map(small, case.problems)))
+        case = dataclasses.replace(case, peers=peers, problems=problems, bars=tuple(map(small_bar, case.bars)))
+        done[name] = cases.run(dataclasses.replace(case, effort=cases.Effort(0.0, 1)), say=lambda line: None)
+        assert done[name] is not None and done[name]["points"], name
+        print(name, len(done[name]["points"]), len(done[name]["bars"]))
+folder = Path(sys.argv[1])
+records.save(folder / "record.json", machine.describe(), done)
+"""
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What the cases give on tensors of 20 elements at most, measured with onepass, NumPy and Python alone."""
+    folder = tmp_path_factory.mktemp("record")
+    printed = run("-c", EVERY_CASE, str(folder))
+    assert "gpt2" in printed
+    sys.path.insert(0, str(ROOT))
+    try:
+        return importlib.import_module("bench.records").load(folder / "record.json")
+    finally:
+        sys.path.remove(str(ROOT))
+
+
+def test_every_case_gives_a_point_for_each_problem_and_a_line_for_each_bar(bench: SimpleNamespace, record: Any) -> None:
+    for name, case in record["cases"].items():
+        for point in case["points"]:
+            assert point["rounds"] >= 2
+            assert point["timings"].keys() == point["over_onepass"].keys()
+            assert bench.report.table(point)
+        assert len(case["bars"]) == len(bench.cases.CASES[name].bars)
+        assert all(bench.report.bar_line(bar) for bar in case["bars"])
+    assert {"Adam", "SGD", "Lion"} <= {point["rule"] for point in record["cases"]["rules"]["points"]}
+
+
+TRAINING = """
+from dataclasses import replace
+from bench import cases, measure, peers, training
+
+training.EPOCHS = 2
+
+class Wrong(peers.InPlaceNumPy):
+    name = "wrong"
+
+    def run(self, steps):
+        if self.t < 6:  # then it stops learning
+            super().run(steps)
+
+case = replace(cases.CASES["digits"], peers=(peers.Onepass, peers.NoOptimizer, peers.InPlaceNumPy))
+case = replace(case, effort=measure.Effort(0.0))
+[point] = cases.run(case)["points"]
+print(*point["timings"], sep=", ")
+try:
+    cases.run(replace(case, peers=(peers.Onepass, Wrong)))
+except measure.WrongResult as error:
+    print(error)
+"""
+
+
+def test_a_training_is_timed_if_it_ends_where_onepass_does() -> None:
+    pytest.importorskip("sklearn")
+    printed = run("-c", TRAINING)
+    assert "onepass, no optimizer, in-place NumPy" in printed
+    assert "with wrong the last epoch's loss is" in printed
+
+
+def test_a_bar_that_could_not_be_measured_says_so(bench: SimpleNamespace, record: Any) -> None:
+    bars = record["cases"]["million-2"]["bars"] + record["cases"]["many"]["bars"]
+    assert [bar["bar"] for bar in bars if bar["measured"] is None and "torch fused" in bar["bar"]]
+    assert all(bench.report.bar_line(bar).startswith("not measured") for bar in bars if bar["measured"] is None)
+
+
+def test_tables_and_images_are_made_from_a_record(bench: SimpleNamespace, record: Any, tmp_path: Path) -> None:
+    for document in bench.readme.DOCUMENTS:
+        new = bench.readme.rewritten(document.read_text(encoding="utf-8"), record, "a-machine")
+        assert "bench/results/a-machine.json" in new
+        assert bench.readme.rewritten(new, record, "a-machine") == new
+    assert "make bench CASE=digits" in new  # the case that is not in this record
+    pytest.importorskip("matplotlib")
+    drawn = {path.name for path in bench.plots.draw(record, tmp_path)}
+    assert drawn == {f"{name}.{suffix}" for name in bench.readme.FIGURES for suffix in ("svg", "png")}
+
+
+@pytest.mark.parametrize("text", ["", "<!-- bars: begin -->", "<!-- bars: end --><!-- bars: begin -->"])
+def test_a_document_without_a_whole_block_is_refused(bench: SimpleNamespace, record: Any, text: str) -> None:
+    with pytest.raises(ValueError, match="must follow each other"):
+        bench.readme.rewritten(text, record, "a-machine")
+
+
+def test_a_block_of_an_unknown_name_is_refused(bench: SimpleNamespace, record: Any) -> None:
+    with pytest.raises(ValueError, match="no block is named 'x'"):
+        bench.readme.rewritten("<!-- x: begin -->\n<!-- x: end -->", record, "a-machine")
+
+
+def test_what_readme_and_docs_show_is_what_the_results_file_holds(bench: SimpleNamespace) -> None:
+    texts = {document: document.read_text(encoding="utf-8") for document in bench.readme.DOCUMENTS}
+    cited = {bench.readme.cited(text) for text in texts.values()}
+    assert len(cited) == 1
+    (name,) = cited
+    record = bench.records.load(bench.records.path_of(name))
+    for document, text in texts.items():
+        assert bench.readme.rewritten(text, record, name) == text, document.name
+
+
+def test_every_results_file_can_be_read(bench: SimpleNamespace) -> None:
+    page = bench.readme.DOCUMENTS[1].read_text(encoding="utf-8")
+    for path in bench.records.RESULTS.glob("*.json"):
+        record = bench.records.load(path)
+        assert bench.readme.rewritten(page, record, path.stem)
+        assert not any(case["quick"] for case in record["cases"].values()), path.name
+
+
+def test_the_page_shows_every_case(bench: SimpleNamespace) -> None:
+    page = bench.readme.DOCUMENTS[1].read_text(encoding="utf-8")
+    shown = {what.removeprefix("case ") for what, _ in bench.readme.MARK.findall(page)}
+    assert set(bench.cases.CASES) <= shown
+
+
+def test_problems_are_named_so_that_they_can_be_told_apart(bench: SimpleNamespace) -> None:
+    for name, case in bench.cases.CASES.items():
+        assert len({str(problem) for problem in case.problems}) == len(case.problems), name
+    assert str(bench.cases.MANY) == "148 tensors of 100 elements, float32, 1 thread"
+    assert len(bench.cases.GPT2.sizes) == 148
+    assert bench.cases.GPT2.elements == 124_439_808
+
+
+# ---- Peers ----
+
+
+def test_the_benchmark_refuses_to_time_a_peer_that_computes_something_else(bench: SimpleNamespace) -> None:
+    class Wrong(bench.peers.TextbookNumPy):  # type: ignore[misc, name-defined]
+        name = "wrong"
+
+        def run(self, steps: int) -> None:
+            super().run(steps)
+            self.p[0][-1:] += 1e-3
+
+    rng, problem = np.random.default_rng(0), bench.peer.Problem.of(1)
+    bench.measure.check(bench.peers.TextbookNumPy, problem, rng)
+    with pytest.raises(bench.measure.WrongResult, match="wrong is not where onepass is"):
+        bench.measure.check(Wrong, problem, rng)
+
+
+CHECK = """
+import sys
+import numpy as np
+from bench import cases, libraries, measure
+from bench.peer import RULES, Problem
+
+for name in sys.argv[1:]:
+    kind = getattr(libraries, name)
+    if reason := kind.why_missing():
+        sys.exit(f"missing: {reason}")
+    base = cases.OnepassClipAverage if kind is libraries.TorchClipAverage else cases.Onepass
+    for dtype in ("float32", "float64"):
+        for rule in RULES:
+            for threads in {1, cases.cores()}:
+                problem = Problem.of(100, dtype=dtype, threads=threads, rule=rule)
+                if kind.supports(problem):
+                    measure.check(kind, problem, np.random.default_rng(), base)
+                    print(name, problem)
+"""
+LIBRARIES = {
+    "torch": ["TorchFused", "TorchForeach", "TorchDefault", "TorchClipAverage"],
+    "deepspeed": ["DeepSpeed"],
+    "numba": ["Numba"],
+    "optax": ["Optax"],
+    "thinc": ["Thinc", "ThincOptimizer"],
+    "sklearn": ["ScikitLearn"],
+}
+
+
+@pytest.mark.parametrize("module", LIBRARIES)
+def test_another_library_that_is_installed_ends_where_onepass_ends(module: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed")
+    command = [sys.executable, "-c", CHECK, *LIBRARIES[module]]
+    finished = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    if "missing: " in finished.stderr:
+        pytest.skip(finished.stderr.strip())
+    assert finished.returncode == 0, finished.stderr
+    assert {line.split()[0] for line in finished.stdout.splitlines()} >= set(LIBRARIES[module])
+
+
+def test_every_peer_of_another_library_is_tested(bench: SimpleNamespace) -> None:
+    kinds = {kind for case in bench.cases.CASES.values() for kind in case.peers if kind.module is not None}
+    assert {kind.__name__ for kind in kinds} == {name for names in LIBRARIES.values() for name in names}
+
+
+def test_a_peer_that_is_not_installed_says_so(bench: SimpleNamespace) -> None:
+    class Absent(bench.peers.TextbookNumPy):  # type: ignore[misc, name-defined]
+        module = "no_such_library"
+
+    assert "no_such_library cannot be imported" in Absent.why_missing()
+
+
+def test_decayed_state_is_subnormal_and_stays_so(bench: SimpleNamespace) -> None:
+    problem, rng = bench.peer.Problem.of(50), np.random.default_rng(0)
+    peer = bench.peers.InPlaceNumPy(problem, bench.measure.random_arrays(problem, rng), bench.peer.Options())
+    grads = bench.measure.decay([peer], bench.measure.random_arrays(problem, rng))
+    assert not grads[0].any()
+    for _ in range(2):
+        for state in (peer.m[0], peer.v[0]):
+            assert np.all(state != 0)
+            assert np.all(np.abs(state) < np.finfo(np.float32).tiny)
+        peer.load(grads)
+        peer.run(1000)
+
+
+def test_every_rule_is_known_with_the_arrays_that_it_moves(bench: SimpleNamespace) -> None:
+    arrays = {rule: bench.measure.streams(rule) for rule in bench.peer.RULES}
+    assert arrays["Adam"] == arrays["NAdam"] == arrays["Adadelta"] == 7
+    assert arrays["SGD"] == arrays["Lion"] == arrays["Adagrad"] == arrays["RMSprop"] == 5
+    family = {name for name in onepass.__all__ if isinstance(getattr(onepass, name), type)}
+    assert set(bench.peer.RULES) == {n for n in family if issubclass(getattr(onepass, n), onepass.Optimizer)} - {
+        "Optimizer"
+    }
