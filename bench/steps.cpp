@@ -2,7 +2,6 @@
 #include <cstdlib>
 #include <limits>
 #include <memory>
-#include <optional>
 #include <vector>
 
 #include "dispatch.hpp"
@@ -24,9 +23,8 @@ int main(int, char** arguments) {
   }
   onepass::Optimizer optimizer(true);
   optimizer.add_group(std::make_shared<onepass::Group>(onepass::find_rule("adam"), options, common), parameters);
-  const std::optional<onepass::Asked> asked;
   for (int i = 0; i < steps; ++i) {
-    optimizer.take_options(&asked);
+    optimizer.take_options();
     optimizer.plan(gradients.data(), 1);
     optimizer.apply();
   }

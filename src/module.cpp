@@ -116,7 +116,8 @@ class Optimizer {
   void add_group(Form form, std::shared_ptr<onepass::Group> group, const std::vector<py::object>& keys,
                  const std::vector<py::array>& params, const std::vector<std::vector<py::array>>& states,
                  const std::vector<std::optional<py::array>>& averages) {
-    const Turn turn(*this);
+    std::optional<Turn> turn;
+    if (!Turn::is_mine(*this) || !is_locked_) turn.emplace(*this);
     std::vector<Parameter> parameters;
     std::vector<Held> held = held_;
     std::vector<Range> ranges = ranges_;
@@ -139,14 +140,7 @@ class Optimizer {
     for (Held& known : held) known.disjoint = nullptr;  // from these arrays too?
     gradients_.reserve(held.size());
     pointers_.resize(held.size());
-    asked_.resize(groups_.size() + 1);
-    groups_.push_back(group);
-    try {
-      core_.add_group(std::move(group), parameters);
-    } catch (...) {
-      groups_.pop_back();
-      throw;
-    }
+    core_.add_group(std::move(group), parameters);
     held_ = std::move(held);
     ranges_ = std::move(ranges);
     form_ = form;
@@ -158,7 +152,8 @@ class Optimizer {
   void restore(const std::vector<std::pair<py::array, py::array>>& copies, const std::vector<Options>& options,
                std::int64_t step_count, std::int64_t skipped, const std::vector<std::int64_t>& steps,
                const std::vector<double>& mu_products) {
-    const Turn turn(*this);
+    std::optional<Turn> turn;
+    if (!Turn::is_mine(*this) || !is_locked_) turn.emplace(*this);
     if (steps.size() != held_.size() || mu_products.size() != held_.size()) {
       throw py::value_error("one count for each parameter");
     }
@@ -175,9 +170,13 @@ class Optimizer {
     skipped_ = skipped;
   }
 
-  // Calls the function while nobody steps.
+  // Calls the function while nobody steps. It may add groups and restore.
   py::object locked(const py::function& function) {
     const Turn turn(*this);
+    const struct Locked {
+      bool& is_locked;
+      ~Locked() { is_locked = false; }
+    } until_the_end{is_locked_ = true};
     return function();
   }
 
@@ -434,7 +433,7 @@ class Optimizer {
     }
     // Infinity only measures, whatever it measured.
     if (clip_norm != no_clip_norm && std::isfinite(clip_norm) && !(measured.norm <= clip_norm)) {
-      plan(scale * (clip_norm / measured.norm));
+      plan(onepass::clipped_scale(scale, clip_norm, measured.norm));
     }
     without_gil_if(large, [this] { core_.apply(); });
     remember(measured, clip_norm);
@@ -442,17 +441,16 @@ class Optimizer {
 
   // Has the core take the groups' options, with what their schedules say of this step.
   void take_options() {
+    core_.take_options();  // all at once: what one schedule then changes counts from the next step on
     bool called = false;
-    for (std::size_t g = 0; g < groups_.size(); ++g) {
-      asked_[g] = std::nullopt;
-      if (!groups_[g]->scheduled()) continue;
+    for (std::size_t g = 0; g < core_.group_count(); ++g) {
+      if (!core_.scheduled(g)) continue;
       called = true;
       const auto [lr, ema_decay] =
           self().attr("_scheduled")(g, core_.step_count() + 1).cast<std::pair<double, double>>();
-      asked_[g] = onepass::Asked{lr, ema_decay};
+      core_.schedule(g, lr, ema_decay);
     }
     if (called) check_again();
-    core_.take_options(asked_.data());
   }
 
   void plan(double scale) {
@@ -538,10 +536,12 @@ class Optimizer {
   void check_parameter(std::size_t i) {
     const auto& array = fields(held_[i].param.ptr());
     const Parameter& parameter = core_.parameters()[i];
-    std::size_t size = 1;
-    for (int axis = 0; axis < array.nd; ++axis) size *= static_cast<std::size_t>(array.dimensions[axis]);
-    const bool same = array.data == parameter.operands.param && size == parameter.size &&
-                      (array.flags & any_order) != 0 && dtype_of(held_[i].param.ptr()) == parameter.dtype;
+    const Held& held = held_[i];
+    bool same = array.data == parameter.operands.param && static_cast<std::size_t>(array.nd) == held.shape.size() &&
+                (array.flags & any_order) == held.order && dtype_of(held.param.ptr()) == parameter.dtype;
+    for (std::size_t axis = 0; same && axis < held.shape.size(); ++axis) {
+      same = array.dimensions[axis] == held.shape[axis];
+    }
     if (!same || (array.flags & NumPy::NPY_ARRAY_WRITEABLE_) == 0) self().attr("_parameter_changed")(i, same);
   }
 
@@ -561,16 +561,15 @@ class Optimizer {
   onepass::Optimizer core_;
   Form form_ = Form::array;
   PyTypeObject* ndarray_;
-  std::vector<std::shared_ptr<onepass::Group>> groups_;
   std::vector<Held> held_;
   std::vector<Range> ranges_;  // of all parameters and state, sorted
   // Room for a step's gradients.
   std::vector<py::object> gradients_;
   std::vector<Gradient> pointers_;
-  std::vector<std::optional<onepass::Asked>> asked_;
   std::atomic<std::int64_t> skipped_{0};
   std::atomic<double> grad_norm_{0};
   std::atomic<bool> measured_{false};
+  bool is_locked_ = false;  // the turn is that of a call of locked()
   mutable std::mutex mutex_;
   mutable std::atomic<unsigned long> owner_{0};   // the thread whose step this is, or 0
   mutable std::atomic<unsigned> owner_forks_{0};  // and in which process: see forks()
@@ -639,7 +638,10 @@ std::pair<py::handle, py::handle> step_arguments(PyObject* const* arguments, Py_
 
 // The optimizer of an object; null before its __init__ was called.
 Optimizer* find(PyObject* self) {
-  const auto value = reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder();
+  auto* const instance = reinterpret_cast<py::detail::instance*>(self);
+  // The garbage collector may look while pybind11 is still making the object.
+  if (!instance->simple_layout && instance->nonsimple.values_and_holders == nullptr) return nullptr;
+  const auto value = instance->get_value_and_holder();
   return value.holder_constructed() ? value.value_ptr<Optimizer>() : nullptr;
 }
 
@@ -647,6 +649,12 @@ Optimizer& of(py::handle self) {
   Optimizer* const optimizer = find(self.ptr());
   if (optimizer == nullptr) throw py::type_error("the optimizer's __init__ was not called");
   return *optimizer;
+}
+
+// The same for an object of any kind: attributes of the class may be asked of anything.
+Optimizer& checked(const py::object& self) {
+  if (!py::isinstance<Optimizer>(self)) throw py::type_error("not an optimizer");
+  return of(self);
 }
 
 // PyTorch's tensors as the parameters of an optimizer, and all that was looked at when they were taken: groups, state.
@@ -668,7 +676,7 @@ class Tensors {
         changed_(std::move(changed)) {
     const auto* const api = exchange.get_pointer<const onepass::DLPackExchange>();
     look_ = api->major == onepass::DLPackExchange::known_major ? api->look : nullptr;
-    const std::size_t count = of(optimizer_).count();
+    const std::size_t count = checked(optimizer_).count();
     if (tensors_.size() != count || static_cast<std::size_t>(counts_.size()) != count || !dtype_of(counts_.ptr())) {
       throw py::value_error("one tensor and one count for each parameter");
     }
@@ -864,6 +872,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     throw py::import_error(error.what());
   }
 
+  onepass::get_num_threads();  // reads the environment now
+
   m.attr("__version__") = ONEPASS_VERSION;
   m.attr("compiler") = ONEPASS_COMPILER;
   m.attr("can_flush_denormals") = onepass::FloatMode::can_flush;
@@ -906,23 +916,23 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
            py::arg("skipped"), py::arg("steps"), py::arg("mu_products"))
       .def("_locked", &Optimizer::locked, py::arg("function"))
       .def("_fits", [](const py::object& self, std::size_t i,
-                       const py::object& gradient) { return of(self).fits(i, gradient.ptr()); })
-      .def("_parameter_step", [](const py::object& self, std::size_t i) { return of(self).parameter_step(i); })
-      .def("_mu_product", [](const py::object& self, std::size_t i) { return of(self).mu_product(i); })
+                       const py::object& gradient) { return checked(self).fits(i, gradient.ptr()); })
+      .def("_parameter_step", [](const py::object& self, std::size_t i) { return checked(self).parameter_step(i); })
+      .def("_mu_product", [](const py::object& self, std::size_t i) { return checked(self).mu_product(i); })
       .def_property(
-          "_clip_norm", [](const py::object& self) { return of(self).clip_norm_.load(); },
-          [](const py::object& self, double clip_norm) { of(self).clip_norm_ = clip_norm; })
+          "_clip_norm", [](const py::object& self) { return checked(self).clip_norm_.load(); },
+          [](const py::object& self, double clip_norm) { checked(self).clip_norm_ = clip_norm; })
       .def_property(
-          "_nonfinite", [](const py::object& self) { return of(self).nonfinite_.load(); },
-          [](const py::object& self, Optimizer::Nonfinite nonfinite) { of(self).nonfinite_ = nonfinite; })
+          "_nonfinite", [](const py::object& self) { return checked(self).nonfinite_.load(); },
+          [](const py::object& self, Optimizer::Nonfinite nonfinite) { checked(self).nonfinite_ = nonfinite; })
       .def_property_readonly(
-          "step_count", [](const py::object& self) { return of(self).step_count(); },
+          "step_count", [](const py::object& self) { return checked(self).step_count(); },
           "The number of steps applied so far.")
       .def_property_readonly(
-          "skipped", [](const py::object& self) { return of(self).skipped(); },
+          "skipped", [](const py::object& self) { return checked(self).skipped(); },
           "The number of steps left out because of gradients that ``nonfinite`` refuses.")
       .def_property_readonly(
-          "grad_norm", [](const py::object& self) { return of(self).grad_norm(); },
+          "grad_norm", [](const py::object& self) { return checked(self).grad_norm(); },
           "The global L2 norm of the last step's gradients before clipping, where ``clip_norm`` is set; None before "
           "the "
           "first such step.");

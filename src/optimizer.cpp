@@ -6,6 +6,7 @@
 #include <limits>
 #include <utility>
 
+#include "builtins.hpp"
 #include "dispatch.hpp"
 #include "float_mode.hpp"
 
@@ -34,6 +35,15 @@ const void* behind(const void* data, std::size_t bytes) noexcept {
   return static_cast<const unsigned char*>(data) + bytes;
 }
 
+// Arithmetic under a FloatMode stands in functions of its own, lest a compiler move it to where the mode is another.
+ONEPASS_NOINLINE double norm_of(double squares, double grad_scale) noexcept {
+  return std::fabs(grad_scale) * std::sqrt(squares);
+}
+
+ONEPASS_NOINLINE double product(double grad_scale, double clip_norm, double norm) noexcept {
+  return grad_scale * (clip_norm / norm);
+}
+
 }  // namespace
 
 Group::Group(const Rule& rule, std::vector<double> options, const CommonOptions& common) : rule_(rule) {
@@ -45,11 +55,6 @@ void Group::set(std::vector<double> options, const CommonOptions& common) {
   const std::scoped_lock lock(mutex_);
   options_ = std::move(options);
   common_ = common;
-}
-
-bool Group::scheduled() const {
-  const std::scoped_lock lock(mutex_);
-  return common_.scheduled;
 }
 
 void Optimizer::add_group(std::shared_ptr<Group> group, const std::vector<Parameter>& parameters) {
@@ -140,21 +145,17 @@ Measured Optimizer::measure(const Gradient* gradients, double grad_scale, bool n
     good = good && (!finite || std::isfinite(squares));
     if (!good && found.first_nonfinite == Measured::none) found.first_nonfinite = i;
   }
-  found.norm = std::fabs(grad_scale) * std::sqrt(squares);
+  found.norm = norm_of(squares, grad_scale);
   return found;
 }
 
-void Optimizer::take_options(const std::optional<Asked>* asked) noexcept {
+void Optimizer::take_options() noexcept {
   for (std::size_t g = 0; g < groups_.size(); ++g) {
     const Group& group = *groups_[g];
     Taken& taken = taken_[g];
     const std::scoped_lock lock(group.mutex_);
     std::copy(group.options_.begin(), group.options_.end(), taken.options.begin());
     taken.common = group.common_;
-    if (const std::optional<Asked>& now = asked[g]) {
-      taken.common.lr = now->lr;
-      taken.common.ema_decay = now->ema_decay;
-    }
   }
 }
 
@@ -260,7 +261,12 @@ double norm(DType dtype, const void* data, std::size_t size) noexcept {
   for (std::size_t from = 0; from < size; from += norm_block) {
     squares += kernels().squares[dtype](data, from, std::min(size, from + norm_block));
   }
-  return std::sqrt(squares);
+  return norm_of(squares, 1);
+}
+
+double clipped_scale(double grad_scale, double clip_norm, double norm) noexcept {
+  const FloatMode mode(false);
+  return product(grad_scale, clip_norm, norm);
 }
 
 }  // namespace onepass

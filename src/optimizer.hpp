@@ -21,21 +21,12 @@ class Group {
 
   void set(std::vector<double> options, const CommonOptions& common);
 
-  // Whether a function of the step says some of the options.
-  bool scheduled() const;
-
  private:
   friend class Optimizer;
   const Rule& rule_;
   mutable std::mutex mutex_;
   std::vector<double> options_;  // in the order of Rule::options
   CommonOptions common_ = {};
-};
-
-// What a group's schedules say of one step.
-struct Asked {
-  double lr;
-  double ema_decay;
 };
 
 constexpr std::size_t bytes_of(DType dtype) { return dtype == float32 ? sizeof(float) : sizeof(double); }
@@ -94,8 +85,16 @@ class Optimizer {
   // Looks at gradients, one for each parameter in the order in which they were added.
   Measured measure(const Gradient* gradients, double grad_scale, bool norm, bool finite) noexcept;
 
-  // Takes the options of each group for the coming step, and what its schedules say, if it has any.
-  void take_options(const std::optional<Asked>* asked) noexcept;
+  // Takes the options of each group for the coming step.
+  void take_options() noexcept;
+
+  // Of the options taken last: whether a group has schedules, and what they say of this step.
+  std::size_t group_count() const noexcept { return groups_.size(); }
+  bool scheduled(std::size_t group) const noexcept { return taken_[group].common.scheduled; }
+  void schedule(std::size_t group, double lr, double ema_decay) noexcept {
+    taken_[group].common.lr = lr;
+    taken_[group].common.ema_decay = ema_decay;
+  }
 
   // Prepares the step along these gradients, with the options taken last. Changes nothing that shows. Throws Overflow.
   // Allocates nothing, but for gradients of some rows alone.
@@ -146,6 +145,9 @@ class Optimizer {
   std::size_t planned_elements_ = 0;
   std::vector<Block> blocks_;  // room for what measuring finds of each block of all gradients
 };
+
+// The scale of gradients of this norm under clip_norm.
+double clipped_scale(double grad_scale, double clip_norm, double norm) noexcept;
 
 // One sweep over arrays that the caller keeps, as an optimizer's step t = 1, 2, ... would do it.
 // Returns false, and has done nothing, when a coefficient overflows the dtype.

@@ -118,9 +118,8 @@ def main() -> int:
     source = Path(__file__).parents[1] / "src"
     problems = check_flags(build) + check_includes(source)
     rules = len(re.findall(r"\brule<\w+>\(\)", (source / "kernels.inl").read_text()))
-    loops = 2 * (
-        4 * rules + 3
-    )  # each rule in five surroundings, and squares, finite and the stream limit, for two dtypes
+    # Each rule in five surroundings, and squares, finite and the stream limit, for two dtypes.
+    loops = 2 * (5 * rules + 3)
     objects = {re.sub(r"kernels_|\.cpp\.o", "", o.name): o for o in build.rglob("kernels_*.cpp.o")}
     missing = [tool for tool in ("nm", "objdump", "readelf") if shutil.which(tool) is None]
     if missing:

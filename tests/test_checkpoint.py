@@ -794,7 +794,7 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
     "another optimizer": (put("Adam", "optimizer"), ValueError, "it is the state of 'Adam', not of 'AdamW'"),
     "an optimizer of bytes": (put(b"AdamW", "optimizer"), TypeError, "optimizer must be a string, not b'AdamW'"),
     "a step count < 0": (put(-1, "step_count"), ValueError, "step_count must be at least 0"),
-    "a step count too large": (put(2**53 + 1, "step_count"), ValueError, "at most 2**53, not 9007199254740993"),
+    "a step count too large": (put(2**62 + 1, "step_count"), ValueError, "at most 2**62, not 4611686018427387905"),
     "a float step count": (put(1.0, "step_count"), TypeError, "step_count must be an integer, not 1.0"),
     "a step count of truth": (put(True, "step_count"), TypeError, "step_count must be an integer, not True"),
     "skipped < 0": (put(-1, "skipped"), ValueError, "skipped must be at least 0"),

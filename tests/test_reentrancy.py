@@ -515,3 +515,141 @@ def test_names_that_only_their_identity_tells_apart_survive_copies() -> None:
 
     optimizer = onepass.SGD({Name(): np.ones(2)}, lr=0.5)
     assert next(iter(copy.deepcopy(optimizer).params.values())).tolist() == [1, 1]
+
+
+# ---- What was found by trying ----
+
+
+def test_a_collection_while_the_first_of_a_class_is_made_does_no_harm() -> None:
+    code = (
+        "import gc, numpy as np, onepass\n"
+        "gc.set_threshold(1, 1, 1)\n"
+        "for i in range(20): type('S', (onepass.Adam,), {})(np.zeros(2))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_threads_that_add_groups_lose_and_repeat_none() -> None:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(40):
+            optimizer, shared = onepass.SGD([np.zeros(1)], lr=1.0), np.zeros(1)
+            barrier, refusals = threading.Barrier(3), []
+
+            def add(optimizer: Any, array: Array, barrier: Any, refusals: list[Any]) -> None:
+                barrier.wait()
+                try:
+                    optimizer.add_group(array)
+                except ValueError as error:
+                    refusals.append(error)
+
+            arrays = [shared, shared, np.zeros(1)]
+            threads = [threading.Thread(target=add, args=(optimizer, a, barrier, refusals)) for a in arrays]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert len(refusals) == 1
+            assert len(optimizer.params) == 3 and list(optimizer.state) == [0, 1, 2]
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_reading_the_state_while_a_group_waits_to_be_added() -> None:
+    adding = []
+
+    def schedule(t: int) -> float:
+        adding.append(threading.Thread(target=lambda: optimizer.add_group(np.zeros(1))))
+        adding[0].start()
+        time.sleep(0.1)
+        assert len(dict(optimizer.state)) == 1
+        optimizer.lr = 0.1
+        return 0.1
+
+    optimizer = onepass.SGD([np.zeros(1)], lr=schedule)
+    optimizer.step([ones(1, dtype=np.float64)])
+    adding[0].join()
+    assert len(optimizer.state) == 2
+
+
+def test_options_that_a_schedule_sets_twice_count_from_the_next_step_on() -> None:
+    w, b = np.zeros(1), np.zeros(1)
+
+    def schedule(t: int) -> float:
+        optimizer.groups[0].lr = lambda t: 0.25
+        optimizer.groups[0].clip_value = 10.0
+        return 0.5
+
+    optimizer = onepass.SGD([{"params": b, "lr": schedule}, {"params": w, "lr": 0.125}])
+    optimizer.groups[0].lr, optimizer.groups[1].lr = 0.125, schedule
+    optimizer.step([np.ones(1)] * 2)
+    assert b.item() == -0.125 and w.item() == -0.5
+    optimizer.step([np.ones(1)] * 2)
+    assert b.item() == -0.375
+
+
+def test_a_copy_made_while_another_thread_steps_is_of_one_moment() -> None:
+    params = [np.zeros(100_000), np.zeros(100_000)]
+    optimizer = onepass.SGD(params, lr=1.0, momentum=0.5)
+    done = threading.Event()
+
+    def step() -> None:
+        while not done.is_set():
+            optimizer.step([np.ones(100_000)] * 2)
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    try:
+        for _ in range(30):
+            copied = copy.deepcopy(optimizer)
+            assert len({p[i] for p in copied.params for i in (0, -1)}) == 1
+            assert copied.state[0]["step"] == copied.state[1]["step"]
+    finally:
+        done.set()
+        thread.join()
+
+
+class Knowing:
+    """A schedule that knows of its optimizer."""
+
+    optimizer: Any
+
+    def __call__(self, t: int) -> float:
+        return 0.1
+
+
+def test_a_schedule_that_knows_of_its_optimizer_is_copied_with_it() -> None:
+    schedule = Knowing()
+    schedule.optimizer = optimizer = onepass.Adam(np.zeros(2), lr=schedule)
+    for copied in (copy.deepcopy(optimizer), copy.deepcopy(schedule).optimizer):
+        assert copied.lr.optimizer is copied is not optimizer
+        assert copied.params is not optimizer.params
+
+
+def test_properties_of_the_class_refuse_other_objects() -> None:
+    for name in ("step_count", "grad_norm", "skipped"):
+        with pytest.raises(TypeError, match="not an optimizer"):
+            getattr(onepass.Adam, name).__get__(object())
+
+
+@pytest.mark.parametrize("change", ["strides", "shape"])
+@pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")
+def test_a_parameter_of_another_layout_than_it_had_is_noticed(change: str) -> None:
+    w = np.zeros((2, 3))
+    optimizer = onepass.SGD(w, lr=1.0)
+    setattr(w, change, {"strides": (8, 16), "shape": (3, 2)}[change])
+    with pytest.raises(ValueError, match="after the optimizer was made"):
+        optimizer.step(np.ones((2, 3)))
+    assert not w.any()
+
+
+def test_a_large_state_dict_loads_in_linear_time() -> None:
+    small, large = (onepass.Adam([np.zeros(1) for _ in range(n)]) for n in (100, 3000))
+    times = []
+    for optimizer in (small, large):
+        state = optimizer.state_dict()
+        start = time.perf_counter()
+        optimizer.load_state_dict(state)
+        times.append(time.perf_counter() - start)
+    assert times[1] < 300 * times[0] + 0.5

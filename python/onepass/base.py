@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from copy import deepcopy
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +15,7 @@ from . import _core, checks
 from .arrays import (
     Array,
     Params,
+    address,
     all_zeros_like,
     check_disjoint,
     check_storage,
@@ -171,7 +175,6 @@ class Optimizer(_core.Optimizer):
         first, old_pins = len(self._params), self._pins
         pins = [pin(array) for array in group.params]
         pins += [pin(array) for state in states for array in state.values()]
-        # A thread that steps meanwhile may find more here than the core has, but never less.
         self._keys = [*self._keys, *keys]
         self._index = {key: index for index, key in enumerate(self._keys)}
         self._params = [*self._params, *group.params]
@@ -213,16 +216,22 @@ class Optimizer(_core.Optimizer):
             array([0.75, 0.75], dtype=float32)
         """
         form = self._form.mapping if self._form is self._form.mapping else self._form.sequence
+        items: dict[Any, Any] | list[Any]
         if form is form.mapping:
             if not isinstance(params, Mapping):
                 raise TypeError("the parameters have names: add a mapping of names to arrays")
-            named = dict(params)
+            items = dict(params)
         else:
-            named = dict(enumerate(group_params(params), len(self._params)))
-        if not named:
+            items = group_params(params)
+        if not items:
             raise ValueError("params holds no parameters")
-        first = {name: value for name, value in self._groups[0].items() if name != "params"}
-        self._add(form, [(named, first | options)])
+
+        def add() -> None:
+            named = items if isinstance(items, dict) else dict(enumerate(items, len(self._params)))
+            first = {name: value for name, value in self._groups[0].items() if name != "params"}
+            self._add(form, [(named, first | options)])
+
+        self._locked(add)
 
     @property
     def params(self) -> Any:
@@ -388,6 +397,16 @@ class Optimizer(_core.Optimizer):
             TypeError, ValueError: it does not fit: something is missing or unknown, of another shape or dtype, an
                 option out of its range, another optimizer's. Nothing has changed.
         """
+
+        def load() -> None:
+            with ExitStack() as locks:
+                for group in self._groups:  # whose options nobody sets meanwhile
+                    locks.enter_context(group._lock)
+                self._load(state_dict)
+
+        self._locked(load)
+
+    def _load(self, state_dict: Mapping[str, Any]) -> None:
         from . import checkpoint
 
         like = self._snapshot()
@@ -404,12 +423,14 @@ class Optimizer(_core.Optimizer):
             except AttributeError as error:
                 raise ValueError(f"the state dict does not fit group {index}: {error}") from None
         copies = []
-        mine = [array for state in self._states for array in state.values()]
+        mine = sorted((address(array), array.nbytes) for state in self._states for array in state.values())
         for index, state in enumerate(self._states):
             for name, array in state.items():
                 order: Any = "C" if array.flags.c_contiguous else "F"
                 saved_array = np.asarray(state_dict["state"][index][name], order=order)
-                live = any(np.may_share_memory(saved_array, own) for own in mine)
+                # The last of ours that begins before it ends: does it reach into it?
+                last = bisect_left(mine, (address(saved_array) + saved_array.nbytes,)) - 1
+                live = last >= 0 and sum(mine[last]) > address(saved_array)
                 copies.append((array, saved_array.copy(order) if live else saved_array))
         saved_states = [state_dict["state"][index] for index in range(len(self._states))]
         core_groups = [group._numbers(values) for group, values in zip(self._groups, options)]
@@ -470,15 +491,27 @@ class Optimizer(_core.Optimizer):
         except TypeError as error:
             raise ValueError(f"cannot load {os.fspath(path)!r}: {error}") from error
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def _made_of(self) -> tuple[Any, ...]:
+        """What `_unpickled` makes an equal one of, with the live arrays."""
         groups, first = [], 0
         for group in self._groups:
             keys = self._keys[first : first + len(group.params)]
             groups.append((dict(zip(keys, group.params)), dict(group._values)))
             first += len(keys)
         whole = {name: getattr(self, name) for name in checks.WHOLE}
-        made_of = (type(self), self._form, self._as_tuple, groups, whole, self._snapshot())
+        return self._form, self._as_tuple, groups, whole, self._snapshot()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        made_of = (type(self), *self._locked(self._made_of))
         return _unpickled, made_of, getattr(self, "__dict__", None) or None  # what a user's subclass added
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = memo[id(self)] = type(self).__new__(type(self))  # before a schedule that knows of this one is copied
+        made_of, added = self._locked(lambda: deepcopy((self._made_of(), getattr(self, "__dict__", {})), memo))
+        _fill(copied, *made_of)
+        if added:
+            copied.__dict__.update(added)
+        return copied
 
     def __copy__(self) -> Any:
         raise TypeError("two optimizers must not share parameters and state: use copy.deepcopy")
@@ -550,19 +583,23 @@ class Optimizer(_core.Optimizer):
         raise ValueError(f"{label} {change} after the optimizer was made: make a new optimizer")
 
 
-def _unpickled(
-    kind: type[Optimizer],
+def _unpickled(kind: type[Optimizer], *made_of: Any) -> Optimizer:
+    optimizer = kind.__new__(kind)
+    _fill(optimizer, *made_of)
+    return optimizer
+
+
+def _fill(
+    optimizer: Optimizer,
     form: _core.Optimizer.Form,
     as_tuple: bool,
     groups: list[tuple[dict[Any, Any], dict[str, Any]]],
     whole: dict[str, Any],
     state: dict[str, Any],
-) -> Optimizer:
+) -> None:
     for named, _ in groups:  # buffers that a pickle was read from may be read-only
         named.update({key: array.copy(order="K") for key, array in named.items() if not array.flags.writeable})
-    optimizer = kind.__new__(kind)
     optimizer._make(form, as_tuple, groups, whole)
     for saved, own in zip(state["param_groups"], optimizer._snapshot()["param_groups"]):
         saved.update({name: own[name] for name in own if name == "param_names"})  # which came as they were
     optimizer.load_state_dict(state)
-    return optimizer

@@ -103,8 +103,8 @@ def _check_length(what: str, found: Any, wanted: Any) -> None:
 
 def _check_count(label: str, value: Any) -> None:
     _check_type(label, value, int, "an integer")
-    if not 0 <= value <= 2**53:  # far from where the core's 64-bit counts end
-        raise ValueError(f"{label} must be at least 0 and at most 2**53, not {short(value)}")
+    if not 0 <= value <= 2**62:  # far from where the core's 64-bit counts end
+        raise ValueError(f"{label} must be at least 0 and at most 2**62, not {short(value)}")
 
 
 def _check_option(label: str, name: str, value: Any, own: Any) -> None:

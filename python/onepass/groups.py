@@ -54,9 +54,8 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
     def _common(self, values: Mapping[str, Any]) -> _core.CommonOptions:
         """The options that every rule shares, as the core takes them."""
         clip_value = values["clip_value"]
-        # Schedules are asked before each step. One that begins while another thread steps counts from the next step on.
-        numbers = {name: self._values[name] if callable(values[name]) else values[name] for name in ("lr", "ema")}
-        lr, ema = (0.0 if value is None or callable(value) else value for value in numbers.values())
+        # What a function says is asked for before each step.
+        lr, ema = (0.0 if value is None or callable(value) else value for value in (values["lr"], values["ema"]))
         return _core.CommonOptions(
             lr=lr,
             weight_decay=values["weight_decay"],
@@ -87,7 +86,14 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
             values[name] = kind._checks[name](name, value)
         buffers = kind._rule(values)[0] != kind._rule(self._values)[0]
         if buffers or (values["ema"] is None) != (self._values["ema"] is None):
-            names = [name for name in changes if values[name] != self._values[name]]
+
+            def decides(name: str) -> bool:
+                alone = {**self._values, name: values[name]}
+                return kind._rule(alone)[0] != kind._rule(self._values)[0] or (alone["ema"] is None) != (
+                    self._values["ema"] is None
+                )
+
+            names = [name for name in changes if decides(name)] or [*changes]
             raise AttributeError(f"{names[0]} decides which buffers exist: it is fixed when the optimizer is made")
         return values
 
