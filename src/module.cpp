@@ -700,13 +700,13 @@ class Tensors {
     const auto groups = py::reinterpret_borrow<py::list>(given);
     if (groups.size() != said_.size()) return false;
     for (std::size_t g = 0; g < said_.size(); ++g) {
-      const py::list group_said = said_[g];
+      const auto group_said = said_[g].cast<py::list>();
       const py::object group = groups[g];
       if (!PyDict_Check(group.ptr()) || group_said.size() != names_.size()) return false;
       for (std::size_t k = 0; k < names_.size(); ++k) {
         const auto at = static_cast<Py_ssize_t>(k);
         PyObject* const value = PyDict_GetItemWithError(group.ptr(), PyTuple_GET_ITEM(names_.ptr(), at));
-        const py::object held = py::reinterpret_borrow<py::object>(value);
+        const auto held = py::reinterpret_borrow<py::object>(value);
         const int same = held ? PyObject_RichCompareBool(held.ptr(), PyList_GET_ITEM(group_said.ptr(), at), Py_EQ) : 0;
         if (same == 1) continue;
         PyErr_Clear();  // tensors do not compare to a truth value
@@ -942,11 +942,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
                        const py::capsule&>(),
               py::arg("optimizer"), py::arg("tensors"), py::arg("names"), py::arg("said"), py::arg("state"),
               py::arg("entries"), py::arg("counts"), py::arg("changed"), py::arg("exchange"));
-  static PyMethodDef tensors_step = {
-      "step",
-      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(
-          static_cast<PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t)>(&step_tensors))),
-      METH_FASTCALL, nullptr};
+  static PyMethodDef tensors_step = {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step_tensors)),
+                                     METH_FASTCALL, nullptr};
   tensors.attr("step") = py::reinterpret_steal<py::object>(
       PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(tensors.ptr()), &tensors_step));
 
