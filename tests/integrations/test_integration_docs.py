@@ -13,10 +13,10 @@ SNIPPETS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8")
 
 @pytest.mark.parametrize("code", SNIPPETS, ids=lambda code: re.findall(r"import (\w+)", code)[0])
 def test_a_snippet_runs(code: str) -> None:
-    for library in re.findall(r"^(?:import|from) (torch|thinc)", code, re.MULTILINE):
+    for library in re.findall(r"^(?:import|from) (torch|thinc|scipy)", code, re.MULTILINE):
         pytest.importorskip(library)
     exec(compile(code, str(PAGE), "exec"), {})
 
 
 def test_there_are_snippets() -> None:
-    assert len(SNIPPETS) == 2
+    assert len(SNIPPETS) == 3

@@ -1,0 +1,170 @@
+"""SciPy's ``minimize`` with onepass's optimizers: ``scipy.optimize.minimize(f, x0, jac=g, method=adam)``.
+
+``adam``, ``adamw``, ``adamax``, ``nadam``, ``rmsprop``, ``adagrad``, ``adadelta``, ``sgd`` and ``lion`` are methods
+that `scipy.optimize.minimize` takes as they are. They descend along the gradient of a smooth function of many variables,
+noisy ones too, and need neither line searches nor second derivatives. In ``options`` go those of the optimizer (``lr``,
+a number or a function of the step, and the others) and
+
+==============  ======================================================================================================
+``maxiter``     the most steps, 1,000 unless given
+``gtol``        it has converged where no element of the gradient is larger (1e-5); with bounds, of what may still move
+``xtol``        or where a step moved no element by more (0: never)
+``disp``        print how it ended
+==============  ======================================================================================================
+
+Without ``jac`` the gradient is estimated by finite differences, as SciPy's own methods do. With ``bounds`` every step
+ends at the nearest point within them. Constraints and second derivatives are refused. An objective or gradient that is
+not finite ends the search where it was last finite, without success.
+
+Example:
+    >>> from scipy.optimize import minimize, rosen, rosen_der
+    >>> from onepass.integrations.scipy import adam
+    >>> found = minimize(rosen, [-1.0, 2.0], jac=rosen_der, method=adam, options={"lr": 0.05, "maxiter": 5000})
+    >>> found.success, found.x.round(3)
+    (True, array([1., 1.]))
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy.optimize import Bounds, OptimizeResult
+from scipy.optimize._numdiff import approx_derivative
+
+import onepass
+
+__all__ = ["adadelta", "adagrad", "adam", "adamax", "adamw", "lion", "nadam", "rmsprop", "sgd"]
+
+_MESSAGES = {
+    0: "The gradient is within gtol.",
+    1: "Maximum number of iterations has been exceeded.",
+    2: "The step was within xtol.",
+    3: "The objective or its gradient is not finite.",
+    99: "The callback stopped it.",
+}
+
+
+def _minimize(
+    kind: type[onepass.Optimizer],
+    fun: Callable[..., Any],
+    x0: Any,
+    args: tuple[Any, ...] = (),
+    jac: Any = None,
+    hess: Any = None,
+    hessp: Any = None,
+    bounds: Any = None,
+    constraints: Any = (),
+    callback: Callable[..., Any] | None = None,
+    *,
+    maxiter: int = 1000,
+    gtol: float = 1e-5,
+    xtol: float = 0.0,
+    disp: bool = False,
+    **options: Any,
+) -> OptimizeResult:
+    if hess is not None or hessp is not None:
+        raise ValueError("this method uses no second derivatives: leave hess and hessp out")
+    if not (isinstance(constraints, (tuple, list)) and len(constraints) == 0):
+        raise ValueError("this method knows no constraints but bounds: add a penalty to the objective")
+    x = np.array(x0, np.float64).reshape(-1)
+    low, high = _limits(bounds, x.size)
+    np.clip(x, low, high, out=x)
+    optimizer = kind(x, **options)
+    calls = {"nfev": 0, "njev": 0}
+
+    def value(at: Any) -> float:
+        calls["nfev"] += 1
+        return float(np.asarray(fun(at.copy(), *args)).item())
+
+    def gradient(at: Any, there: float) -> Any:
+        calls["njev"] += 1
+        if callable(jac):
+            found = np.asarray(jac(at.copy(), *args), np.float64).reshape(-1)
+            if found.shape != at.shape:
+                raise ValueError(f"jac returned {found.size} numbers, x has {at.size}")
+            return found
+        method = "2-point" if jac is None else jac
+        limits = (low, high) if bounds is not None else (-np.inf, np.inf)
+        return np.asarray(approx_derivative(value, at, method=method, f0=there, bounds=limits)).reshape(-1)
+
+    intermediate = callback is not None and [*inspect.signature(callback).parameters] == ["intermediate_result"]
+    here = value(x)
+    slope = gradient(x, here)
+    best, status, nit = (x.copy(), here, slope), 1, 0
+    while True:
+        if not (np.isfinite(here) and np.isfinite(slope).all()):
+            status = 3
+            break
+        best = (x.copy(), here, slope)
+        free = np.clip(x - slope, low, high) - x  # what of the gradient may still move x
+        if np.max(np.abs(free), initial=0.0) <= gtol:
+            status = 0
+            break
+        if nit >= maxiter:
+            break
+        optimizer.step(slope)
+        np.clip(x, low, high, out=x)
+        nit += 1
+        here = value(x)
+        slope = gradient(x, here)
+        if callback is not None and _stops(callback, intermediate, x, here):
+            best, status = (x.copy(), here, slope), 99
+            break
+        if xtol > 0 and np.isfinite(here) and np.max(np.abs(x - best[0]), initial=0.0) <= xtol:
+            best, status = (x.copy(), here, slope), 2
+            break
+    if disp:
+        print(f"{_MESSAGES[status]}\n  objective: {best[1]:.6g}\n  iterations: {nit}")
+    return OptimizeResult(
+        x=best[0],
+        fun=best[1],
+        jac=best[2],
+        nit=nit,
+        status=status,
+        success=status in (0, 2),
+        message=_MESSAGES[status],
+        **calls,
+    )
+
+
+def _limits(bounds: Any, size: int) -> tuple[Any, Any]:
+    if bounds is None:
+        return np.full(size, -np.inf), np.full(size, np.inf)
+    if isinstance(bounds, Bounds):
+        pairs = bounds.lb, bounds.ub
+    else:
+        listed = [(-np.inf if a is None else a, np.inf if b is None else b) for a, b in bounds]
+        if len(listed) != size:
+            raise ValueError(f"there are {len(listed)} bounds, x0 has {size} elements")
+        pairs = tuple(zip(*listed))
+    low, high = (np.broadcast_to(np.asarray(side, np.float64), (size,)) for side in pairs)
+    if (low > high).any():
+        raise ValueError("a lower bound is above its upper bound")
+    return low, high
+
+
+def _stops(callback: Callable[..., Any], intermediate: bool, x: Any, here: float) -> bool:
+    """Whether the callback, of either of SciPy's signatures, ends the search."""
+    try:
+        if intermediate:
+            return bool(callback(intermediate_result=OptimizeResult(x=x.copy(), fun=here)))
+        return bool(callback(x.copy()))
+    except StopIteration:
+        return True
+
+
+def _method(kind: type[onepass.Optimizer]) -> Callable[..., OptimizeResult]:
+    def minimizer(fun: Callable[..., Any], x0: Any, *args: Any, **keywords: Any) -> OptimizeResult:
+        return _minimize(kind, fun, x0, *args, **keywords)
+
+    minimizer.__name__ = minimizer.__qualname__ = kind.__name__.lower()
+    minimizer.__doc__ = f"`onepass.{kind.__name__}` as a method of `scipy.optimize.minimize`; see the module."
+    return minimizer
+
+
+adam, adamw, adamax, nadam = map(_method, (onepass.Adam, onepass.AdamW, onepass.Adamax, onepass.NAdam))
+rmsprop, adagrad, adadelta = map(_method, (onepass.RMSprop, onepass.Adagrad, onepass.Adadelta))
+sgd, lion = map(_method, (onepass.SGD, onepass.Lion))
