@@ -1,8 +1,8 @@
 """SciPy's ``minimize`` with onepass's optimizers: ``scipy.optimize.minimize(f, x0, jac=g, method=adam)``.
 
 ``adam``, ``adamw``, ``adamax``, ``nadam``, ``rmsprop``, ``adagrad``, ``adadelta``, ``sgd`` and ``lion`` are methods
-that `scipy.optimize.minimize` takes as they are. They descend along the gradient of a smooth function of many variables,
-noisy ones too, and need neither line searches nor second derivatives. In ``options`` go those of the optimizer (``lr``,
+that `scipy.optimize.minimize` takes as they are. They descend along the gradient of a smooth function of many
+variables, a noisy one too, and need neither line searches nor second derivatives. In ``options`` go those of the optimizer (``lr``,
 a number or a function of the step, and the others) and
 
 ==============  ======================================================================================================
