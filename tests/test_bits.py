@@ -196,6 +196,17 @@ def test_the_callers_rounding_mode_neither_matters_nor_changes(length: int, clip
 
 
 @pytest.mark.skipif(sys.platform == "win32" or platform.machine() not in UPWARD, reason="no known rounding mode to set")
+def test_the_callers_rounding_mode_does_not_matter_to_clip_norms_factor() -> None:
+    rng = np.random.default_rng(4)
+    for clip_norm in rng.uniform(0, 1, 20):
+        usual, upward, gradient = np.zeros(3), np.zeros(3), rng.uniform(1, 2, 3)
+        onepass.SGD(usual, lr=1.0, clip_norm=clip_norm).step(gradient)
+        with rounding_upward():
+            onepass.SGD(upward, lr=1.0, clip_norm=clip_norm).step(gradient)
+        assert_same_bits([upward], [usual])
+
+
+@pytest.mark.skipif(sys.platform == "win32" or platform.machine() not in UPWARD, reason="no known rounding mode to set")
 def test_the_callers_rounding_mode_does_not_matter_to_adam_step() -> None:
     rng = np.random.default_rng(4)
     arrays = [ordinary(rng, 100, np.float64) for _ in range(4)]

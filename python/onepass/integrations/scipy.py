@@ -2,8 +2,8 @@
 
 ``adam``, ``adamw``, ``adamax``, ``nadam``, ``rmsprop``, ``adagrad``, ``adadelta``, ``sgd`` and ``lion`` are methods
 that `scipy.optimize.minimize` takes as they are. They descend along the gradient of a smooth function of many
-variables, a noisy one too, and need neither line searches nor second derivatives. In ``options`` go those of the optimizer (``lr``,
-a number or a function of the step, and the others) and
+variables, a noisy one too, and need neither line searches nor second derivatives. In ``options`` go those of the
+optimizer (``lr``, a number or a function of the step, and the others) and
 
 ==============  ======================================================================================================
 ``maxiter``     the most steps, 1,000 unless given
