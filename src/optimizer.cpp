@@ -6,7 +6,6 @@
 #include <limits>
 #include <utility>
 
-#include "builtins.hpp"
 #include "dispatch.hpp"
 #include "float_mode.hpp"
 
@@ -35,13 +34,17 @@ const void* behind(const void* data, std::size_t bytes) noexcept {
   return static_cast<const unsigned char*>(data) + bytes;
 }
 
-// Arithmetic under a FloatMode stands in functions of its own, lest a compiler move it to where the mode is another.
-ONEPASS_NOINLINE double norm_of(double squares, double grad_scale) noexcept {
-  return std::fabs(grad_scale) * std::sqrt(squares);
+// A compiler may move arithmetic to where another FloatMode holds, but not what is volatile.
+double norm_of(double squares, double grad_scale) noexcept {
+  const volatile double sum = squares;
+  const volatile double norm = std::fabs(grad_scale) * std::sqrt(sum);
+  return norm;
 }
 
-ONEPASS_NOINLINE double product(double grad_scale, double clip_norm, double norm) noexcept {
-  return grad_scale * (clip_norm / norm);
+double product(double grad_scale, double clip_norm, double norm) noexcept {
+  const volatile double measured = norm;
+  const volatile double scale = grad_scale * (clip_norm / measured);
+  return scale;
 }
 
 }  // namespace
