@@ -3,6 +3,7 @@
 #   make demo          train on handwritten digits with onepass and with textbook NumPy, and compare
 #   make test          the tests, about a minute
 #   make test-integrations   the tests beside other libraries, which it installs (PyTorch, optax and more)
+#   make test-spacy    the tests beside spaCy and the thinc that it brings (part of test-integrations)
 #   make bench         all benchmarks, their images, the tables of README and docs; make bench CASE=small: one of them
 #   make bench-guard   count the instructions of the hot loops: no more than recorded
 #   make lint          format, style, types, compiler warnings, what the machine code must be
@@ -19,7 +20,7 @@ python := $(venv)/bin/python
 # Where a target's packages are noted once they are installed.
 installed = $(venv)/.installed-$(1)
 
-.PHONY: help demo test test-integrations bench bench-guard lint format mutants wheel clean install
+.PHONY: help demo test test-integrations test-spacy bench bench-guard lint format mutants wheel clean install
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -31,7 +32,11 @@ test: install $(call installed,test) $(call installed,examples)
 	$(python) -m pytest $(ARGS)
 
 test-integrations: install $(call installed,test) $(call installed,integrations)
+	$(MAKE) venv=.venv-spacy test-spacy
 	$(python) -m pytest tests/integrations $(ARGS)
+
+test-spacy: install $(call installed,test) $(call installed,spacy)
+	$(python) -m pytest tests/integrations/test_spacy.py tests/integrations/test_thinc.py $(ARGS)
 
 bench: install $(call installed,bench) $(call installed,peers)
 	$(python) -m bench $(if $(CASE),--case $(CASE)) $(ARGS)
@@ -73,7 +78,7 @@ wheel: $(call installed,build)
 	@ls -l dist
 
 clean:
-	rm -rf $(venv) build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(venv) .venv-spacy build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 cxx_sources := $(wildcard src/*.hpp src/*.cpp src/*.inl src/rules/*.hpp)
 sources := CMakeLists.txt pyproject.toml $(cxx_sources) $(shell find python -name '*.py*' -not -path '*/__pycache__/*')
@@ -82,7 +87,7 @@ sources := CMakeLists.txt pyproject.toml $(cxx_sources) $(shell find python -nam
 install: $(call installed,onepass)
 
 $(call installed,onepass): $(sources) $(call installed,build)
-	$(venv)/bin/pip install -q --no-build-isolation -C build-dir=build/wheel .
+	$(venv)/bin/pip install -q --no-build-isolation -C build-dir=build/wheel$(venv) .
 	@touch $@
 
 # One dependency group of pyproject.toml.

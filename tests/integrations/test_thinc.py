@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
+import pickle
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 thinc = pytest.importorskip("thinc.api")
 
 import onepass.integrations.thinc as ours  # noqa: E402
+from support import assert_same_bits  # noqa: E402
 
 F = np.float32
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
@@ -19,6 +22,9 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("Adam", {"learn_rate": 0.01, "L2": 0.1}),
     ("Adam", {"learn_rate": 0.01, "L2": 0.1, "L2_is_weight_decay": False, "beta1": 0.5, "beta2": 0.9}),
     ("Adam", {"learn_rate": 0.01, "L2": 0.1, "L2_is_weight_decay": False, "grad_clip": 0.0}),
+    ("RAdam", {"learn_rate": 0.01}),
+    ("RAdam", {"learn_rate": 0.01, "L2": 0.1, "beta2": 0.9, "eps": 1e-3}),
+    ("RAdam", {"learn_rate": 0.01, "L2": 0.1, "L2_is_weight_decay": False, "grad_clip": 0.0}),
     ("SGD", {"learn_rate": 0.1}),
     ("SGD", {"learn_rate": 0.1, "L2": 0.1, "grad_clip": 0.5, "use_averages": False}),
 ]
@@ -36,7 +42,7 @@ def test_weights_averages_and_state_are_thincs(name: str, options: dict[str, Any
             gradient = rng.standard_normal(shape).astype(F)
             lr_scale = float(rng.uniform(0.5, 1))
             weights, zeros = own(key, mine[key], gradient.copy(), lr_scale=lr_scale)
-            assert weights is mine[key] and not zeros.any() and zeros.shape == shape
+            assert np.shares_memory(weights, mine[key]) and not zeros.any() and weights.shape == zeros.shape == shape
             other[key], _ = theirs(key, other[key], gradient.copy(), lr_scale=lr_scale)
         own.step_schedules()
         theirs.step_schedules()
@@ -81,6 +87,9 @@ def test_a_configuration_names_them_with_nothing_imported() -> None:
         @schedules = "constant.v1"
         rate = 0.25
 
+        [radam]
+        @optimizers = "onepass.RAdam.v1"
+
         [sgd]
         @optimizers = "onepass.SGD.v1"
         learn_rate = 0.5
@@ -88,13 +97,14 @@ def test_a_configuration_names_them_with_nothing_imported() -> None:
         """
     )
     resolved = registry.resolve(config)
-    for name, moved in (("adam", 0.25 * (1 - 0.25 * 0.01)), ("sgd", 0.5)):
+    for name, moved in (("adam", 0.25 * (1 - 0.25 * 0.01)), ("radam", 0.001 * 0.1 / 0.19 / 3**0.5), ("sgd", 0.5)):
         weights = np.zeros(3, F)
         resolved[name]((0, "W"), weights, np.ones(3, F))
         np.testing.assert_allclose(weights, -moved, rtol=1e-6)
+    assert resolved["radam"].use_radam
 
 
-@pytest.mark.parametrize("name", ["Adam", "SGD"])
+@pytest.mark.parametrize("name", ["Adam", "RAdam", "SGD"])
 def test_a_model_trains_as_with_thincs(name: str) -> None:
     losses = []
     for module in (ours, thinc):
@@ -126,7 +136,37 @@ def test_what_the_kernels_cannot_take_is_left_to_thinc() -> None:
             weights, _ = optimizer((0, "W"), weights, make())
             runs.append(weights)
         np.testing.assert_allclose(runs[0], runs[1], rtol=1e-6)
-    assert ours.Optimizer(0.1, use_radam=True)((0, "W"), np.ones(2, F), np.ones(2, F))[0].shape == (2,)
+
+
+def test_radams_first_steps_are_thincs_and_all_others_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = []
+    thincs = thinc.Optimizer.__call__
+
+    def called(self: Any, key: Any, *arguments: Any, **named: Any) -> Any:
+        left.append(self.nr_update[key])
+        return thincs(self, key, *arguments, **named)
+
+    monkeypatch.setattr(thinc.Optimizer, "__call__", called)
+    optimizer, weights = ours.RAdam(), np.ones(2, F)
+    for _ in range(20):
+        optimizer((0, "W"), weights, np.ones(2, F))
+    assert left == [0, 1, 2, 3] and optimizer.nr_update[0, "W"] == 20
+
+
+def test_an_optimizer_is_copied_and_pickled_with_its_state() -> None:
+    rng = np.random.default_rng(0)
+    gradients = rng.standard_normal((6, 5)).astype(F)
+    optimizer, weights = ours.Adam(0.1), np.ones(5, F)
+    for gradient in gradients[:3]:
+        optimizer((0, "W"), weights, gradient.copy())
+    for copied in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        runs = []
+        for each in (optimizer, copied):
+            each, w = copy.deepcopy(each), weights.copy()
+            for gradient in gradients[3:]:
+                each((0, "W"), w, gradient.copy())
+            runs.append((w, each.averages[0, "W"]))
+        assert_same_bits(runs[1], runs[0])
 
 
 def test_wrong_input_changes_nothing() -> None:

@@ -1,10 +1,11 @@
 """thinc's optimizers in one pass over each parameter: ``@optimizers = "onepass.Adam.v1"`` in a thinc or spaCy config.
 
-``onepass.Adam.v1`` and ``onepass.SGD.v1`` are found through thinc's entry points, with nothing imported by hand, and
-take the arguments of thinc's ``Adam.v1`` and ``SGD.v1``, schedules too. The gradient's clipping, the step, weight decay
-and the running average, which thinc does one after the other, happen in one pass. State is kept where and as thinc
-keeps it, in ``mom1``, ``mom2``, ``averages`` and ``nr_update``. What is no contiguous NumPy array of float32 (on a GPU,
-say) is left to thinc.
+``onepass.Adam.v1``, ``onepass.RAdam.v1`` and ``onepass.SGD.v1`` are found through thinc's entry points, with nothing
+imported by hand, and take the arguments of thinc's ``Adam.v1``, ``RAdam.v1`` and ``SGD.v1``, schedules too. The
+gradient's clipping, the step, weight decay and the running average, which thinc does one after the other, happen in one
+pass. State is kept where and as thinc keeps it, in ``mom1``, ``mom2``, ``averages`` and ``nr_update``. What is no
+contiguous NumPy array of float32 (on a GPU, say) is left to thinc, and so are RAdam's first steps, which have a rule of
+their own.
 
 Example:
     >>> import numpy as np
@@ -31,7 +32,7 @@ from .. import _core
 from ..arrays import zeros_like
 from ..groups import in_order
 
-__all__ = ["SGD", "Adam", "Optimizer"]
+__all__ = ["SGD", "Adam", "Optimizer", "RAdam"]
 
 
 class Optimizer(ThincOptimizer):
@@ -52,12 +53,15 @@ class Optimizer(ThincOptimizer):
             ValueError: numbers that overflow float32. Nothing has changed.
         """
         beta1, beta2, l2, limit = (self._now(name, key) for name in ("b1", "b2", "L2", "grad_clip"))
-        lr = lr_scale * self._now("learn_rate", key)
+        lr = self._now("learn_rate", key)
         moments = beta1 > 0 and beta2 > 0
         # thinc shrinks the weights after the step and not before: (1 - lr L2)(w - step).
-        shrink = 1 - lr * l2 if self.L2_is_weight_decay else 1.0
-        ours = not self.use_radam and (moments or beta2 == 0) and shrink > 0
-        if not (ours and _is_plain(weights) and _is_plain(gradient)):
+        decay = lr_scale * lr * l2 if self.L2_is_weight_decay else 0.0
+        shrink = 1 - decay
+        t = self.nr_update.get(key, 0) + 1
+        lr *= _rectification(beta1, beta2, t) if self.use_radam else lr_scale  # thinc's RAdam has no lr_scale either
+        ours = moments and lr > 0 if self.use_radam else moments or beta2 == 0
+        if not (ours and shrink > 0 and _is_plain(weights) and _is_plain(gradient)):
             return super().__call__(key, weights, gradient, lr_scale=lr_scale)
         if weights.shape != gradient.shape:
             raise ValueError(f"the gradient of {key!r} has shape {gradient.shape}, its weights {weights.shape}")
@@ -65,12 +69,12 @@ class Optimizer(ThincOptimizer):
             return weights, gradient
         if np.may_share_memory(weights, gradient):
             raise ValueError(f"the gradient of {key!r} shares memory with its weights")
+        decayed = gradient
         if l2 and limit and not self.L2_is_weight_decay:  # what is clipped has the decay in it
-            gradient += l2 * weights
+            decayed = gradient + np.float32(l2) * weights
             l2 = 0.0
-        norm = _core.norm(gradient) if limit else 0.0
+        norm = _core.norm(decayed) if limit else 0.0
 
-        t = self.nr_update[key] + 1
         averages: dict[Any, Any] | None = self.averages
         average = None
         if averages is not None:
@@ -83,7 +87,7 @@ class Optimizer(ThincOptimizer):
                     "betas": (beta1, beta2),
                     "eps": self._now("eps", key),
                     "amsgrad": False,
-                    "bias_correction": True,
+                    "bias_correction": not self.use_radam,  # RAdam's is in its factor
                     "eps_mode": "hat",
                 }
             )
@@ -91,7 +95,7 @@ class Optimizer(ThincOptimizer):
             rule, numbers = onepass.SGD._rule({"momentum": 0.0, "dampening": 0.0, "nesterov": False})
         common = _core.CommonOptions(
             lr=lr * shrink,
-            weight_decay=l2 / shrink,
+            weight_decay=decay / (lr * shrink) if decay else l2,
             clip_value=math.inf,
             ema_decay=min((1 + t) / (10 + t), 0.9999),  # as thinc's
             decoupled=self.L2_is_weight_decay,
@@ -101,7 +105,7 @@ class Optimizer(ThincOptimizer):
         )
         scale = limit / norm if limit and norm >= limit else 1.0
         if not _core.step_once(
-            rule, in_order(rule, numbers), common, scale, True, t, weights, gradient, states, average
+            rule, in_order(rule, numbers), common, scale, True, t, weights, decayed, states, average
         ):
             raise ValueError(f"a number of step {t} of {key!r} overflows float32 or is NaN: {lr=}, {norm=}")
         gradient.fill(0)
@@ -116,6 +120,21 @@ class Optimizer(ThincOptimizer):
         """An option's value: thinc 9 has a schedule of each, thinc 8 a number."""
         option = getattr(self, name)
         return float(option(self.step, **self._schedule_args(key)) if callable(option) else option)
+
+
+def _rectification(beta1: float, beta2: float, t: int) -> float:
+    """RAdam's factor of the learning rate at step t; 0 while there are too few gradients to know their variance.
+
+    Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond" (2020), with thinc's count, one ahead.
+    """
+    if beta2 == 1 or not beta1 < 1:
+        return 0.0
+    most, faded = 2 / (1 - beta2) - 1, beta2 ** (t + 1)
+    known = most - 2 * (t + 1) * faded / (1 - faded)
+    if known < 5:
+        return 0.0
+    variance = (known - 4) / (most - 4) * (known - 2) / known * most / (most - 2)
+    return math.sqrt((1 - faded) * variance) / (1 - beta1 ** (t + 1))
 
 
 def _is_plain(array: Any) -> bool:
@@ -150,6 +169,31 @@ def Adam(
         grad_clip=grad_clip,
         L2_is_weight_decay=L2_is_weight_decay,
         use_averages=use_averages,
+    )
+
+
+def RAdam(
+    learn_rate: Any = ADAM_DEFAULTS["learn_rate"],
+    *,
+    beta1: Any = ADAM_DEFAULTS["beta1"],
+    beta2: Any = ADAM_DEFAULTS["beta2"],
+    eps: Any = ADAM_DEFAULTS["eps"],
+    L2: Any = ADAM_DEFAULTS["L2"],
+    L2_is_weight_decay: bool = bool(ADAM_DEFAULTS["L2_is_weight_decay"]),
+    grad_clip: Any = ADAM_DEFAULTS["grad_clip"],
+    use_averages: bool = True,
+) -> Optimizer:
+    """``thinc.api.RAdam`` with its arguments, in one pass: registered as ``onepass.RAdam.v1``."""
+    return Optimizer(
+        learn_rate,
+        L2=L2,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        grad_clip=grad_clip,
+        L2_is_weight_decay=L2_is_weight_decay,
+        use_averages=use_averages,
+        use_radam=True,
     )
 
 
