@@ -37,6 +37,14 @@ def test_the_quick_start_finds_the_line() -> None:
     assert float(run(EXAMPLES / "quickstart.py").split()[-1]) < 0.011
 
 
+def test_a_mapped_file_is_stepped_in_chunks_and_kept(tmp_path: Path) -> None:
+    arguments = ["--elements", "10007", "--chunk", "1000", "--steps", "2", "--folder", tmp_path]
+    assert "from a step over the whole: 0\n" in run(EXAMPLES / "memory_map.py", *arguments)
+    target = np.sin(0.001 * np.arange(10007))
+    moved = np.fromfile(tmp_path / "param.f32", np.float32)
+    assert np.mean((moved - target) ** 2) < np.mean(target**2)
+
+
 def test_the_main_job_learns_and_both_runs_agree(tmp_path: Path) -> None:
     for package in ("sklearn", "matplotlib", "tqdm"):
         pytest.importorskip(package)

@@ -1,0 +1,67 @@
+"""The recipes in examples/ that need another library run, and do what they say."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+
+def numbers(pattern: str, printed: str) -> list[float]:
+    return [float(number) for number in re.findall(pattern, printed)]
+
+
+def test_autograds_gradients_lead_down(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("autograd")
+    importlib.import_module("autograd_gradients").main()
+    losses = numbers(r"cross-entropy ([\d.]+)", capsys.readouterr().out)
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 0.1
+
+
+def test_jaxs_gradients_lead_down(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("jax")
+    importlib.import_module("jax_gradients").main()
+    losses = numbers(r"squared error ([\d.]+)", capsys.readouterr().out)
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 0.01
+
+
+def test_a_policy_learns_to_balance(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    assert importlib.import_module("torch_policy").main(["--updates", "30"]) > 150
+    balanced = numbers(r"for +([\d.]+) steps", capsys.readouterr().out)
+    assert balanced[0] < 50
+
+
+def test_scikit_learns_classifier_fits_alike_with_either(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    importlib.import_module("sklearn_mlp").main()
+    theirs, ours = (
+        numbers(r"(\d\.\d{6})", line) + numbers(r"([\d.]+)% right", line)
+        for line in capsys.readouterr().out.splitlines()
+    )
+    assert ours[:3] == pytest.approx(theirs[:3], rel=1e-3)
+    assert ours[3] == pytest.approx(theirs[3], abs=0.5) and ours[3] > 95
+
+
+def test_scikit_learns_classifier_steps_with_ours() -> None:
+    pytest.importorskip("sklearn")
+    import numpy as np
+
+    import onepass
+
+    recipe = importlib.import_module("sklearn_mlp")
+    model = recipe.FasterMLPClassifier((8,), random_state=0)
+    x = np.random.default_rng(0).standard_normal((64, 3))
+    for _ in range(3):
+        model.partial_fit(x, x[:, 0] > 0, classes=[False, True])
+    assert type(model._optimizer.optimizer) is onepass.Adam
+    assert model._optimizer.optimizer.step_count == 3
