@@ -44,3 +44,9 @@ def test_what_a_page_shows_runs(page: Path, tmp_path: Path, monkeypatch: pytest.
         run(page)
     finally:
         onepass.set_num_threads(threads)
+
+
+def test_the_commands_that_pages_name_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (DOCS.parent / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {name for page in PAGES for name in re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8"))}
+    assert named and named <= targets
