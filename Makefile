@@ -6,6 +6,7 @@
 #   make test-spacy    the tests beside spaCy and the thinc that it brings (part of test-integrations)
 #   make bench         all benchmarks, their images, the tables of README and docs; make bench CASE=small: one of them
 #   make bench-guard   count the instructions of the hot loops: no more than recorded
+#   make docs          the documentation site, in build/docs/
 #   make lint          format, style, types, compiler warnings, what the machine code must be
 #   make format        let the formatters have their way
 #   make mutants       break each term of the rules in turn: a test must fail
@@ -20,7 +21,7 @@ python := $(venv)/bin/python
 # Where a target's packages are noted once they are installed.
 installed = $(venv)/.installed-$(1)
 
-.PHONY: help demo test test-integrations test-spacy bench bench-guard lint format mutants wheel clean install
+.PHONY: help demo test test-integrations test-spacy bench bench-guard docs lint format mutants wheel clean install
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -45,6 +46,10 @@ bench: install $(call installed,bench) $(call installed,peers)
 bench-guard: install $(call installed,lint)
 	@$(MAKE) --no-print-directory lint-build CXX=g++
 	$(python) -m bench.guard build/lint-g++ $(ARGS)
+
+docs: install $(call installed,docs)
+	$(venv)/bin/sphinx-build -W --keep-going -n -q -d build/doctrees docs build/docs $(ARGS)
+	@echo "build/docs/index.html"
 
 mutants: install $(call installed,test)
 	$(python) tests/mutants.py $(ARGS)
