@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from . import report, training
+from . import adapters, report, training
+from .adapters import OnepassThinc, OnepassTorch, TorchNoOptimizer
 from .libraries import (
     DeepSpeed,
     Numba,
@@ -97,7 +98,7 @@ class FurtherTensor:
 class Case:
     """Some problems, who is measured on them, and what is to be reached.
 
-    The first peer is onepass: the others are checked against it and compared with it.
+    The first peer is onepass, or an adapter of it: the others are compared with it.
     """
 
     summary: str
@@ -147,7 +148,8 @@ def gpt2(threads: int) -> Problem:
 
 
 GPT2, GPT2_ON_TWO = gpt2(1), gpt2(2)
-HUNDRED_THOUSAND = of(100_000)
+HUNDRED_THOUSAND, SIX_HUNDRED_THOUSAND = of(100_000), of(600_000)
+POLICY, POLICY_ITERATION = adapters.POLICY, adapters.POLICY_ITERATION
 
 
 def powers_of_two(most: int) -> list[int]:
@@ -268,6 +270,26 @@ CASES: dict[str, Case] = {
         measure=training.measure,
         why_missing=training.why_missing,
     ),
+    "torch-policy": Case(
+        "a small network of PyTorch's: a step through the adapter beside PyTorch's own",
+        problems=(POLICY,),
+        peers=(OnepassTorch, *TORCH),
+        bars=(Bar(POLICY, (TorchFused,), 15),),
+    ),
+    "torch-training": Case(
+        "the same network trained in PyTorch: whole iterations of a batch of 64",
+        problems=(POLICY_ITERATION,),
+        peers=(OnepassTorch, TorchNoOptimizer, *TORCH),
+        bars=(Bar(POLICY_ITERATION, (TorchFused,), 1.15), Bar(POLICY_ITERATION, (TorchDefault,), 1.6)),
+        effort=Effort(seconds=20),
+        measure=adapters.measure_iterations,
+    ),
+    "thinc": Case(
+        "600 thousand elements through thinc's interface: the adapter beside thinc's own object",
+        problems=(SIX_HUNDRED_THOUSAND,),
+        peers=(OnepassThinc, ThincOptimizer),
+        bars=(Bar(SIX_HUNDRED_THOUSAND, (ThincOptimizer,), 4),),
+    ),
     "sizes": Case(
         "100 to 10 million elements, one thread, all peers that have it: README's table and image",
         problems=tuple(of(10**exponent) for exponent in range(2, 8)),
@@ -287,8 +309,11 @@ def run(case: Case, quick: bool = False, say: Callable[[str], None] = print) -> 
         return None
     rng = np.random.default_rng()
     effort = replace(case.effort, seconds=0.2, sittings=1) if quick else case.effort
-    kinds, base = [], case.peers[0]
-    assert issubclass(base, Onepass)
+    first = case.peers[0]
+    if reason := first.why_missing():
+        say(f"not measured: {reason}")
+        return None
+    kinds, base = [], first if issubclass(first, Onepass) else Onepass
     for kind in case.peers:
         if reason := kind.why_missing():
             say(f"{kind.name} is not measured: {reason}")

@@ -258,7 +258,10 @@ class ThincOptimizer(Thinc):
 
     def __init__(self, problem: Problem, params: Arrays, options: Options) -> None:
         super().__init__(problem, params, options)
-        self.optimizer = imported("thinc.api").Adam(
+        self.optimizer = self.make(options)
+
+    def make(self, options: Options) -> Any:
+        return imported("thinc.api").Adam(
             options.lr, beta1=options.beta1, beta2=options.beta2, eps=options.eps, L2=0.0, grad_clip=0.0
         )
 

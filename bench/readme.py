@@ -124,7 +124,7 @@ def tables(record: Record, case: str) -> str:
         cells = (
             text
             for point in points
-            for text in (cell(point, name, bold=name == "onepass"), *[of_limit(point, name)] * limits)
+            for text in (cell(point, name, bold=name == next(iter(names))), *[of_limit(point, name)] * limits)
         )
         rows.append([name, *cells])
     return f"{table(rows, left=1)}\n\n{measured_with(record, case)}"

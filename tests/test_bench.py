@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,7 +65,7 @@ def small_bar(bar):
 
 done = {}
 for name, case in cases.CASES.items():
-    if name != "digits":  # whose sizes are the network's
+    if name != "digits" and case.peers[0].module is None:  # whose sizes are the network's; that need a library
         peers = tuple(kind for kind in case.peers if kind.module is None)
         problems = tuple(dict.fromkeys(map(small, case.problems)))
         case = dataclasses.replace(case, peers=peers, problems=problems, bars=tuple(map(small_bar, case.bars)))
@@ -129,6 +130,46 @@ def test_a_training_is_timed_if_it_ends_where_onepass_does() -> None:
     printed = run("-c", TRAINING)
     assert "onepass, no optimizer, in-place NumPy" in printed
     assert "with wrong the last epoch's loss is" in printed
+
+
+POLICY = """
+from dataclasses import replace
+from bench import adapters, cases, measure
+
+class Wrong(adapters.OnepassTorch):
+    name = "wrong"
+    taken = 0
+
+    def run(self, steps):
+        self.taken += steps
+        if self.taken <= 3:  # then it stops learning
+            super().run(steps)
+
+case = replace(cases.CASES["torch-training"], effort=measure.Effort(0.0))
+[point] = cases.run(case)["points"]
+print(*point["timings"], sep=", ")
+try:
+    cases.run(replace(case, peers=(adapters.OnepassTorch, Wrong)))
+except measure.WrongResult as error:
+    print(error)
+"""
+
+
+def test_iterations_of_pytorchs_are_timed_if_they_end_where_onepass_does() -> None:
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed")
+    printed = run("-c", POLICY)
+    assert "onepass for torch, no optimizer, torch fused, torch foreach, torch default" in printed
+    assert "after 100 iterations the losses are" in printed
+
+
+def test_a_case_whose_adapter_cannot_be_imported_says_so(bench: SimpleNamespace) -> None:
+    class Absent(bench.peers.Onepass):  # type: ignore[misc, name-defined]
+        module = "no_such_library"
+
+    said: list[str] = []
+    assert bench.cases.run(replace(bench.cases.CASES["thinc"], peers=(Absent,)), say=said.append) is None
+    assert said[0].startswith("not measured: no_such_library cannot be imported")
 
 
 def test_a_bar_that_could_not_be_measured_says_so(bench: SimpleNamespace, record: Any) -> None:
@@ -211,11 +252,11 @@ def test_the_benchmark_refuses_to_time_a_peer_that_computes_something_else(bench
 CHECK = """
 import sys
 import numpy as np
-from bench import cases, libraries, measure
+from bench import adapters, cases, libraries, measure
 from bench.peer import RULES, Problem
 
 for name in sys.argv[1:]:
-    kind = getattr(libraries, name)
+    kind = getattr(libraries, name, None) or getattr(adapters, name)
     if reason := kind.why_missing():
         sys.exit(f"missing: {reason}")
     base = cases.OnepassClipAverage if kind is libraries.TorchClipAverage else cases.Onepass
@@ -228,11 +269,11 @@ for name in sys.argv[1:]:
                     print(name, problem)
 """
 LIBRARIES = {
-    "torch": ["TorchFused", "TorchForeach", "TorchDefault", "TorchClipAverage"],
+    "torch": ["TorchFused", "TorchForeach", "TorchDefault", "TorchClipAverage", "OnepassTorch"],
     "deepspeed": ["DeepSpeed"],
     "numba": ["Numba"],
     "optax": ["Optax"],
-    "thinc": ["Thinc", "ThincOptimizer"],
+    "thinc": ["Thinc", "ThincOptimizer", "OnepassThinc"],
     "sklearn": ["ScikitLearn"],
 }
 
@@ -250,7 +291,8 @@ def test_another_library_that_is_installed_ends_where_onepass_ends(module: str) 
 
 
 def test_every_peer_of_another_library_is_tested(bench: SimpleNamespace) -> None:
-    kinds = {kind for case in bench.cases.CASES.values() for kind in case.peers if kind.module is not None}
+    peers = {kind for case in bench.cases.CASES.values() for kind in case.peers}
+    kinds = {kind for kind in peers if kind.module is not None and kind.takes_steps}
     assert {kind.__name__ for kind in kinds} == {name for names in LIBRARIES.values() for name in names}
 
 
