@@ -31,10 +31,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy.optimize import Bounds, OptimizeResult
-from scipy.optimize._numdiff import approx_derivative
 
 import onepass
+
+from . import needed
+
+with needed("scipy"):
+    from scipy.optimize import Bounds, OptimizeResult
+    from scipy.optimize._numdiff import approx_derivative
 
 __all__ = ["adadelta", "adagrad", "adam", "adamax", "adamw", "lion", "nadam", "rmsprop", "sgd"]
 

@@ -23,14 +23,17 @@ import math
 from typing import Any
 
 import numpy as np
-from thinc.optimizers import ADAM_DEFAULTS, SGD_DEFAULTS
-from thinc.optimizers import Optimizer as ThincOptimizer
 
 import onepass
 
 from .. import _core
 from ..arrays import zeros_like
 from ..groups import in_order
+from . import needed
+
+with needed("thinc"):
+    from thinc.optimizers import ADAM_DEFAULTS, SGD_DEFAULTS
+    from thinc.optimizers import Optimizer as ThincOptimizer
 
 __all__ = ["SGD", "Adam", "Optimizer", "RAdam"]
 

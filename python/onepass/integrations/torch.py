@@ -27,10 +27,6 @@ from operator import is_
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from torch._C import _increment_version  # autograd refuses to go back through what was changed in place
-from torch.autograd import _profiler_enabled
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 import onepass
 
@@ -38,6 +34,13 @@ from .. import _core, checks
 from ..arrays import Array, address
 from ..base import Optimizer as CoreOptimizer
 from ..sparse import SparseRows
+from . import needed
+
+with needed("torch"):
+    import torch
+    from torch._C import _increment_version  # autograd refuses to go back through what was changed in place
+    from torch.autograd import _profiler_enabled
+    from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RMSprop"]
 

@@ -1,0 +1,47 @@
+"""The adapters to other libraries without those libraries; tests/integrations has them beside them."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import onepass.integrations
+
+ADAPTERS = sorted(path.stem for path in Path(onepass.integrations.__file__).parent.glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("library", ADAPTERS)
+def test_an_adapter_without_its_library_says_what_to_install(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == library]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, f"onepass.integrations.{library}", raising=False)
+
+    class Nowhere:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            if name.partition(".")[0] == library:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=library)
+
+    monkeypatch.setattr(sys, "meta_path", [Nowhere, *sys.meta_path])
+    with pytest.raises(ModuleNotFoundError, match=f"needs {library}, .*: pip install {library}$") as caught:
+        importlib.import_module(f"onepass.integrations.{library}")
+    assert caught.value.name == library
+
+
+def test_what_a_library_itself_lacks_is_not_blamed_on_it() -> None:
+    with (
+        pytest.raises(ModuleNotFoundError, match="No module named 'no_such_module'"),
+        onepass.integrations.needed("torch"),
+    ):
+        importlib.import_module("no_such_module")
+
+
+def test_importing_onepass_imports_none_of_them() -> None:
+    script = "import sys, onepass; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert "numpy" in loaded
+    assert not set(loaded) & {*ADAPTERS, "mpi4py", "matplotlib", "sklearn", "tqdm"}
