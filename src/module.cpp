@@ -190,6 +190,23 @@ class Optimizer {
     finish(scale);
   }
 
+  // The same in parts, along gradients that come from elsewhere meanwhile: what the step is for other processes to join
+  // in (onepass.integrations.mpi). Calls exchange._agree(digest, whole) when all is prepared and nothing has changed;
+  // where the whole gradient is wanted first, which must be there then, exchange._measured(blocks); and
+  // exchange._ready(k) before the k-th of the parts, lists of parameters, is read and updated.
+  void step_in_parts(py::handle grads, double scale, const std::vector<std::vector<std::size_t>>& parts,
+                     const py::object& exchange) {
+    const Turn turn(*this);
+    const Release release{gradients_};
+    collect(grads);
+    take_pointers();
+    if (std::any_of(pointers_.begin(), pointers_.end(), [](const Gradient& each) { return each.rows != nullptr; })) {
+      throw py::type_error("gradients of some rows cannot be applied in parts");
+    }
+    const InParts in_parts{parts, exchange};
+    finish(scale, &in_parts);
+  }
+
   std::size_t count() const { return held_.size(); }
 
   // The same along the gradients of PyTorch's tensors, which are the parameters. Returns false, and has done nothing,
@@ -409,18 +426,26 @@ class Optimizer {
     if (converted) check_again();
   }
 
+  struct InParts {
+    const std::vector<std::vector<std::size_t>>& parts;
+    const py::object& exchange;
+  };
+
   // Takes the step along pointers_.
-  void finish(double scale) {
+  void finish(double scale, const InParts* in_parts = nullptr) {
     const double clip_norm = clip_norm_;
     const Nonfinite nonfinite = nonfinite_;
     take_options();
     plan(scale);
     const bool large = core_.planned_elements() >= release_gil_from;
     onepass::Measured measured;
-    if (clip_norm != no_clip_norm || nonfinite != Nonfinite::propagate) {
-      without_gil_if(large, [&] {
-        measured = core_.measure(pointers_.data(), scale, clip_norm != no_clip_norm, nonfinite != Nonfinite::propagate);
-      });
+    const bool norm = clip_norm != no_clip_norm;
+    const bool finite = nonfinite != Nonfinite::propagate;
+    if (in_parts != nullptr) in_parts->exchange.attr("_agree")(core_.digest(), norm || finite);
+    if ((norm || finite) && in_parts != nullptr) {
+      measured = measure_with_others(scale, norm, finite, large, in_parts->exchange);
+    } else if (norm || finite) {
+      without_gil_if(large, [&] { measured = core_.measure(pointers_.data(), scale, norm, finite); });
     }
     if (measured.first_nonfinite != onepass::Measured::none) {
       if (nonfinite == Nonfinite::raise) {
@@ -435,8 +460,27 @@ class Optimizer {
     if (clip_norm != no_clip_norm && std::isfinite(clip_norm) && !(measured.norm <= clip_norm)) {
       plan(onepass::clipped_scale(scale, clip_norm, measured.norm));
     }
-    without_gil_if(large, [this] { core_.apply(); });
+    if (in_parts == nullptr) {
+      without_gil_if(large, [this] { core_.apply(); });
+    } else {
+      for (std::size_t k = 0; k < in_parts->parts.size(); ++k) {
+        in_parts->exchange.attr("_ready")(k);
+        without_gil_if(large, [&] { core_.apply_some(in_parts->parts[k]); });
+      }
+      core_.count_step();
+    }
     remember(measured, clip_norm);
+  }
+
+  onepass::Measured measure_with_others(double scale, bool norm, bool finite, bool large, const py::object& exchange) {
+    std::size_t count = 0;
+    for (const Parameter& parameter : core_.parameters()) count += onepass::blocks_of(parameter.size);
+    py::array_t<double> blocks({count, std::size_t{2}});
+    auto* const room = reinterpret_cast<onepass::Block*>(blocks.mutable_data());
+    without_gil_if(large, [&] { core_.measure_blocks(pointers_.data(), scale, norm, finite, room); });
+    const auto [found, first] =
+        exchange.attr("_measured")(blocks).cast<std::pair<double, std::optional<std::size_t>>>();
+    return {found, first.value_or(onepass::Measured::none)};
   }
 
   // Has the core take the groups' options, with what their schedules say of this step.
@@ -833,6 +877,22 @@ double norm(const py::array& array) {
   return found;
 }
 
+// What blocks of gradients say together, each row of the array a block: the norm, and the first parameter whose gradient
+// is not finite, if that was asked for and there is one.
+std::pair<double, std::optional<std::size_t>> total(const py::array_t<double, py::array::c_style>& blocks,
+                                                    const std::vector<std::size_t>& counts, double grad_scale,
+                                                    bool finite) {
+  std::size_t rows = 0;
+  for (const std::size_t count : counts) rows += count;
+  if (blocks.ndim() != 2 || blocks.shape(1) != 2 || static_cast<std::size_t>(blocks.shape(0)) != rows) {
+    throw py::value_error("blocks must have two columns, and as many rows as there are blocks");
+  }
+  const auto* const data = reinterpret_cast<const onepass::Block*>(blocks.data());
+  const onepass::Measured found = onepass::total(data, counts.data(), counts.size(), grad_scale, finite);
+  if (found.first_nonfinite == onepass::Measured::none) return {found.norm, std::nullopt};
+  return {found.norm, found.first_nonfinite};
+}
+
 void stream_limit(const py::array& param, const py::array& grad, const py::array& exp_avg,
                   const py::array& exp_avg_sq) {
   Parameter parameter = describe(param, {exp_avg, exp_avg_sq}, std::nullopt);
@@ -915,6 +975,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def("_restore", &Optimizer::restore, py::arg("copies"), py::arg("options"), py::arg("step_count"),
            py::arg("skipped"), py::arg("steps"), py::arg("mu_products"))
       .def("_locked", &Optimizer::locked, py::arg("function"))
+      .def("_step_in_parts", &Optimizer::step_in_parts, py::arg("grads"), py::arg("grad_scale"), py::arg("parts"),
+           py::arg("exchange"))
       .def("_fits", [](const py::object& self, std::size_t i,
                        const py::object& gradient) { return checked(self).fits(i, gradient.ptr()); })
       .def("_parameter_step", [](const py::object& self, std::size_t i) { return checked(self).parameter_step(i); })
@@ -957,6 +1019,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
         py::arg("flush_denormals"), py::arg("step"), py::arg("param"), py::arg("grad"), py::arg("states"),
         py::arg("average") = std::nullopt);
   m.def("norm", &norm, py::arg("array"));
+  m.def("total", &total, py::arg("blocks"), py::arg("counts"), py::arg("grad_scale"), py::arg("finite"));
+  m.attr("norm_block") = onepass::norm_block;
   m.def("stream_limit", &stream_limit, py::arg("param"), py::arg("grad"), py::arg("exp_avg"), py::arg("exp_avg_sq"));
   m.def("get_num_threads", &onepass::get_num_threads);
   m.def("set_num_threads", &onepass::set_num_threads, py::arg("count"));

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <utility>
 
@@ -23,8 +24,6 @@ std::size_t size_of(const Parameter& parameter, const Gradient& gradient) noexce
   return gradient.rows == nullptr ? parameter.size : gradient.row_count * parameter.row_size;
 }
 
-std::size_t blocks_of(std::size_t size) noexcept { return (size + norm_block - 1) / norm_block; }
-
 // Null stays null.
 void* behind(void* data, std::size_t bytes) noexcept {
   return data == nullptr ? nullptr : static_cast<unsigned char*>(data) + bytes;
@@ -39,6 +38,26 @@ double norm_of(double squares, double grad_scale) noexcept {
   const volatile double sum = squares;
   const volatile double norm = std::fabs(grad_scale) * std::sqrt(sum);
   return norm;
+}
+
+// In order, so that the sum has the same bits however many threads or processes there were. count(i): the blocks of
+// parameter i.
+template <class Count>
+Measured total_of(const Block* block, std::size_t parameters, Count count, double grad_scale, bool finite) noexcept {
+  const FloatMode mode(false);
+  Measured found;
+  double squares = 0;
+  for (std::size_t i = 0; i < parameters; ++i) {
+    bool good = true;
+    for (const Block* const end = block + count(i); block != end; ++block) {
+      squares += block->squares;
+      good = good && block->finite != 0;
+    }
+    good = good && (!finite || std::isfinite(squares));
+    if (!good && found.first_nonfinite == Measured::none) found.first_nonfinite = i;
+  }
+  found.norm = norm_of(squares, grad_scale);
+  return found;
 }
 
 double product(double grad_scale, double clip_norm, double norm) noexcept {
@@ -66,6 +85,7 @@ void Optimizer::add_group(std::shared_ptr<Group> group, const std::vector<Parame
   parameters_.reserve(count);
   folds_.reserve(count);
   sweeps_.reserve(count);
+  some_.reserve(count);
   planned_.reserve(count);
   std::size_t blocks = blocks_.size();
   for (const Parameter& parameter : parameters) blocks += blocks_of(parameter.size);
@@ -113,15 +133,15 @@ struct Optimizer::Measuring {
         const std::size_t to = std::min(size, from + norm_block);
         const void* const data = gradients[i].data;
         Block& block = optimizer.blocks_[k];
-        if (norm) block.squares = table.squares[parameter.dtype](data, from, to);
-        if (finite) block.finite = table.finite[parameter.dtype](data, grad_scale, squared, from, to);
+        block.squares = norm ? table.squares[parameter.dtype](data, from, to) : 0;
+        block.finite = !finite || table.finite[parameter.dtype](data, grad_scale, squared, from, to) ? 1 : 0;
       }
       before += own;
     }
   }
 };
 
-Measured Optimizer::measure(const Gradient* gradients, double grad_scale, bool norm, bool finite) noexcept {
+void Optimizer::look(const Gradient* gradients, double grad_scale, bool norm, bool finite) noexcept {
   std::size_t blocks = 0;
   std::size_t bytes = 0;
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
@@ -133,23 +153,31 @@ Measured Optimizer::measure(const Gradient* gradients, double grad_scale, bool n
   run_parts([](const void* context, std::size_t begin,
                std::size_t end) { static_cast<const Measuring*>(context)->part(begin, end); },
             &measuring, blocks, bytes);
+}
 
-  // In order, so that the sum has the same bits however many threads there were.
-  const FloatMode mode(false);
-  Measured found;
-  double squares = 0;
-  std::size_t k = 0;
+Measured Optimizer::measure(const Gradient* gradients, double grad_scale, bool norm, bool finite) noexcept {
+  look(gradients, grad_scale, norm, finite);
+  const auto count = [&](std::size_t i) { return blocks_of(size_of(parameters_[i], gradients[i])); };
+  return total_of(blocks_.data(), parameters_.size(), count, grad_scale, finite);
+}
+
+void Optimizer::measure_blocks(const Gradient* gradients, double grad_scale, bool norm, bool finite,
+                               Block* blocks) noexcept {
+  look(gradients, grad_scale, norm, finite);
+  const Block* found = blocks_.data();
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
-    bool good = true;
-    for (const std::size_t end = k + blocks_of(size_of(parameters_[i], gradients[i])); k < end; ++k) {
-      if (norm) squares += blocks_[k].squares;
-      good = good && (!finite || blocks_[k].finite);
-    }
-    good = good && (!finite || std::isfinite(squares));
-    if (!good && found.first_nonfinite == Measured::none) found.first_nonfinite = i;
+    const std::size_t own = blocks_of(size_of(parameters_[i], gradients[i]));
+    const std::size_t all = blocks_of(parameters_[i].size);
+    std::copy(found, found + own, blocks);
+    std::fill(blocks + own, blocks + all, Block{0, 1});
+    found += own;
+    blocks += all;
   }
-  found.norm = norm_of(squares, grad_scale);
-  return found;
+}
+
+Measured total(const Block* blocks, const std::size_t* counts, std::size_t parameters, double grad_scale,
+               bool finite) noexcept {
+  return total_of(blocks, parameters, [&](std::size_t i) { return counts[i]; }, grad_scale, finite);
 }
 
 void Optimizer::take_options() noexcept {
@@ -235,12 +263,46 @@ void Optimizer::add_rows(const Sweep& sweep, const Parameter& parameter, const G
 
 void Optimizer::apply() noexcept {
   run(sweeps_.data(), sweeps_.size(), flush_denormals_);
+  count_step();
+}
+
+void Optimizer::apply_some(const std::vector<std::size_t>& parameters) noexcept {
+  some_.clear();  // there is room for all: see add_group
+  auto planned = planned_.begin();
+  for (const std::size_t parameter : parameters) {
+    planned = std::lower_bound(planned, planned_.end(), parameter,
+                               [](const Planned& one, std::size_t other) { return one.parameter < other; });
+    if (planned == planned_.end()) break;
+    if (planned->parameter == parameter) some_.push_back(sweeps_[static_cast<std::size_t>(planned - planned_.begin())]);
+  }
+  run(some_.data(), some_.size(), flush_denormals_);
+}
+
+void Optimizer::count_step() noexcept {
   for (const Planned& planned : planned_) {
     Parameter& parameter = parameters_[planned.parameter];
     ++parameter.step;
     parameter.mu_product = planned.mu_product;
   }
   ++step_count_;
+}
+
+// Fowler, Noll and Vo's hash (FNV-1a) of the numbers' bytes.
+std::uint64_t Optimizer::digest() const noexcept {
+  std::uint64_t hash = 0xcbf29ce484222325;
+  const auto add = [&hash](double number) {
+    unsigned char bytes[sizeof number];
+    std::memcpy(bytes, &number, sizeof number);
+    for (const unsigned char byte : bytes) hash = (hash ^ byte) * 0x100000001b3;
+  };
+  add(static_cast<double>(step_count_));
+  for (const Taken& taken : taken_) {
+    for (const double option : taken.options) add(option);
+    const CommonOptions& common = taken.common;
+    for (const double option : {common.lr, common.weight_decay, common.clip_value, common.ema_decay}) add(option);
+    for (const bool option : {common.decoupled, common.maximize, common.averaged}) add(option ? 1 : 0);
+  }
+  return hash;
 }
 
 bool step_once(const Rule& rule, const double* options, const CommonOptions& common, double grad_scale,

@@ -64,6 +64,17 @@ struct Measured {
   std::size_t first_nonfinite = none;  // the first parameter whose gradient is not finite, where it was asked for
 };
 
+// What is found of norm_block elements of a gradient, or of fewer at its end; as processes tell it each other.
+struct Block {
+  double squares;  // their sum; 0 where the norm was not asked for
+  double finite;   // 1: all are, as far as that was asked for; or 0
+};
+constexpr std::size_t blocks_of(std::size_t size) noexcept { return (size + norm_block - 1) / norm_block; }
+
+// What the blocks of all gradients, those of one parameter after the other's, say together.
+Measured total(const Block* blocks, const std::size_t* counts, std::size_t parameters, double grad_scale,
+               bool finite) noexcept;
+
 // Not thread-safe: the caller lets one thread in at a time.
 class Optimizer {
  public:
@@ -84,6 +95,10 @@ class Optimizer {
 
   // Looks at gradients, one for each parameter in the order in which they were added.
   Measured measure(const Gradient* gradients, double grad_scale, bool norm, bool finite) noexcept;
+
+  // The same for who has but a part of the gradients: all blocks of all parameters, where a missing gradient's say
+  // nothing, into room for so many.
+  void measure_blocks(const Gradient* gradients, double grad_scale, bool norm, bool finite, Block* blocks) noexcept;
 
   // Takes the options of each group for the coming step.
   void take_options() noexcept;
@@ -106,6 +121,13 @@ class Optimizer {
   // Carries out the planned step.
   void apply() noexcept;
 
+  // The same in parts: those of these parameters, in ascending order, that the plan is for; at the end, the counts.
+  void apply_some(const std::vector<std::size_t>& parameters) noexcept;
+  void count_step() noexcept;
+
+  // A number that differs, as good as surely, where the options taken last or the count of steps do.
+  std::uint64_t digest() const noexcept;
+
  private:
   struct Fold {
     std::size_t group;
@@ -117,10 +139,6 @@ class Optimizer {
     Numbers numbers;
     bool serves(const Parameter& parameter) const noexcept;
   };
-  struct Block {
-    double squares;
-    bool finite;
-  };
   struct Measuring;
   struct Planned {
     std::size_t parameter;
@@ -131,6 +149,7 @@ class Optimizer {
     CommonOptions common;
   };
   const Fold& fold(std::size_t index, double grad_scale);
+  void look(const Gradient* gradients, double grad_scale, bool norm, bool finite) noexcept;
   void add_rows(const Sweep& sweep, const Parameter& parameter, const Gradient& gradient);
 
   bool flush_denormals_;
@@ -144,6 +163,7 @@ class Optimizer {
   std::vector<Planned> planned_;
   std::size_t planned_elements_ = 0;
   std::vector<Block> blocks_;  // room for what measuring finds of each block of all gradients
+  std::vector<Sweep> some_;    // room for a part of the sweeps
 };
 
 // The scale of gradients of this norm under clip_norm.

@@ -383,8 +383,8 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "nonfinite: the last instead of the first": (CORE, "!good && found.first_nonfinite == Measured::none", "!good"),
     "nonfinite: only the first gradient": (
         CORE,
-        "good = good && (!finite || blocks_",
-        "good = good && (!finite || i != 0 || blocks_",
+        "good = good && block->finite",
+        "good = good && i == 0 && block->finite",
     ),
     "nonfinite: sum of squares": (CORE, "good = good && (!finite || std::isfinite(squares));", ""),
     "sparse: size": (CORE, "gradient.row_count * parameter.row_size", "gradient.row_count"),

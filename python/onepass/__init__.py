@@ -12,6 +12,7 @@ Example:
 from typing import TYPE_CHECKING, Any
 
 from . import _core
+from .arrays import flatten
 from .base import Optimizer
 from .functional import adam_step
 from .groups import Group
@@ -35,6 +36,7 @@ __all__ = [
     "SparseRows",
     "adam_step",
     "config",
+    "flatten",
     "get_num_threads",
     "presets",
     "schedules",

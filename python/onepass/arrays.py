@@ -167,3 +167,62 @@ def pin(array: Array) -> list[weakref.ref[Any]]:
     while isinstance(owners[-1].base, np.ndarray):
         owners.append(owners[-1].base)
     return [weakref.ref(owner) for owner in owners]
+
+
+# ---- One buffer ----
+
+
+def flatten(params: Params) -> Any:
+    """Copies of the parameters, in the form in which they came, that lie one behind the other in one array per dtype.
+
+    Each has the shape and order (C or Fortran) of its original and is a view of the array of its dtype, one-dimensional
+    and in its ``base``: all weights can be saved, copied, compared or sent to other processes at once. An optimizer
+    takes the views as any arrays; `onepass.integrations.mpi.ShardedOptimizer` then sends them without copies.
+
+    Args:
+        params: an array, a sequence, a mapping, or groups, as in `Adam`.
+
+    Raises:
+        TypeError, ValueError: what an optimizer could not update in place, as in `Adam`.
+
+    Example:
+        >>> import numpy as np, onepass
+        >>> w, b = onepass.flatten([np.ones((2, 2), np.float32), np.zeros(1, np.float32)])
+        >>> w.base is b.base
+        True
+        >>> b.base
+        array([1., 1., 1., 1., 0.], dtype=float32)
+        >>> w *= 3
+        >>> b.base
+        array([3., 3., 3., 3., 0.], dtype=float32)
+    """
+    given: Any = params if isinstance(params, (np.ndarray, Mapping)) else listed("params", params)
+    form, groups = grouped(given)
+    labelled = [
+        ("the parameter" if form is form.array else f"parameter {key!r}", key, array)
+        for named, _ in groups
+        for key, array in named.items()
+    ]
+    for label, _, array in labelled:
+        check_storage(label, array)
+    check_disjoint([(label, array) for label, _, array in labelled])
+    sizes: dict[np.dtype[Any], int] = {}
+    for _, _, array in labelled:
+        sizes[array.dtype] = sizes.get(array.dtype, 0) + array.size
+    buffers = {dtype: np.empty(size, dtype) for dtype, size in sizes.items()}
+    ends = dict.fromkeys(buffers, 0)
+    views: dict[Any, Array] = {}
+    for _, key, array in labelled:
+        plain = np.asarray(array)
+        start = ends[plain.dtype]
+        ends[plain.dtype] = start + plain.size
+        order: Any = "C" if plain.flags.c_contiguous else "F"
+        views[key] = buffers[plain.dtype][start : start + plain.size].reshape(plain.shape, order=order)
+        np.copyto(views[key], plain)
+    if form is form.array:
+        return views[0]
+    if form is form.mapping:
+        return views
+    if any(isinstance(item, Mapping) for item in given):
+        return [{"params": [views[key] for key in named], **options} for named, options in groups]
+    return tuple(views.values()) if isinstance(params, tuple) else list(views.values())

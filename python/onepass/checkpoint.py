@@ -14,8 +14,8 @@ import re
 import secrets
 import stat
 import zipfile
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from reprlib import repr as short  # what a file holds may be long
 from typing import IO, Any, NamedTuple
@@ -178,6 +178,14 @@ def write(path: PathLike, state_dict: StateDict) -> None:
     """
     members = {_SCALARS: np.frombuffer(_scalars(state_dict), np.uint8)}
     members |= {_member(*key): array for key, array in _arrays(state_dict).items()}
+    with replaced(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, array in members.items():
+            _write_array(archive, name, array)
+
+
+@contextmanager
+def replaced(path: PathLike) -> Iterator[IO[bytes]]:
+    """A file to write what the path shall hold when the block has ended; if it raises, the path is as it was."""
     target = Path(os.path.realpath(os.fsdecode(path)))  # a symbolic link stays one
     mode = _mode(target)
     temporary = target.with_name(f".onepass-{secrets.token_hex(8)}.tmp")
@@ -189,9 +197,7 @@ def write(path: PathLike, state_dict: StateDict) -> None:
         with file:
             if mode is not None:
                 temporary.chmod(mode)
-            with zipfile.ZipFile(file, "w") as archive:
-                for name, array in members.items():
-                    _write_array(archive, name, array)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
@@ -241,11 +247,14 @@ def _flush_folder(folder: Path) -> None:
 # ---- Reading ----
 
 
-def read(path: PathLike, like: StateDict) -> dict[str, Any]:
+def read(
+    path: PathLike, like: StateDict, take: Callable[[int, str, Array], Any] = lambda index, name, array: array
+) -> dict[str, Any]:
     """Read a state dict that an optimizer whose own is `like` can take.
 
     Names, shapes, dtypes and sizes are checked before the first array is allocated, every checksum is verified, and
-    nothing in the file is evaluated or unpickled.
+    nothing in the file is evaluated or unpickled. What is kept of an array is what `take` makes of its parameter's
+    index, its name and itself.
 
     Raises:
         OSError: the file cannot be opened.
@@ -256,7 +265,7 @@ def read(path: PathLike, like: StateDict) -> dict[str, Any]:
         try:
             file.longest = _CHUNK + 4 * len(_scalars(like)) + 256 * len(_arrays(like))
             with zipfile.ZipFile(file) as archive:
-                return _load(archive, like)
+                return _load(archive, like, take)
         except MemoryError:
             raise
         except Exception as error:  # zipfile raises a dozen kinds
@@ -274,7 +283,7 @@ class _Frugal(io.FileIO):
         return super().read(size) or b""
 
 
-def _load(archive: zipfile.ZipFile, like: StateDict) -> dict[str, Any]:
+def _load(archive: zipfile.ZipFile, like: StateDict, take: Callable[[int, str, Array], Any]) -> dict[str, Any]:
     infos = {info.filename: info for info in archive.infolist()}
     if len(infos) != len(archive.infolist()):
         raise ValueError("it holds a member twice")
@@ -292,7 +301,8 @@ def _load(archive: zipfile.ZipFile, like: StateDict) -> dict[str, Any]:
         if infos[member].file_size != found["state"][index][name].start + own.nbytes:
             raise ValueError(f"{member} has {infos[member].file_size} bytes, wrong for {own.shape} {own.dtype}")
     for member, (index, name, own) in wanted.items():
-        found["state"][index][name] = _read_array(archive, infos[member], found["state"][index][name], own)
+        array = _read_array(archive, infos[member], found["state"][index][name], own)
+        found["state"][index][name] = take(index, name, array)
     for group in found["param_groups"]:
         options = {name: value for name, value in group.items() if name not in ("params", "param_names")}
         group |= {name: tuple(value) for name, value in options.items() if isinstance(value, list)}

@@ -1,0 +1,918 @@
+"""Data-parallel training on MPI (mpi4py): every process, a rank, keeps the optimizer's state of its own share alone.
+
+ZeRO's first stage: the gradients of all ranks are summed by a reduce-scatter that leaves each with the sum for its
+share of the elements, an ordinary optimizer steps the share, and an allgather hands the new weights to all. That sends
+no more than summing all gradients everywhere would, and the state is divided by the number of ranks.
+
+    mpiexec -n 4 python -m mpi4py train.py
+
+(``-m mpi4py`` so that an exception on one rank ends all of them, where they would wait for it forever.)
+
+Example:
+    >>> import numpy as np, onepass
+    >>> from mpi4py import MPI
+    >>> from onepass.integrations.mpi import ShardedOptimizer
+    >>> w = np.ones(3, np.float32)
+    >>> opt = ShardedOptimizer(MPI.COMM_SELF, onepass.AdamW, w, lr=0.5, weight_decay=0.0)
+    >>> opt.step(np.array([1, 0, -1], np.float32))  # on each rank its own gradients: their average counts
+    >>> w
+    array([0.5, 1. , 1.5], dtype=float32)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import operator
+import os
+import re
+import secrets
+import threading
+import zlib
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _core, checkpoint, checks
+from ..arrays import Array, Params, address, checked_gradient, grouped, listed
+from ..base import Optimizer
+from ..checks import LearningRate
+from ..groups import Group
+from ..machine import set_num_threads
+from ..optimizers import SGD
+from ..shares import Piece, owners, shared_out
+from ..sparse import SparseRows
+from . import needed
+
+with needed("mpi4py", "mpi"):
+    from mpi4py import MPI
+
+__all__ = ["ShardedOptimizer"]
+
+VERSION = 1  # of the manifest
+MANIFEST = "manifest.json"
+_OPTIONS = "options of the groups, or schedules that say something else"
+
+
+class ShardedOptimizer:
+    r"""An optimizer whose state is divided among the ranks of a communicator.
+
+    Every rank makes it with the same arguments and parameters of equal values, and hands its own gradients to each
+    `step`; all ranks then have the same new weights, in the arrays that they handed over. For any number of ranks the
+    bits are those of one process that is handed the reduced gradients, with every option, ``clip_norm`` too. (The order
+    in which MPI adds the gradients of several ranks is MPI's, and may depend on their number.)
+
+    A rank keeps the state of its share, equal among ranks to within one block of 4,096 elements of the mean, and that
+    share's gradient. Parameters made by `onepass.flatten`, and gradients that lie likewise in one array per dtype, are
+    sent as they are; others are gathered into and scattered from buffers of two chunks.
+
+    While one chunk is stepped, the next ones are being reduced and those before gathered; with ``clip_norm`` or
+    ``nonfinite`` all gradients are reduced first.
+
+    Methods named as collective must be called by all ranks. Where one of them fails, or ranks disagree, before anything
+    has changed, all of them raise, and none waits for another.
+
+    On a node with several ranks each uses its part of the processors: `onepass.set_num_threads` is called, unless the
+    environment says how many threads to use.
+
+    Args:
+        comm: an intracommunicator of mpi4py, say ``MPI.COMM_WORLD``. Its duplicate is what is used.
+        kind: the optimizer, say `onepass.AdamW`.
+        params: as in `Adam`, groups too. All ranks have the same, in the same order.
+        average: step along the mean of the ranks' gradients; False: along their sum. The division is part of the step.
+        chunk: how many elements are sent at once, at least; more where there are so many ranks that a share of it would
+            be less than two blocks.
+        options: those of the optimizer.
+
+    Raises:
+        TypeError, ValueError: as the optimizer; RuntimeError: another rank raised; ValueError: ranks disagree on
+            parameters, their shapes, dtypes, order or values, or on options.
+
+    Source: Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models" (2020), stage 1.
+    """
+
+    def __init__(
+        self,
+        comm: MPI.Intracomm,
+        kind: type[Optimizer],
+        params: Params,
+        *,
+        average: bool = True,
+        chunk: int = 1 << 20,
+        **options: Any,
+    ) -> None:
+        """Collective."""
+        if not isinstance(comm, MPI.Intracomm):
+            raise TypeError(f"comm must be an mpi4py intracommunicator, not {type(comm).__name__}")
+        self._comm = _own(comm)
+        self._lock = threading.RLock()
+        self._broken = False
+        error, said = None, {}
+        try:
+            said = self._make(kind, params, average, chunk, options)
+        except Exception as failed:
+            error = failed
+        _agree(self._comm, error, said)
+        _share_processors(self._comm)
+
+    def _make(
+        self, kind: Any, params: Params, average: bool, chunk: int, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        """What a rank does alone at construction; what all ranks must say alike."""
+        if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
+            raise TypeError(f"kind must be an optimizer's class, say onepass.AdamW, not {kind!r}")
+        self._average = checks.flag("average", average)
+        try:
+            chunk = operator.index(chunk)
+        except TypeError:
+            raise TypeError(f"chunk must be an integer, not {chunk!r}") from None
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1, not {chunk}")
+
+        given: Any = params if isinstance(params, (np.ndarray, Mapping, tuple)) else listed("params", params)
+        form, groups = grouped(given)
+        if form is form.sequence and any(isinstance(item, Mapping) for item in given):
+            given = [{"params": list(named.values())} for named, _ in groups]
+        # It has no state, and knows the parameters' names, forms and errors.
+        self._whole = SGD(given, lr=0.0)
+        self._params = [np.asarray(array) for array in self._whole._params]
+        self._orders: list[Any] = ["C" if array.flags.c_contiguous else "F" for array in self._params]
+        kinds = [(array.dtype, array.size) for array in self._params]
+        ranks, rank = self._comm.size, self._comm.rank
+        self._chunks = shared_out(kinds, ranks, chunk)
+        self._flat = {dtype: _one_array(self._params, dtype) for dtype in dict.fromkeys(dtype for dtype, _ in kinds)}
+        self._lines = [_line(array) for array in self._params]
+        spans = sorted((address(array), address(array) + array.nbytes) for array in self._params if array.size)
+        self._starts, self._stops = [start for start, _ in spans], [stop for _, stop in spans]
+
+        # The share: its pieces, by parameter, each an ordinary optimizer's parameter. No elements of a parameter are a
+        # piece too, so that every rank has every group and counts every parameter's steps.
+        own: list[list[tuple[int, Piece]]] = [[] for _ in self._params]
+        for k, each in enumerate(self._chunks):
+            for piece in each.share(rank):
+                own[piece.parameter].append((k, piece))
+        for index, pieces in enumerate(own):
+            if not pieces:
+                pieces.append((-1, Piece(index, 0, 0, 0)))
+        placed = [each for pieces in own for each in pieces]
+        self._first = [0, *np.cumsum([len(pieces) for pieces in own]).tolist()]  # of each parameter's pieces
+        self._group_of = [g for g, (named, _) in enumerate(groups) for _ in named]
+        self._pieces = [piece for _, piece in placed]
+        self._parts: list[list[int]] = [[] for _ in self._chunks]  # the pieces of each chunk
+        for index, (k, _) in enumerate(placed):
+            if k >= 0:
+                self._parts[k].append(index)
+        inner, first = [], 0
+        for named, changed in groups:
+            mine = [piece for pieces in own[first : first + len(named)] for _, piece in pieces]
+            first += len(named)
+            inner.append({"params": [self._lines[p][start:stop] for p, start, stop, _ in mine], **changed})
+        self._optimizer = kind(inner, **options)
+
+        # Room for the share's gradient, and for two chunks where parameters or gradients lie scattered.
+        self._gradient: list[Array] = [np.empty(0)] * len(self._pieces)
+        self._share: list[Array] = []
+        for each, part in zip(self._chunks, self._parts):
+            begin, end = each.cuts[rank : rank + 2]
+            self._share.append(np.zeros(end - begin, each.dtype))
+            for index in part:
+                _, start, stop, at = self._pieces[index]
+                self._gradient[index] = self._share[-1][at - begin : at - begin + stop - start]
+        for index, (_, start, stop, _) in enumerate(self._pieces):
+            if start == stop:
+                self._gradient[index] = np.empty(0, self._params[self._pieces[index].parameter].dtype)
+        self._sending: dict[tuple[Any, int], Array] = {}
+        self._taking: dict[tuple[Any, int], Array] = {}
+
+        # Where each rank's blocks of the norm belong.
+        found = owners(kinds, ranks, self._chunks)
+        self._block_order = np.argsort(found, kind="stable")
+        self._rank_blocks = np.bincount(found, minlength=ranks)
+        self._block_counts = [-(-array.size // _core.norm_block) for array in self._params]
+
+        labels = [self._whole._parameter(key, form) for key in self._whole._keys]
+        return {
+            "optimizer": kind.__name__,
+            "parameters": [
+                f"{label} of shape {array.shape}, {array.dtype}, {order} order"
+                for label, array, order in zip(labels, self._params, self._orders)
+            ],
+            "sizes of groups": str([len(named) for named, _ in groups]),
+            "options": [
+                *(each for index, group in enumerate(self._optimizer.groups) for each in _said(index, group)),
+                *(f"{name}={getattr(self._optimizer, name)!r}" for name in checks.WHOLE),
+                f"average={self._average}",
+                f"chunk={chunk}",
+            ],
+            "values": [
+                f"values in {label} that rank 0 has not (make them equal first, say with comm.Bcast): checksum "
+                f"{zlib.crc32(line.view(np.uint8)):08x}"
+                for label, line in zip(labels, self._lines)
+            ],
+        }
+
+    # Stepping.
+
+    def step(self, grads: Any, grad_scale: float = 1.0) -> None:
+        """Update the parameters of all ranks in place, along the mean or sum of the ranks' gradients. Collective.
+
+        Args:
+            grads: this rank's gradients, as an ordinary optimizer's ``step`` takes them, except `SparseRows`. They are
+                read, not changed. ``None`` must be None on all ranks.
+            grad_scale: a factor for every gradient, the same on all ranks.
+
+        Raises:
+            TypeError, ValueError, FloatingPointError: as the ordinary optimizer's; ValueError: ranks disagree on which
+                gradients are None, on ``grad_scale``, on options or what schedules say; RuntimeError: another rank
+                raised. Nothing has changed, on any rank.
+        """
+        with self._lock:
+            self._check_whole()
+            self._agreed, self._changing = False, False
+            self._reducing = 0  # how many chunks are being reduced, or have been
+            self._requests: dict[tuple[str, int], MPI.Request] = {}
+            try:
+                self._take(grads, grad_scale)
+                mine = [None if self._missing[piece.parameter] else g for piece, g in zip(self._pieces, self._gradient)]
+                skipped = self._optimizer.skipped
+                self._optimizer._step_in_parts(mine, self._scale, self._parts, self)
+                if self._optimizer.skipped == skipped:
+                    self._finish()
+            except BaseException as error:
+                if not self._agreed:
+                    _agree(self._comm, error, {})
+                self._broken = self._changing or bool(self._requests)
+                raise
+            finally:
+                self._given: list[Array | None] = []
+                self._given_flat: dict[Any, Array | None] = {}
+
+    def _check_whole(self) -> None:
+        if self._broken:
+            raise RuntimeError("an earlier step or load broke off in the middle, on this rank: make a new optimizer")
+
+    def _take(self, grads: Any, grad_scale: float) -> None:
+        """Check this rank's gradients."""
+        whole = self._whole
+        self._scale = checks.finite("grad_scale", grad_scale) / (self._comm.size if self._average else 1)
+        arranged = [grads] if whole._form is whole._form.array else whole._arrange(grads)
+        self._missing = [grad is None for grad in arranged]
+        self._given = []
+        for index, grad in enumerate(arranged):
+            if not whole._params[index].flags.writeable:
+                whole._parameter_changed(index, True)
+            if grad is None:
+                self._given.append(None)
+                continue
+            label = whole._label(index)
+            if isinstance(grad, SparseRows):
+                raise TypeError(f"{label} is given by rows, which ranks cannot share: pass the whole gradient")
+            array = checked_gradient(label, grad, whole._shapes[index])
+            self._given.append(array.copy() if self._overlaps(array) else array)
+        self._given_flat = {}
+        for dtype in self._flat:
+            own = [(g, p, o) for g, p, o in zip(self._given, self._params, self._orders) if p.dtype == dtype]
+            lies_so = all(
+                g is not None and g.dtype == dtype and (g.flags.c_contiguous if o == "C" else g.flags.f_contiguous)
+                for g, _, o in own
+            )
+            self._given_flat[dtype] = _one_array([g for g, _, _ in own if g is not None], dtype) if lies_so else None
+
+    def _overlaps(self, array: Array) -> bool:
+        """Whether a gradient may share memory with a parameter, which changes while gradients are still being read."""
+        if not array.flags.forc:
+            return any(np.may_share_memory(array, line) for line in self._lines)
+        k = bisect_left(self._starts, address(array) + array.nbytes)  # those from here on begin behind it
+        return k > 0 and self._stops[k - 1] > address(array)
+
+    # What _core.Optimizer._step_in_parts calls.
+
+    def _agree(self, digest: int, whole: bool) -> None:
+        """All is ready on this rank; wait until it is on the others."""
+        self._agreed = True
+        optimizer = self._optimizer
+        missing = [self._whole._label(index) for index, none in enumerate(self._missing) if none]
+        said = {
+            "step": optimizer.step_count + 1,
+            "None as": str(missing),
+            "grad_scale": self._scale * (self._comm.size if self._average else 1),
+            "clip_norm": optimizer.clip_norm,
+            "nonfinite": optimizer.nonfinite,
+            _OPTIONS: digest,
+        }
+        _agree(self._comm, None, said)
+        self._reduce_up_to(2)
+        for k in range(len(self._chunks) if whole else 0):
+            self._reduced(k)
+
+    def _measured(self, blocks: Array) -> tuple[float, int | None]:
+        """What the blocks of all ranks say together, given this rank's: the norm, and which gradient is not finite."""
+        gathered = np.empty((len(self._block_order), 2))
+        counts = 2 * self._rank_blocks
+        self._comm.Allgatherv(blocks, [gathered, (counts, _displacements(counts))])
+        ordered = np.empty_like(gathered)
+        ordered[self._block_order] = gathered
+        finite = self._optimizer.nonfinite != "propagate"
+        norm, first = _core.total(ordered, self._block_counts, self._scale, finite)
+        if first is not None and self._optimizer.nonfinite == "raise":
+            self._whole._nonfinite_gradient(first)
+        return norm, first
+
+    def _ready(self, k: int) -> None:
+        """Chunk k is about to be stepped, and the one before it has been."""
+        if k:
+            self._changing = True
+            self._hand_out(k - 1)
+        self._reduced(k)
+
+    def _finish(self) -> None:
+        """All chunks have been stepped."""
+        self._changing = True
+        if self._chunks:
+            self._hand_out(len(self._chunks) - 1)
+        for k in range(len(self._chunks)):
+            self._handed_out(k)
+        self._changing = False
+
+    # The chunks on their way.
+
+    def _is_stepped(self, k: int) -> bool:
+        return any(not self._missing[piece.parameter] for piece in self._chunks[k].pieces)
+
+    def _reduce_up_to(self, end: int) -> None:
+        """Start reducing the gradients of the chunks before this one."""
+        while self._reducing < min(end, len(self._chunks)):
+            k = self._reducing
+            self._reducing += 1
+            if self._is_stepped(k):
+                chunk = self._chunks[k]
+                flat = self._given_flat[chunk.dtype]
+                mine = self._packed(k) if flat is None else flat[chunk.start : chunk.start + chunk.size]
+                self._requests["reduce", k] = self._comm.Ireduce_scatter(mine, self._share[k], chunk.counts())
+
+    def _reduced(self, k: int) -> None:
+        """Wait for the gradient of a chunk's share."""
+        request = self._requests.get(("reduce", k))
+        if request is not None:
+            request.Wait()
+            del self._requests["reduce", k]
+        self._reduce_up_to(k + 3)  # into room that is now free
+
+    def _packed(self, k: int) -> Array:
+        """The gradients of this rank for a chunk, in one array."""
+        chunk = self._chunks[k]
+        room = self._room(self._sending, k)
+        for index, start, stop, at in chunk.pieces:
+            grad = self._given[index]
+            if grad is not None:
+                part = _line(grad, self._orders[index])[start:stop]
+                with np.errstate(all="ignore"):  # a value too large for the dtype becomes infinite, as in any cast
+                    np.copyto(room[at : at + stop - start], part, casting="same_kind")
+        return room
+
+    def _room(self, rooms: dict[tuple[Any, int], Array], k: int) -> Array:
+        """Room for a chunk, shared with every second one before it."""
+        dtype, size = self._chunks[k].dtype, self._chunks[k].size
+        if (dtype, k % 2) not in rooms:
+            rooms[dtype, k % 2] = np.zeros(max(chunk.size for chunk in self._chunks if chunk.dtype == dtype), dtype)
+        return rooms[dtype, k % 2][:size]
+
+    def _hand_out(self, k: int) -> None:
+        """Start gathering the new weights of a chunk from those who stepped them."""
+        if not self._is_stepped(k):
+            return
+        chunk = self._chunks[k]
+        flat = self._flat[chunk.dtype]
+        if flat is not None:
+            room = flat[chunk.start : chunk.start + chunk.size]
+        else:
+            for kind, other in list(self._requests):
+                if kind == "gather" and other % 2 == k % 2:
+                    self._handed_out(other)
+            room = self._room(self._taking, k)
+            for index, start, stop, at in chunk.share(self._comm.rank):
+                room[at : at + stop - start] = self._lines[index][start:stop]
+        self._requests["gather", k] = self._comm.Iallgatherv(MPI.IN_PLACE, _by_rank(room, chunk.counts()))
+
+    def _handed_out(self, k: int) -> None:
+        """Wait for the new weights of a chunk."""
+        request = self._requests.get(("gather", k))
+        if request is None:
+            return
+        request.Wait()
+        del self._requests["gather", k]
+        chunk = self._chunks[k]
+        if self._flat[chunk.dtype] is None:
+            room = self._room(self._taking, k)
+            for index, start, stop, at in chunk.pieces:
+                if not self._missing[index]:
+                    self._lines[index][start:stop] = room[at : at + stop - start]
+
+    # What an ordinary optimizer says of itself.
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The ordinary optimizer that steps this rank's share: to look at its ``state``, not to be stepped by hand.
+
+        Its parameters are the pieces that `share` names, in the same order.
+        """
+        return self._optimizer
+
+    @property
+    def share(self) -> list[tuple[Any, int, int]]:
+        """The elements of this rank's share: a parameter's name or index, and where in its memory they begin, end."""
+        return [(self._whole._keys[index], start, stop) for index, start, stop, _ in self._pieces]
+
+    @property
+    def params(self) -> Any:
+        """The parameters, in the form in which they came; with groups one list of all."""
+        return self._whole.params
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups, to read and set their options, alike on all ranks. Their ``params`` are pieces of this share."""
+        return self._optimizer.groups
+
+    @property
+    def param_groups(self) -> tuple[Group, ...]:
+        """The same as `groups`, under PyTorch's name."""
+        return self._optimizer.groups
+
+    @property
+    def lr(self) -> LearningRate:
+        """The learning rate of the only group, as an ordinary optimizer's; to be set alike on all ranks."""
+        return self._optimizer.lr
+
+    @lr.setter
+    def lr(self, value: LearningRate) -> None:
+        self._optimizer.lr = value
+
+    @property
+    def clip_norm(self) -> float | None:
+        """What the global norm of the gradients is scaled down to; to be set alike on all ranks."""
+        return self._optimizer.clip_norm
+
+    @clip_norm.setter
+    def clip_norm(self, value: float | None) -> None:
+        self._optimizer.clip_norm = value
+
+    @property
+    def nonfinite(self) -> str:
+        """What becomes of a step whose gradients are not finite; to be set alike on all ranks."""
+        return self._optimizer.nonfinite
+
+    @nonfinite.setter
+    def nonfinite(self, value: str) -> None:
+        self._optimizer.nonfinite = value
+
+    @property
+    def flush_denormals(self) -> bool:
+        """Whether subnormal numbers count as zero while stepping."""
+        return self._optimizer.flush_denormals
+
+    @property
+    def step_count(self) -> int:
+        """The number of steps applied so far."""
+        return self._optimizer.step_count
+
+    @property
+    def skipped(self) -> int:
+        """The number of steps left out because of gradients that ``nonfinite`` refuses."""
+        return self._optimizer.skipped
+
+    @property
+    def grad_norm(self) -> float | None:
+        """The global norm of the last step's reduced gradients before clipping, where ``clip_norm`` is set."""
+        return self._optimizer.grad_norm
+
+    def __repr__(self) -> str:
+        return f"ShardedOptimizer(rank {self._comm.rank} of {self._comm.size}, {self._optimizer!r})"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a ShardedOptimizer belongs to its communicator and cannot be copied or pickled: use save")
+
+    # Saving.
+
+    def averages(self) -> Any:
+        """The running averages, gathered, in the form of the parameters; None without ``ema``. Collective."""
+        with self._lock:
+            if self._optimizer.groups[0].ema is None:
+                return None
+            states = self._gathered(["ema"], None)
+            return self._whole._formed([state["ema"] for state in states])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the ordinary optimizer's ``state_dict`` would be, gathered on every rank. Collective."""
+        with self._lock:
+            return self._said_of_whole(self._gathered(self._state_names(), None))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue where an optimizer was, this or an ordinary one, whose `state_dict` all ranks have. Collective.
+
+        Raises:
+            TypeError, ValueError: as the ordinary optimizer's; RuntimeError: another rank raised. Nothing has changed.
+        """
+
+        def checked() -> dict[str, Any]:
+            checkpoint.check(state_dict, self._like_whole())
+            return self._piecewise(state_dict, self._cut)
+
+        self._load(checked)
+
+    def save(self, path: str | os.PathLike[str], *, gathered: bool = False) -> None:
+        """Write the state, as the ordinary optimizer's ``save`` does, to a folder that all ranks see. Collective.
+
+        Each rank writes a file with its share, and when all have, rank 0 writes ``manifest.json``, which names the
+        files. Whatever dies at whatever moment, the folder holds the whole old set or the whole new one. Files of older
+        sets are then deleted.
+
+        Args:
+            path: of the folder, which is made if need be.
+            gathered: write one file, that of an ordinary optimizer, at this path instead: rank 0 gathers the state of
+                all and must have room for it.
+
+        Raises:
+            OSError: the file could not be written; RuntimeError: that of another rank. What was there before still is.
+        """
+        with self._lock:
+            self._check_whole()
+            if gathered:
+                states = self._gathered(self._state_names(), 0)
+                with self._together():
+                    if self._comm.rank == 0:
+                        checkpoint.write(path, self._said_of_whole(states))
+            else:
+                self._save_set(Path(os.fsdecode(path)))
+
+    def _save_set(self, folder: Path) -> None:
+        first = self._comm.rank == 0
+        with self._together():
+            if first:
+                folder.mkdir(parents=True, exist_ok=True)
+        token = self._comm.bcast(secrets.token_hex(8) if first else None, root=0)
+        names = [f"{token}-{rank}.npz" for rank in range(self._comm.size)]
+        mine = folder / names[self._comm.rank]
+        try:
+            with self._together():
+                checkpoint.write(mine, self._optimizer._snapshot())
+        except BaseException:
+            with suppress(OSError):
+                mine.unlink()
+            raise
+        pieces = self._comm.gather([list(piece[:3]) for piece in self._pieces], root=0)
+        with self._together():
+            if pieces is not None:
+                manifest = {
+                    "version": VERSION,
+                    "parameters": self._described(),
+                    "files": [{"name": name, "pieces": own} for name, own in zip(names, pieces)],
+                }
+                with checkpoint.replaced(folder / MANIFEST) as file:
+                    file.write(json.dumps(manifest).encode())
+                for old in folder.iterdir():
+                    if _OURS.fullmatch(old.name) and old.name not in names:
+                        with suppress(OSError):
+                            old.unlink()
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Continue from what `save` wrote, on any number of ranks, or from an ordinary optimizer's file. Collective.
+
+        Raises:
+            OSError: it could not be read, `FileNotFoundError` if there is none or no manifest.
+            ValueError: it is damaged or foreign, or does not fit.
+            RuntimeError: another rank raised. Nothing has changed.
+        """
+
+        def read() -> dict[str, Any]:
+            whole = Path(os.fsdecode(path))
+            try:
+                if whole.is_dir():
+                    return self._read_set(whole)
+                found = checkpoint.read(path, self._like_whole(), self._cut)
+                return self._piecewise(found, lambda index, name, cut: cut)
+            except TypeError as error:
+                raise ValueError(f"cannot load {os.fspath(path)!r}: {error}") from error
+
+        self._load(read)
+
+    def _load(self, read: Callable[[], dict[str, Any]]) -> None:
+        with self._lock:
+            self._check_whole()
+            error, found, said = None, {}, {}
+            try:
+                found = read()
+                checkpoint.check(found, self._optimizer._snapshot())
+                said = {
+                    "checkpoint": zlib.crc32(
+                        checkpoint._scalars({**found, "state": {}, "param_groups": _options_of(found)})
+                    )
+                }
+            except Exception as failed:
+                error = failed
+            _agree(self._comm, error, said)
+            self._optimizer.load_state_dict(found)
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """A block that all ranks leave in the same way: if one raises, all do."""
+        error: BaseException | None = None
+        try:
+            yield
+        except Exception as failed:
+            error = failed
+        _agree(self._comm, error, {})
+
+    def _state_names(self) -> list[str]:
+        """Those of all state arrays of any parameter."""
+        return list(dict.fromkeys(name for state in self._optimizer._states for name in state))
+
+    def _gathered(self, names: list[str], root: int | None) -> list[dict[str, Array]]:
+        """Whole state arrays of these names, by parameter: on all ranks, or on one while the others' stay empty."""
+        states = self._empty_states(names) if root in (None, self._comm.rank) else []
+        lines = [{name: _line(array, order) for name, array in s.items()} for s, order in zip(states, self._orders)]
+        for name in names:
+            for chunk, part in zip(self._chunks, self._parts):
+                has = {
+                    piece.parameter
+                    for piece in chunk.pieces
+                    if name in self._optimizer._states[self._first[piece.parameter]]
+                }
+                if not has:
+                    continue
+                begin, end = chunk.cuts[self._comm.rank : self._comm.rank + 2]
+                mine = np.zeros(end - begin, chunk.dtype)
+                for index in part:
+                    parameter, start, stop, at = self._pieces[index]
+                    if parameter in has:
+                        mine[at - begin : at - begin + stop - start] = self._optimizer._states[index][name]
+                room = np.empty(chunk.size if states else 0, chunk.dtype)
+                target = _by_rank(room, chunk.counts())
+                if root is None:
+                    self._comm.Allgatherv(mine, target)
+                else:
+                    self._comm.Gatherv(mine, target if states else None, root)
+                for parameter, start, stop, at in chunk.pieces if states else ():
+                    if parameter in has:
+                        lines[parameter][name][start:stop] = room[at : at + stop - start]
+        return states
+
+    def _empty_states(self, names: Iterable[str]) -> list[dict[str, Array]]:
+        wanted = set(names)
+        return [
+            {
+                name: np.empty(array.shape, array.dtype, order)
+                for name in self._optimizer._states[self._first[index]]
+                if name in wanted
+            }
+            for index, (array, order) in enumerate(zip(self._params, self._orders))
+        ]
+
+    def _said_of_whole(self, states: list[dict[str, Array]]) -> dict[str, Any]:
+        """The state dict of an ordinary optimizer with these arrays."""
+        saved, names = self._optimizer._snapshot(), self._whole._snapshot()["param_groups"]
+        named = [{key: own[key] for key in ("params", "param_names") if key in own} for own in names]
+        counts = [self._optimizer._counts(first) for first in self._first[:-1]]
+        return {
+            **saved,
+            "state": {index: {**count, **state} for index, (count, state) in enumerate(zip(counts, states))},
+            "param_groups": [{**group, **own} for group, own in zip(saved["param_groups"], named)],
+        }
+
+    def _like_whole(self) -> dict[str, Any]:
+        """What a state dict of all must be like. Nobody touches its arrays, and large ones take no memory."""
+        return self._said_of_whole(self._empty_states(self._state_names()))
+
+    def _cut(self, index: int, name: str, array: Array) -> list[Array]:
+        """What this rank's pieces of a parameter need of an array of its state."""
+        line = _line(np.asarray(array), self._orders[index])
+        own = self._pieces[self._first[index] : self._first[index + 1]]
+        return [np.array(line[piece.start : piece.stop]) for piece in own]
+
+    def _piecewise(self, whole: Mapping[str, Any], cut: Callable[[int, str, Any], list[Array]]) -> dict[str, Any]:
+        """The state dict of this rank's optimizer, made of that of an ordinary one."""
+        states: dict[int, dict[str, Any]] = {index: {} for index in range(len(self._pieces))}
+        arrays = self._state_names()
+        for parameter, state in whole["state"].items():
+            for name, value in state.items():
+                parts = cut(parameter, name, value) if name in arrays else None
+                own = range(self._first[parameter], self._first[parameter + 1])
+                for k, index in enumerate(own):
+                    states[index][name] = value if parts is None else parts[k]
+        return {**whole, "state": states, "param_groups": self._with_pieces(whole["param_groups"])}
+
+    def _with_pieces(self, groups: Any) -> list[dict[str, Any]]:
+        """Groups of a state dict, with this rank's pieces as their parameters."""
+        own = self._optimizer._snapshot()["param_groups"]
+        return [
+            {**{name: value for name, value in group.items() if name != "param_names"}, "params": mine["params"]}
+            for group, mine in zip(groups, own)
+        ]
+
+    def _described(self) -> list[Any]:
+        """The parameters, as a manifest says it."""
+        return [[list(array.shape), array.dtype.str, order] for array, order in zip(self._params, self._orders)]
+
+    def _read_set(self, folder: Path) -> dict[str, Any]:
+        """The state dict of this rank, from the files of any number of ranks."""
+        files = self._read_manifest(folder / MANIFEST)
+        own = self._optimizer._snapshot()
+        states: dict[int, dict[str, Any]] = {
+            index: {name: np.empty_like(array) for name, array in state.items()}
+            for index, state in enumerate(self._optimizer._states)
+        }
+        missing = {(index, name): array.size for index, state in states.items() for name, array in state.items()}
+        first: dict[str, Any] = {}
+        for name, pieces in files:
+            like = self._like_share(own, pieces)
+
+            def take(index: int, name: str, array: Array, pieces: list[Piece] = pieces) -> None:
+                parameter, start, stop, _ = pieces[index]
+                for k in range(self._first[parameter], self._first[parameter + 1]):
+                    piece = self._pieces[k]
+                    low, high = max(start, piece.start), min(stop, piece.stop)
+                    if low < high:
+                        states[k][name][low - piece.start : high - piece.start] = array[low - start : high - start]
+                        missing[k, name] -= high - low
+
+            found = checkpoint.read(folder / name, like, take)
+            counts = {
+                piece.parameter: {key: value for key, value in found["state"][index].items() if value is not None}
+                for index, piece in enumerate(pieces)
+            }
+            said = {**found, "state": counts, "param_groups": _options_of(found)}
+            first = first or said
+            if said != first:
+                raise ValueError(f"cannot load {str(folder)!r}: {name} is of another moment than {files[0][0]}")
+        if any(missing.values()):
+            raise ValueError(f"cannot load {str(folder)!r}: its files do not hold every element once")
+        for index, piece in enumerate(self._pieces):
+            states[index] |= first["state"][piece.parameter]
+        return {**first, "state": states, "param_groups": self._with_pieces(first["param_groups"])}
+
+    def _like_share(self, own: dict[str, Any], pieces: list[Piece]) -> dict[str, Any]:
+        """What the state dict of a rank with these pieces must be like."""
+        states, groups = {}, [{**group, "params": []} for group in own["param_groups"]]
+        for index, (parameter, start, stop, _) in enumerate(pieces):
+            mine = own["state"][self._first[parameter]]
+            states[index] = {
+                name: np.empty(stop - start, value.dtype) if isinstance(value, np.ndarray) else value
+                for name, value in mine.items()
+            }
+            groups[self._group_of[parameter]]["params"].append(index)
+        return {**own, "state": states, "param_groups": groups}
+
+    def _read_manifest(self, path: Path) -> list[tuple[str, list[Piece]]]:
+        """The name of each rank's file, and its pieces."""
+        data = path.read_bytes()
+        try:
+            manifest = json.loads(data)
+            version, parameters = manifest["version"], manifest["parameters"]
+            if version != VERSION:
+                raise ValueError(f"version must be {VERSION}, not {version!r}")
+            for index, (found, own) in enumerate(zip(parameters, self._described())):
+                if found != own:
+                    raise ValueError(f"parameter {index} was saved as {found}, here it is {own}")
+            if len(parameters) != len(self._params):
+                raise ValueError(f"it holds {len(parameters)} parameters, the optimizer has {len(self._params)}")
+            files = []
+            for file in manifest["files"]:
+                if not _OURS.fullmatch(file["name"]):
+                    raise ValueError(f"{file['name']!r} is no name of a file of this set")
+                pieces = [
+                    Piece(operator.index(p), operator.index(a), operator.index(b), 0) for p, a, b in file["pieces"]
+                ]
+                for piece in pieces:
+                    if piece.parameter < 0 or not 0 <= piece.start <= piece.stop <= self._params[piece.parameter].size:
+                        raise ValueError(f"{list(piece[:3])} is no piece of a parameter")
+                files.append((file["name"], pieces))
+            return files
+        except Exception as error:  # whatever is wrong with it
+            raise ValueError(f"cannot load {str(path)!r}: {str(error) or type(error).__name__}") from error
+
+
+_OURS = re.compile(r"[0-9a-f]{16}-\d+\.npz")
+
+
+# ---- Arrays ----
+
+
+def _line(array: Array, order: Any = None) -> Any:
+    """The elements in the order in which an array of that order has them in memory: a view, or what slices copies."""
+    order = order or ("C" if array.flags.c_contiguous else "F")
+    turned = array if order == "C" else array.T
+    return turned.reshape(-1) if turned.flags.c_contiguous else turned.flat
+
+
+def _one_array(arrays: list[Array], dtype: Any) -> Array | None:
+    """One array of all of these that have elements, if they lie one behind the other in one; None otherwise."""
+    full = [array for array in arrays if array.dtype == dtype and array.size]
+    if len(full) < 2:
+        return _line(full[0]) if full else np.empty(0, dtype)
+    base: Any = full[0]
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    if base.ndim != 1 or base.dtype != dtype or not base.flags.c_contiguous or not base.flags.writeable:
+        return None
+    place = address(full[0])
+    start = (place - address(base)) // base.itemsize
+    for array in full:
+        if address(array) != place:
+            return None
+        place += array.nbytes
+    stop = (place - address(base)) // base.itemsize
+    return np.asarray(base)[start:stop] if stop <= base.size else None
+
+
+def _displacements(counts: npt.ArrayLike) -> list[int]:
+    return [0, *np.cumsum(counts)[:-1].tolist()]
+
+
+def _by_rank(room: Array, counts: list[int]) -> Any:
+    """A buffer with that many elements of each rank, as mpi4py takes it."""
+    return [room, (counts, _displacements(counts))]
+
+
+# ---- The ranks among themselves ----
+
+
+_keyvals: list[int] = []  # of a communicator's duplicate among its attributes
+
+
+def _own(comm: MPI.Intracomm) -> MPI.Intracomm:
+    """The communicator's duplicate, where nobody else's messages are; one for all optimizers."""
+    if not _keyvals:
+        _keyvals.append(MPI.Comm.Create_keyval(delete_fn=lambda comm, keyval, own: own.Free()))
+    known: Any = comm.Get_attr(_keyvals[0])
+    own: MPI.Intracomm = known or comm.Dup()
+    if known is None:
+        comm.Set_attr(_keyvals[0], own)
+    return own
+
+
+def _agree(comm: MPI.Intracomm, error: BaseException | None, said: Mapping[str, Any]) -> None:
+    """Raise on all ranks where one of them has an error, or where they do not all say the same.
+
+    Collective: one reduction of three numbers while all is well.
+    """
+    digest = int.from_bytes(hashlib.blake2b(repr(said).encode(), digest_size=7).digest(), "little")
+    numbers = np.array([error is not None, digest, -digest], np.int64)
+    comm.Allreduce(MPI.IN_PLACE, numbers, MPI.MAX)
+    if numbers[0]:
+        told = comm.allgather(None if error is None else f"{type(error).__name__}: {error}")
+        if error is not None:
+            raise error
+        rank, words = next((rank, words) for rank, words in enumerate(told) if words is not None)
+        raise RuntimeError(f"rank {rank} raised {words}")
+    if numbers[1] != -numbers[2]:
+        first = comm.bcast(said, root=0)
+        told = comm.allgather(_difference(first, said))
+        rank, words = next((rank, words) for rank, words in enumerate(told) if words is not None)
+        raise ValueError(f"the ranks disagree: rank {rank} has {words}")
+
+
+def _difference(first: Mapping[str, Any], said: Mapping[str, Any]) -> str | None:
+    """What differs from rank 0, in words."""
+    for name, theirs in first.items():
+        mine = said[name]
+        if mine == theirs:
+            continue
+        if name == _OPTIONS:
+            return f"other {name} than rank 0"
+        if isinstance(mine, list) and len(mine) != len(theirs):
+            return f"{len(mine)} {name}, rank 0 {len(theirs)}"
+        if isinstance(mine, list):
+            one, other = next((a, b) for a, b in zip(mine, theirs) if a != b)
+            return f"{one}, rank 0 {other.rpartition(': ')[2]}"
+        return f"{name} {mine}, rank 0 {theirs}"
+    return None
+
+
+def _said(index: int, group: Group) -> list[str]:
+    """A group's options; of a function only that it is one."""
+    return [f"{name}={'a function' if callable(x) else repr(x)} in group {index}" for name, x in group._values.items()]
+
+
+def _options_of(state_dict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The groups without their parameters."""
+    groups = state_dict["param_groups"]
+    return [{name: value for name, value in group.items() if name not in ("params", "param_names")} for group in groups]
+
+
+def _share_processors(comm: MPI.Intracomm) -> None:
+    """Give each rank of a node its part of the processors, unless the environment says how many threads to use."""
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    try:
+        mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        all_of_node = Counter(processor for each in node.allgather(list(mine)) for processor in each)
+        ranks = node.size
+    finally:
+        node.Free()
+    if ranks > 1 and not any(os.environ.get(name) for name in ("ONEPASS_NUM_THREADS", "OMP_NUM_THREADS")):
+        set_num_threads(max(1, int(sum(Fraction(1, all_of_node[processor]) for processor in mine))))

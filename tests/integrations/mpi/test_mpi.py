@@ -1,0 +1,84 @@
+"""onepass.integrations.mpi under mpiexec: what ranks.py checks on 1 to 4 ranks, and ranks that are killed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mpi4py")
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+RANKS = HERE / "ranks.py"
+MPIEXEC = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec")
+CHECKS = re.findall(r"^def check_(\w+)", RANKS.read_text(), re.MULTILINE)
+
+
+def mpiexec(ranks: int, *command: object, seconds: float = 120) -> tuple[int, str]:
+    """The exit status and what was printed. Whoever still runs after that time is killed, and the test fails."""
+    assert MPIEXEC, "no mpiexec: pip install mpich"
+    # Two processors serve four ranks: one thread each.
+    environment = {**os.environ, "OMP_NUM_THREADS": ""}
+    process = subprocess.Popen(
+        [MPIEXEC, "-n", str(ranks), sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        printed, _ = process.communicate()
+        raise AssertionError(f"hung on {ranks} ranks:\n{printed}") from None
+    return process.returncode, printed
+
+
+@cache
+def checked(ranks: int) -> str:
+    status, printed = mpiexec(ranks, RANKS)
+    return printed + f"exit status {status}"
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("check", CHECKS)
+def test_ranks(check: str, ranks: int) -> None:
+    assert f"passed {check}\n" in checked(ranks), checked(ranks)
+
+
+@pytest.mark.parametrize("count", range(1, 21))
+def test_a_rank_that_is_killed_while_saving_leaves_the_last_whole_set(count: int, tmp_path: Path) -> None:
+    status, printed = mpiexec(2, RANKS, "save_and_die", tmp_path / "set", count, count)
+    assert (status == 0) == (printed.count("saved") == 2)
+    print(printed)
+    status, again = mpiexec(2, RANKS, "load_after_death", tmp_path / "set")
+    assert status == 0, printed + again
+    print(again)
+
+
+def test_a_rank_that_is_killed_in_a_step_ends_the_others() -> None:
+    status, _ = mpiexec(3, RANKS, "step_and_die", seconds=60)
+    assert status != 0
+
+
+def test_the_example_ends_with_the_same_bits_on_one_rank_and_on_two() -> None:
+    pytest.importorskip("sklearn")
+    printed = [mpiexec(ranks, ROOT / "examples" / "mpi_digits.py", "--epochs", 2) for ranks in (1, 2)]
+    assert [status for status, _ in printed] == [0, 0], printed
+    one, two = (re.findall(r"weights ([0-9a-f]{64})", text) for _, text in printed)
+    assert one == two
+    assert len(one) == 1
+
+
