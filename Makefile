@@ -4,6 +4,7 @@
 #   make test          the tests, about a minute
 #   make test-integrations   the tests beside other libraries, which it installs (PyTorch, optax and more)
 #   make test-spacy    the tests beside spaCy and the thinc that it brings (part of test-integrations)
+#   make test-mpi      the tests of training on several processes, with the MPI that pip installs (part of test-integrations)
 #   make bench         all benchmarks, their images, the tables of README and docs; make bench CASE=small: one of them
 #   make bench-guard   count the instructions of the hot loops: no more than recorded
 #   make docs          the documentation site, in build/docs/
@@ -21,7 +22,7 @@ python := $(venv)/bin/python
 # Where a target's packages are noted once they are installed.
 installed = $(venv)/.installed-$(1)
 
-.PHONY: help demo test test-integrations test-spacy bench bench-guard docs lint format mutants wheel clean install
+.PHONY: help demo test test-integrations test-spacy test-mpi bench bench-guard docs lint format mutants wheel clean install
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -32,12 +33,15 @@ demo: install $(call installed,examples)
 test: install $(call installed,test) $(call installed,examples)
 	$(python) -m pytest $(ARGS)
 
-test-integrations: install $(call installed,test) $(call installed,integrations)
+test-integrations: install $(call installed,test) $(call installed,integrations) $(call installed,mpi)
 	$(MAKE) venv=.venv-spacy test-spacy
 	$(python) -m pytest tests/integrations $(ARGS)
 
 test-spacy: install $(call installed,test) $(call installed,spacy)
 	$(python) -m pytest tests/integrations/test_spacy.py tests/integrations/test_thinc.py $(ARGS)
+
+test-mpi: install $(call installed,test) $(call installed,examples) $(call installed,mpi)
+	$(python) -m pytest tests/integrations/mpi $(ARGS)
 
 bench: install $(call installed,bench) $(call installed,peers)
 	$(python) -m bench $(if $(CASE),--case $(CASE)) $(ARGS)

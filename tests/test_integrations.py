@@ -12,13 +12,16 @@ import pytest
 import onepass.integrations
 
 ADAPTERS = sorted(path.stem for path in Path(onepass.integrations.__file__).parent.glob("[a-z]*.py"))
+LIBRARIES = {adapter: {"mpi": "mpi4py"}.get(adapter, adapter) for adapter in ADAPTERS}
 
 
-@pytest.mark.parametrize("library", ADAPTERS)
-def test_an_adapter_without_its_library_says_what_to_install(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("adapter", "library"), LIBRARIES.items())
+def test_an_adapter_without_its_library_says_what_to_install(
+    adapter: str, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == library]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, f"onepass.integrations.{library}", raising=False)
+    monkeypatch.delitem(sys.modules, f"onepass.integrations.{adapter}", raising=False)
 
     class Nowhere:
         @staticmethod
@@ -27,8 +30,8 @@ def test_an_adapter_without_its_library_says_what_to_install(library: str, monke
                 raise ModuleNotFoundError(f"No module named {name!r}", name=library)
 
     monkeypatch.setattr(sys, "meta_path", [Nowhere, *sys.meta_path])
-    with pytest.raises(ModuleNotFoundError, match=f"needs {library}, .*: pip install {library}$") as caught:
-        importlib.import_module(f"onepass.integrations.{library}")
+    with pytest.raises(ModuleNotFoundError, match=f"{adapter} needs {library}, .*: pip install {library}$") as caught:
+        importlib.import_module(f"onepass.integrations.{adapter}")
     assert caught.value.name == library
 
 
@@ -44,4 +47,4 @@ def test_importing_onepass_imports_none_of_them() -> None:
     script = "import sys, onepass; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert "numpy" in loaded
-    assert not set(loaded) & {*ADAPTERS, "mpi4py", "matplotlib", "sklearn", "tqdm"}
+    assert not set(loaded) & {*LIBRARIES.values(), "matplotlib", "sklearn", "tqdm"}

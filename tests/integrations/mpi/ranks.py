@@ -577,16 +577,20 @@ def save_and_die() -> None:
 
 
 def load_after_death() -> None:
-    """Load what save_and_die left: the set of after one step or that of after three."""
-    sharded = trained(WORLD, parameters(), range(0), sys.argv[2], **OPTIONS)
+    """Load what save_and_die left: each time the set of after one step or that of after three."""
     params = parameters()
     single = onepass.AdamW(params, **OPTIONS)
-    for step in range(sharded.step_count):
+    states = []
+    for step in range(3):
         single.step(exact(step, 0, params))
-    same_state(sharded, single, "after death")
-    assert sharded.step_count in (1, 3)
-    if WORLD.rank == 0:
-        print(f"loaded the set of step {sharded.step_count}")
+        states.append(single.state_dict())
+    for folder in sys.argv[2:]:
+        sharded = trained(WORLD, parameters(), range(0), folder, **OPTIONS)
+        assert sharded.step_count in (1, 3)
+        single.load_state_dict(states[sharded.step_count - 1])
+        same_state(sharded, single, folder)
+        if WORLD.rank == 0:
+            print(f"{pathlib.Path(folder).name}: loaded the set of step {sharded.step_count}", flush=True)
 
 
 def step_and_die() -> None:

@@ -1,0 +1,226 @@
+"""How parameters are shared out among ranks, and steps in parts, without MPI; tests/integrations/mpi has them with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import onepass
+from onepass import _core
+from onepass.shares import Chunk, owners, shared_out
+from support import DTYPES, Array, assert_same_bits, ordinary, refused
+
+BLOCK = 4096
+dtypes = st.sampled_from([np.dtype(dtype) for dtype in DTYPES])
+sizes = st.one_of(st.integers(0, 3), st.integers(0, 3 * BLOCK), st.integers(BLOCK - 1, BLOCK + 1), st.integers(0, 10**6))
+kinds = st.lists(st.tuples(dtypes, sizes), min_size=1, max_size=8)
+
+
+@given(kinds, st.integers(1, 9), st.integers(1, 10**5))
+def test_every_element_is_in_one_share_and_shares_are_equal_to_within_a_block(
+    params: list[tuple[Any, int]], ranks: int, chunk: int
+) -> None:
+    chunks = shared_out(params, ranks, chunk)
+    held = [np.zeros(size, int) for _, size in params]
+    taken: dict[tuple[Any, int], int] = {}
+    for each in chunks:
+        assert len(each.cuts) == ranks + 1 and each.cuts[0] == 0
+        assert sum(each.counts()) == each.size == sum(stop - start for _, start, stop, _ in each.pieces) > 0
+        places: list[int] = []
+        for rank in range(ranks):
+            for index, start, stop, at in each.share(rank):
+                assert params[index][0] == each.dtype
+                assert start % BLOCK == 0 and (stop % BLOCK == 0 or stop == params[index][1])
+                assert each.cuts[rank] <= at < at + stop - start <= each.cuts[rank + 1]
+                held[index][start:stop] += 1
+                places += range(at, at + stop - start, BLOCK)
+                taken[each.dtype, rank] = taken.get((each.dtype, rank), 0) + stop - start
+        assert places == sorted(places)
+    assert all((count == 1).all() for count in held)
+    for dtype in {dtype for dtype, _ in params}:
+        mean = sum(size for own, size in params if own == dtype) / ranks
+        assert all(abs(taken.get((dtype, rank), 0) - mean) <= BLOCK for rank in range(ranks))
+
+
+@given(kinds, st.integers(1, 5))
+def test_the_owner_of_each_block_is_who_has_its_elements(params: list[tuple[Any, int]], ranks: int) -> None:
+    chunks = shared_out(params, ranks, 1)
+    owner: list[Array] = [np.full(size, -1) for _, size in params]
+    for chunk in chunks:
+        for rank in range(ranks):
+            for index, start, stop, _ in chunk.share(rank):
+                owner[index][start:stop] = rank
+    assert owners(params, ranks, chunks).tolist() == [rank for each in owner for rank in each[::BLOCK]]
+
+
+def test_chunks_are_about_as_large_as_asked_for_where_ranks_are_few() -> None:
+    size = 100_000_000
+    chunks = shared_out([(np.dtype(np.float32), size)], 4, 1 << 20)
+    assert len(chunks) == size // (1 << 20)
+    assert all(abs(chunk.size - size / len(chunks)) <= BLOCK for chunk in chunks)
+    many = shared_out([(np.dtype(np.float32), size)], 1000, 1 << 20)
+    assert all(min(chunk.counts()) > 0 for chunk in many)
+    assert isinstance(many[0], Chunk)
+
+
+# ---- Steps in parts ----
+
+
+class Exchange:
+    """What another process would say: the same as this one."""
+
+    def __init__(self, optimizer: onepass.Optimizer, gradients: list[Array], scale: float) -> None:
+        self.said: list[Any] = []
+        self.optimizer, self.gradients, self.scale = optimizer, gradients, scale
+        self.counts = [-(-g.size // BLOCK) for g in gradients]
+
+    def _agree(self, digest: int, whole: bool) -> None:
+        assert isinstance(digest, int)
+        self.said.append(whole)
+
+    def _measured(self, blocks: Array) -> tuple[float, int | None]:
+        self.said.append(len(blocks))
+        return _core.total(blocks, self.counts, self.scale, self.optimizer.nonfinite != "propagate")
+
+    def _ready(self, k: int) -> None:
+        self.said.append(f"part {k}")
+
+
+SHAPES = [3, 5000, 0, 4096, 9000]
+PARTS = [[1, 4], [], [0, 2, 3]]
+
+
+def arrays(seed: int, dtype: Any) -> list[Array]:
+    rng = np.random.default_rng(seed)
+    return [ordinary(rng, size, dtype) for size in SHAPES]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.5}, {"nonfinite": "skip", "ema": 0.5}])
+def test_a_step_in_parts_has_the_bits_of_a_step(dtype: Any, options: dict[str, Any]) -> None:
+    whole, parts = arrays(0, dtype), arrays(0, dtype)
+    a, b = onepass.NAdam(whole, **options), onepass.NAdam(parts, **options)
+    for step in range(1, 5):
+        gradients: list[Any] = arrays(step, dtype)
+        exchange = Exchange(b, gradients, 0.5)
+        if step == 2:
+            gradients[4] = None
+        if step == 3:
+            gradients[1][4500] = np.inf
+        if step == 3 and "nonfinite" not in options:
+            continue
+        a.step(gradients, 0.5)
+        b._step_in_parts(gradients, 0.5, PARTS, exchange)
+        assert_same_bits(parts, whole)
+        assert (b.step_count, b.skipped, b.grad_norm) == (a.step_count, a.skipped, a.grad_norm)
+        assert exchange.said == [bool(options) and options != {"ema": 0.5}, *[7] * bool(options)] + [
+            f"part {k}" for k in range(3) if step != 3 or not a.skipped
+        ]
+        for one, other in zip(a.state_dict()["state"].values(), b.state_dict()["state"].values()):
+            assert [one[name] for name in ("step", "mu_product")] == [other[name] for name in ("step", "mu_product")]
+            assert_same_bits([one["exp_avg"], one["exp_avg_sq"]], [other["exp_avg"], other["exp_avg_sq"]])
+
+
+def test_a_step_in_parts_that_is_not_agreed_on_changes_nothing() -> None:
+    params = arrays(0, np.float32)
+    optimizer = onepass.Adam(params, clip_norm=1.0)
+    exchange = Exchange(optimizer, params, 1.0)
+
+    def disagree(*_: Any) -> None:
+        raise ValueError("no")
+
+    for name in ("_agree", "_measured"):
+        exchange = Exchange(optimizer, params, 1.0)
+        setattr(exchange, name, disagree)
+        with refused(ValueError, "no", optimizer):
+            optimizer._step_in_parts(arrays(1, np.float32), 1.0, PARTS, exchange)
+    with refused(TypeError, "gradients of some rows cannot be applied in parts", optimizer):
+        sparse: list[Any] = [None, onepass.SparseRows([0], np.ones(1, np.float32)), None, None, None]
+        optimizer._step_in_parts(sparse, 1.0, PARTS, Exchange(optimizer, params, 1.0))
+
+
+def test_the_digest_of_a_step_tells_options_schedules_and_counts_apart() -> None:
+    def digest(optimizer: onepass.Optimizer) -> int:
+        class Asked(Exception):
+            pass
+
+        class Ask:
+            def _agree(self, digest: int, whole: bool) -> None:
+                raise Asked(digest)
+
+        with pytest.raises(Asked) as caught:
+            optimizer._step_in_parts([np.ones(3, np.float32)], 1.0, [[0]], Ask())
+        return int(caught.value.args[0])
+
+    def made(**options: Any) -> onepass.Optimizer:
+        return onepass.Adam([np.ones(3, np.float32)], **options)
+
+    stepped = made()
+    stepped.step([np.ones(3, np.float32)])
+    others = [
+        made(lr=0.5), made(betas=(0.5, 0.999)), made(weight_decay=0.1), made(clip_value=1.0), made(maximize=True),
+        made(ema=0.5), made(ema=0.6), made(lr=lambda t: 0.25), onepass.AdamW([np.ones(3, np.float32)], weight_decay=0.1),
+        stepped, made(),
+    ]  # fmt: skip
+    digests = [digest(optimizer) for optimizer in others]
+    assert len(set(digests)) == len(digests)
+    assert digest(made()) == digests[-1] == digest(made(lr=lambda t: 0.001))
+
+
+@pytest.mark.parametrize("blocks", [np.zeros((3, 2)), np.zeros((2, 3)), np.zeros(4)])
+def test_blocks_of_another_number_are_refused(blocks: Array) -> None:
+    with pytest.raises(ValueError, match="two columns"):
+        _core.total(blocks, [1, 1], 1.0, False)
+
+
+# ---- flatten ----
+
+
+def test_flat_parameters_are_copies_in_one_array_of_each_dtype() -> None:
+    given = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "b": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "c": np.array(7, np.float32),
+        "d": np.zeros((0, 2), np.float32),
+    }
+    flat = onepass.flatten(given)
+    assert list(flat) == ["a", "b", "c", "d"]
+    assert flat["a"].base.tolist() == [0, 1, 2, 3, 4, 5, 7]
+    assert flat["b"].base.tolist() == [0, 3, 1, 4, 2, 5]
+    assert all((flat[key] == given[key]).all() and flat[key].shape == given[key].shape for key in given)
+    assert flat["b"].flags.f_contiguous and flat["c"].base is flat["a"].base
+    flat["c"][...] = 8
+    assert given["c"] == 7 and flat["a"].base[-1] == 8
+
+
+def test_flat_parameters_come_in_the_form_of_the_given_ones() -> None:
+    w, b = np.ones((2, 2), np.float32), np.zeros(2, np.float32)
+    assert onepass.flatten(w).shape == (2, 2)
+    for kind in (list, tuple):
+        flat = onepass.flatten(kind([w, b]))
+        assert type(flat) is kind and [x.shape for x in flat] == [(2, 2), (2,)]
+    assert [x.shape for x in onepass.flatten(x for x in (w, b))] == [(2, 2), (2,)]
+    groups = onepass.flatten([{"params": w, "lr": 0.5}, {"params": [b]}])
+    assert groups[0]["lr"] == 0.5 and groups[0]["params"][0].base is groups[1]["params"][0].base
+    opt = onepass.SGD(groups, lr=1.0)
+    opt.step([np.ones((2, 2), np.float32), np.ones(2, np.float32)])
+    assert groups[0]["params"][0].base.tolist() == [0.5] * 4 + [-1] * 2
+
+
+def test_what_cannot_be_flattened_is_refused() -> None:
+    w = np.ones(4, np.float32)
+    for given, error, message in [
+        ([1], TypeError, "parameter 0 must be a NumPy array"),
+        ([w.astype(int)], TypeError, "parameter 0 must be of dtype float32 or float64"),
+        ({"w": w[::2]}, ValueError, "parameter 'w' is not contiguous"),
+        ([w, w], ValueError, "parameter 1 is the same memory as parameter 0"),
+        ([w, w[1:]], ValueError, "parameter 1 overlaps parameter 0"),
+        ([], ValueError, "no parameters"),
+        (3, TypeError, "params must be an array"),
+    ]:
+        with pytest.raises(error, match=message):
+            onepass.flatten(given)
