@@ -1,4 +1,4 @@
-"""How parameters are shared out among ranks, and steps in parts, without MPI; tests/integrations/mpi has them with it."""
+"""How parameters are shared out, and steps in parts, without MPI; tests/integrations/mpi has them with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from support import DTYPES, Array, assert_same_bits, ordinary, refused
 
 BLOCK = 4096
 dtypes = st.sampled_from([np.dtype(dtype) for dtype in DTYPES])
-sizes = st.one_of(st.integers(0, 3), st.integers(0, 3 * BLOCK), st.integers(BLOCK - 1, BLOCK + 1), st.integers(0, 10**6))
+sizes = st.one_of(
+    st.integers(0, 3), st.integers(0, 3 * BLOCK), st.integers(BLOCK - 1, BLOCK + 1), st.integers(0, 10**6)
+)
 kinds = st.lists(st.tuples(dtypes, sizes), min_size=1, max_size=8)
 
 
@@ -163,8 +165,8 @@ def test_the_digest_of_a_step_tells_options_schedules_and_counts_apart() -> None
     stepped.step([np.ones(3, np.float32)])
     others = [
         made(lr=0.5), made(betas=(0.5, 0.999)), made(weight_decay=0.1), made(clip_value=1.0), made(maximize=True),
-        made(ema=0.5), made(ema=0.6), made(lr=lambda t: 0.25), onepass.AdamW([np.ones(3, np.float32)], weight_decay=0.1),
-        stepped, made(),
+        made(ema=0.5), made(ema=0.6), made(lr=lambda t: 0.25),
+        onepass.AdamW([np.ones(3, np.float32)], weight_decay=0.1), stepped, made(),
     ]  # fmt: skip
     digests = [digest(optimizer) for optimizer in others]
     assert len(set(digests)) == len(digests)
@@ -213,7 +215,7 @@ def test_flat_parameters_come_in_the_form_of_the_given_ones() -> None:
 
 def test_what_cannot_be_flattened_is_refused() -> None:
     w = np.ones(4, np.float32)
-    for given, error, message in [
+    for wrong, error, message in [
         ([1], TypeError, "parameter 0 must be a NumPy array"),
         ([w.astype(int)], TypeError, "parameter 0 must be of dtype float32 or float64"),
         ({"w": w[::2]}, ValueError, "parameter 'w' is not contiguous"),
@@ -223,4 +225,4 @@ def test_what_cannot_be_flattened_is_refused() -> None:
         (3, TypeError, "params must be an array"),
     ]:
         with pytest.raises(error, match=message):
-            onepass.flatten(given)
+            onepass.flatten(wrong)

@@ -12,7 +12,7 @@ Example:
 from typing import TYPE_CHECKING, Any
 
 from . import _core
-from .arrays import flatten
+from .arrays import flatten, state_dir
 from .base import Optimizer
 from .functional import adam_step
 from .groups import Group
@@ -42,6 +42,7 @@ __all__ = [
     "schedules",
     "set_num_threads",
     "show_config",
+    "state_dir",
 ]
 __version__ = _core.__version__
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import tempfile
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any
 
@@ -136,10 +141,14 @@ def zeros_like(array: Array) -> Array:
     return all_zeros_like([array])[0]
 
 
-def all_zeros_like(arrays: list[Array]) -> list[Array]:
-    """What `zeros_like` makes of each, in one block: small arrays too then lie on the system's huge pages."""
+def all_zeros_like(arrays: list[Array], folder: str | None = None) -> list[Array]:
+    """What `zeros_like` makes of each, in one block: small arrays too then lie on the system's huge pages.
+
+    With a folder the block is a file there.
+    """
     plain = [np.asarray(array) for array in arrays]  # a subclass might say what it likes about its size
-    block = np.zeros(sum(array.nbytes + _CACHE_LINE for array in plain), np.uint8)
+    size = sum(array.nbytes + _CACHE_LINE for array in plain)
+    block = np.zeros(size, np.uint8) if folder is None or not size else _mapped(size, folder)
     made, end = [], 0
     for array in plain:
         start = end + (address(array) - address(block) - end) % _CACHE_LINE
@@ -149,11 +158,65 @@ def all_zeros_like(arrays: list[Array]) -> list[Array]:
     return made
 
 
-def copy_of(array: Array) -> Array:
+def copy_of(array: Array, folder: str | None = None) -> Array:
     """A copy that lies as `zeros_like` would."""
-    copy = zeros_like(array)
+    copy = all_zeros_like([array], folder)[0]
     np.copyto(copy, array)
     return copy
+
+
+def _mapped(size: int, folder: str) -> Array:
+    """Zeros in a file that nobody else sees, and that is gone with the last array in it."""
+    with tempfile.TemporaryFile(dir=folder, prefix="onepass-") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, and not a signal in a step
+        else:
+            file.truncate(size)
+        return np.frombuffer(mmap.mmap(file.fileno(), size), np.uint8)
+
+
+_state_folder: ContextVar[str | None] = ContextVar("state_folder", default=None)
+
+
+def state_folder() -> str | None:
+    """The folder for the state of an optimizer that is made now."""
+    return _state_folder.get()
+
+
+@contextmanager
+def state_dir(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Optimizers that are made in this block keep their state in files in this folder, mapped into memory.
+
+    For state that is larger than memory: the system reads its pages when a step comes to them, in their order, writes
+    them back when it needs the room, and counts them as files and not as the memory of the process. Parameters stay
+    where they are, and may be memory maps of yours. All else is as ever, with the same bits.
+
+    The files are working room, as a swap file would be: they have no names, and are gone with the optimizer or the
+    process, however it ends. What lasts is what ``save`` writes, flushed to disk and whole or not at all, so that
+    training goes on from the last save. Neither ``save`` nor ``load`` needs memory for the state: ``load`` uses a
+    second set of files while it checks the first. ``state_dict``, ``pickle`` and ``copy.deepcopy`` copy into memory.
+
+    Args:
+        folder: one that exists, on a disk with room; not one that is itself kept in memory, as ``/tmp`` often is.
+
+    Raises:
+        OSError: from the optimizer, when there is no such folder or no room in it.
+
+    Example:
+        >>> import numpy as np, onepass, tempfile
+        >>> w = np.zeros(3, np.float32)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with onepass.state_dir(folder):
+        ...         opt = onepass.Adam(w, lr=0.1)
+        ...     opt.step(np.array([1, 2, 3], np.float32))
+        >>> w
+        array([-0.1, -0.1, -0.1], dtype=float32)
+    """
+    token = _state_folder.set(os.fsdecode(folder))
+    try:
+        yield
+    finally:
+        _state_folder.reset(token)
 
 
 def address(array: Array) -> int:

@@ -25,6 +25,7 @@ from .arrays import (
     group_params,
     grouped,
     pin,
+    state_folder,
     zeros_like,
 )
 from .checks import Check, LearningRate
@@ -71,6 +72,7 @@ class Optimizer(_core.Optimizer):
         "_pins",
         "_scratch",
         "_shapes",
+        "_state_folder",
         "_states",
     )
 
@@ -119,6 +121,7 @@ class Optimizer(_core.Optimizer):
         self._form = form
         self._as_tuple = as_tuple and len(groups) == 1
         self._flush_denormals = whole["flush_denormals"]
+        self._state_folder = state_folder()
         self._groups: list[Group] = []
         self._index: dict[Any, int] = {}
         self._keys: list[Any] = []
@@ -153,7 +156,7 @@ class Optimizer(_core.Optimizer):
         states: list[list[dict[str, Array]]] = []
         for group in made:
             names = _core.rules[self._rule(group)[0]][1]
-            rooms = iter(all_zeros_like([array for array in group.params for _ in names]))
+            rooms = iter(all_zeros_like([array for array in group.params for _ in names], self._state_folder))
             states.append([])
             for array in group.params:
                 state = {name: next(rooms) for name in names}
@@ -164,7 +167,7 @@ class Optimizer(_core.Optimizer):
                         if not np.isfinite(values).all():
                             raise ValueError(f"{first!r}, which state starts with, overflows {values.dtype}")
                 if group.ema is not None:
-                    state["ema"] = copy_of(array)
+                    state["ema"] = copy_of(array, self._state_folder)
                 states[-1].append(state)
 
         for group, (named, _), own in zip(made, groups, states):
@@ -485,7 +488,7 @@ class Optimizer(_core.Optimizer):
         """
         from . import checkpoint
 
-        found = checkpoint.read(path, self._snapshot())
+        found = checkpoint.read(path, self._snapshot(), room=lambda own: all_zeros_like([own], self._state_folder)[0])
         try:
             self.load_state_dict(found)
         except TypeError as error:

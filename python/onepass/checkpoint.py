@@ -248,13 +248,16 @@ def _flush_folder(folder: Path) -> None:
 
 
 def read(
-    path: PathLike, like: StateDict, take: Callable[[int, str, Array], Any] = lambda index, name, array: array
+    path: PathLike,
+    like: StateDict,
+    take: Callable[[int, str, Array], Any] = lambda index, name, array: array,
+    room: Callable[[Array], Array] = np.empty_like,
 ) -> dict[str, Any]:
     """Read a state dict that an optimizer whose own is `like` can take.
 
     Names, shapes, dtypes and sizes are checked before the first array is allocated, every checksum is verified, and
     nothing in the file is evaluated or unpickled. What is kept of an array is what `take` makes of its parameter's
-    index, its name and itself.
+    index, its name and itself; `room` says where it is read to, given the optimizer's own.
 
     Raises:
         OSError: the file cannot be opened.
@@ -265,7 +268,7 @@ def read(
         try:
             file.longest = _CHUNK + 4 * len(_scalars(like)) + 256 * len(_arrays(like))
             with zipfile.ZipFile(file) as archive:
-                return _load(archive, like, take)
+                return _load(archive, like, take, room)
         except MemoryError:
             raise
         except Exception as error:  # zipfile raises a dozen kinds
@@ -283,7 +286,12 @@ class _Frugal(io.FileIO):
         return super().read(size) or b""
 
 
-def _load(archive: zipfile.ZipFile, like: StateDict, take: Callable[[int, str, Array], Any]) -> dict[str, Any]:
+def _load(
+    archive: zipfile.ZipFile,
+    like: StateDict,
+    take: Callable[[int, str, Array], Any],
+    room: Callable[[Array], Array],
+) -> dict[str, Any]:
     infos = {info.filename: info for info in archive.infolist()}
     if len(infos) != len(archive.infolist()):
         raise ValueError("it holds a member twice")
@@ -301,7 +309,7 @@ def _load(archive: zipfile.ZipFile, like: StateDict, take: Callable[[int, str, A
         if infos[member].file_size != found["state"][index][name].start + own.nbytes:
             raise ValueError(f"{member} has {infos[member].file_size} bytes, wrong for {own.shape} {own.dtype}")
     for member, (index, name, own) in wanted.items():
-        array = _read_array(archive, infos[member], found["state"][index][name], own)
+        array = _read_array(archive, infos[member], found["state"][index][name], room(own))
         found["state"][index][name] = take(index, name, array)
     for group in found["param_groups"]:
         options = {name: value for name, value in group.items() if name not in ("params", "param_names")}
@@ -334,9 +342,8 @@ def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Stored:
     return _Stored(numbers, dtype.decode("ascii"), fortran_order == b"True", npy.MAGIC_LEN + 2 + length)
 
 
-def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, stored: _Stored, own: Array) -> Array:
-    """An array in the order of the optimizer's own, whatever the file's."""
-    array = np.empty(own.shape, own.dtype, order="C" if own.flags.c_contiguous else "F")
+def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, stored: _Stored, array: Array) -> Array:
+    """Fill an array in its own order, whatever the file's."""
     view = array.T if stored.fortran_order else array
     flat = view.reshape(-1) if view.flags.c_contiguous else view.flat  # in the file's order
     with archive.open(info) as member:

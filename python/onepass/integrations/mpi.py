@@ -122,9 +122,7 @@ class ShardedOptimizer:
         _agree(self._comm, error, said)
         _share_processors(self._comm)
 
-    def _make(
-        self, kind: Any, params: Params, average: bool, chunk: int, options: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _make(self, kind: Any, params: Params, average: bool, chunk: int, options: dict[str, Any]) -> dict[str, Any]:
         """What a rank does alone at construction; what all ranks must say alike."""
         if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
             raise TypeError(f"kind must be an optimizer's class, say onepass.AdamW, not {kind!r}")

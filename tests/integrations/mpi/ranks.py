@@ -79,7 +79,9 @@ def same_state(sharded: ShardedOptimizer, single: onepass.Optimizer, context: ob
     for index, state in theirs["state"].items():
         arrays = [name for name, value in state.items() if isinstance(value, np.ndarray)]
         assert mine["state"][index].keys() == state.keys()
-        assert_same_bits([mine["state"][index][n] for n in arrays], [state[n] for n in arrays], (context, index, arrays))
+        assert_same_bits(
+            [mine["state"][index][n] for n in arrays], [state[n] for n in arrays], (context, index, arrays)
+        )
         assert all(mine["state"][index][n] == v for n, v in state.items() if n not in arrays), (context, index)
         mine["state"][index] = theirs["state"][index] = {}
     assert mine == theirs, context
@@ -268,9 +270,13 @@ def check_ranks_that_disagree_at_construction_are_told_so() -> None:
         return ShardedOptimizer(WORLD, kind, params, **options)
 
     who = f"the ranks disagree: rank {WORLD.size - 1} has "
-    with raises(ValueError, who + "parameter 0 of shape (4, 3), float32, C order, rank 0 parameter 0 of shape (3, 4), f"):
+    with raises(
+        ValueError, who + "parameter 0 of shape (4, 3), float32, C order, rank 0 parameter 0 of shape (3, 4), f"
+    ):
         make([w(4, 3) if last else w(3, 4)])
-    with raises(ValueError, who + "the parameter of shape (3,), float64, C order, rank 0 the parameter of shape (3,), f"):
+    with raises(
+        ValueError, who + "the parameter of shape (3,), float64, C order, rank 0 the parameter of shape (3,), f"
+    ):
         make(w(3, dtype=np.float64 if last else np.float32))
     with raises(ValueError, "F order, rank 0 parameter 0 of shape (3, 4), float32, C order"):
         make([w(3, 4, order="F" if last else "C")])
@@ -290,14 +296,20 @@ def check_ranks_that_disagree_at_construction_are_told_so() -> None:
         cut = 2 if last else 1
         params = [w(1), w(1), w(1)]
         make([{"params": params[:cut]}, {"params": params[cut:]}])
-    with raises(ValueError, who + "values in the parameter that rank 0 has not (make them equal first, say with comm.Bc"):
+    with raises(
+        ValueError, who + "values in the parameter that rank 0 has not (make them equal first, say with comm.Bc"
+    ):
         make(w(3, fill=2.0 if last else 1.0))
     with raises(ValueError, who + "chunk=2, rank 0 chunk=1"):
         make(w(3), chunk=2 if last else 1)
-    error, message = (TypeError, "parameter 0 must be") if last else (RuntimeError, f"rank {WORLD.size - 1} raised TypeError")
+    error, message = (
+        (TypeError, "parameter 0 must be") if last else (RuntimeError, f"rank {WORLD.size - 1} raised TypeError")
+    )
     with raises(error, message):
         make([3] if last else [w(3)])
-    error, message = (ValueError, "lr must be at") if last else (RuntimeError, f"rank {WORLD.size - 1} raised ValueError: lr")
+    error, message = (
+        (ValueError, "lr must be at") if last else (RuntimeError, f"rank {WORLD.size - 1} raised ValueError: lr")
+    )
     with raises(error, message):
         make(w(3), lr=-1 if last else 1)
     make(w(3)).step(w(3))  # and the communicator still serves
@@ -403,7 +415,9 @@ def shared_folder(comm: MPI.Intracomm = WORLD) -> pathlib.Path:
     return pathlib.Path(comm.bcast(tempfile.mkdtemp(dir=os.environ.get("RANKS_FOLDER")) if comm.rank == 0 else None))
 
 
-def trained(comm: MPI.Intracomm, params: list[Array], steps: range, path: Any = None, **options: Any) -> ShardedOptimizer:
+def trained(
+    comm: MPI.Intracomm, params: list[Array], steps: range, path: Any = None, **options: Any
+) -> ShardedOptimizer:
     """Adam over gradients that do not depend on the number of ranks."""
     sharded = ShardedOptimizer(comm, onepass.AdamW, params, average=False, chunk=SMALL, **options)
     if path is not None:
@@ -498,7 +512,9 @@ def check_a_set_that_does_not_fit_is_refused_and_changes_nothing() -> None:
     spoil(manifest, lambda data: data.replace(b'"version": 1', b'"version": 2'), "version must be 1, not 2")
     spoil(manifest, lambda data: data.replace(one.name.encode(), b"../" + one.name.encode()), "is no name of a file")
     spoil(one, lambda data: data[:-9], "cannot load")
-    spoil(one, lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :], "CRC")
+    spoil(
+        one, lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :], "CRC"
+    )
     spoil(one, os.remove, "No such file", FileNotFoundError)  # type: ignore[arg-type]
     spoil(manifest, lambda data: data.replace(b"[0, 0, ", b"[0, 1, ", 1), "cannot load")
     after = [{n: np.copy(x) for n, x in state.items()} for state in snapshot(sharded.optimizer)]
@@ -602,7 +618,9 @@ def step_and_die() -> None:
 
 
 def main() -> None:
-    checks = {name.removeprefix("check_"): function for name, function in globals().items() if name.startswith("check_")}
+    checks = {
+        name.removeprefix("check_"): function for name, function in globals().items() if name.startswith("check_")
+    }
     for name in sys.argv[1:] or checks:
         try:
             checks[name]()

@@ -11,7 +11,6 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("mpi4py")
@@ -91,5 +90,3 @@ def test_the_example_ends_with_the_same_bits_on_one_rank_and_on_two() -> None:
     one, two = (re.findall(r"weights ([0-9a-f]{64})", text) for _, text in printed)
     assert one == two
     assert len(one) == 1
-
-

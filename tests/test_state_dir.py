@@ -1,0 +1,153 @@
+"""State in memory-mapped files: the same bits, and no memory of the process."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import onepass
+from support import DTYPES, assert_same_bits, ordinary, snapshot
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="limits and counts of memory as on Linux")
+
+
+def is_mapped(array: Any) -> bool:
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return type(getattr(array.base, "obj", array.base)).__name__ == "mmap"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (onepass.AdamW, {"amsgrad": True, "ema": 0.9}),
+        (onepass.Adagrad, {"initial_accumulator_value": 0.5}),
+        (onepass.SGD, {}),
+    ],
+)
+def test_state_on_disk_has_the_bits_of_state_in_memory(kind: Any, options: Any, dtype: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    start = [np.asfortranarray(ordinary(rng, (70, 33), dtype)), ordinary(rng, (), dtype)[()] * np.ones((), dtype)]
+    start[1] = np.asarray(start[1])
+    extra = ordinary(rng, 5000, dtype)
+    made = []
+    for on_disk in (True, False):
+        params = [p.copy("K") for p in start]
+        if on_disk:
+            with onepass.state_dir(tmp_path):
+                opt = kind(params, **options)
+        else:
+            opt = kind(params, **options)
+        opt.add_group(extra.copy(), lr=0.5)  # outside of the block: it is of the same optimizer
+        made.append(opt)
+    a, b = made
+    for opt in made:
+        for seed in range(3):
+            grads = np.random.default_rng(seed)
+            opt.step([ordinary(grads, p.shape, dtype) for p in opt.params])
+    assert_same_bits(a.params, b.params)
+    for one, other in zip(snapshot(a), snapshot(b)):
+        names = [name for name in one if name != "step"]
+        assert_same_bits([one[name] for name in names], [other[name] for name in names])
+        assert all(is_mapped(one[name]) and not is_mapped(other[name]) for name in names)
+    for copied in (copy.deepcopy(a), pickle.loads(pickle.dumps(a))):
+        assert not any(is_mapped(value) for state in snapshot(copied) for value in state.values() if np.ndim(value))
+    if os.name == "posix":
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_there_or_too_small_is_an_error_at_once(tmp_path: Path) -> None:
+    with onepass.state_dir(tmp_path / "none"), pytest.raises(FileNotFoundError):
+        onepass.Adam(np.zeros(3, np.float32))
+    assert not is_mapped(onepass.Adam(np.zeros(3, np.float32)).state[0]["exp_avg"])
+    if sys.platform == "linux":
+        script = """
+import resource, sys, numpy as np, onepass
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+w = np.zeros(1 << 20, np.float32)
+with onepass.state_dir(sys.argv[1]):
+    try:
+        onepass.Adam(w)
+    except OSError as error:
+        print("refused:", error.strerror)
+"""
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        assert subprocess.run(command, capture_output=True, text=True).stdout == "refused: File too large\n"
+
+
+TRAIN = """
+import os, resource, signal, sys, zlib, numpy as np, onepass
+folder, where, kill = sys.argv[1:4]
+size = 8 << 20
+w, g = np.ones(size, np.float32), np.empty(size, np.float32)
+
+def memory(what):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(what + ":")) >> 10
+
+def step(opt, seed):
+    g[...] = np.float32(seed)
+    g[::7] = -3
+    opt.step(g)
+
+def made():
+    if where == "memory":
+        return onepass.Adam(w, lr=0.1)
+    with onepass.state_dir(folder):
+        return onepass.Adam(w, lr=0.1)
+
+if where != "free":  # the parameters and gradients are there: half of the state more
+    limit = (memory("VmData") << 20) + 4 * size
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+path = os.path.join(folder, "adam.npz")
+try:
+    opt = made()
+    if os.path.exists(path):
+        opt.load(path)
+        w[...] = np.load(os.path.join(folder, "w.npy"), mmap_mode="r")
+    step(opt, opt.step_count)
+    step(opt, opt.step_count)
+except MemoryError:
+    print("no memory")
+    sys.exit()
+peak = memory("RssAnon"), memory("RssFile")
+print(opt.step_count, "steps; MB resident, anonymous and of files:", *peak)
+opt.save(path)
+np.save(os.path.join(folder, "w.npy"), w)
+if kill == "kill":
+    step(opt, 99)
+    os.kill(os.getpid(), signal.SIGKILL)
+print(zlib.crc32(w), zlib.crc32(opt.state[0]["exp_avg_sq"]))
+"""
+
+
+@linux
+def test_state_larger_than_a_limit_on_memory_trains_on_disk_and_goes_on_after_a_crash(tmp_path: Path) -> None:
+    def train(where: str, folder: str, kill: str = "") -> str:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        command = [sys.executable, "-c", TRAIN, str(tmp_path / folder), where, kill]
+        environment = {**os.environ, "ONEPASS_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+        print(where, kill, done.stdout, done.stderr)
+        assert done.returncode == (-9 if kill else 0), done.stderr
+        return done.stdout
+
+    assert train("memory", "memory") == "no memory\n"
+    crashed = train("disk", "disk", "kill")
+    assert crashed.startswith("2 steps")
+    anonymous, files = map(int, crashed.split()[-2:])
+    assert files > 64  # the state
+    assert anonymous < 64 + 48  # parameters, gradients, the interpreter
+    again = train("disk", "disk")
+    assert again.startswith("4 steps")
+    train("free", "free", "kill")
+    assert train("free", "free").splitlines()[1] == again.splitlines()[1]
