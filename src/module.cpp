@@ -877,8 +877,8 @@ double norm(const py::array& array) {
   return found;
 }
 
-// What blocks of gradients say together, each row of the array a block: the norm, and the first parameter whose gradient
-// is not finite, if that was asked for and there is one.
+// What blocks of gradients say together, each row of the array a block: the norm, and the first parameter whose
+// gradient is not finite, if that was asked for and there is one.
 std::pair<double, std::optional<std::size_t>> total(const py::array_t<double, py::array::c_style>& blocks,
                                                     const std::vector<std::size_t>& counts, double grad_scale,
                                                     bool finite) {
