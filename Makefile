@@ -6,6 +6,7 @@
 #   make test-spacy    the tests beside spaCy and the thinc that it brings (part of test-integrations)
 #   make test-mpi      the tests of training on several processes, with the MPI that pip installs (part of test-integrations)
 #   make bench         all benchmarks, their images, the tables of README and docs; make bench CASE=small: one of them
+#   make bench-mpi     what several processes and state on disk cost; the tables of docs/distributed.md
 #   make bench-guard   count the instructions of the hot loops: no more than recorded
 #   make docs          the documentation site, in build/docs/
 #   make lint          format, style, types, compiler warnings, what the machine code must be
@@ -22,7 +23,7 @@ python := $(venv)/bin/python
 # Where a target's packages are noted once they are installed.
 installed = $(venv)/.installed-$(1)
 
-.PHONY: help demo test test-integrations test-spacy test-mpi bench bench-guard docs lint format mutants wheel clean install
+.PHONY: help demo test test-integrations test-spacy test-mpi bench bench-mpi bench-guard docs lint format mutants wheel clean install
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -46,6 +47,10 @@ test-mpi: install $(call installed,test) $(call installed,examples) $(call insta
 bench: install $(call installed,bench) $(call installed,peers)
 	$(python) -m bench $(if $(CASE),--case $(CASE)) $(ARGS)
 	$(if $(CASE)$(ARGS),,$(python) -m bench.readme)
+
+bench-mpi: install $(call installed,bench) $(call installed,mpi)
+	@mkdir -p build
+	$(python) -m bench.distributed $(ARGS)
 
 bench-guard: install $(call installed,lint)
 	@$(MAKE) --no-print-directory lint-build CXX=g++

@@ -48,10 +48,10 @@ def on_ranks(elements: int, rounds: int, counted: bool) -> dict[str, Any] | None
 
     comm = MPI.COMM_WORLD
 
-    def timed(function: Callable[[], object], times: int = rounds) -> float:
+    def timed(function: Callable[[], object]) -> float:
         """The median over rounds of the slowest rank's seconds."""
-        taken = []
-        for _ in range(times + 1):
+        taken: list[float] = []
+        for _ in range(rounds + 1):
             comm.Barrier()
             before = perf_counter()
             function()
@@ -64,7 +64,7 @@ def on_ranks(elements: int, rounds: int, counted: bool) -> dict[str, Any] | None
 
     found: dict[str, Any] = {"ranks": comm.size}
     if counted:
-        sharded, grads = made(1 << 20)
+        sharded, grads = made(1 << 22)
         sharded.step(grads)
         comm.Barrier()
         before = _sent()
@@ -77,7 +77,7 @@ def on_ranks(elements: int, rounds: int, counted: bool) -> dict[str, Any] | None
         return found if comm.rank == 0 else None
 
     before_all = _status("RssAnon")
-    sharded, grads = made(1 << 20)
+    sharded, grads = made(1 << 22)
     sharded.step(grads)
     state = sum(array.nbytes for each in sharded.optimizer._states for array in each.values())
     share = sum(array.nbytes for array in sharded._share)
@@ -103,7 +103,7 @@ def on_ranks(elements: int, rounds: int, counted: bool) -> dict[str, Any] | None
     found["both"] = timed(lambda: sharded.step(grads))
     found["messages"], found["compute"] = timed(communicate), timed(compute)
     sharded = None  # its memory is wanted
-    clipped, grads = made(1 << 20, clip_norm=1.0)
+    clipped, grads = made(1 << 22, clip_norm=1.0)
     found["clipped"] = timed(lambda: clipped.step(grads))
     clipped = None
     scattered = [np.zeros((1000, elements // 1000), np.float32), np.zeros(elements % 1000, np.float32)]
@@ -254,7 +254,7 @@ def _evict(opt: onepass.Optimizer) -> None:
 # ---- The model ----
 
 
-def predicted(ranks: int, elements: int, alpha: float, beta: float, tau: float, chunk: int = 1 << 20) -> dict[str, Any]:
+def predicted(ranks: int, elements: int, alpha: float, beta: float, tau: float, chunk: int = 1 << 22) -> dict[str, Any]:
     """A step's seconds by the latency-bandwidth model: ``alpha`` a message, ``beta`` a byte, ``tau`` an element's step.
 
     A chunk's reduce-scatter is n - 1 messages of a share each, and so is its allgather; each chunk has at least two
@@ -463,7 +463,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(json.dumps(found))
         return
     if options.on_disk:
-        print(json.dumps(on_disk(*options.on_disk, options.elements, options.rounds)))
+        where, folder = options.on_disk
+        print(json.dumps(on_disk(where, folder, options.elements, options.rounds)))
         return
     text = PAGE.read_text(encoding="utf-8")
     cited = records.ROOT / "docs" / text.partition("(../bench/results/")[2].partition(")")[0]

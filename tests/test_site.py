@@ -11,7 +11,8 @@ import pytest
 import onepass
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = sorted(page for page in DOCS.rglob("*.md") if page.name != "integrations.md")  # whose snippets need libraries
+LIBRARIES = ("integrations.md", "distributed.md")  # whose snippets need libraries
+PAGES = sorted(page for page in DOCS.rglob("*.md") if page.name not in LIBRARIES)
 BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="the documentation is not beside the tests")

@@ -289,3 +289,30 @@ def flatten(params: Params) -> Any:
     if any(isinstance(item, Mapping) for item in given):
         return [{"params": [views[key] for key in named], **options} for named, options in groups]
     return tuple(views.values()) if isinstance(params, tuple) else list(views.values())
+
+
+def in_line(array: Array, order: Any = None) -> Any:
+    """The elements in the order in which an array of that order has them in memory: a view, or what slices copies."""
+    order = order or ("C" if array.flags.c_contiguous else "F")
+    turned = array if order == "C" else array.T
+    return turned.reshape(-1) if turned.flags.c_contiguous else turned.flat
+
+
+def one_array(arrays: list[Array], dtype: Any) -> Array | None:
+    """One array of all of these that have elements, if they lie one behind the other in one; None otherwise."""
+    full = [array for array in arrays if array.dtype == dtype and array.size]
+    if len(full) < 2:
+        return in_line(full[0]) if full else np.empty(0, dtype)
+    base: Any = full[0]
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    if base.ndim != 1 or base.dtype != dtype or not base.flags.c_contiguous or not base.flags.writeable:
+        return None
+    place = address(full[0])
+    start = (place - address(base)) // base.itemsize
+    for array in full:
+        if address(array) != place:
+            return None
+        place += array.nbytes
+    stop = (place - address(base)) // base.itemsize
+    return np.asarray(base)[start:stop] if stop <= base.size else None

@@ -21,7 +21,6 @@ Example:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import operator
 import os
@@ -30,26 +29,23 @@ import secrets
 import threading
 import zlib
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .. import _core, checkpoint, checks
-from ..arrays import Array, Params, address, checked_gradient, grouped, listed
+from ..arrays import Array, Params, address, checked_gradient, grouped, in_line, listed, one_array
 from ..base import Optimizer
 from ..checks import LearningRate
 from ..groups import Group
-from ..machine import set_num_threads
 from ..optimizers import SGD
 from ..shares import Piece, owners, shared_out
 from ..sparse import SparseRows
 from . import needed
+from ._ranks import OPTIONS, agree, by_rank, displacements, own, share_processors
 
 with needed("mpi4py", "mpi"):
     from mpi4py import MPI
@@ -58,7 +54,6 @@ __all__ = ["ShardedOptimizer"]
 
 VERSION = 1  # of the manifest
 MANIFEST = "manifest.json"
-_OPTIONS = "options of the groups, or schedules that say something else"
 
 
 class ShardedOptimizer:
@@ -88,7 +83,8 @@ class ShardedOptimizer:
         params: as in `Adam`, groups too. All ranks have the same, in the same order.
         average: step along the mean of the ranks' gradients; False: along their sum. The division is part of the step.
         chunk: how many elements are sent at once, at least; more where there are so many ranks that a share of it would
-            be less than two blocks.
+            be less than two blocks. Smaller chunks cost more messages, larger ones leave less to overlap: see
+            ``docs/distributed.md`` for what was measured.
         options: those of the optimizer.
 
     Raises:
@@ -105,13 +101,13 @@ class ShardedOptimizer:
         params: Params,
         *,
         average: bool = True,
-        chunk: int = 1 << 20,
+        chunk: int = 1 << 22,
         **options: Any,
     ) -> None:
         """Collective."""
         if not isinstance(comm, MPI.Intracomm):
             raise TypeError(f"comm must be an mpi4py intracommunicator, not {type(comm).__name__}")
-        self._comm = _own(comm)
+        self._comm = own(comm)
         self._lock = threading.RLock()
         self._broken = False
         error, said = None, {}
@@ -119,8 +115,8 @@ class ShardedOptimizer:
             said = self._make(kind, params, average, chunk, options)
         except Exception as failed:
             error = failed
-        _agree(self._comm, error, said)
-        _share_processors(self._comm)
+        agree(self._comm, error, said)
+        share_processors(self._comm)
 
     def _make(self, kind: Any, params: Params, average: bool, chunk: int, options: dict[str, Any]) -> dict[str, Any]:
         """What a rank does alone at construction; what all ranks must say alike."""
@@ -145,8 +141,8 @@ class ShardedOptimizer:
         kinds = [(array.dtype, array.size) for array in self._params]
         ranks, rank = self._comm.size, self._comm.rank
         self._chunks = shared_out(kinds, ranks, chunk)
-        self._flat = {dtype: _one_array(self._params, dtype) for dtype in dict.fromkeys(dtype for dtype, _ in kinds)}
-        self._lines = [_line(array) for array in self._params]
+        self._flat = {dtype: one_array(self._params, dtype) for dtype in dict.fromkeys(dtype for dtype, _ in kinds)}
+        self._lines = [in_line(array) for array in self._params]
         spans = sorted((address(array), address(array) + array.nbytes) for array in self._params if array.size)
         self._starts, self._stops = [start for start, _ in spans], [stop for _, stop in spans]
 
@@ -245,7 +241,7 @@ class ShardedOptimizer:
                     self._finish()
             except BaseException as error:
                 if not self._agreed:
-                    _agree(self._comm, error, {})
+                    agree(self._comm, error, {})
                 self._broken = self._changing or bool(self._requests)
                 raise
             finally:
@@ -281,7 +277,7 @@ class ShardedOptimizer:
                 g is not None and g.dtype == dtype and (g.flags.c_contiguous if o == "C" else g.flags.f_contiguous)
                 for g, _, o in own
             )
-            self._given_flat[dtype] = _one_array([g for g, _, _ in own if g is not None], dtype) if lies_so else None
+            self._given_flat[dtype] = one_array([g for g, _, _ in own if g is not None], dtype) if lies_so else None
 
     def _overlaps(self, array: Array) -> bool:
         """Whether a gradient may share memory with a parameter, which changes while gradients are still being read."""
@@ -303,9 +299,9 @@ class ShardedOptimizer:
             "grad_scale": self._scale * (self._comm.size if self._average else 1),
             "clip_norm": optimizer.clip_norm,
             "nonfinite": optimizer.nonfinite,
-            _OPTIONS: digest,
+            OPTIONS: digest,
         }
-        _agree(self._comm, None, said)
+        agree(self._comm, None, said)
         self._reduce_up_to(2)
         for k in range(len(self._chunks) if whole else 0):
             self._reduced(k)
@@ -314,7 +310,7 @@ class ShardedOptimizer:
         """What the blocks of all ranks say together, given this rank's: the norm, and which gradient is not finite."""
         gathered = np.empty((len(self._block_order), 2))
         counts = 2 * self._rank_blocks
-        self._comm.Allgatherv(blocks, [gathered, (counts, _displacements(counts))])
+        self._comm.Allgatherv(blocks, [gathered, (counts, displacements(counts))])
         ordered = np.empty_like(gathered)
         ordered[self._block_order] = gathered
         finite = self._optimizer.nonfinite != "propagate"
@@ -370,7 +366,7 @@ class ShardedOptimizer:
         for index, start, stop, at in chunk.pieces:
             grad = self._given[index]
             if grad is not None:
-                part = _line(grad, self._orders[index])[start:stop]
+                part = in_line(grad, self._orders[index])[start:stop]
                 with np.errstate(all="ignore"):  # a value too large for the dtype becomes infinite, as in any cast
                     np.copyto(room[at : at + stop - start], part, casting="same_kind")
         return room
@@ -397,7 +393,7 @@ class ShardedOptimizer:
             room = self._room(self._taking, k)
             for index, start, stop, at in chunk.share(self._comm.rank):
                 room[at : at + stop - start] = self._lines[index][start:stop]
-        self._requests["gather", k] = self._comm.Iallgatherv(MPI.IN_PLACE, _by_rank(room, chunk.counts()))
+        self._requests["gather", k] = self._comm.Iallgatherv(MPI.IN_PLACE, by_rank(room, chunk.counts()))
 
     def _handed_out(self, k: int) -> None:
         """Wait for the new weights of a chunk."""
@@ -614,7 +610,7 @@ class ShardedOptimizer:
                 }
             except Exception as failed:
                 error = failed
-            _agree(self._comm, error, said)
+            agree(self._comm, error, said)
             self._optimizer.load_state_dict(found)
 
     @contextmanager
@@ -625,7 +621,7 @@ class ShardedOptimizer:
             yield
         except Exception as failed:
             error = failed
-        _agree(self._comm, error, {})
+        agree(self._comm, error, {})
 
     def _state_names(self) -> list[str]:
         """Those of all state arrays of any parameter."""
@@ -634,7 +630,7 @@ class ShardedOptimizer:
     def _gathered(self, names: list[str], root: int | None) -> list[dict[str, Array]]:
         """Whole state arrays of these names, by parameter: on all ranks, or on one while the others' stay empty."""
         states = self._empty_states(names) if root in (None, self._comm.rank) else []
-        lines = [{name: _line(array, order) for name, array in s.items()} for s, order in zip(states, self._orders)]
+        lines = [{name: in_line(array, order) for name, array in s.items()} for s, order in zip(states, self._orders)]
         for name in names:
             for chunk, part in zip(self._chunks, self._parts):
                 has = {
@@ -651,7 +647,7 @@ class ShardedOptimizer:
                     if parameter in has:
                         mine[at - begin : at - begin + stop - start] = self._optimizer._states[index][name]
                 room = np.empty(chunk.size if states else 0, chunk.dtype)
-                target = _by_rank(room, chunk.counts())
+                target = by_rank(room, chunk.counts())
                 if root is None:
                     self._comm.Allgatherv(mine, target)
                 else:
@@ -689,7 +685,7 @@ class ShardedOptimizer:
 
     def _cut(self, index: int, name: str, array: Array) -> list[Array]:
         """What this rank's pieces of a parameter need of an array of its state."""
-        line = _line(np.asarray(array), self._orders[index])
+        line = in_line(np.asarray(array), self._orders[index])
         own = self._pieces[self._first[index] : self._first[index + 1]]
         return [np.array(line[piece.start : piece.stop]) for piece in own]
 
@@ -798,100 +794,6 @@ class ShardedOptimizer:
 _OURS = re.compile(r"[0-9a-f]{16}-\d+\.npz")
 
 
-# ---- Arrays ----
-
-
-def _line(array: Array, order: Any = None) -> Any:
-    """The elements in the order in which an array of that order has them in memory: a view, or what slices copies."""
-    order = order or ("C" if array.flags.c_contiguous else "F")
-    turned = array if order == "C" else array.T
-    return turned.reshape(-1) if turned.flags.c_contiguous else turned.flat
-
-
-def _one_array(arrays: list[Array], dtype: Any) -> Array | None:
-    """One array of all of these that have elements, if they lie one behind the other in one; None otherwise."""
-    full = [array for array in arrays if array.dtype == dtype and array.size]
-    if len(full) < 2:
-        return _line(full[0]) if full else np.empty(0, dtype)
-    base: Any = full[0]
-    while isinstance(base.base, np.ndarray):
-        base = base.base
-    if base.ndim != 1 or base.dtype != dtype or not base.flags.c_contiguous or not base.flags.writeable:
-        return None
-    place = address(full[0])
-    start = (place - address(base)) // base.itemsize
-    for array in full:
-        if address(array) != place:
-            return None
-        place += array.nbytes
-    stop = (place - address(base)) // base.itemsize
-    return np.asarray(base)[start:stop] if stop <= base.size else None
-
-
-def _displacements(counts: npt.ArrayLike) -> list[int]:
-    return [0, *np.cumsum(counts)[:-1].tolist()]
-
-
-def _by_rank(room: Array, counts: list[int]) -> Any:
-    """A buffer with that many elements of each rank, as mpi4py takes it."""
-    return [room, (counts, _displacements(counts))]
-
-
-# ---- The ranks among themselves ----
-
-
-_keyvals: list[int] = []  # of a communicator's duplicate among its attributes
-
-
-def _own(comm: MPI.Intracomm) -> MPI.Intracomm:
-    """The communicator's duplicate, where nobody else's messages are; one for all optimizers."""
-    if not _keyvals:
-        _keyvals.append(MPI.Comm.Create_keyval(delete_fn=lambda comm, keyval, own: own.Free()))
-    known: Any = comm.Get_attr(_keyvals[0])
-    own: MPI.Intracomm = known or comm.Dup()
-    if known is None:
-        comm.Set_attr(_keyvals[0], own)
-    return own
-
-
-def _agree(comm: MPI.Intracomm, error: BaseException | None, said: Mapping[str, Any]) -> None:
-    """Raise on all ranks where one of them has an error, or where they do not all say the same.
-
-    Collective: one reduction of three numbers while all is well.
-    """
-    digest = int.from_bytes(hashlib.blake2b(repr(said).encode(), digest_size=7).digest(), "little")
-    numbers = np.array([error is not None, digest, -digest], np.int64)
-    comm.Allreduce(MPI.IN_PLACE, numbers, MPI.MAX)
-    if numbers[0]:
-        told = comm.allgather(None if error is None else f"{type(error).__name__}: {error}")
-        if error is not None:
-            raise error
-        rank, words = next((rank, words) for rank, words in enumerate(told) if words is not None)
-        raise RuntimeError(f"rank {rank} raised {words}")
-    if numbers[1] != -numbers[2]:
-        first = comm.bcast(said, root=0)
-        told = comm.allgather(_difference(first, said))
-        rank, words = next((rank, words) for rank, words in enumerate(told) if words is not None)
-        raise ValueError(f"the ranks disagree: rank {rank} has {words}")
-
-
-def _difference(first: Mapping[str, Any], said: Mapping[str, Any]) -> str | None:
-    """What differs from rank 0, in words."""
-    for name, theirs in first.items():
-        mine = said[name]
-        if mine == theirs:
-            continue
-        if name == _OPTIONS:
-            return f"other {name} than rank 0"
-        if isinstance(mine, list) and len(mine) != len(theirs):
-            return f"{len(mine)} {name}, rank 0 {len(theirs)}"
-        if isinstance(mine, list):
-            one, other = next((a, b) for a, b in zip(mine, theirs) if a != b)
-            return f"{one}, rank 0 {other.rpartition(': ')[2]}"
-        return f"{name} {mine}, rank 0 {theirs}"
-    return None
-
-
 def _said(index: int, group: Group) -> list[str]:
     """A group's options; of a function only that it is one."""
     return [f"{name}={'a function' if callable(x) else repr(x)} in group {index}" for name, x in group._values.items()]
@@ -901,16 +803,3 @@ def _options_of(state_dict: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The groups without their parameters."""
     groups = state_dict["param_groups"]
     return [{name: value for name, value in group.items() if name not in ("params", "param_names")} for group in groups]
-
-
-def _share_processors(comm: MPI.Intracomm) -> None:
-    """Give each rank of a node its part of the processors, unless the environment says how many threads to use."""
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    try:
-        mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-        all_of_node = Counter(processor for each in node.allgather(list(mine)) for processor in each)
-        ranks = node.size
-    finally:
-        node.Free()
-    if ranks > 1 and not any(os.environ.get(name) for name in ("ONEPASS_NUM_THREADS", "OMP_NUM_THREADS")):
-        set_num_threads(max(1, int(sum(Fraction(1, all_of_node[processor]) for processor in mine))))

@@ -1,0 +1,96 @@
+"""Ranks among themselves: a communicator of one's own, agreement, and the processors of a node."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..arrays import Array
+from ..machine import set_num_threads
+from . import needed
+
+with needed("mpi4py", "mpi"):
+    from mpi4py import MPI
+
+OPTIONS = "options of the groups, or schedules that say something else"  # a thing to agree on that has no short words
+
+
+_keyvals: list[int] = []  # of a communicator's duplicate among its attributes
+
+
+def own(comm: MPI.Intracomm) -> MPI.Intracomm:
+    """The communicator's duplicate, where nobody else's messages are; one for all optimizers."""
+    if not _keyvals:
+        _keyvals.append(MPI.Comm.Create_keyval(delete_fn=lambda comm, keyval, own: own.Free()))
+    known: Any = comm.Get_attr(_keyvals[0])
+    own: MPI.Intracomm = known or comm.Dup()
+    if known is None:
+        comm.Set_attr(_keyvals[0], own)
+    return own
+
+
+def agree(comm: MPI.Intracomm, error: BaseException | None, said: Mapping[str, Any]) -> None:
+    """Raise on all ranks where one of them has an error, or where they do not all say the same.
+
+    Collective: one reduction of three numbers while all is well.
+    """
+    digest = int.from_bytes(hashlib.blake2b(repr(said).encode(), digest_size=7).digest(), "little")
+    numbers = np.array([error is not None, digest, -digest], np.int64)
+    comm.Allreduce(MPI.IN_PLACE, numbers, MPI.MAX)
+    if numbers[0]:
+        told = comm.allgather(None if error is None else f"{type(error).__name__}: {error}")
+        if error is not None:
+            raise error
+        rank, words = next((rank, words) for rank, words in enumerate(told) if words is not None)
+        raise RuntimeError(f"rank {rank} raised {words}")
+    if numbers[1] != -numbers[2]:
+        first = comm.bcast(said, root=0)
+        told = comm.allgather(_difference(first, said))
+        rank, words = next((rank, words) for rank, words in enumerate(told) if words is not None)
+        raise ValueError(f"the ranks disagree: rank {rank} has {words}")
+
+
+def _difference(first: Mapping[str, Any], said: Mapping[str, Any]) -> str | None:
+    """What differs from rank 0, in words."""
+    for name, theirs in first.items():
+        mine = said[name]
+        if mine == theirs:
+            continue
+        if name == OPTIONS:
+            return f"other {name} than rank 0"
+        if isinstance(mine, list) and len(mine) != len(theirs):
+            return f"{len(mine)} {name}, rank 0 {len(theirs)}"
+        if isinstance(mine, list):
+            one, other = next((a, b) for a, b in zip(mine, theirs) if a != b)
+            return f"{one}, rank 0 {other.rpartition(': ')[2]}"
+        return f"{name} {mine}, rank 0 {theirs}"
+    return None
+
+
+def share_processors(comm: MPI.Intracomm) -> None:
+    """Give each rank of a node its part of the processors, unless the environment says how many threads to use."""
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    try:
+        mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        all_of_node = Counter(processor for each in node.allgather(list(mine)) for processor in each)
+        ranks = node.size
+    finally:
+        node.Free()
+    if ranks > 1 and not any(os.environ.get(name) for name in ("ONEPASS_NUM_THREADS", "OMP_NUM_THREADS")):
+        set_num_threads(max(1, int(sum(Fraction(1, all_of_node[processor]) for processor in mine))))
+
+
+def displacements(counts: npt.ArrayLike) -> list[int]:
+    return [0, *np.cumsum(counts)[:-1].tolist()]
+
+
+def by_rank(room: Array, counts: list[int]) -> Any:
+    """A buffer with that many elements of each rank, as mpi4py takes it."""
+    return [room, (counts, displacements(counts))]
