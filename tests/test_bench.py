@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / "bench").exists(), reason="the bench
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     monkeypatch.syspath_prepend(ROOT)
-    names = ("cases", "measure", "peer", "peers", "plots", "readme", "records", "report")
+    names = ("cases", "measure", "peer", "peers", "plots", "readme", "records", "report", "distributed")
     threads = onepass.get_num_threads()
     yield SimpleNamespace(**{name: importlib.import_module(f"bench.{name}") for name in names})
     onepass.set_num_threads(threads)
@@ -324,3 +324,23 @@ def test_every_rule_is_known_with_the_arrays_that_it_moves(bench: SimpleNamespac
     assert set(bench.peer.RULES) == {n for n in family if issubclass(getattr(onepass, n), onepass.Optimizer)} - {
         "Optimizer"
     }
+
+
+# ---- Several processes ----
+
+
+def test_the_page_of_several_processes_is_what_its_results_file_holds() -> None:
+    run("-m", "bench.distributed", "--check")
+
+
+def test_the_model_of_several_processes_adds_up(bench: SimpleNamespace) -> None:
+    predicted = bench.distributed.predicted
+    alpha, beta, tau = 1e-6, 1e-10, 1e-9
+    one = predicted(8, 1_000_000_000, alpha, beta, tau)
+    assert one["bandwidth"] == pytest.approx(2 * 4e9 * 7 / 8 * beta)
+    assert one["latency"] == pytest.approx(2 * one["chunks"] * 7 * alpha + 6 * alpha)
+    assert max(one["compute"], one["bandwidth"]) < one["step"] < one["latency"] + one["bandwidth"] + one["compute"]
+    assert one["replicated"] - one["step"] >= one["compute"] * 6.9
+    many = predicted(10_000, 1_000_000_000, alpha, beta, tau)
+    assert many["latency"] < 1_000_000_000 * alpha / 4096 + 30 * alpha
+    assert many["chunks"] == 1_000_000_000 // (2 * 10_000 * 4096)

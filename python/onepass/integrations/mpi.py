@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 
 from .. import _core, checkpoint, checks
-from ..arrays import Array, Params, address, checked_gradient, grouped, in_line, listed, one_array
+from ..arrays import Array, Params, address, all_zeros_like, checked_gradient, grouped, in_line, listed, one_array
 from ..base import Optimizer
 from ..checks import LearningRate
 from ..groups import Group
@@ -589,7 +589,7 @@ class ShardedOptimizer:
             try:
                 if whole.is_dir():
                     return self._read_set(whole)
-                found = checkpoint.read(path, self._like_whole(), self._cut)
+                found = checkpoint.read(path, self._like_whole(), self._cut, self._staged)
                 return self._piecewise(found, lambda index, name, cut: cut)
             except TypeError as error:
                 raise ValueError(f"cannot load {os.fspath(path)!r}: {error}") from error
@@ -718,10 +718,9 @@ class ShardedOptimizer:
         files = self._read_manifest(folder / MANIFEST)
         own = self._optimizer._snapshot()
         states: dict[int, dict[str, Any]] = {
-            index: {name: np.empty_like(array) for name, array in state.items()}
+            index: {name: self._staged(array) for name, array in state.items()}
             for index, state in enumerate(self._optimizer._states)
         }
-        missing = {(index, name): array.size for index, state in states.items() for name, array in state.items()}
         first: dict[str, Any] = {}
         for name, pieces in files:
             like = self._like_share(own, pieces)
@@ -733,9 +732,8 @@ class ShardedOptimizer:
                     low, high = max(start, piece.start), min(stop, piece.stop)
                     if low < high:
                         states[k][name][low - piece.start : high - piece.start] = array[low - start : high - start]
-                        missing[k, name] -= high - low
 
-            found = checkpoint.read(folder / name, like, take)
+            found = checkpoint.read(folder / name, like, take, self._staged)
             counts = {
                 piece.parameter: {key: value for key, value in found["state"][index].items() if value is not None}
                 for index, piece in enumerate(pieces)
@@ -744,11 +742,13 @@ class ShardedOptimizer:
             first = first or said
             if said != first:
                 raise ValueError(f"cannot load {str(folder)!r}: {name} is of another moment than {files[0][0]}")
-        if any(missing.values()):
-            raise ValueError(f"cannot load {str(folder)!r}: its files do not hold every element once")
         for index, piece in enumerate(self._pieces):
             states[index] |= first["state"][piece.parameter]
         return {**first, "state": states, "param_groups": self._with_pieces(first["param_groups"])}
+
+    def _staged(self, array: Array) -> Array:
+        """Room for what an array of state will be, on the disk where the state is."""
+        return all_zeros_like([array], self._optimizer._state_folder)[0]
 
     def _like_share(self, own: dict[str, Any], pieces: list[Piece]) -> dict[str, Any]:
         """What the state dict of a rank with these pieces must be like."""
@@ -786,6 +786,12 @@ class ShardedOptimizer:
                     if piece.parameter < 0 or not 0 <= piece.start <= piece.stop <= self._params[piece.parameter].size:
                         raise ValueError(f"{list(piece[:3])} is no piece of a parameter")
                 files.append((file["name"], pieces))
+            ends = [0] * len(self._params)
+            for parameter, start, stop, _ in sorted(piece for _, pieces in files for piece in pieces):
+                if start < stop:
+                    ends[parameter] = stop if start == ends[parameter] else -1
+            if not files or ends != [array.size for array in self._params]:
+                raise ValueError("its files do not hold every element once")
             return files
         except Exception as error:  # whatever is wrong with it
             raise ValueError(f"cannot load {str(path)!r}: {str(error) or type(error).__name__}") from error

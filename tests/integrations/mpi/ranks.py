@@ -5,6 +5,7 @@ Each check is run by all ranks; rank 0 prints its name when all have passed. One
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import signal
@@ -220,8 +221,8 @@ def check_gradients_of_any_layout_and_dtype_are_taken() -> None:
             onepass.Adam([other]).step([reduced([[turn(x).astype(np.float32)] for x in every])[0]])
             assert_same_bits([w], [other])
     # A gradient that is the parameter itself, or a part of one, is what it was when the step began.
-    w, other = np.arange(50_000, dtype=np.float32), np.arange(50_000, dtype=np.float32)
-    v, another = np.ones(25_000, np.float32), np.ones(25_000, np.float32)
+    w, other = np.arange(300_000, dtype=np.float32), np.arange(300_000, dtype=np.float32)
+    v, another = np.ones(150_000, np.float32), np.ones(150_000, np.float32)
     ShardedOptimizer(WORLD, onepass.SGD, [v, w], chunk=SMALL, lr=0.5).step([w[::2], w])
     onepass.SGD([another, other], lr=0.5).step([other[::2].copy(), other.copy()])
     assert_same_bits([w, v], [other, another])
@@ -517,6 +518,23 @@ def check_a_set_that_does_not_fit_is_refused_and_changes_nothing() -> None:
     )
     spoil(one, os.remove, "No such file", FileNotFoundError)  # type: ignore[arg-type]
     spoil(manifest, lambda data: data.replace(b"[0, 0, ", b"[0, 1, ", 1), "cannot load")
+
+    def refiled(change: Callable[[list[Any]], list[Any]]) -> Callable[[bytes], bytes]:
+        def changed(data: bytes) -> bytes:
+            manifest = json.loads(data)
+            return json.dumps({**manifest, "files": change(manifest["files"])}).encode()
+
+        return changed
+
+    spoil(manifest, refiled(lambda files: files[1:]), "do not hold every element once")
+    spoil(manifest, refiled(lambda files: [*files, files[0]]), "do not hold every element once")
+    spoil(manifest, refiled(lambda files: [*files, files[-1]]), "do not hold every element once")
+    spoil(manifest, refiled(lambda files: []), "do not hold every element once")
+    if WORLD.size > 1:
+        later = trained(WORLD, parameters(), range(2), **OPTIONS)
+        later.save(folder.with_name("later"))
+        other = sorted(folder.with_name("later").glob("*.npz"))[-1].read_bytes()
+        spoil(one, lambda data: other, "is of another moment than")
     after = [{n: np.copy(x) for n, x in state.items()} for state in snapshot(sharded.optimizer)]
     for a, b in zip(after, before):
         assert_same_bits(a.values(), b.values())

@@ -90,3 +90,21 @@ def test_the_example_ends_with_the_same_bits_on_one_rank_and_on_two() -> None:
     one, two = (re.findall(r"weights ([0-9a-f]{64})", text) for _, text in printed)
     assert one == two
     assert len(one) == 1
+
+
+def test_the_example_in_the_docstring_runs() -> None:
+    script = "import sys, doctest, onepass.integrations.mpi as m; sys.exit(doctest.testmod(m).failed)"
+    status, printed = mpiexec(1, "-c", script)
+    assert status == 0, printed
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_the_page_shows_runs(ranks: int, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(snippets) == 2
+    script = tmp_path / "page.py"
+    script.write_text(f"import os\nos.chdir({str(tmp_path)!r})\n" + "\n".join(snippets), encoding="utf-8")
+    status, printed = mpiexec(ranks, "-m", "mpi4py", script)
+    assert status == 0, printed
+    assert (tmp_path / "state" / "manifest.json").exists()
