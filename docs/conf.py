@@ -32,7 +32,7 @@ myst_dmath_double_inline = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say what each argument may be
-autodoc_mock_imports = ["torch", "thinc", "scipy"]  # only the words about the integrations are wanted
+autodoc_mock_imports = ["torch", "thinc", "scipy", "mpi4py"]  # only the words about the integrations are wanted
 add_module_names = False
 maximum_signature_line_length = 90
 copybutton_exclude = ".linenos, .gp, .go"  # neither prompts nor what is printed

@@ -223,8 +223,8 @@ def check_gradients_of_any_layout_and_dtype_are_taken() -> None:
     # A gradient that is the parameter itself, or a part of one, is what it was when the step began.
     w, other = np.arange(300_000, dtype=np.float32), np.arange(300_000, dtype=np.float32)
     v, another = np.ones(150_000, np.float32), np.ones(150_000, np.float32)
-    ShardedOptimizer(WORLD, onepass.SGD, [v, w], chunk=SMALL, lr=0.5).step([w[::2], w])
-    onepass.SGD([another, other], lr=0.5).step([other[::2].copy(), other.copy()])
+    ShardedOptimizer(WORLD, onepass.SGD, [w, v], chunk=SMALL, lr=0.5).step([w, w[::2]])
+    onepass.SGD([other, another], lr=0.5).step([other.copy(), other[::2].copy()])
     assert_same_bits([w, v], [other, another])
 
 
@@ -450,6 +450,20 @@ def check_training_goes_on_with_the_same_bits_on_any_number_of_ranks() -> None:
             assert_same_bits(params, straight, f"saved on {WORLD.size} ranks, loaded on {ranks}")
             same_state(again, whole, ranks)
         some.Free()
+
+
+def check_state_on_disk_has_the_same_bits() -> None:
+    folder = shared_folder()
+    with onepass.state_dir(folder):
+        sharded = compare(WORLD, onepass.AdamW, OPTIONS)
+    assert sharded.optimizer._state_folder == str(folder)
+    before = sharded.state_dict()["state"]
+    sharded.save(folder / "set")
+    sharded.step(exact(9, WORLD.rank, parameters()))
+    sharded.load(folder / "set")
+    after = sharded.state_dict()["state"]
+    for one, other in zip(before.values(), after.values()):
+        assert_same_bits([one["exp_avg"], one["ema"]], [other["exp_avg"], other["ema"]])
 
 
 def check_a_gathered_file_is_that_of_one_process() -> None:
