@@ -25,7 +25,7 @@ OPTIONS = "options of the groups, or schedules that say something else"  # a thi
 _keyvals: list[int] = []  # of a communicator's duplicate among its attributes
 
 
-def own(comm: MPI.Intracomm) -> MPI.Intracomm:
+def own_comm(comm: MPI.Intracomm) -> MPI.Intracomm:
     """The communicator's duplicate, where nobody else's messages are; one for all optimizers."""
     if not _keyvals:
         _keyvals.append(MPI.Comm.Create_keyval(delete_fn=lambda comm, keyval, own: own.Free()))

@@ -21,23 +21,17 @@ Example:
 
 from __future__ import annotations
 
-import json
 import operator
-import os
-import re
-import secrets
 import threading
 import zlib
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from .. import _core, checkpoint, checks
-from ..arrays import Array, Params, address, all_zeros_like, checked_gradient, grouped, in_line, listed, one_array
+from .. import _core, checks
+from ..arrays import Array, Params, address, checked_gradient, grouped, in_line, listed, one_array
 from ..base import Optimizer
 from ..checks import LearningRate
 from ..groups import Group
@@ -45,18 +39,16 @@ from ..optimizers import SGD
 from ..shares import Piece, owners, shared_out
 from ..sparse import SparseRows
 from . import needed
-from ._ranks import OPTIONS, agree, by_rank, displacements, own, share_processors
+from ._ranks import OPTIONS, agree, by_rank, displacements, own_comm, share_processors
+from ._saved import Saved
 
 with needed("mpi4py", "mpi"):
     from mpi4py import MPI
 
 __all__ = ["ShardedOptimizer"]
 
-VERSION = 1  # of the manifest
-MANIFEST = "manifest.json"
 
-
-class ShardedOptimizer:
+class ShardedOptimizer(Saved):
     r"""An optimizer whose state is divided among the ranks of a communicator.
 
     Every rank makes it with the same arguments and parameters of equal values, and hands its own gradients to each
@@ -107,7 +99,7 @@ class ShardedOptimizer:
         """Collective."""
         if not isinstance(comm, MPI.Intracomm):
             raise TypeError(f"comm must be an mpi4py intracommunicator, not {type(comm).__name__}")
-        self._comm = own(comm)
+        self._comm = own_comm(comm)
         self._lock = threading.RLock()
         self._broken = False
         error, said = None, {}
@@ -492,320 +484,7 @@ class ShardedOptimizer:
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError("a ShardedOptimizer belongs to its communicator and cannot be copied or pickled: use save")
 
-    # Saving.
-
-    def averages(self) -> Any:
-        """The running averages, gathered, in the form of the parameters; None without ``ema``. Collective."""
-        with self._lock:
-            if self._optimizer.groups[0].ema is None:
-                return None
-            states = self._gathered(["ema"], None)
-            return self._whole._formed([state["ema"] for state in states])
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the ordinary optimizer's ``state_dict`` would be, gathered on every rank. Collective."""
-        with self._lock:
-            return self._said_of_whole(self._gathered(self._state_names(), None))
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue where an optimizer was, this or an ordinary one, whose `state_dict` all ranks have. Collective.
-
-        Raises:
-            TypeError, ValueError: as the ordinary optimizer's; RuntimeError: another rank raised. Nothing has changed.
-        """
-
-        def checked() -> dict[str, Any]:
-            checkpoint.check(state_dict, self._like_whole())
-            return self._piecewise(state_dict, self._cut)
-
-        self._load(checked)
-
-    def save(self, path: str | os.PathLike[str], *, gathered: bool = False) -> None:
-        """Write the state, as the ordinary optimizer's ``save`` does, to a folder that all ranks see. Collective.
-
-        Each rank writes a file with its share, and when all have, rank 0 writes ``manifest.json``, which names the
-        files. Whatever dies at whatever moment, the folder holds the whole old set or the whole new one. Files of older
-        sets are then deleted.
-
-        Args:
-            path: of the folder, which is made if need be.
-            gathered: write one file, that of an ordinary optimizer, at this path instead: rank 0 gathers the state of
-                all and must have room for it.
-
-        Raises:
-            OSError: the file could not be written; RuntimeError: that of another rank. What was there before still is.
-        """
-        with self._lock:
-            self._check_whole()
-            if gathered:
-                states = self._gathered(self._state_names(), 0)
-                with self._together():
-                    if self._comm.rank == 0:
-                        checkpoint.write(path, self._said_of_whole(states))
-            else:
-                self._save_set(Path(os.fsdecode(path)))
-
-    def _save_set(self, folder: Path) -> None:
-        first = self._comm.rank == 0
-        with self._together():
-            if first:
-                folder.mkdir(parents=True, exist_ok=True)
-        token = self._comm.bcast(secrets.token_hex(8) if first else None, root=0)
-        names = [f"{token}-{rank}.npz" for rank in range(self._comm.size)]
-        mine = folder / names[self._comm.rank]
-        try:
-            with self._together():
-                checkpoint.write(mine, self._optimizer._snapshot())
-        except BaseException:
-            with suppress(OSError):
-                mine.unlink()
-            raise
-        pieces = self._comm.gather([list(piece[:3]) for piece in self._pieces], root=0)
-        with self._together():
-            if pieces is not None:
-                manifest = {
-                    "version": VERSION,
-                    "parameters": self._described(),
-                    "files": [{"name": name, "pieces": own} for name, own in zip(names, pieces)],
-                }
-                with checkpoint.replaced(folder / MANIFEST) as file:
-                    file.write(json.dumps(manifest).encode())
-                for old in folder.iterdir():
-                    if _OURS.fullmatch(old.name) and old.name not in names:
-                        with suppress(OSError):
-                            old.unlink()
-
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Continue from what `save` wrote, on any number of ranks, or from an ordinary optimizer's file. Collective.
-
-        Raises:
-            OSError: it could not be read, `FileNotFoundError` if there is none or no manifest.
-            ValueError: it is damaged or foreign, or does not fit.
-            RuntimeError: another rank raised. Nothing has changed.
-        """
-
-        def read() -> dict[str, Any]:
-            whole = Path(os.fsdecode(path))
-            try:
-                if whole.is_dir():
-                    return self._read_set(whole)
-                found = checkpoint.read(path, self._like_whole(), self._cut, self._staged)
-                return self._piecewise(found, lambda index, name, cut: cut)
-            except TypeError as error:
-                raise ValueError(f"cannot load {os.fspath(path)!r}: {error}") from error
-
-        self._load(read)
-
-    def _load(self, read: Callable[[], dict[str, Any]]) -> None:
-        with self._lock:
-            self._check_whole()
-            error, found, said = None, {}, {}
-            try:
-                found = read()
-                checkpoint.check(found, self._optimizer._snapshot())
-                said = {
-                    "checkpoint": zlib.crc32(
-                        checkpoint._scalars({**found, "state": {}, "param_groups": _options_of(found)})
-                    )
-                }
-            except Exception as failed:
-                error = failed
-            agree(self._comm, error, said)
-            self._optimizer.load_state_dict(found)
-
-    @contextmanager
-    def _together(self) -> Iterator[None]:
-        """A block that all ranks leave in the same way: if one raises, all do."""
-        error: BaseException | None = None
-        try:
-            yield
-        except Exception as failed:
-            error = failed
-        agree(self._comm, error, {})
-
-    def _state_names(self) -> list[str]:
-        """Those of all state arrays of any parameter."""
-        return list(dict.fromkeys(name for state in self._optimizer._states for name in state))
-
-    def _gathered(self, names: list[str], root: int | None) -> list[dict[str, Array]]:
-        """Whole state arrays of these names, by parameter: on all ranks, or on one while the others' stay empty."""
-        states = self._empty_states(names) if root in (None, self._comm.rank) else []
-        lines = [{name: in_line(array, order) for name, array in s.items()} for s, order in zip(states, self._orders)]
-        for name in names:
-            for chunk, part in zip(self._chunks, self._parts):
-                has = {
-                    piece.parameter
-                    for piece in chunk.pieces
-                    if name in self._optimizer._states[self._first[piece.parameter]]
-                }
-                if not has:
-                    continue
-                begin, end = chunk.cuts[self._comm.rank : self._comm.rank + 2]
-                mine = np.zeros(end - begin, chunk.dtype)
-                for index in part:
-                    parameter, start, stop, at = self._pieces[index]
-                    if parameter in has:
-                        mine[at - begin : at - begin + stop - start] = self._optimizer._states[index][name]
-                room = np.empty(chunk.size if states else 0, chunk.dtype)
-                target = by_rank(room, chunk.counts())
-                if root is None:
-                    self._comm.Allgatherv(mine, target)
-                else:
-                    self._comm.Gatherv(mine, target if states else None, root)
-                for parameter, start, stop, at in chunk.pieces if states else ():
-                    if parameter in has:
-                        lines[parameter][name][start:stop] = room[at : at + stop - start]
-        return states
-
-    def _empty_states(self, names: Iterable[str]) -> list[dict[str, Array]]:
-        wanted = set(names)
-        return [
-            {
-                name: np.empty(array.shape, array.dtype, order)
-                for name in self._optimizer._states[self._first[index]]
-                if name in wanted
-            }
-            for index, (array, order) in enumerate(zip(self._params, self._orders))
-        ]
-
-    def _said_of_whole(self, states: list[dict[str, Array]]) -> dict[str, Any]:
-        """The state dict of an ordinary optimizer with these arrays."""
-        saved, names = self._optimizer._snapshot(), self._whole._snapshot()["param_groups"]
-        named = [{key: own[key] for key in ("params", "param_names") if key in own} for own in names]
-        counts = [self._optimizer._counts(first) for first in self._first[:-1]]
-        return {
-            **saved,
-            "state": {index: {**count, **state} for index, (count, state) in enumerate(zip(counts, states))},
-            "param_groups": [{**group, **own} for group, own in zip(saved["param_groups"], named)],
-        }
-
-    def _like_whole(self) -> dict[str, Any]:
-        """What a state dict of all must be like. Nobody touches its arrays, and large ones take no memory."""
-        return self._said_of_whole(self._empty_states(self._state_names()))
-
-    def _cut(self, index: int, name: str, array: Array) -> list[Array]:
-        """What this rank's pieces of a parameter need of an array of its state."""
-        line = in_line(np.asarray(array), self._orders[index])
-        own = self._pieces[self._first[index] : self._first[index + 1]]
-        return [np.array(line[piece.start : piece.stop]) for piece in own]
-
-    def _piecewise(self, whole: Mapping[str, Any], cut: Callable[[int, str, Any], list[Array]]) -> dict[str, Any]:
-        """The state dict of this rank's optimizer, made of that of an ordinary one."""
-        states: dict[int, dict[str, Any]] = {index: {} for index in range(len(self._pieces))}
-        arrays = self._state_names()
-        for parameter, state in whole["state"].items():
-            for name, value in state.items():
-                parts = cut(parameter, name, value) if name in arrays else None
-                own = range(self._first[parameter], self._first[parameter + 1])
-                for k, index in enumerate(own):
-                    states[index][name] = value if parts is None else parts[k]
-        return {**whole, "state": states, "param_groups": self._with_pieces(whole["param_groups"])}
-
-    def _with_pieces(self, groups: Any) -> list[dict[str, Any]]:
-        """Groups of a state dict, with this rank's pieces as their parameters."""
-        own = self._optimizer._snapshot()["param_groups"]
-        return [
-            {**{name: value for name, value in group.items() if name != "param_names"}, "params": mine["params"]}
-            for group, mine in zip(groups, own)
-        ]
-
-    def _described(self) -> list[Any]:
-        """The parameters, as a manifest says it."""
-        return [[list(array.shape), array.dtype.str, order] for array, order in zip(self._params, self._orders)]
-
-    def _read_set(self, folder: Path) -> dict[str, Any]:
-        """The state dict of this rank, from the files of any number of ranks."""
-        files = self._read_manifest(folder / MANIFEST)
-        own = self._optimizer._snapshot()
-        states: dict[int, dict[str, Any]] = {
-            index: {name: self._staged(array) for name, array in state.items()}
-            for index, state in enumerate(self._optimizer._states)
-        }
-        first: dict[str, Any] = {}
-        for name, pieces in files:
-            like = self._like_share(own, pieces)
-
-            def take(index: int, name: str, array: Array, pieces: list[Piece] = pieces) -> None:
-                parameter, start, stop, _ = pieces[index]
-                for k in range(self._first[parameter], self._first[parameter + 1]):
-                    piece = self._pieces[k]
-                    low, high = max(start, piece.start), min(stop, piece.stop)
-                    if low < high:
-                        states[k][name][low - piece.start : high - piece.start] = array[low - start : high - start]
-
-            found = checkpoint.read(folder / name, like, take, self._staged)
-            counts = {
-                piece.parameter: {key: value for key, value in found["state"][index].items() if value is not None}
-                for index, piece in enumerate(pieces)
-            }
-            said = {**found, "state": counts, "param_groups": _options_of(found)}
-            first = first or said
-            if said != first:
-                raise ValueError(f"cannot load {str(folder)!r}: {name} is of another moment than {files[0][0]}")
-        for index, piece in enumerate(self._pieces):
-            states[index] |= first["state"][piece.parameter]
-        return {**first, "state": states, "param_groups": self._with_pieces(first["param_groups"])}
-
-    def _staged(self, array: Array) -> Array:
-        """Room for what an array of state will be, on the disk where the state is."""
-        return all_zeros_like([array], self._optimizer._state_folder)[0]
-
-    def _like_share(self, own: dict[str, Any], pieces: list[Piece]) -> dict[str, Any]:
-        """What the state dict of a rank with these pieces must be like."""
-        states, groups = {}, [{**group, "params": []} for group in own["param_groups"]]
-        for index, (parameter, start, stop, _) in enumerate(pieces):
-            mine = own["state"][self._first[parameter]]
-            states[index] = {
-                name: np.empty(stop - start, value.dtype) if isinstance(value, np.ndarray) else value
-                for name, value in mine.items()
-            }
-            groups[self._group_of[parameter]]["params"].append(index)
-        return {**own, "state": states, "param_groups": groups}
-
-    def _read_manifest(self, path: Path) -> list[tuple[str, list[Piece]]]:
-        """The name of each rank's file, and its pieces."""
-        data = path.read_bytes()
-        try:
-            manifest = json.loads(data)
-            version, parameters = manifest["version"], manifest["parameters"]
-            if version != VERSION:
-                raise ValueError(f"version must be {VERSION}, not {version!r}")
-            for index, (found, own) in enumerate(zip(parameters, self._described())):
-                if found != own:
-                    raise ValueError(f"parameter {index} was saved as {found}, here it is {own}")
-            if len(parameters) != len(self._params):
-                raise ValueError(f"it holds {len(parameters)} parameters, the optimizer has {len(self._params)}")
-            files = []
-            for file in manifest["files"]:
-                if not _OURS.fullmatch(file["name"]):
-                    raise ValueError(f"{file['name']!r} is no name of a file of this set")
-                pieces = [
-                    Piece(operator.index(p), operator.index(a), operator.index(b), 0) for p, a, b in file["pieces"]
-                ]
-                for piece in pieces:
-                    if piece.parameter < 0 or not 0 <= piece.start <= piece.stop <= self._params[piece.parameter].size:
-                        raise ValueError(f"{list(piece[:3])} is no piece of a parameter")
-                files.append((file["name"], pieces))
-            ends = [0] * len(self._params)
-            for parameter, start, stop, _ in sorted(piece for _, pieces in files for piece in pieces):
-                if start < stop:
-                    ends[parameter] = stop if start == ends[parameter] else -1
-            if not files or ends != [array.size for array in self._params]:
-                raise ValueError("its files do not hold every element once")
-            return files
-        except Exception as error:  # whatever is wrong with it
-            raise ValueError(f"cannot load {str(path)!r}: {str(error) or type(error).__name__}") from error
-
-
-_OURS = re.compile(r"[0-9a-f]{16}-\d+\.npz")
-
 
 def _said(index: int, group: Group) -> list[str]:
     """A group's options; of a function only that it is one."""
     return [f"{name}={'a function' if callable(x) else repr(x)} in group {index}" for name, x in group._values.items()]
-
-
-def _options_of(state_dict: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The groups without their parameters."""
-    groups = state_dict["param_groups"]
-    return [{name: value for name, value in group.items() if name not in ("params", "param_names")} for group in groups]
