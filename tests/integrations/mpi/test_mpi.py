@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -22,11 +23,11 @@ MPIEXEC = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.wh
 CHECKS = re.findall(r"^def check_(\w+)", RANKS.read_text(), re.MULTILINE)
 
 
-def mpiexec(ranks: int, *command: object, seconds: float = 120) -> tuple[int, str]:
+def mpiexec(ranks: int, *command: object, seconds: float = 120, **variables: str) -> tuple[int, str]:
     """The exit status and what was printed. Whoever still runs after that time is killed, and the test fails."""
     assert MPIEXEC, "no mpiexec: pip install mpich"
     # Two processors serve four ranks: one thread each.
-    environment = {**os.environ, "OMP_NUM_THREADS": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "", **variables}
     process = subprocess.Popen(
         [MPIEXEC, "-n", str(ranks), sys.executable, *map(str, command)],
         cwd=ROOT,
@@ -47,7 +48,8 @@ def mpiexec(ranks: int, *command: object, seconds: float = 120) -> tuple[int, st
 
 @cache
 def checked(ranks: int) -> str:
-    status, printed = mpiexec(ranks, RANKS)
+    with tempfile.TemporaryDirectory() as folder:
+        status, printed = mpiexec(ranks, RANKS, RANKS_FOLDER=folder)
     return printed + f"exit status {status}"
 
 
