@@ -91,7 +91,8 @@ class Saved:
             OSError: the file could not be written; RuntimeError: that of another rank. What was there before still is.
         """
         with self._lock:
-            self._check_whole()
+            with self._together():
+                self._check_whole()
             if gathered:
                 states = self._gathered(self._state_names(), 0)
                 with self._together():
@@ -153,9 +154,9 @@ class Saved:
 
     def _load(self, read: Callable[[], dict[str, Any]]) -> None:
         with self._lock:
-            self._check_whole()
             error, found, said = None, {}, {}
             try:
+                self._check_whole()
                 found = read()
                 checkpoint.check(found, self._optimizer._snapshot())
                 said = {

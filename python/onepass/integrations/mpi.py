@@ -102,6 +102,7 @@ class ShardedOptimizer(Saved):
         self._comm = own_comm(comm)
         self._lock = threading.RLock()
         self._broken = False
+        self._requests: dict[tuple[str, int], MPI.Request] = {}  # chunks on their way
         error, said = None, {}
         try:
             said = self._make(kind, params, average, chunk, options)
@@ -220,11 +221,11 @@ class ShardedOptimizer(Saved):
                 raised. Nothing has changed, on any rank.
         """
         with self._lock:
-            self._check_whole()
             self._agreed, self._changing = False, False
-            self._reducing = 0  # how many chunks are being reduced, or have been
-            self._requests: dict[tuple[str, int], MPI.Request] = {}
             try:
+                self._check_whole()
+                self._reducing = 0  # how many chunks are being reduced, or have been
+                self._requests = {}
                 self._take(grads, grad_scale)
                 mine = [None if self._missing[piece.parameter] else g for piece, g in zip(self._pieces, self._gradient)]
                 skipped = self._optimizer.skipped
@@ -234,7 +235,7 @@ class ShardedOptimizer(Saved):
             except BaseException as error:
                 if not self._agreed:
                     agree(self._comm, error, {})
-                self._broken = self._changing or bool(self._requests)
+                self._broken = self._broken or self._changing or bool(self._requests)
                 raise
             finally:
                 self._given: list[Array | None] = []

@@ -408,6 +408,46 @@ def check_gradients_that_are_not_finite_are_refused_on_all_ranks_alike() -> None
     assert (sharded.step_count, sharded.skipped) == (1, 1)
 
 
+def check_nothing_to_step_is_a_step_all_the_same() -> None:
+    empty = [np.zeros((0, 3), np.float32), np.zeros(0)]
+    for params, grads in ((empty, empty), (empty, [None, None]), (parameters(), [None] * len(SHAPES))):
+        for options in ({}, {"clip_norm": 1.0, "nonfinite": "skip"}):
+            sharded = ShardedOptimizer(WORLD, onepass.Adam, params, chunk=SMALL, ema=0.5, **options)
+            single = onepass.Adam([p.copy("K") for p in params], ema=0.5, **options)
+            for optimizer in (sharded, single):
+                optimizer.step([g if g is None else g.copy() for g in grads])
+            assert (sharded.step_count, sharded.grad_norm) == (single.step_count, single.grad_norm)
+            same_state(sharded, single, options)
+
+
+def check_a_step_that_breaks_off_in_the_middle_is_not_gone_on_from() -> None:
+    params = parameters()
+    sharded = ShardedOptimizer(WORLD, onepass.Adam, params, chunk=SMALL)
+
+    folder = shared_folder()
+    sharded.save(folder / "set")
+
+    def broken(k: int) -> None:
+        raise KeyboardInterrupt
+
+    sharded._hand_out = broken  # type: ignore[method-assign]
+    with raises(KeyboardInterrupt, ""):
+        sharded.step(exact(0, WORLD.rank, params))
+    for request in sharded._requests.values():
+        request.Wait()
+    for call in (
+        lambda: sharded.step(exact(0, WORLD.rank, params)),
+        lambda: sharded.save(folder / "set"),
+        lambda: sharded.load(folder / "set"),
+    ):
+        sharded._broken = True
+        with raises(RuntimeError, "broke off in the middle"):
+            call()
+        sharded._broken = WORLD.rank == 0  # and on one rank alone the others are told
+        with raises(RuntimeError, "broke off in the middle"):
+            call()
+
+
 # ---- Checkpoints ----
 
 
