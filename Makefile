@@ -1,6 +1,7 @@
 # Every target is self-sufficient: it makes the virtual environment that it needs (in .venv) from Python >= 3.10 alone.
 #
 #   make demo          train on handwritten digits with onepass and with textbook NumPy, and compare
+#   make comparison    the Adam paper's comparison of five optimizers; writes its figures into docs/
 #   make test          the tests, about a minute
 #   make test-integrations   the tests beside other libraries, which it installs (PyTorch, optax and more)
 #   make test-spacy    the tests beside spaCy and the thinc that it brings (part of test-integrations)
@@ -21,13 +22,16 @@ python := $(venv)/bin/python
 # Where a target's packages are noted once they are installed.
 installed = $(venv)/.installed-$(1)
 
-.PHONY: help demo test test-integrations test-spacy bench bench-guard docs lint format mutants wheel clean install
+.PHONY: help demo comparison test test-integrations test-spacy bench bench-guard docs lint format mutants wheel clean install
 
 help:
 	@sed -n 's/^#   //p' Makefile
 
 demo: install $(call installed,examples)
 	$(python) examples/train_digits.py $(ARGS)
+
+comparison: install $(call installed,examples)
+	$(python) examples/compare_optimizers.py $(or $(ARGS),--out docs/images/comparison.png --page docs/comparison.md)
 
 test: install $(call installed,test) $(call installed,examples)
 	$(python) -m pytest $(ARGS)

@@ -74,7 +74,7 @@ def tasks(mnist: Path | None, cifar: Path | None, reviews: Path | None) -> list[
     pixels, words = flat.train.shape[1], bags.train.shape[1]
 
     hidden = [1000, 1000] if mnist else [128, 128]
-    channels, dense = ([64, 64, 128], 1000) if cifar else ([8, 16], 64)
+    channels, dense = ([64, 64, 128], 1000) if cifar else ([16, 32], 64)
 
     def regression(_: np.random.Generator) -> models.Model:
         return models.logistic_regression(pixels, flat.classes)

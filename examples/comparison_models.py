@@ -125,10 +125,11 @@ class Convolution(Layer):
         self.parameters = [kernels, np.zeros(outputs, np.float32)]
 
     def windows(self, x: Array) -> Array:
-        """A row of channels × size × size numbers for each pixel."""
+        """A row of size × size × channels numbers for each pixel."""
         edge = self.size // 2
         padded = np.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
-        return sliding_window_view(padded, (self.size, self.size), axis=(1, 2)).reshape(x[..., 0].size, -1)
+        views = sliding_window_view(padded, (self.size, self.size), axis=(1, 2))  # the window's axes are the last
+        return views.transpose(0, 1, 2, 4, 5, 3).reshape(x[..., 0].size, -1)
 
     def forward(self, x: Array, noise: np.random.Generator | None) -> Array:
         self.rows, self.channels = self.windows(x), x.shape[3]
@@ -140,8 +141,8 @@ class Convolution(Layer):
 
     def back(self, delta: Array) -> Array:
         # What a pixel adds to its neighbours' windows, seen from the pixel: a convolution, the kernels turned round.
-        kernels = self.parameters[0].reshape(self.channels, self.size, self.size, -1)
-        turned = kernels[:, ::-1, ::-1].transpose(3, 1, 2, 0).reshape(-1, self.channels)
+        kernels = self.parameters[0].reshape(self.size, self.size, self.channels, -1)
+        turned = kernels[::-1, ::-1].transpose(0, 1, 3, 2).reshape(-1, self.channels)
         return (self.windows(delta) @ turned).reshape(*delta.shape[:3], self.channels)
 
 
@@ -151,18 +152,21 @@ class MaxPool(Layer):
     def forward(self, x: Array, noise: np.random.Generator | None) -> Array:
         count, height, width, channels = x.shape
         blocks = x.reshape(count, height // 2, 2, width // 2, 2, channels)
-        fours: Array = np.stack([blocks[:, :, i, :, j] for i in (0, 1) for j in (0, 1)])
-        self.which, self.shape = fours.argmax(axis=0), x.shape
-        largest: Array = fours.max(axis=0)
+        self.fours: Array = np.stack([blocks[:, :, i, :, j] for i in (0, 1) for j in (0, 1)])
+        largest: Array = self.fours.max(axis=0)
+        self.largest = largest
         return largest
 
     def back(self, delta: Array) -> Array:
-        count, height, width, channels = self.shape
-        delta = delta.reshape(self.which.shape)
-        out = np.empty((count, height // 2, 2, width // 2, 2, channels), delta.dtype)
-        for place in range(4):
-            out[:, :, place // 2, :, place % 2] = delta * (self.which == place)
-        return out.reshape(self.shape)
+        count, height, width, channels = self.largest.shape
+        delta = delta.reshape(self.largest.shape)
+        towards = np.empty((count, height, 2, width, 2, channels), delta.dtype)
+        open_still = np.ones(delta.shape, bool)
+        for place, pixels in enumerate(self.fours):
+            first = open_still & (pixels == self.largest)
+            open_still &= ~first
+            towards[:, :, place // 2, :, place % 2] = delta * first
+        return towards.reshape(count, 2 * height, 2 * width, channels)
 
 
 class Network:
