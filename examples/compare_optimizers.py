@@ -4,10 +4,10 @@
     python examples/compare_optimizers.py --mnist DIR --cifar DIR --reviews DIR --epochs 10        # hours
 
 AdaGrad, RMSProp, SGD with Nesterov's momentum, AdaDelta and Adam train logistic regression on images and on bags of
-words (with rates that fall as 1/√t), a perceptron of three layers and a small convolutional network, the last three
-with dropout. Each has the same budget: as many rates, half a decade apart, as many epochs, the same first weights,
-batches and dropout. The rate with the lowest training cost in the last epoch for the first seed is then run with the
-other seeds.
+words (with rates that fall as 1/√t, as AdaGrad's steps do by themselves), a perceptron of three layers and a small
+convolutional network, the last three with dropout. Each has the same budget: as many rates, half a decade apart, as
+many epochs, the same first weights, batches and dropout. The rate with the lowest training cost in the last epoch for
+the first seed is then run with the other seeds.
 
 Out come a picture of the training costs, a table, and all the figures as JSON beside the picture. Source: Kingma and
 Ba, "Adam: A Method for Stochastic Optimization" (2015), section 6. Needs scikit-learn, matplotlib and tqdm.
@@ -42,10 +42,11 @@ class Optimizer(NamedTuple):
 
     make: Callable[[list[Array], Rate], Any]
     rates: tuple[float, ...]
+    decays: bool = False  # its steps fall as 1/√t by themselves: a falling rate would make them fall twice
 
 
 OPTIMIZERS = {
-    "AdaGrad": Optimizer(lambda p, lr: onepass.Adagrad(p, lr), (0.003, 0.01, 0.03, 0.1, 0.3, 1)),
+    "AdaGrad": Optimizer(lambda p, lr: onepass.Adagrad(p, lr), (0.003, 0.01, 0.03, 0.1, 0.3, 1), decays=True),
     "RMSProp": Optimizer(lambda p, lr: onepass.RMSprop(p, lr), (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)),
     "SGD Nesterov": Optimizer(
         lambda p, lr: onepass.SGD(p, lr, momentum=0.9, nesterov=True), (0.003, 0.01, 0.03, 0.1, 0.3, 1)
@@ -53,7 +54,7 @@ OPTIMIZERS = {
     "AdaDelta": Optimizer(lambda p, lr: onepass.Adadelta(p, lr), (0.1, 0.3, 1, 3, 10, 30)),
     "Adam": Optimizer(lambda p, lr: onepass.Adam(p, lr), (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)),
 }
-DECAYING = 10  # times these rates where they fall as 1/√t
+DECAYING = 10  # times as high do rates begin that fall as 1/√t
 
 
 class Task(NamedTuple):
@@ -110,7 +111,8 @@ def train(
     """
     first, order, noise = (np.random.default_rng([seed, purpose]) for purpose in range(3))
     model = task.model(first)
-    steps = optimizer.make(model.parameters, schedules.inverse_sqrt(rate) if task.decay else rate)
+    falls = task.decay and not optimizer.decays
+    steps = optimizer.make(model.parameters, schedules.inverse_sqrt(DECAYING * rate) if falls else rate)
     inputs, labels = task.data.train, task.data.train_labels
     costs = np.full(epochs, math.inf)
     with np.errstate(over="ignore", invalid="ignore"):  # when it diverges
@@ -137,7 +139,6 @@ def compare(task: Task, seeds: Sequence[int], searched: slice, epochs: int) -> d
         for name, optimizer in OPTIMIZERS.items():
             runs = {}
             for rate in optimizer.rates[searched]:
-                rate = round(DECAYING * rate, 6) if task.decay else rate
                 bar.set_postfix_str(f"{name}, rate {rate:g}")
                 runs[rate] = train(task, optimizer, rate, seeds[0], epochs)
                 bar.update()
@@ -191,18 +192,39 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths))} |" for row in rows)
 
 
+def beside_the_best(results: dict[str, Any]) -> tuple[int, int]:
+    """How many of the rates next to a best one cost more than every optimizer at its best; and how many there are."""
+    worse = neighbours = 0
+    for task in results["tasks"]:
+        searches = []
+        for found in task["optimizers"].values():
+            tried = sorted(found["search"], key=lambda one: float(one["rate"]))
+            searches.append([math.inf if one["final_cost"] is None else one["final_cost"] for one in tried])
+        worst = max(map(min, searches))
+        for costs in searches:
+            best = costs.index(min(costs))
+            beside = [cost for place, cost in enumerate(costs) if abs(place - best) == 1]
+            worse += sum(cost > worst for cost in beside)
+            neighbours += len(beside)
+    return worse, neighbours
+
+
 def explain(results: dict[str, Any]) -> str:
     """How the table came about."""
     seeds, rates = results["seeds"], len(next(iter(results["tasks"][0]["optimizers"].values()))["search"])
+    worse, neighbours = beside_the_best(results)
+    alone = " and ".join(name for name, optimizer in OPTIMIZERS.items() if optimizer.decays)
     lines = [
         f"Training cost: of the last epoch, the mean of {len(seeds)} seed{'s' * (len(seeds) > 1)} and its range.",
-        f"Each optimizer had {rates} learning rates, tried with seed {seeds[0]}; edge: the best was the first or last.",
+        f"Learning rate: the best of {rates}, tried with seed {seeds[0]}; edge: the lowest or the highest of them.",
+        f"Of the {neighbours} rates beside a best one, {worse} cost more than every optimizer at its best, with that seed.",
         "",
     ]
     for task in results["tasks"]:
-        rate = "a rate that falls as 1/√t" if task["decay"] else "a constant rate"
+        rate = f"rates times {DECAYING}/√t" if task["decay"] else "constant rates"
         size = f"{task['examples']:,} examples of {task['features']:,} features"
         lines.append(f"- {task['title']}: {task['data']}, {size}, {task['epochs']} epochs, {rate}.")
+    lines += ["", f"{alone}'s rate is constant throughout: its steps fall as 1/√t by themselves."]
     return "\n".join(lines)
 
 

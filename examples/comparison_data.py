@@ -71,7 +71,9 @@ def read_cifar(folder: Path) -> Data:
     train, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     test, test_labels = read_cifar_file(folder / "test_batch.bin")
     mean = train.mean(axis=0)
-    return Data(folder.resolve().name, train - mean, labels, test - mean, test_labels)
+    train -= mean
+    test -= mean
+    return Data(folder.resolve().name, train, labels, test, test_labels)
 
 
 # ---- Bags of words ----
@@ -104,6 +106,7 @@ def read_reviews(folder: Path, features: int = 10_000) -> Data:
     else:
         test.resize(test.shape[0], train.shape[1])
     for bags in (train, test):
+        bags.eliminate_zeros()
         bags.data[:] = 1
     frequency = np.asarray(train.sum(axis=0)).ravel()
     kept = np.sort(np.argsort(-frequency, kind="stable")[:features])

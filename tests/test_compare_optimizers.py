@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import math
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -147,7 +149,7 @@ def test_only_the_most_frequent_words_are_kept(data: ModuleType, tmp_path: Path)
 @pytest.mark.parametrize("word", [2, 77])
 def test_a_test_set_with_fewer_or_more_words_gets_the_trainings(data: ModuleType, tmp_path: Path, word: int) -> None:
     write_reviews(tmp_path)
-    (tmp_path / "test" / "labeledBow.feat").write_text(f"9 0:1 {word}:1\n2 1:4\n")
+    (tmp_path / "test" / "labeledBow.feat").write_text(f"9 0:1 1:0 {word}:1\n2 1:4\n")
     found = data.read_reviews(tmp_path)
     assert found.test.shape == (2, found.train.shape[1])
     assert found.test.toarray()[:, :2].tolist() == [[1, 0], [0, 1]]
@@ -423,8 +425,17 @@ def test_a_folder_without_the_files_is_an_error_that_names_it(
     assert not (tmp_path / "x.png").exists()
 
 
-def test_the_pages_table_is_that_of_the_figures_in_the_repository(program: ModuleType) -> None:
+def test_the_pages_numbers_are_those_of_the_figures_in_the_repository(program: ModuleType) -> None:
     results = json.loads((ROOT / "docs" / "images" / "comparison.json").read_text(encoding="utf-8"))
     page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
     assert program.table(results) in page and program.explain(results) in page
+    prose = page.partition("## Does the ranking hold?")[2].partition("\n## ")[0]
+    figures = {f"{cost:#.3g}" for cost, _ in itertools.chain.from_iterable(map(program.ranking, results["tasks"]))}
+    searched = [one for task in results["tasks"] for found in task["optimizers"].values() for one in found["search"]]
+    figures |= {f"{one['final_cost']:#.3g}" for one in searched}
+    said = re.findall(r"0\.\d+", prose)
+    assert len(said) > 10 and set(said) <= figures
+    assert (
+        "of the {1} rates half a decade beside a best one, {0} cost".format(*program.beside_the_best(results)) in prose
+    )
     assert not any(found["at_the_edge"] for task in results["tasks"] for found in task["optimizers"].values())
