@@ -217,7 +217,7 @@ def explain(results: dict[str, Any]) -> str:
     lines = [
         f"Training cost: of the last epoch, the mean of {len(seeds)} seed{'s' * (len(seeds) > 1)} and its range.",
         f"Learning rate: the best of {rates}, tried with seed {seeds[0]}; edge: the lowest or the highest of them.",
-        f"Of the {neighbours} rates beside a best one, {worse} cost more than every optimizer at its best, with that seed.",
+        f"Of the {neighbours} rates beside a best one, {worse} cost more with it than any optimizer at its best.",
         "",
     ]
     for task in results["tasks"]:

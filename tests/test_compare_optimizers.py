@@ -439,3 +439,24 @@ def test_the_pages_numbers_are_those_of_the_figures_in_the_repository(program: M
         "of the {1} rates half a decade beside a best one, {0} cost".format(*program.beside_the_best(results)) in prose
     )
     assert not any(found["at_the_edge"] for task in results["tasks"] for found in task["optimizers"].values())
+
+
+def test_a_page_without_the_marks_is_refused_and_left_alone(program: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- comparison: begin -->\nold\n<!-- comparison: end -->\nb\n")
+    program.put_into_page(page, "new")
+    assert page.read_text() == "a\n<!-- comparison: begin -->\nnew\n<!-- comparison: end -->\nb\n"
+    page.write_text("a\n<!-- comparison: begin -->\nold\n")
+    with pytest.raises(ValueError, match=r"page\.md: lacks"):
+        program.put_into_page(page, "new")
+    assert page.read_text() == "a\n<!-- comparison: begin -->\nold\n"
+
+
+@pytest.mark.usefixtures("program")
+@pytest.mark.parametrize("wanted", [[0, 0, 0], [-50, 3, 4, 90, 91], [10, 30, 50], [5, 20, 21]])
+def test_names_at_the_lines_ends_are_pushed_apart_in_their_order(wanted: list[float]) -> None:
+    placed = importlib.import_module("comparison_figure").apart(wanted, 15, lowest=7)
+    assert len(placed) == len(wanted) and min(placed) >= 7
+    assert np.diff(placed).min() >= 15 - 1e-9
+    if np.diff(wanted).min() >= 15:
+        assert placed == wanted
