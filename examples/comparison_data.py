@@ -101,10 +101,7 @@ def read_reviews(folder: Path, features: int = 10_000) -> Data:
             raise ValueError(f"{path}: review {wrong[0]} has {stars[wrong[0]]:g} stars, should be 1 to 4 or 7 to 10")
         parts.append((bags, (stars >= 7).astype(np.intp)))
     (train, labels), (test, test_labels) = parts
-    if test.shape[1] > train.shape[1]:
-        test = test[:, : train.shape[1]]  # words that the training never saw
-    else:
-        test.resize(test.shape[0], train.shape[1])
+    test.resize(test.shape[0], max(test.shape[1], train.shape[1]))
     for bags in (train, test):
         bags.eliminate_zeros()
         bags.data[:] = 1

@@ -184,6 +184,26 @@ def test_missing_reviews_are_named(data: ModuleType, tmp_path: Path) -> None:
         data.read_reviews(tmp_path)
 
 
+def test_long_docstrings_are_found_wherever_they_are_each_once(
+    data: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {name: " ".join([name] * 20) for name in ("module", "function", "method", "otherwise")}
+    source = [
+        f'"""{said["module"]}"""',
+        f'def a():\n    """{said["function"]}"""',
+        f'def again():\n    """{said["function"]}"""',
+        f'def short():\n    """{" ".join(["short"] * 19)}"""',
+        f'if a:\n    class B:\n        def c(self):\n            """{said["method"]}"""',
+        f'else:\n    def d():\n        """{said["otherwise"]}"""',
+    ]
+    folder = tmp_path / "spoken"
+    (folder / "tests").mkdir(parents=True)
+    (folder / "__init__.py").write_text("\n".join(source) + "\n")
+    (folder / "tests" / "__init__.py").write_text(f'"""{" ".join(["tested"] * 20)}"""\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    assert sorted(data.docstrings("spoken")) == sorted(said.values())
+
+
 def test_docstrings_become_bags_without_the_names_that_tell(data: ModuleType) -> None:
     found = data.documentation(("scipy.cluster", "sklearn.cluster"))
     assert found.classes == 2 and len(found.train_labels) == found.train.shape[0] > 50
