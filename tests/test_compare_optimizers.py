@@ -357,6 +357,41 @@ def test_the_gradient_names_the_words_of_the_batch_that_were_not_dropped(models:
 # ---- The program ----
 
 
+def test_dropped_words_are_made_good_for_by_the_others(models: ModuleType) -> None:
+    model, inputs = models.SparseLogisticRegression(40, 3), bags()
+    whole = dense(model.loss_and_gradients(inputs, LABELS, None)[1][0], model.parameters[0])
+    noises = map(np.random.default_rng, range(2000))
+    dropped = [dense(model.loss_and_gradients(inputs, LABELS, noise)[1][0], model.parameters[0]) for noise in noises]
+    assert np.allclose(np.mean(dropped, axis=0), whole, atol=0.1 * np.abs(whole).max())
+
+
+def test_the_optimizers_are_the_papers(program: ModuleType) -> None:
+    made = {name: it.make([np.zeros(3, np.float32)], 0.1) for name, it in program.OPTIMIZERS.items()}
+    classes = [onepass.Adagrad, onepass.RMSprop, onepass.SGD, onepass.Adadelta, onepass.Adam]
+    assert [type(one) for one in made.values()] == classes
+    momentum = made["SGD Nesterov"].groups[0]
+    assert momentum.nesterov and momentum.momentum == 0.9
+    assert len({len(it.rates) for it in program.OPTIMIZERS.values()}) == 1
+
+
+def test_rates_fall_with_the_root_of_the_step_unless_the_optimizers_steps_do(
+    program: ModuleType, data: ModuleType, models: ModuleType
+) -> None:
+    seen = {}
+
+    def watch(name: str) -> Callable[..., Any]:
+        def make(parameters: list[Array], rate: Any) -> onepass.SGD:
+            seen[name] = [rate(t) for t in (1, 4)] if callable(rate) else rate
+            return onepass.SGD(parameters, rate)
+
+        return make
+
+    task = program.Task("", data.rows(data_digits()), lambda _: models.logistic_regression(64, 10), 1, decay=True)
+    for name, case, decays in [("falls", task, False), ("own", task, True), ("not", task._replace(decay=False), False)]:
+        program.train(case, program.Optimizer(watch(name), (), decays), 0.01, seed=0, epochs=1)
+    assert seen == {"falls": [pytest.approx(0.1), pytest.approx(0.05)], "own": 0.01, "not": 0.01}
+
+
 def write_mnist(folder: Path) -> None:
     rng = np.random.default_rng(0)
     patterns = rng.integers(0, 200, (10, 6, 6))
