@@ -217,7 +217,8 @@ def explain(results: dict[str, Any]) -> str:
     lines = [
         f"Training cost: of the last epoch, the mean of {len(seeds)} seed{'s' * (len(seeds) > 1)} and its range.",
         f"Learning rate: the best of {rates}, tried with seed {seeds[0]}; edge: the lowest or the highest of them.",
-        f"Of the {neighbours} rates beside a best one, {worse} cost more with it than any optimizer at its best.",
+        "With a rate half a decade off its best, an optimizer cost more than every optimizer at its best "
+        f"in {worse} of {neighbours} cases.",
         "",
     ]
     for task in results["tasks"]:

@@ -90,6 +90,7 @@ def step_once(
     states: list[Array],
     average: Array | None = None,
 ) -> bool: ...
+def array_at(address: int, dtype: Any, shape: list[int], strides: list[int], owner: Any) -> Array: ...
 def norm(array: Array) -> float: ...
 def stream_limit(param: Array, grad: Array, exp_avg: Array, exp_avg_sq: Array) -> None: ...
 def get_num_threads() -> int: ...
@@ -101,11 +102,13 @@ class Tensors:
         self,
         optimizer: Optimizer,
         tensors: tuple[Any, ...],
+        shown: list[bool],
         names: tuple[str, ...],
         said: list[list[Any]],
         state: dict[Any, Any],
         entries: tuple[tuple[Any, tuple[Any, ...]], ...],
-        counts: Array,
+        steps: Array,
+        mu_products: Array,
         changed: Callable[[Any], Any],
         exchange: Any,
     ) -> None: ...
