@@ -258,30 +258,13 @@ class Optimizer {
   // The same along the gradients of these tensors. Returns false, and has done nothing, where one of them, its gradient
   // or its count is not simply what is expected.
   bool step_tensors(TakenTensors& taken) {
-    static constexpr char nothing = 0;  // where the gradient of no elements lies
     const Turn turn(*this);
     const Release release{gradients_};
     if (taken.tensors.size() != held_.size()) return false;
     for (std::size_t i = 0; i < held_.size(); ++i) {
-      const Parameter& parameter = core_.parameters()[i];
-      PyObject* const tensor = PyTuple_GET_ITEM(taken.tensors.ptr(), static_cast<Py_ssize_t>(i));
-      const onepass::Layout& layout = taken.layouts[i];
-      const auto step = static_cast<double>(parameter.step);
-      if (!taken.steps.says(i, step) || !taken.mu_products.says(i, parameter.mu_product)) return false;
-      onepass::DLTensor param = {};
-      if (taken.look(tensor, &param) != 0) return nothing_said();
-      if (!layout.is_of(param)) return false;
-      if (parameter.size != 0 && param.address() != parameter.operands.param) return false;
-      pointers_[i] = {};
-      const py::object& gradient = gradients_.emplace_back(taken.grad(tensor));
-      if (gradient.is_none()) continue;
-      onepass::DLTensor found = {};
-      if (!taken.shown[i] || taken.look(gradient.ptr(), &found) != 0) return nothing_said();
-      const void* const data = parameter.size == 0 ? &nothing : found.address();
-      if (data == nullptr || !layout.is_of(found) || !is_disjoint(i, data)) return false;
-      // The one lazy negation that can lie so: the imaginary part of a conjugate, which is each second number.
-      if (parameter.size == 1 && gradient.attr("is_neg")().cast<bool>()) return false;
-      pointers_[i].data = data;
+      if (take_gradient(taken, i)) continue;
+      PyErr_Clear();  // the slow way says it in words
+      return false;
     }
     finish(1);
     for (std::size_t i = 0; i < held_.size(); ++i) {
@@ -413,9 +396,29 @@ class Optimizer {
     return function();
   }
 
-  static bool nothing_said() {
-    PyErr_Clear();
-    return false;
+  // Points to the gradient of a tensor, if both are what is expected.
+  bool take_gradient(const TakenTensors& taken, std::size_t i) {
+    static constexpr char nothing = 0;  // where the gradient of no elements lies
+    const Parameter& parameter = core_.parameters()[i];
+    const onepass::Layout& layout = taken.layouts[i];
+    const auto step = static_cast<double>(parameter.step);
+    if (!taken.steps.says(i, step) || !taken.mu_products.says(i, parameter.mu_product)) return false;
+    PyObject* const tensor = PyTuple_GET_ITEM(taken.tensors.ptr(), static_cast<Py_ssize_t>(i));
+    onepass::DLTensor param = {};
+    if (taken.look(tensor, &param) != 0 || !layout.is_of(param)) return false;
+    if (parameter.size != 0 && param.address() != parameter.operands.param) return false;
+
+    pointers_[i] = {};
+    const py::object& gradient = gradients_.emplace_back(taken.grad(tensor));
+    if (gradient.is_none()) return true;
+    onepass::DLTensor found = {};
+    if (!taken.shown[i] || taken.look(gradient.ptr(), &found) != 0 || !layout.is_of(found)) return false;
+    const void* const data = parameter.size == 0 ? &nothing : found.address();
+    if (data == nullptr || !is_disjoint(i, data)) return false;
+    // The one lazy negation that can lie so: the imaginary part of a conjugate, which is each second number.
+    if (parameter.size == 1 && gradient.attr("is_neg")().cast<bool>()) return false;
+    pointers_[i].data = data;
+    return true;
   }
 
   py::object self() { return py::cast(this, py::return_value_policy::reference); }
@@ -806,9 +809,9 @@ class Tensors {
         const auto held = py::reinterpret_borrow<py::object>(value);
         const auto known = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(group_said.ptr(), at));
         // Tensors are told apart by what they are: those of one number may be equal.
-        const int same = !held    ? 0
-                         : k == 0 ? are_items(held, known)
-                                  : PyObject_RichCompareBool(held.ptr(), known.ptr(), Py_EQ);
+        int same = 0;
+        if (held && k == 0) same = are_items(held, known);
+        if (held && k != 0) same = PyObject_RichCompareBool(held.ptr(), known.ptr(), Py_EQ);
         if (same == 1) continue;
         PyErr_Clear();  // tensors do not compare to a truth value
         return false;
