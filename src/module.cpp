@@ -98,6 +98,13 @@ void without_gil_if(bool worth_it, Function function) {
   }
 }
 
+// Fills slots of a Python object, whatever its class makes of assignments. No signal is handled in between.
+void assign(py::handle object, const py::dict& slots) {
+  for (const auto& [name, value] : slots) {
+    if (PyObject_GenericSetAttr(object.ptr(), name.ptr(), value.ptr()) != 0) throw py::error_already_set();
+  }
+}
+
 // Holds the arrays of an optimizer and takes gradients in. A Python subclass supplies what the fast path does not know:
 // _arrange (gradients in another container), _convert (a gradient in another form), _scheduled (what schedules say),
 // and the words of its errors: _overflow, _nonfinite_gradient, _parameter_changed.
@@ -112,10 +119,11 @@ class Optimizer {
   ~Optimizer() = default;
 
   // Takes the parameters in, each with its state and its running average or None; the gradients of all then come in
-  // this form.
+  // this form. In the same moment the optimizer's slots are filled: whoever looks, or is interrupted, finds both or
+  // neither.
   void add_group(Form form, std::shared_ptr<onepass::Group> group, const std::vector<py::object>& keys,
                  const std::vector<py::array>& params, const std::vector<std::vector<py::array>>& states,
-                 const std::vector<std::optional<py::array>>& averages) {
+                 const std::vector<std::optional<py::array>>& averages, const py::dict& slots) {
     std::optional<Turn> turn;
     if (!Turn::is_mine(*this) || !is_locked_) turn.emplace(*this);
     std::vector<Parameter> parameters;
@@ -141,17 +149,18 @@ class Optimizer {
     gradients_.reserve(held.size());
     pointers_.resize(held.size());
     core_.add_group(std::move(group), parameters);
-    held_ = std::move(held);
+    held_.swap(held);  // the old one goes when all is done
     ranges_ = std::move(ranges);
     form_ = form;
+    assign(self(), slots);
   }
 
-  // Puts other state in place: pairs of arrays of equal size and layout, to and from, the groups' options, and the
-  // counts.
-  using Options = std::tuple<std::shared_ptr<onepass::Group>, std::vector<double>, CommonOptions>;
-  void restore(const std::vector<std::pair<py::array, py::array>>& copies, const std::vector<Options>& options,
-               std::int64_t step_count, std::int64_t skipped, const std::vector<std::int64_t>& steps,
-               const std::vector<double>& mu_products) {
+  // Puts other state in place: pairs of arrays of equal size and layout, to and from, the groups' options with what
+  // their slots then hold, the options of the whole, and the counts.
+  using Options = std::tuple<std::shared_ptr<onepass::Group>, std::vector<double>, CommonOptions, py::object, py::dict>;
+  void restore(const std::vector<std::pair<py::array, py::array>>& copies, std::vector<Options> options,
+               double clip_norm, Nonfinite nonfinite, std::int64_t step_count, std::int64_t skipped,
+               const std::vector<std::int64_t>& steps, const std::vector<double>& mu_products) {
     std::optional<Turn> turn;
     if (!Turn::is_mine(*this) || !is_locked_) turn.emplace(*this);
     if (steps.size() != held_.size() || mu_products.size() != held_.size()) {
@@ -165,9 +174,14 @@ class Optimizer {
     for (const auto& [to, from] : copies) {
       std::memmove(fields(to.ptr()).data, fields(from.ptr()).data, static_cast<std::size_t>(to.nbytes()));
     }
-    for (const auto& [group, numbers, common] : options) group->set(numbers, common);
     core_.restore(step_count, steps, mu_products);
     skipped_ = skipped;
+    clip_norm_ = clip_norm;
+    nonfinite_ = nonfinite;
+    for (auto& [group, numbers, common, object, slots] : options) {
+      group->set(std::move(numbers), common);
+      assign(object, slots);
+    }
   }
 
   // Calls the function while nobody steps. It may add groups and restore.
@@ -895,7 +909,14 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
              return std::make_shared<onepass::Group>(onepass::find_rule(rule), std::move(options), common);
            }),
            py::arg("rule"), py::arg("options"), py::arg("common"))
-      .def("set", &onepass::Group::set, py::arg("options"), py::arg("common"));
+      .def(
+          "set",
+          [](onepass::Group& group, std::vector<double> options, const CommonOptions& common, const py::object& object,
+             const py::dict& slots) {
+            group.set(std::move(options), common);
+            assign(object, slots);
+          },
+          py::arg("options"), py::arg("common"), py::arg("object"), py::arg("slots"));
 
   py::class_<Optimizer> optimizer(m, "Optimizer", py::custom_type_setup(&set_up_collection));
   py::native_enum<Optimizer::Form>(optimizer, "Form", "enum.Enum")
@@ -911,9 +932,9 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   // Properties take the object itself: pybind11 would hand over an optimizer that was never made.
   optimizer.def(py::init<bool>(), py::arg("flush_denormals"))
       .def("_add_group", &Optimizer::add_group, py::arg("form"), py::arg("group"), py::arg("keys"), py::arg("params"),
-           py::arg("states"), py::arg("averages"))
-      .def("_restore", &Optimizer::restore, py::arg("copies"), py::arg("options"), py::arg("step_count"),
-           py::arg("skipped"), py::arg("steps"), py::arg("mu_products"))
+           py::arg("states"), py::arg("averages"), py::arg("slots"))
+      .def("_restore", &Optimizer::restore, py::arg("copies"), py::arg("options"), py::arg("clip_norm"),
+           py::arg("nonfinite"), py::arg("step_count"), py::arg("skipped"), py::arg("steps"), py::arg("mu_products"))
       .def("_locked", &Optimizer::locked, py::arg("function"))
       .def("_fits", [](const py::object& self, std::size_t i,
                        const py::object& gradient) { return checked(self).fits(i, gradient.ptr()); })
