@@ -29,10 +29,14 @@ long stop_failing(void) {
 }
 
 /* NumPy and pybind11 take no notice when a small object of their own cannot be had, and the process crashes: those are
-   always granted here. Whose an allocation is, is told by the callers that lie in the code named to spare(). */
+   always granted here. Whose an allocation is, is told by the callers that lie in the code named to spare(), up to the
+   interpreter's loop. */
+static uintptr_t loop;
+void set_interpreter(void* begin) { loop = (uintptr_t)begin; }
+
 static uintptr_t spared[8];
 static int spared_count;
-enum { small = 512, depth = 16 };
+enum { small = 512, depth = 24, loop_bytes = 1 << 15 };
 
 void spare(uintptr_t begin, uintptr_t end) {
   spared[spared_count++] = begin;
@@ -47,6 +51,7 @@ static int is_spared(size_t size) {
   const int count = backtrace(frames, depth);
   for (int i = 0; i < count; ++i) {
     const uintptr_t at = (uintptr_t)frames[i];
+    if (at >= loop && at < loop + loop_bytes) return 0;
     for (int k = 0; k < spared_count; k += 2) {
       if (at >= spared[k] && at < spared[k + 1]) return 1;
     }

@@ -482,7 +482,7 @@ class Optimizer(_core.Optimizer):
         found = checkpoint.read(path, self._snapshot())
         try:
             self.load_state_dict(found)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:  # an option that is out of its range, say
             raise ValueError(f"cannot load {os.fspath(path)!r}: {error}") from error
 
     def _made_of(self) -> tuple[Any, ...]:
