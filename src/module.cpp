@@ -75,9 +75,14 @@ Parameter describe(const py::array& param, const std::vector<py::array>& states,
   return parameter;
 }
 
-// Calls the function while other threads have the interpreter. pybind11's own means ends the process when it does so
-// while the interpreter ends: taking the interpreter back then ends the thread by unwinding its stack, which must not
-// pass through a destructor that promises not to throw. So the thread waits for the process to end.
+// Python before 3.14 ends a thread that wants the interpreter when the interpreter ends, by unwinding its stack. That
+// must not pass through destructors: they promise not to throw, and would release objects that this thread may not
+// touch. So where that can begin it is caught, and the thread waits for the process to end.
+[[noreturn]] void wait_for_the_end() noexcept {
+  for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+}
+
+// Calls the function while other threads have the interpreter.
 template <class Function>
 void without_gil(Function function) {
   PyThreadState* const state = PyEval_SaveThread();
@@ -85,8 +90,20 @@ void without_gil(Function function) {
   try {
     PyEval_RestoreThread(state);
   } catch (...) {
-    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+    wait_for_the_end();
   }
+}
+
+// Calls a function of Python, in which this thread may lose the interpreter.
+py::object call(const py::object& function, const py::tuple& arguments) {
+  PyObject* result = nullptr;
+  try {
+    result = PyObject_Call(function.ptr(), arguments.ptr(), nullptr);
+  } catch (...) {
+    wait_for_the_end();
+  }
+  if (result == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
 }
 
 template <class Function>
@@ -191,7 +208,7 @@ class Optimizer {
       bool& is_locked;
       ~Locked() { is_locked = false; }
     } until_the_end{is_locked_ = true};
-    return function();
+    return call(function, py::tuple());
   }
 
   void step(py::handle grads, py::handle grad_scale) {
@@ -376,6 +393,12 @@ class Optimizer {
     return false;
   }
 
+  // What a method of the Python subclass returns.
+  template <class... Arguments>
+  py::object ask(const char* method, Arguments&&... arguments) {
+    return call(self().attr(method), py::make_tuple(std::forward<Arguments>(arguments)...));
+  }
+
   py::object self() { return py::cast(this, py::return_value_policy::reference); }
 
   static void add_range(std::vector<Range>& ranges, const void* data, std::size_t bytes) {
@@ -410,7 +433,7 @@ class Optimizer {
       check_parameter(i);
       if (!fits(i, gradient.ptr())) {
         converted = true;
-        gradient = self().attr("_convert")(i, gradient);
+        gradient = ask("_convert", i, gradient);
       }
       if (PyTuple_CheckExact(gradient.ptr())) {
         pointers_[i] = sparse_rows(i, gradient);
@@ -438,7 +461,7 @@ class Optimizer {
     }
     if (measured.first_nonfinite != onepass::Measured::none) {
       if (nonfinite == Nonfinite::raise) {
-        self().attr("_nonfinite_gradient")(measured.first_nonfinite);
+        ask("_nonfinite_gradient", measured.first_nonfinite);
         throw std::runtime_error("a gradient is not finite");
       }
       remember(measured, clip_norm);
@@ -460,8 +483,7 @@ class Optimizer {
     for (std::size_t g = 0; g < core_.group_count(); ++g) {
       if (!core_.scheduled(g)) continue;
       called = true;
-      const auto [lr, ema_decay] =
-          self().attr("_scheduled")(g, core_.step_count() + 1).cast<std::pair<double, double>>();
+      const auto [lr, ema_decay] = ask("_scheduled", g, core_.step_count() + 1).cast<std::pair<double, double>>();
       core_.schedule(g, lr, ema_decay);
     }
     if (called) check_again();
@@ -471,7 +493,7 @@ class Optimizer {
     try {
       core_.plan(pointers_.data(), scale);
     } catch (const onepass::Overflow& overflow) {
-      self().attr("_overflow")(overflow.parameter, overflow.step, scale);
+      ask("_overflow", overflow.parameter, overflow.step, scale);
       throw;
     }
   }
@@ -504,7 +526,7 @@ class Optimizer {
     if (PyFloat_CheckExact(grad_scale.ptr()) && std::isfinite(PyFloat_AS_DOUBLE(grad_scale.ptr()))) {
       return PyFloat_AS_DOUBLE(grad_scale.ptr());
     }
-    return self().attr("_number")("grad_scale", grad_scale).cast<double>();
+    return ask("_number", "grad_scale", grad_scale).cast<double>();
   }
 
   // Fills gradients_ with one object for each parameter.
@@ -515,7 +537,7 @@ class Optimizer {
     }
     if (form_ == Form::sequence ? collect_sequence(grads) : collect_mapping(grads)) return;
     gradients_.clear();
-    const py::list arranged = self().attr("_arrange")(grads);
+    const py::list arranged = ask("_arrange", grads);
     if (!collect_sequence(arranged)) throw py::value_error("wrong number of gradients");
   }
 
@@ -556,7 +578,7 @@ class Optimizer {
     for (std::size_t axis = 0; same && axis < held.shape.size(); ++axis) {
       same = array.dimensions[axis] == held.shape[axis];
     }
-    if (!same || (array.flags & NumPy::NPY_ARRAY_WRITEABLE_) == 0) self().attr("_parameter_changed")(i, same);
+    if (!same || (array.flags & NumPy::NPY_ARRAY_WRITEABLE_) == 0) ask("_parameter_changed", i, same);
   }
 
   // After Python code ran: are parameters and gradients what they were?

@@ -11,7 +11,7 @@ Example:
 
 from typing import TYPE_CHECKING, Any
 
-from . import _core
+from . import _alone, _core  # in this order
 from .base import Optimizer
 from .functional import adam_step
 from .groups import Group
