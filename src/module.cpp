@@ -976,9 +976,9 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
           "The number of steps left out because of gradients that ``nonfinite`` refuses.")
       .def_property_readonly(
           "grad_norm", [](const py::object& self) { return checked(self).grad_norm(); },
-          "The global L2 norm of the last step's gradients before clipping, where ``clip_norm`` is set; None before "
-          "the "
-          "first such step.");
+          "The global L2 norm of the last step's gradients before clipping; None where ``clip_norm`` was not set then, "
+          "and "
+          "before the first step.");
 
   py::class_<Tensors> tensors(m, "Tensors");
   tensors.def(py::init<py::object, const py::tuple&, py::tuple, py::list, py::dict, py::tuple, py::array, py::object,

@@ -2,8 +2,8 @@
 
     python tests/fuzz_checkpoint.py [libFuzzer's options] [folders of inputs]
 
-An input is a choice of the optimizer (its first byte) and the bytes of a file. `make fuzz-checkpoint SECONDS=60` runs it
-on a copy of tests/corpus/checkpoint; test_checkpoint_corpus.py replays that folder without libFuzzer.
+An input is a choice of the optimizer (its first byte) and the bytes of a file. `make fuzz-checkpoint SECONDS=60` runs
+it from tests/corpus/checkpoint on; test_checkpoint_corpus.py replays that folder without libFuzzer.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class Target:
         try:
             optimizer.load(self.path)
         except ValueError as error:
-            assert type(error) is ValueError and error.__cause__ is not None, repr(error)
+            if type(error) is not ValueError or error.__cause__ is None:
+                raise RuntimeError(f"no plain refusal: {error!r}") from error
             assert state_of(optimizer) == before, "a file that was refused has changed the optimizer"
             self.refused += 1
         else:
@@ -83,17 +84,20 @@ class Target:
 
 
 def main() -> None:
-    import atheris
-
     # Whose coverage guides it: what reads files here, the archive's reader and the metadata's.
     import json.decoder
+
+    import atheris
 
     from onepass import base, checkpoint, checks, groups
 
     readers: list[Any] = [checkpoint, groups, checks, zipfile.ZipFile, zipfile.ZipExtFile, zipfile.ZipInfo, zipfile]
     for reader in [*readers, json.decoder, base.Optimizer]:
         for name, value in list(vars(reader).items()):
-            own = getattr(value, "__module__", "") in (getattr(reader, "__name__", ""), getattr(reader, "__module__", ""))
+            own = getattr(value, "__module__", "") in (
+                getattr(reader, "__name__", ""),
+                getattr(reader, "__module__", ""),
+            )
             if own and hasattr(value, "__code__") and (reader is not base.Optimizer or "load" in name):
                 atheris.instrument_func(value)
 

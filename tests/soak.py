@@ -2,9 +2,9 @@
 
     python tests/soak.py --elements 1e9 --steps 100000 --large-steps 1000
 
-Each rule's elements come in chunks that live for several steps. The reference computes each chunk once; every instruction
-set that this processor has (in a process of its own, since it is fixed at import) and several numbers of threads must then
-give its bits: parameters, state and averages. The result is a table, and build/soak.json.
+Each rule's elements come in chunks that live for several steps. The reference computes each chunk once; every
+instruction set that this processor has (in a process of its own, since it is fixed at import) and several numbers of
+threads must then give its bits: parameters, state and averages. The result is a table, and build/soak.json.
 """
 
 from __future__ import annotations
@@ -187,7 +187,8 @@ def main() -> int:
     folder = Path("build")
     folder.mkdir(exist_ok=True)
     found = soak_rules(int(options.elements), folder, options.rules)
-    print(f"| rule | elements × steps | {' | '.join(f'wrong, {isa}' for isa in _core.usable_instruction_sets)} | minutes |")
+    sets = " | ".join(f"wrong, {isa}" for isa in _core.usable_instruction_sets)
+    print(f"| rule | elements × steps | {sets} | minutes |")
     print(f"| --- | --: | {'--: | ' * len(_core.usable_instruction_sets)}--: |")
     for row in found:
         counts = " | ".join(str(count) for count in row["wrong"].values())

@@ -1,4 +1,4 @@
-"""What the machine may do to a training: no threads, full disks, folders that may not be written, an end amid a step."""
+"""What a machine may do to a training: no threads, full disks, folders that are closed, an end amid a step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 import onepass
 from onepass import checkpoint
 from support import refused
-from test_out_of_memory import preloaded as preloaded  # noqa: PLC0414
+from test_out_of_memory import preloaded as preloaded
 from test_state_machine import MODE, mode
 
 HERE = Path(__file__).parent
@@ -123,7 +123,9 @@ except PermissionError as error:
     print(type(error).__name__, Path("x").read_bytes() == old, os.listdir())
 optimizer.load("x")
 """
-    result = python(SAVING + f"FOLDER = {str(folder)!r}\nfrom onepass import checkpoint; import zipfile\n" + code, tmp_path)
+    result = python(
+        SAVING + f"FOLDER = {str(folder)!r}\nfrom onepass import checkpoint; import zipfile\n" + code, tmp_path
+    )
     if "PermissionError" in result.stderr and "import" in result.stderr:
         pytest.skip("nobody may not read Python here")
     assert result.stdout == "PermissionError True ['x']\n", result.stdout + result.stderr
@@ -219,7 +221,12 @@ def run(code):
         found = error
     return found
 import onepass, numpy as np
-said = run("import onepass, numpy as np\\nw = np.ones(3)\\nonepass.SGD(w, lr=1.0).step(np.ones(3))\\nassert (w == 0).all()")
+said = run(
+    "import onepass, numpy as np\\n"
+    "w = np.ones(3)\\n"
+    "onepass.SGD(w, lr=1.0).step(np.ones(3))\\n"
+    "assert (w == 0).all()"
+)
 print("right" if said is None else str(getattr(said, "msg", said)))
 w = np.ones(3)
 onepass.SGD(w, lr=1.0).step(np.ones(3))  # the outer one goes on
@@ -268,5 +275,3 @@ def test_no_call_and_no_error_changes_the_processors_mode(tmp_path: Path) -> Non
                 call()
             assert mode() == MODE
     onepass.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
-
-

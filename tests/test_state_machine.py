@@ -218,7 +218,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def add_group(self, data: Any) -> None:
         array = self.parameter(data)
-        first = {name: value for name, value in self.model.groups[0].items()}
+        first = self.model.groups[0]
         options = {"lr": data.draw(OPTIONS["lr"]), "weight_decay": 0.125}
         given = {f"p{len(self.arrays)}": array} if self.form == "mapping" else array
         self.opt.add_group(given, **options)
@@ -267,7 +267,9 @@ class Machine(RuleBasedStateMachine):
 
     # Wrong calls.
 
-    @rule(data=st.data(), wrong=st.sampled_from(["shape", "dtype", "object", "count", "scale", "nan", "row", "schedule"]))
+    @rule(
+        data=st.data(), wrong=st.sampled_from(["shape", "dtype", "object", "count", "scale", "nan", "row", "schedule"])
+    )
     def step_wrongly(self, data: Any, wrong: str) -> None:
         grads: list[Any] = [np.ones(p.shape, p.dtype) for p in self.arrays]
         last, scale, error = self.arrays[-1], 1.0, ValueError
@@ -326,7 +328,9 @@ class Machine(RuleBasedStateMachine):
         with refused(ValueError, wrong[0], self.opt):
             setattr(self.opt, *wrong)
 
-    @rule(wrong=st.sampled_from(["again", "overlap", "int", "read-only", "strided", "option", "range", "ema", "nothing"]))
+    @rule(
+        wrong=st.sampled_from(["again", "overlap", "int", "read-only", "strided", "option", "range", "ema", "nothing"])
+    )
     def add_wrongly(self, wrong: str) -> None:
         options: dict[str, Any] = {}
         array: Any = np.ones(3)

@@ -11,7 +11,8 @@ Example:
 
 from typing import TYPE_CHECKING, Any
 
-from . import _alone, _core  # in this order
+from . import _alone as _alone  # in this order
+from . import _core
 from .base import Optimizer
 from .functional import adam_step
 from .groups import Group

@@ -1,4 +1,4 @@
-"""Refuses to be imported by another than the main interpreter of a process, where loading the core would wait for ever."""
+"""Refuses to be imported by another than the main interpreter of a process: loading the core there waits for ever."""
 
 import importlib
 import sys
