@@ -93,7 +93,8 @@ fuzz-checkpoint: install $(call installed,fuzz)
 
 EXAMPLES ?= 1000
 fuzz-api: install $(call installed,test)
-	ONEPASS_EVERY_MOMENT=1 ONEPASS_API_EXAMPLES=$(EXAMPLES) $(python) -m pytest tests/test_state_machine.py tests/test_interrupts.py $(ARGS)
+	ONEPASS_EVERY_MOMENT=1 ONEPASS_API_EXAMPLES=$(EXAMPLES) $(python) -m pytest tests/test_state_machine.py tests/test_interrupts.py \
+	  tests/test_out_of_memory.py $(ARGS)
 
 ELEMENTS ?= 1e9
 soak: install $(call installed,test)
