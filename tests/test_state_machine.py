@@ -446,7 +446,7 @@ def flat(averages: Any) -> list[Any]:
 
 TestTheWholeInterface = Machine.TestCase
 TestTheWholeInterface.settings = settings(
-    max_examples=EXAMPLES or 120,
+    max_examples=EXAMPLES or 80,
     stateful_step_count=40,
     derandomize=not EXAMPLES,
     database=None,
