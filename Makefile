@@ -11,6 +11,10 @@
 #   make lint          format, style, types, compiler warnings, what the machine code must be
 #   make format        let the formatters have their way
 #   make mutants       break each term of the rules in turn: a test must fail
+#   make fuzz          fuzz-checkpoint, for SECONDS (60)
+#   make fuzz-api      the interface in random order beside the reference: EXAMPLES (1000) sequences of calls
+#   make soak          a billion elements of every rule on every instruction set (hours); make soak ELEMENTS=1e7: less
+#   make coverage      which lines and branches of python/onepass the tests reach
 #   make wheel         a wheel of this machine, in dist/
 
 PYTHON ?= python3
@@ -23,6 +27,7 @@ python := $(venv)/bin/python
 installed = $(venv)/.installed-$(1)
 
 .PHONY: help demo comparison test test-integrations test-spacy bench bench-guard docs lint format mutants wheel clean install
+.PHONY: fuzz fuzz-checkpoint fuzz-api soak coverage
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -81,6 +86,29 @@ format: $(call installed,lint)
 	$(venv)/bin/ruff format .
 	$(venv)/bin/ruff check --fix .
 	$(venv)/bin/clang-format -i $(cxx_sources)
+
+fuzz: fuzz-checkpoint
+
+SECONDS ?= 60
+fuzz-checkpoint: install $(call installed,fuzz)
+	mkdir -p build/fuzz-checkpoint
+	$(python) tests/fuzz_checkpoint.py -max_total_time=$(SECONDS) -max_len=4096 -timeout=10 -rss_limit_mb=1024 \
+	  -artifact_prefix=build/fuzz-checkpoint- -print_final_stats=1 $(ARGS) build/fuzz-checkpoint tests/corpus/checkpoint
+
+EXAMPLES ?= 1000
+fuzz-api: install $(call installed,test)
+	ONEPASS_EVERY_MOMENT=1 ONEPASS_API_EXAMPLES=$(EXAMPLES) $(python) -m pytest tests/test_state_machine.py tests/test_interrupts.py \
+	  tests/test_out_of_memory.py $(ARGS)
+
+ELEMENTS ?= 1e9
+soak: install $(call installed,test)
+	$(python) tests/soak.py --elements $(ELEMENTS) $(ARGS)
+
+coverage: install $(call installed,test) $(call installed,examples) $(call installed,coverage)
+	$(venv)/bin/coverage run -m pytest $(ARGS)
+	$(venv)/bin/coverage combine -q
+	$(venv)/bin/coverage report
+	$(venv)/bin/coverage json -q -o build/coverage.json
 
 wheel: $(call installed,build)
 	$(venv)/bin/pip wheel -q --no-deps --no-build-isolation -w dist .

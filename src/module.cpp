@@ -76,9 +76,14 @@ Parameter describe(const py::array& param, const std::vector<py::array>& states,
   return parameter;
 }
 
-// Calls the function while other threads have the interpreter. pybind11's own means ends the process when it does so
-// while the interpreter ends: taking the interpreter back then ends the thread by unwinding its stack, which must not
-// pass through a destructor that promises not to throw. So the thread waits for the process to end.
+// Python before 3.14 ends a thread that wants the interpreter when the interpreter ends, by unwinding its stack. That
+// must not pass through destructors: they promise not to throw, and would release objects that this thread may not
+// touch. So where that can begin it is caught, and the thread waits for the process to end.
+[[noreturn]] void wait_for_the_end() noexcept {
+  for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+}
+
+// Calls the function while other threads have the interpreter.
 template <class Function>
 void without_gil(Function function) {
   PyThreadState* const state = PyEval_SaveThread();
@@ -86,8 +91,20 @@ void without_gil(Function function) {
   try {
     PyEval_RestoreThread(state);
   } catch (...) {
-    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+    wait_for_the_end();
   }
+}
+
+// Calls a function of Python, in which this thread may lose the interpreter.
+py::object call(const py::object& function, const py::tuple& arguments) {
+  PyObject* result = nullptr;
+  try {
+    result = PyObject_Call(function.ptr(), arguments.ptr(), nullptr);
+  } catch (...) {
+    wait_for_the_end();
+  }
+  if (result == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
 }
 
 template <class Function>
@@ -150,6 +167,13 @@ class Told {
   bool single_;
 };
 
+// Fills slots of a Python object, whatever its class makes of assignments. No signal is handled in between.
+void assign(py::handle object, const py::dict& slots) {
+  for (const auto& [name, value] : slots) {
+    if (PyObject_GenericSetAttr(object.ptr(), name.ptr(), value.ptr()) != 0) throw py::error_already_set();
+  }
+}
+
 // Holds the arrays of an optimizer and takes gradients in. A Python subclass supplies what the fast path does not know:
 // _arrange (gradients in another container), _convert (a gradient in another form), _scheduled (what schedules say),
 // and the words of its errors: _overflow, _nonfinite_gradient, _parameter_changed.
@@ -164,10 +188,11 @@ class Optimizer {
   ~Optimizer() = default;
 
   // Takes the parameters in, each with its state and its running average or None; the gradients of all then come in
-  // this form.
+  // this form. In the same moment the optimizer's slots are filled: whoever looks, or is interrupted, finds both or
+  // neither.
   void add_group(Form form, std::shared_ptr<onepass::Group> group, const std::vector<py::object>& keys,
                  const std::vector<py::array>& params, const std::vector<std::vector<py::array>>& states,
-                 const std::vector<std::optional<py::array>>& averages) {
+                 const std::vector<std::optional<py::array>>& averages, const py::dict& slots) {
     std::optional<Turn> turn;
     if (!Turn::is_mine(*this) || !is_locked_) turn.emplace(*this);
     std::vector<Parameter> parameters;
@@ -193,17 +218,18 @@ class Optimizer {
     gradients_.reserve(held.size());
     pointers_.resize(held.size());
     core_.add_group(std::move(group), parameters);
-    held_ = std::move(held);
+    held_.swap(held);  // the old one goes when all is done
     ranges_ = std::move(ranges);
     form_ = form;
+    assign(self(), slots);
   }
 
-  // Puts other state in place: pairs of arrays of equal size and layout, to and from, the groups' options, and the
-  // counts.
-  using Options = std::tuple<std::shared_ptr<onepass::Group>, std::vector<double>, CommonOptions>;
-  void restore(const std::vector<std::pair<py::array, py::array>>& copies, const std::vector<Options>& options,
-               std::int64_t step_count, std::int64_t skipped, const std::vector<std::int64_t>& steps,
-               const std::vector<double>& mu_products) {
+  // Puts other state in place: pairs of arrays of equal size and layout, to and from, the groups' options with what
+  // their slots then hold, the options of the whole, and the counts.
+  using Options = std::tuple<std::shared_ptr<onepass::Group>, std::vector<double>, CommonOptions, py::object, py::dict>;
+  void restore(const std::vector<std::pair<py::array, py::array>>& copies, std::vector<Options> options,
+               double clip_norm, Nonfinite nonfinite, std::int64_t step_count, std::int64_t skipped,
+               const std::vector<std::int64_t>& steps, const std::vector<double>& mu_products) {
     std::optional<Turn> turn;
     if (!Turn::is_mine(*this) || !is_locked_) turn.emplace(*this);
     if (steps.size() != held_.size() || mu_products.size() != held_.size()) {
@@ -217,9 +243,14 @@ class Optimizer {
     for (const auto& [to, from] : copies) {
       std::memmove(fields(to.ptr()).data, fields(from.ptr()).data, static_cast<std::size_t>(to.nbytes()));
     }
-    for (const auto& [group, numbers, common] : options) group->set(numbers, common);
     core_.restore(step_count, steps, mu_products);
     skipped_ = skipped;
+    clip_norm_ = clip_norm;
+    nonfinite_ = nonfinite;
+    for (auto& [group, numbers, common, object, slots] : options) {
+      group->set(std::move(numbers), common);
+      assign(object, slots);
+    }
   }
 
   // Calls the function while nobody steps. It may add groups and restore.
@@ -229,7 +260,7 @@ class Optimizer {
       bool& is_locked;
       ~Locked() { is_locked = false; }
     } until_the_end{is_locked_ = true};
-    return function();
+    return call(function, py::tuple());
   }
 
   void step(py::handle grads, py::handle grad_scale) {
@@ -421,6 +452,12 @@ class Optimizer {
     return true;
   }
 
+  // What a method of the Python subclass returns.
+  template <class... Arguments>
+  py::object ask(const char* method, Arguments&&... arguments) {
+    return call(self().attr(method), py::make_tuple(std::forward<Arguments>(arguments)...));
+  }
+
   py::object self() { return py::cast(this, py::return_value_policy::reference); }
 
   static void add_range(std::vector<Range>& ranges, const void* data, std::size_t bytes) {
@@ -455,7 +492,7 @@ class Optimizer {
       check_parameter(i);
       if (!fits(i, gradient.ptr())) {
         converted = true;
-        gradient = self().attr("_convert")(i, gradient);
+        gradient = ask("_convert", i, gradient);
       }
       if (PyTuple_CheckExact(gradient.ptr())) {
         pointers_[i] = sparse_rows(i, gradient);
@@ -483,7 +520,7 @@ class Optimizer {
     }
     if (measured.first_nonfinite != onepass::Measured::none) {
       if (nonfinite == Nonfinite::raise) {
-        self().attr("_nonfinite_gradient")(measured.first_nonfinite);
+        ask("_nonfinite_gradient", measured.first_nonfinite);
         throw std::runtime_error("a gradient is not finite");
       }
       remember(measured, clip_norm);
@@ -505,8 +542,7 @@ class Optimizer {
     for (std::size_t g = 0; g < core_.group_count(); ++g) {
       if (!core_.scheduled(g)) continue;
       called = true;
-      const auto [lr, ema_decay] =
-          self().attr("_scheduled")(g, core_.step_count() + 1).cast<std::pair<double, double>>();
+      const auto [lr, ema_decay] = ask("_scheduled", g, core_.step_count() + 1).cast<std::pair<double, double>>();
       core_.schedule(g, lr, ema_decay);
     }
     if (called) check_again();
@@ -516,7 +552,7 @@ class Optimizer {
     try {
       core_.plan(pointers_.data(), scale);
     } catch (const onepass::Overflow& overflow) {
-      self().attr("_overflow")(overflow.parameter, overflow.step, scale);
+      ask("_overflow", overflow.parameter, overflow.step, scale);
       throw;
     }
   }
@@ -549,7 +585,7 @@ class Optimizer {
     if (PyFloat_CheckExact(grad_scale.ptr()) && std::isfinite(PyFloat_AS_DOUBLE(grad_scale.ptr()))) {
       return PyFloat_AS_DOUBLE(grad_scale.ptr());
     }
-    return self().attr("_number")("grad_scale", grad_scale).cast<double>();
+    return ask("_number", "grad_scale", grad_scale).cast<double>();
   }
 
   // Fills gradients_ with one object for each parameter.
@@ -560,7 +596,7 @@ class Optimizer {
     }
     if (form_ == Form::sequence ? collect_sequence(grads) : collect_mapping(grads)) return;
     gradients_.clear();
-    const py::list arranged = self().attr("_arrange")(grads);
+    const py::list arranged = ask("_arrange", grads);
     if (!collect_sequence(arranged)) throw py::value_error("wrong number of gradients");
   }
 
@@ -601,7 +637,7 @@ class Optimizer {
     for (std::size_t axis = 0; same && axis < held.shape.size(); ++axis) {
       same = array.dimensions[axis] == held.shape[axis];
     }
-    if (!same || (array.flags & NumPy::NPY_ARRAY_WRITEABLE_) == 0) self().attr("_parameter_changed")(i, same);
+    if (!same || (array.flags & NumPy::NPY_ARRAY_WRITEABLE_) == 0) ask("_parameter_changed", i, same);
   }
 
   // After Python code ran: are parameters and gradients what they were?
@@ -1019,7 +1055,14 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
              return std::make_shared<onepass::Group>(onepass::find_rule(rule), std::move(options), common);
            }),
            py::arg("rule"), py::arg("options"), py::arg("common"))
-      .def("set", &onepass::Group::set, py::arg("options"), py::arg("common"));
+      .def(
+          "set",
+          [](onepass::Group& group, std::vector<double> options, const CommonOptions& common, const py::object& object,
+             const py::dict& slots) {
+            group.set(std::move(options), common);
+            assign(object, slots);
+          },
+          py::arg("options"), py::arg("common"), py::arg("object"), py::arg("slots"));
 
   py::class_<Optimizer> optimizer(m, "Optimizer", py::custom_type_setup(&set_up_collection<Optimizer>));
   py::native_enum<Optimizer::Form>(optimizer, "Form", "enum.Enum")
@@ -1035,9 +1078,9 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   // Properties take the object itself: pybind11 would hand over an optimizer that was never made.
   optimizer.def(py::init<bool>(), py::arg("flush_denormals"))
       .def("_add_group", &Optimizer::add_group, py::arg("form"), py::arg("group"), py::arg("keys"), py::arg("params"),
-           py::arg("states"), py::arg("averages"))
-      .def("_restore", &Optimizer::restore, py::arg("copies"), py::arg("options"), py::arg("step_count"),
-           py::arg("skipped"), py::arg("steps"), py::arg("mu_products"))
+           py::arg("states"), py::arg("averages"), py::arg("slots"))
+      .def("_restore", &Optimizer::restore, py::arg("copies"), py::arg("options"), py::arg("clip_norm"),
+           py::arg("nonfinite"), py::arg("step_count"), py::arg("skipped"), py::arg("steps"), py::arg("mu_products"))
       .def("_locked", &Optimizer::locked, py::arg("function"))
       .def("_fits", [](const py::object& self, std::size_t i,
                        const py::object& gradient) { return checked(self).fits(i, gradient.ptr()); })
@@ -1057,9 +1100,9 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
           "The number of steps left out because of gradients that ``nonfinite`` refuses.")
       .def_property_readonly(
           "grad_norm", [](const py::object& self) { return checked(self).grad_norm(); },
-          "The global L2 norm of the last step's gradients before clipping, where ``clip_norm`` is set; None before "
-          "the "
-          "first such step.");
+          "The global L2 norm of the last step's gradients before clipping; None where ``clip_norm`` was not set then, "
+          "and "
+          "before the first step.");
 
   py::class_<Tensors> tensors(m, "Tensors", py::custom_type_setup(&set_up_collection<Tensors>));
   tensors.def(py::init<py::object, const py::tuple&, std::vector<bool>, py::tuple, py::list, py::dict, py::tuple,

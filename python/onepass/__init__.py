@@ -11,6 +11,7 @@ Example:
 
 from typing import TYPE_CHECKING, Any
 
+from . import _alone as _alone  # in this order
 from . import _core
 from .base import Optimizer
 from .functional import adam_step

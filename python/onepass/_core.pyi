@@ -32,7 +32,7 @@ class CommonOptions:
 
 class Group:
     def __init__(self, rule: str, options: list[float], common: CommonOptions) -> None: ...
-    def set(self, options: list[float], common: CommonOptions) -> None: ...
+    def set(self, options: list[float], common: CommonOptions, object: Any, slots: dict[str, Any]) -> None: ...
 
 class Optimizer:
     class Form(enum.Enum):
@@ -63,11 +63,14 @@ class Optimizer:
         params: list[Array],
         states: list[list[Array]],
         averages: list[Array | None],
+        slots: dict[str, Any],
     ) -> None: ...
     def _restore(
         self,
         copies: list[tuple[Array, Array]],
-        options: list[tuple[Group, list[float], CommonOptions]],
+        options: list[tuple[Group, list[float], CommonOptions, Any, dict[str, Any]]],
+        clip_norm: float,
+        nonfinite: Nonfinite,
         step_count: int,
         skipped: int,
         steps: list[int],

@@ -182,16 +182,10 @@ def write(path: PathLike, state_dict: StateDict) -> None:
     mode = _mode(target)
     temporary = target.with_name(f".onepass-{secrets.token_hex(8)}.tmp")
     try:
-        file = temporary.open("xb")
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(target)) from None
-    try:
-        with file:
+        with _opened(temporary, target) as file:
             if mode is not None:
                 temporary.chmod(mode)
-            with zipfile.ZipFile(file, "w") as archive:
-                for name, array in members.items():
-                    _write_array(archive, name, array)
+            _write_archive(file, members)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
@@ -200,6 +194,14 @@ def write(path: PathLike, state_dict: StateDict) -> None:
             temporary.unlink()
         raise
     _flush_folder(target.parent)
+
+
+def _opened(temporary: Path, target: Path) -> IO[bytes]:
+    """A new file; what hinders it is said of the file that the caller wants."""
+    try:
+        return temporary.open("xb")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from None
 
 
 def _mode(target: Path) -> int | None:
@@ -211,6 +213,17 @@ def _mode(target: Path) -> int | None:
     if not stat.S_ISREG(mode):  # /dev/null must not be replaced
         raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "Not a regular file", str(target))
     return stat.S_IMODE(mode)
+
+
+def _write_archive(file: IO[bytes], members: Mapping[str, Array]) -> None:
+    archive = zipfile.ZipFile(file, "w")
+    try:
+        for name, array in members.items():
+            _write_array(archive, name, array)
+        archive.close()
+    except BaseException:
+        archive.fp = None  # or closing it would complain, in the place of what happened, of the member that is open
+        raise
 
 
 def _write_array(archive: zipfile.ZipFile, name: str, array: Array) -> None:

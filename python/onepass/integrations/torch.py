@@ -121,7 +121,7 @@ class _Engine:
                 for name in self.core._states[i]:
                     if state.get(name) is not None:
                         self._view(i, name).copy_(state[name])
-        self.core._restore([], [], max(steps), 0, steps, products)
+        self.core._restore([], [], self.core._clip_norm, self.core._nonfinite, max(steps), 0, steps, products)
         self.counts[:], self.products[:] = steps, products
         for i, state in enumerate(found):
             if state:
