@@ -124,7 +124,7 @@ TEST(every_call_gives_the_same_bits_in_any_mode_of_the_callers_and_puts_it_back)
 TEST(steps_that_flush_take_subnormal_numbers_for_zero_and_others_do_not) {
   const float subnormal = std::numeric_limits<float>::denorm_min() * 1000;
   for (const bool flush : test::flush_modes()) {
-    for (const std::size_t size : {3, 50, 3000000}) {  // by several threads too
+    for (const std::size_t size : {3U, 50U, 3000000U}) {  // by several threads too
       std::vector<float> param(size, 0), grad(size, subnormal);
       onepass::Parameter parameter{float32, size, 1, {}, 0, 1, 1};
       parameter.operands.param = param.data();

@@ -100,7 +100,7 @@ void all_cases(Random& random) {
             one_case<T>(*table, rule, count, values, flush, random);
           }
           // From 4,096 on a sweep begins at a cache line; sixteen options for each rule.
-          for (const std::size_t count : {100, 500, 1023, 4095, 4096, 4111, 8200}) {
+          for (const std::size_t count : {100U, 500U, 1023U, 4095U, 4096U, 4111U, 8200U}) {
             one_case<T>(*table, rule, count, values, flush, random);
           }
           for (int i = 0; i < 16; ++i) one_case<T>(*table, rule, 67, values, flush, random);
@@ -189,7 +189,7 @@ TEST(squares_have_the_bits_of_sixteen_sums_and_what_is_not_finite_is_found_in_fl
 TEST(the_stream_limit_adds_the_gradient_to_three_arrays_and_to_nothing_else) {
   Random random(5);
   for (const onepass::Kernels* table : test::tables()) {
-    for (std::size_t count : {0, 1, 7, 16, 33, 4096, 5003}) {
+    for (std::size_t count : {0U, 1U, 7U, 16U, 33U, 4096U, 5003U}) {
       std::vector<Memory> memory;
       for (int k = 0; k < 4; ++k) {
         memory.emplace_back(count * sizeof(float), sizeof(float), test::any_place(random));

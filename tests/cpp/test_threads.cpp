@@ -84,7 +84,7 @@ TEST(any_number_of_threads_gives_the_bits_of_scalar_arithmetic) {
 TEST(parts_cover_everything_once_whatever_the_number_of_threads) {
   for (const int count : {1, 2, 3, 7, 64}) {
     const Threads threads(count);
-    for (const std::size_t items : {0, 1, 2, 63, 64, 1000}) {
+    for (const std::size_t items : {0U, 1U, 2U, 63U, 64U, 1000U}) {
       std::vector<std::atomic<int>> seen(items);
       onepass::run_parts(
           [](const void* context, std::size_t begin, std::size_t end) {
