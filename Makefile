@@ -85,6 +85,8 @@ wheel: $(call installed,build)
 clean:
 	rm -rf $(venv) .venv-spacy build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
+include tests/cpp/core.mk
+
 cxx_sources := $(wildcard src/*.hpp src/*.cpp src/*.inl src/rules/*.hpp)
 sources := CMakeLists.txt pyproject.toml $(cxx_sources) $(shell find python -name '*.py*' -not -path '*/__pycache__/*')
 

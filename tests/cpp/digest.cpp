@@ -1,8 +1,11 @@
 // Prints a digest of what every rule, and measuring, make of the same inputs: equal lines on two machines, compilers or
-// instruction sets are equal bits. digest: gradual underflow; digest flush: subnormal numbers count as zero.
+// instruction sets are equal bits. digest gradual: with gradual underflow; digest flush: subnormal numbers count as zero.
+// With a file, compares with its lines instead, and says which differ.
 #include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <limits>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -31,11 +34,17 @@ class Digest {
       add(bits, sizeof x);
     }
   }
-  void print(const std::string& name) const { std::printf("%016llx %s\n", static_cast<unsigned long long>(value_), name.c_str()); }
+  std::string line(const std::string& name) const {
+    char digits[17];
+    std::snprintf(digits, sizeof digits, "%016llx", static_cast<unsigned long long>(value_));
+    return digits + (' ' + name);
+  }
 
  private:
   std::uint64_t value_ = 0xcbf29ce484222325U;
 };
+
+using Lines = std::vector<std::string>;
 
 template <class T>
 std::vector<T> array(std::size_t count, Values values, bool positive, Random& random) {
@@ -49,7 +58,7 @@ std::vector<T> array(std::size_t count, Values values, bool positive, Random& ra
 
 // Many steps of one rule: lengths around vectors and cache lines, options and step counts of all kinds.
 template <class T>
-void rule(const onepass::Rule& rule, Values values, bool flush, std::uint64_t seed) {
+void rule(Lines& lines, const onepass::Rule& rule, Values values, bool flush, std::uint64_t seed) {
   const auto dtype = sizeof(T) == sizeof(float) ? onepass::float32 : onepass::float64;
   Random random(seed);
   Digest digest;
@@ -93,11 +102,11 @@ void rule(const onepass::Rule& rule, Values values, bool flush, std::uint64_t se
     for (const auto& state : states) digest.add(state.data(), size);
     digest.add(&optimizer.parameters()[0].mu_product, 1);
   }
-  digest.print(std::string(rule.name) + (sizeof(T) == sizeof(float) ? " float32 " : " float64 ") + name_of(values) +
-               (flush ? " flush" : ""));
+  lines.push_back(
+      digest.line(std::string(rule.name) + (sizeof(T) == sizeof(float) ? " float32 " : " float64 ") + name_of(values)));
 }
 
-void powers() {
+void powers(Lines& lines) {
   Random random(99);
   Digest digest;
   for (int i = 0; i < 100000; ++i) {
@@ -106,11 +115,11 @@ void powers() {
     const double power = onepass::power(base, exponent);
     digest.add(&power, 1);
   }
-  digest.print("powers");
+  lines.push_back(digest.line("powers"));
 }
 
 template <class T>
-void norms(Values values) {
+void norms(Lines& lines, Values values) {
   const auto dtype = sizeof(T) == sizeof(float) ? onepass::float32 : onepass::float64;
   Random random(7);
   Digest digest;
@@ -122,26 +131,56 @@ void norms(Values values) {
     const double norm = onepass::norm(dtype, data.data(), size);
     digest.add(&norm, 1);
   }
-  digest.print(std::string("norm ") + (sizeof(T) == sizeof(float) ? "float32 " : "float64 ") + name_of(values));
+  lines.push_back(
+      digest.line(std::string("norm ") + (sizeof(T) == sizeof(float) ? "float32 " : "float64 ") + name_of(values)));
 }
 
 }  // namespace
 
+constexpr int skipped = 77;  // this processor lacks the instruction set
+
 int main(int count, char** arguments) {
-  const bool flush = count > 1 && std::strcmp(arguments[1], "flush") == 0;
+  const std::string mode = count > 1 ? arguments[1] : "";
+  if (mode != "gradual" && mode != "flush") {
+    std::fprintf(stderr, "digest gradual | flush [FILE]\n");
+    return 2;
+  }
+  const bool flush = mode == "flush";
   onepass::set_num_threads(2);
+  try {
+    onepass::kernels();
+  } catch (const std::invalid_argument& error) {
+    std::puts(error.what());
+    return skipped;
+  }
   const onepass::Kernels& table = onepass::kernels();
-  std::fprintf(stderr, "instruction set: %s\n", table.instruction_set);
+  Lines lines;
   for (std::size_t r = 0; r < table.rule_count; ++r) {
     for (const Values values : test::all_values) {
-      rule<float>(table.rules[r], values, flush, 1000 + r);
-      rule<double>(table.rules[r], values, flush, 2000 + r);
+      rule<float>(lines, table.rules[r], values, flush, 1000 + r);
+      rule<double>(lines, table.rules[r], values, flush, 2000 + r);
     }
   }
-  if (flush) return 0;
-  for (const Values values : test::all_values) {
-    norms<float>(values);
-    norms<double>(values);
+  if (!flush) {
+    for (const Values values : test::all_values) {
+      norms<float>(lines, values);
+      norms<double>(lines, values);
+    }
+    powers(lines);
   }
-  powers();
+  if (count == 2) {
+    for (const std::string& line : lines) std::puts(line.c_str());
+    return 0;
+  }
+  std::ifstream file(arguments[2]);
+  Lines expected;
+  for (std::string line; std::getline(file, line);) expected.push_back(line);
+  std::size_t equal = 0;
+  for (std::size_t i = 0; i < lines.size(); ++i) {
+    const bool same = i < expected.size() && lines[i] == expected[i];
+    if (same) ++equal;
+    if (!same) std::printf("differs: %s\n", lines[i].c_str());
+  }
+  std::printf("%s: %zu of %zu lines equal\n", table.instruction_set, equal, expected.size());
+  return equal == expected.size() && lines.size() == expected.size() ? 0 : 1;
 }

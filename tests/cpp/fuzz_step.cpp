@@ -103,7 +103,7 @@ class Machine {
 
   void run() {
     add_group();
-    while (!input_.empty() && calls_++ < 24) {
+    while (!input_.empty() && calls_++ < (large_ ? 3 : 16)) {
       switch (input_.below(12)) {
         case 0:
           add_group();
@@ -144,7 +144,7 @@ class Machine {
       // Once in a while one that is worth a second thread.
       const bool large = input_.byte() == 255 && !large_;
       large_ = large_ || large;
-      shapes.push_back({dtype, large ? 3000 : input_.below(40), large ? 101 : input_.below(40)});
+      shapes.push_back({dtype, large ? 3000 : input_.below(24), large ? 101 : input_.below(24)});
     }
     twin_.add_group(rule.name, numbers, all, shapes, values(input_), random_);
   }

@@ -4,6 +4,8 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <map>
+#include <mutex>
 #include <new>
 #include <stdexcept>
 #include <utility>
@@ -28,6 +30,46 @@ constexpr unsigned char canary = 0xa5;
 std::size_t page() {
   static const auto size = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
   return size;
+}
+
+// Blocks that were mapped between guarded pages, and wait to be used again: the system is slow to make them.
+struct Mapped {
+  std::mutex mutex;
+  std::multimap<std::size_t, void*> blocks;
+};
+
+Mapped& waiting() {
+  static auto* const mapped = new Mapped;  // some arrays live as long as the program
+  return *mapped;
+}
+
+void* map_between_guards(std::size_t bytes) {
+  {
+    const std::scoped_lock lock(waiting().mutex);
+    auto& blocks = waiting().blocks;
+    if (const auto found = blocks.find(bytes); found != blocks.end()) {
+      void* const block = found->second;
+      blocks.erase(found);
+      return block;
+    }
+  }
+  void* const block = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (block == MAP_FAILED) throw std::bad_alloc();
+  const std::size_t inside = bytes - 2 * page();
+  if (inside != 0 && mprotect(static_cast<unsigned char*>(block) + page(), inside, PROT_READ | PROT_WRITE) != 0) {
+    throw std::bad_alloc();
+  }
+  return block;
+}
+
+void unmap(void* block, std::size_t bytes) {
+  constexpr std::size_t worth_keeping = 1 << 18;
+  const std::scoped_lock lock(waiting().mutex);
+  if (bytes <= worth_keeping && waiting().blocks.size() < 100) {
+    waiting().blocks.emplace(bytes, block);
+  } else {
+    munmap(block, bytes);
+  }
 }
 
 }  // namespace
@@ -66,10 +108,8 @@ Memory::Memory(std::size_t bytes, std::size_t item, Place place) {
   }
   const std::size_t inside = (bytes + page() - 1) / page() * page();
   block_bytes_ = inside + 2 * page();
-  block_ = mmap(nullptr, block_bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (block_ == MAP_FAILED) throw std::bad_alloc();
+  block_ = map_between_guards(block_bytes_);
   unsigned char* const begin = static_cast<unsigned char*>(block_) + page();
-  if (inside != 0 && mprotect(begin, inside, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
   data_ = place.kind == Place::before_guard ? begin + inside - bytes : begin;
   std::memset(begin, canary, inside);
 }
@@ -83,7 +123,7 @@ Memory::Memory(Memory&& other) noexcept
 Memory::~Memory() {
   if (block_ == nullptr) return;
   if (mapped_) {
-    munmap(block_, block_bytes_);
+    unmap(block_, block_bytes_);
   } else {
     ::operator delete(block_, std::align_val_t{line});
   }
