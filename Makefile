@@ -11,6 +11,12 @@
 #   make format        let the formatters have their way
 #   make mutants       break each term of the rules in turn: a test must fail
 #   make wheel         a wheel of this machine, in dist/
+#   make sanitize      the core's own tests, and the Python tests, under the address, undefined behaviour and thread sanitizers
+#   make valgrind      the core's own tests under valgrind
+#   make cross         the core's own tests on 64-bit Arm and on a big-endian processor, emulated
+#   make digests       a table: which compilers, flags and processors give the same bits
+#   make fuzz          random steps beside scalar arithmetic; make fuzz SECONDS=1800: the long run
+#   make coverage-cpp  lines and branches of the core that its own tests reach
 
 PYTHON ?= python3
 # make lint uses each of these that is there; clang-tidy speaks for Clang's warnings where it is not.
@@ -58,7 +64,7 @@ lint: install $(call installed,lint)
 	$(venv)/bin/ruff format --check .
 	$(venv)/bin/ruff check .
 	$(venv)/bin/mypy
-	$(venv)/bin/clang-format --dry-run --Werror $(cxx_sources)
+	$(venv)/bin/clang-format --dry-run --Werror $(cxx_sources) $(cxx_tests)
 	@for cxx in $(REQUIRE_CXXS); do command -v $$cxx > /dev/null || { echo "$$cxx is missing"; exit 1; }; done
 	@for cxx in $(CXXS); do $(MAKE) --no-print-directory lint-build CXX=$$cxx || exit 1; done
 	$(venv)/bin/clang-tidy --quiet --extra-arg=-Wno-ignored-optimization-argument -p build/lint-$(notdir $(firstword $(CXXS))) $(filter %.cpp,$(cxx_sources))
@@ -76,18 +82,19 @@ lint-build:
 format: $(call installed,lint)
 	$(venv)/bin/ruff format .
 	$(venv)/bin/ruff check --fix .
-	$(venv)/bin/clang-format -i $(cxx_sources)
+	$(venv)/bin/clang-format -i $(cxx_sources) $(cxx_tests)
 
 wheel: $(call installed,build)
 	$(venv)/bin/pip wheel -q --no-deps --no-build-isolation -w dist .
 	@ls -l dist
 
 clean:
-	rm -rf $(venv) .venv-spacy build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(venv) .venv-spacy .venv-asan build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 include tests/cpp/core.mk
 
 cxx_sources := $(wildcard src/*.hpp src/*.cpp src/*.inl src/rules/*.hpp)
+cxx_tests := $(wildcard tests/cpp/*.hpp tests/cpp/*.cpp)
 sources := CMakeLists.txt pyproject.toml $(cxx_sources) $(shell find python -name '*.py*' -not -path '*/__pycache__/*')
 
 # onepass itself, built again when a source has changed.

@@ -22,8 +22,8 @@ template <class T>
 std::string shown(const T& value) {
   std::ostringstream text;
   if constexpr (std::is_floating_point_v<T>) {
-    text << std::hexfloat << value << " (" << std::defaultfloat << std::setprecision(std::numeric_limits<T>::max_digits10)
-         << value << ")";
+    text << std::hexfloat << value << " (" << std::defaultfloat
+         << std::setprecision(std::numeric_limits<T>::max_digits10) << value << ")";
   } else {
     text << std::boolalpha << value;
   }

@@ -61,9 +61,8 @@ coverage-cpp: $(call installed,build) $(call installed,coverage-cpp)
 	$(call need,g++,g++)
 	$(call need,gcov,gcc)
 	@find build/core-coverage -name '*.gcda' -delete 2> /dev/null || true
-	$(call core_build,coverage,-DCMAKE_CXX_COMPILER=g++ -DONEPASS_FLAGS="-O0 --coverage")
-	for isa in baseline avx2 avx512; do ONEPASS_ISA=$$isa $(venv)/bin/ctest --test-dir build/core-coverage -Q --output-on-failure -E digest; done
-	$(venv)/bin/ctest --test-dir build/core-coverage -Q --output-on-failure -R digest
+	$(call core_build,coverage,-DCMAKE_CXX_COMPILER=g++ -DONEPASS_FLAGS="-O0 --coverage -fprofile-update=atomic")
+	for isa in baseline avx2 avx512; do ONEPASS_ISA=$$isa $(venv)/bin/ctest --test-dir build/core-coverage -Q --output-on-failure -E digest || exit 1; done
 	$(venv)/bin/gcovr --root . --filter src/ --exclude-throw-branches --print-summary --txt build/coverage-cpp.txt --html-details build/coverage-cpp.html build/core-coverage
 	@cat build/coverage-cpp.txt
 

@@ -1,6 +1,6 @@
 // Prints a digest of what every rule, and measuring, make of the same inputs: equal lines on two machines, compilers or
-// instruction sets are equal bits. digest gradual: with gradual underflow; digest flush: subnormal numbers count as zero.
-// With a file, compares with its lines instead, and says which differ.
+// instruction sets are equal bits. digest gradual: with gradual underflow; digest flush: subnormal numbers count as
+// zero. With a file, compares with its lines instead, and says which differ.
 #include <cstdio>
 #include <cstring>
 #include <fstream>

@@ -49,7 +49,16 @@ BUILDS["aarch64 Clang"] = (
 def build(name: str, compiler: str, options: list[str], flags: str) -> Path:
     folder = ROOT / "build" / "digests" / f"{name} {flags}".strip().replace(" ", "_")
     configure = [
-        *("-S", ROOT, "-B", folder, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={TOOLS / 'ninja'}", "-DCMAKE_BUILD_TYPE=Debug"),
+        *(
+            "-S",
+            ROOT,
+            "-B",
+            folder,
+            "-G",
+            "Ninja",
+            f"-DCMAKE_MAKE_PROGRAM={TOOLS / 'ninja'}",
+            "-DCMAKE_BUILD_TYPE=Debug",
+        ),
         *("-DONEPASS_TESTS=ON", f"-DCMAKE_CXX_COMPILER={compiler}", f"-DONEPASS_FLAGS={flags}", *options),
     ]
     for command in ([TOOLS / "cmake", *configure], [TOOLS / "cmake", "--build", folder, "--target", "digest"]):

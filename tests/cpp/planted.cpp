@@ -75,8 +75,7 @@ void overflow() {
   float param = 0;
   const float grad = 0;
   onepass::Optimizer optimizer(false);
-  const auto group =
-      std::make_shared<onepass::Group>(onepass::find_rule("sgd"), std::vector<double>{0, 0, 0}, common);
+  const auto group = std::make_shared<onepass::Group>(onepass::find_rule("sgd"), std::vector<double>{0, 0, 0}, common);
   optimizer.add_group(group, {parameter_of(&param, nullptr, 1)});
   optimizer.restore(0, {std::numeric_limits<std::int64_t>::max()}, {1});
   const onepass::Gradient gradient{&grad, nullptr, 0};
@@ -90,9 +89,9 @@ int main(int count, char** arguments) {
   const struct {
     const char* name;
     void (*fault)();
-  } faults[] = {{"read", &read}, {"write", &write},
-                {"freed", &freed}, {"race", &race},
-                {"uninitialised", &uninitialised}, {"overflow", &overflow}};
+  } faults[] = {
+      {"read", &read},        {"write", &write}, {"freed", &freed}, {"race", &race}, {"uninitialised", &uninitialised},
+      {"overflow", &overflow}};
   for (const auto& [name, fault] : faults) {
     if (count == 2 && std::strcmp(name, arguments[1]) == 0) {
       fault();

@@ -295,7 +295,8 @@ bool finite(const T* grad, std::size_t count, double scale, bool squared) {
 }
 
 template Element<float> fold(const onepass::Rule&, const double*, const onepass::CommonOptions&, onepass::StepNumbers&);
-template Element<double> fold(const onepass::Rule&, const double*, const onepass::CommonOptions&, onepass::StepNumbers&);
+template Element<double> fold(const onepass::Rule&, const double*, const onepass::CommonOptions&,
+                              onepass::StepNumbers&);
 template void update(const Element<float>&, const onepass::Operands&, std::size_t, std::size_t, bool);
 template void update(const Element<double>&, const onepass::Operands&, std::size_t, std::size_t, bool);
 template double squares(const float*, std::size_t);

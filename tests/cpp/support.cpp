@@ -182,8 +182,8 @@ onepass::CommonOptions any_common(Random& random) {
   onepass::CommonOptions common = {};
   common.lr = random.pick({0.0, 1e-3, 0.1, 1.0, 1e-30, 1e6, random.uniform()});
   common.weight_decay = random.pick({0.0, 0.0, 0.01, 0.5, 1e-42, 1e3});
-  common.clip_value = random.pick({std::numeric_limits<double>::infinity(), std::numeric_limits<double>::infinity(),
-                                   0.5, 1e-39, 1e-3, 1e30});
+  common.clip_value = random.pick(
+      {std::numeric_limits<double>::infinity(), std::numeric_limits<double>::infinity(), 0.5, 1e-39, 1e-3, 1e30});
   common.averaged = random.chance(2);
   common.ema_decay = random.pick({0.0, 0.9, 0.999});
   common.decoupled = random.chance(2);

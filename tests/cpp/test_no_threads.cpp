@@ -21,11 +21,13 @@ using State = std::unique_ptr<std::thread::_State>;
 }  // namespace
 
 extern "C" {
-// std::thread::_M_start_thread(std::unique_ptr<_State>, void (*)()): this, the state, and a function that means nothing.
+// std::thread::_M_start_thread(std::unique_ptr<_State>, void (*)()): this, the state, and a function that means
+// nothing.
 void __real__ZNSt6thread15_M_start_threadESt10unique_ptrINS_6_StateESt14default_deleteIS1_EEPFvvE(std::thread*, State*,
-                                                                                                   void (*)());
-void __wrap__ZNSt6thread15_M_start_threadESt10unique_ptrINS_6_StateESt14default_deleteIS1_EEPFvvE(
-    std::thread* self, State* state, void (*depend)()) {
+                                                                                                  void (*)());
+void __wrap__ZNSt6thread15_M_start_threadESt10unique_ptrINS_6_StateESt14default_deleteIS1_EEPFvvE(std::thread* self,
+                                                                                                  State* state,
+                                                                                                  void (*depend)()) {
   if (--threads_left < 0) {
     if (out_of_memory) throw std::bad_alloc();
     throw std::system_error(EAGAIN, std::generic_category());

@@ -154,8 +154,8 @@ void squares_and_finite(Random& random) {
         // One that is not finite is found wherever it lies, and one that only its square or its scale makes so.
         for (const bool squared : {false, true}) {
           for (const double scale : {1.0, 1e-3, -4.0}) {
-            CHECK_EQUAL(table->finite[dtype](data, scale, squared, 0, count),
-                        test::finite(data, count, scale, squared), context);
+            CHECK_EQUAL(table->finite[dtype](data, scale, squared, 0, count), test::finite(data, count, scale, squared),
+                        context);
             if (count == 0) continue;
             const std::size_t at = random.below(count);
             const T before = data[at];

@@ -117,8 +117,7 @@ onepass::Measured Twin::measure(const std::vector<Given>& gradients, double grad
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     if (all[i].data == nullptr) continue;
     const Parameter& parameter = parameters_[i];
-    const std::size_t size =
-        all[i].rows == nullptr ? parameter.size() : all[i].row_count * parameter.shape.row_size;
+    const std::size_t size = all[i].rows == nullptr ? parameter.size() : all[i].row_count * parameter.shape.row_size;
     const bool squared = groups_[parameter.group].rule->squares_gradient;
     bool good = true;
     // A sum of this gradient alone, added block by block to those before.
@@ -165,10 +164,9 @@ bool Twin::plan(const std::vector<Given>& gradients, double grad_scale) {
     const Parameter& own = parameters_[i];
     const Group& group = groups_[own.group];
     onepass::StepNumbers numbers{own.step + 1, grad_scale, own.mu_product};
-    const bool fits =
-        own.shape.dtype == onepass::float32
-            ? static_cast<bool>(fold<float>(*group.rule, group.options.data(), group.common, numbers))
-            : static_cast<bool>(fold<double>(*group.rule, group.options.data(), group.common, numbers));
+    const bool fits = own.shape.dtype == onepass::float32
+                          ? static_cast<bool>(fold<float>(*group.rule, group.options.data(), group.common, numbers))
+                          : static_cast<bool>(fold<double>(*group.rule, group.options.data(), group.common, numbers));
     if (!fits) {
       CHECK(!good, "parameter", i, "overflows at step", own.step + 1, group.rule->name);
       CHECK_EQUAL(parameter, i);
@@ -194,8 +192,7 @@ template <class T>
 void Twin::update(const Planned& planned) {
   Parameter& own = parameters_[planned.parameter];
   onepass::StepNumbers numbers{own.step + 1, planned.grad_scale, own.mu_product};
-  const Element<T> element =
-      fold<T>(*groups_[own.group].rule, planned.options.data(), planned.common, numbers);
+  const Element<T> element = fold<T>(*groups_[own.group].rule, planned.options.data(), planned.common, numbers);
   const std::size_t row_bytes = own.shape.row_size * sizeof(T);
   for (std::size_t r = 0; r < planned.rows.size(); ++r) {
     const std::size_t at = static_cast<std::size_t>(planned.rows[r]) * row_bytes;
@@ -245,8 +242,8 @@ void Twin::compare(const std::string& context) const {
           words(context, groups_[own.group].rule->name, "parameter", i, "array", k, "step", own.step);
       CHECK(array.core->untouched_around(), where);
       if (own.shape.dtype == onepass::float32) {
-        CHECK_ARRAYS(static_cast<const float*>(array.core->data()),
-                     reinterpret_cast<const float*>(array.model.data()), own.size(), where);
+        CHECK_ARRAYS(static_cast<const float*>(array.core->data()), reinterpret_cast<const float*>(array.model.data()),
+                     own.size(), where);
       } else {
         CHECK_ARRAYS(static_cast<const double*>(array.core->data()),
                      reinterpret_cast<const double*>(array.model.data()), own.size(), where);
