@@ -27,12 +27,15 @@ sanitize-core: $(call installed,build)
 	$(call core_test,plain-g++,-DCMAKE_CXX_COMPILER=g++)
 	$(call core_test,address-g++,-DCMAKE_CXX_COMPILER=g++ -DONEPASS_TOOL=address -DONEPASS_FLAGS="$(sanitize_flags)")
 	$(call core_test,address-clang++,-DCMAKE_CXX_COMPILER=clang++ -DONEPASS_TOOL=address -DONEPASS_FLAGS="$(sanitize_flags)")
-	$(call core_test,thread-g++,-DCMAKE_CXX_COMPILER=g++ -DONEPASS_TOOL=thread -DONEPASS_FLAGS=-fsanitize=thread,-LE fork)
-	$(call core_test,thread-clang++,-DCMAKE_CXX_COMPILER=clang++ -DONEPASS_TOOL=thread -DONEPASS_FLAGS=-fsanitize=thread,-LE fork)
+	$(call core_test,thread-g++,-DCMAKE_CXX_COMPILER=g++ -DONEPASS_TOOL=thread -DONEPASS_FLAGS=-fsanitize=thread,-LE 'fork|digest')
+	$(call core_test,thread-clang++,-DCMAKE_CXX_COMPILER=clang++ -DONEPASS_TOOL=thread -DONEPASS_FLAGS=-fsanitize=thread,-LE 'fork|digest')
 
+# A vector that is read partly beyond its array is an error here; operators new and delete of ours are not replaced. Leaks
+# are AddressSanitizer's: a forked child gives up its parent's pool, which valgrind would call one.
+memcheck := valgrind;-q;--error-exitcode=9;--partial-loads-ok=no;--soname-synonyms=somalloc=nouserintercepts
 valgrind: $(call installed,build)
 	$(call need,valgrind,valgrind)
-	$(call core_build,valgrind,-DONEPASS_TOOL=valgrind "-DCMAKE_TEST_LAUNCHER=valgrind;-q;--error-exitcode=9;--leak-check=full;--errors-for-leak-kinds=definite")
+	$(call core_build,valgrind,-DONEPASS_TOOL=valgrind "-DCMAKE_TEST_LAUNCHER=$(memcheck)")
 	ONEPASS_TEST_FLUSH=0 $(venv)/bin/ctest --test-dir build/core-valgrind --output-on-failure --no-tests=error -E digest_flush $(ARGS)
 
 # 64-bit Arm, and a big-endian machine, emulated.

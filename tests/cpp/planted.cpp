@@ -1,5 +1,5 @@
 // Faults planted in a core like ours, so that a tool that would not see them is seen: planted read | write | freed |
-// race | uninitialised | overflow. Every one runs through the same functions as a step.
+// race | uninitialised | overflow. Most run through the same functions as a step.
 #include <cstdio>
 #include <cstring>
 #include <limits>
@@ -34,9 +34,11 @@ void read() {
   step(param.get(), grad.get(), size);
 }
 
-// The parameter ends one element too early.
+// One element is written behind the parameter. A step along it would be caught reading it first.
 void write() {
-  const auto param = std::make_unique<float[]>(size - 1);
+  const auto param = std::make_unique<float[]>(size);
+  const volatile std::size_t behind = size;
+  param[behind] = 1;
   const auto grad = std::make_unique<float[]>(size);
   step(param.get(), grad.get(), size);
 }
