@@ -23,7 +23,7 @@ sanitize: sanitize-core sanitize-python
 
 sanitize-core: $(call installed,build)
 	$(call need,g++,g++)
-	$(call need,clang++,clang)
+	$(call need,clang++,clang libclang-rt-dev)
 	$(call core_test,plain-g++,-DCMAKE_CXX_COMPILER=g++)
 	$(call core_test,address-g++,-DCMAKE_CXX_COMPILER=g++ -DONEPASS_TOOL=address -DONEPASS_FLAGS="$(sanitize_flags)")
 	$(call core_test,address-clang++,-DCMAKE_CXX_COMPILER=clang++ -DONEPASS_TOOL=address -DONEPASS_FLAGS="$(sanitize_flags)")
@@ -54,7 +54,7 @@ digests: $(call installed,build)
 SECONDS ?= 60
 fuzz: fuzz-step
 fuzz-step: $(call installed,build)
-	$(call need,clang++,clang)
+	$(call need,clang++,clang libclang-rt-dev)
 	$(call core_build,fuzz,-DCMAKE_CXX_COMPILER=clang++ -DONEPASS_FUZZER=ON -DONEPASS_FLAGS="$(sanitize_flags)")
 	@mkdir -p build/fuzz-step
 	build/core-fuzz/tests/cpp/fuzz_step -max_total_time=$(SECONDS) -max_len=400 -print_final_stats=1 -artifact_prefix=build/fuzz-step/ build/fuzz-step tests/cpp/corpus/step $(ARGS)
