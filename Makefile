@@ -11,11 +11,16 @@
 #   make lint          format, style, types, compiler warnings, what the machine code must be
 #   make format        let the formatters have their way
 #   make mutants       break each term of the rules in turn: a test must fail
-#   make fuzz          fuzz-checkpoint, for SECONDS (60)
 #   make fuzz-api      the interface in random order beside the reference: EXAMPLES (1000) sequences of calls
 #   make soak          a billion elements of every rule on every instruction set (hours); make soak ELEMENTS=1e7: less
 #   make coverage      which lines and branches of python/onepass the tests reach
 #   make wheel         a wheel of this machine, in dist/
+#   make sanitize      the core's own tests, and the Python tests, under the address, undefined behaviour and thread sanitizers
+#   make valgrind      the core's own tests under valgrind
+#   make cross         the core's own tests on 64-bit Arm and on a big-endian processor, emulated
+#   make digests       a table: which compilers, flags and processors give the same bits
+#   make fuzz          random steps of the core and random checkpoints, each for SECONDS=60
+#   make coverage-cpp  lines and branches of the core that its own tests reach
 
 PYTHON ?= python3
 # make lint uses each of these that is there; clang-tidy speaks for Clang's warnings where it is not.
@@ -67,7 +72,7 @@ lint: install $(call installed,lint)
 	$(venv)/bin/ruff format --check .
 	$(venv)/bin/ruff check .
 	$(venv)/bin/mypy
-	$(venv)/bin/clang-format --dry-run --Werror $(cxx_sources)
+	$(venv)/bin/clang-format --dry-run --Werror $(cxx_sources) $(cxx_tests)
 	@for cxx in $(REQUIRE_CXXS); do command -v $$cxx > /dev/null || { echo "$$cxx is missing"; exit 1; }; done
 	@for cxx in $(CXXS); do $(MAKE) --no-print-directory lint-build CXX=$$cxx || exit 1; done
 	$(venv)/bin/clang-tidy --quiet --extra-arg=-Wno-ignored-optimization-argument -p build/lint-$(notdir $(firstword $(CXXS))) $(filter %.cpp,$(cxx_sources))
@@ -85,11 +90,10 @@ lint-build:
 format: $(call installed,lint)
 	$(venv)/bin/ruff format .
 	$(venv)/bin/ruff check --fix .
-	$(venv)/bin/clang-format -i $(cxx_sources)
+	$(venv)/bin/clang-format -i $(cxx_sources) $(cxx_tests)
 
 fuzz: fuzz-checkpoint
 
-SECONDS ?= 60
 fuzz-checkpoint: install $(call installed,fuzz)
 	mkdir -p build/fuzz-checkpoint
 	$(python) tests/fuzz_checkpoint.py -max_total_time=$(SECONDS) -max_len=4096 -timeout=10 -rss_limit_mb=1024 \
@@ -115,9 +119,12 @@ wheel: $(call installed,build)
 	@ls -l dist
 
 clean:
-	rm -rf $(venv) .venv-spacy build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(venv) .venv-spacy .venv-asan build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+include tests/cpp/core.mk
 
 cxx_sources := $(wildcard src/*.hpp src/*.cpp src/*.inl src/rules/*.hpp)
+cxx_tests := $(wildcard tests/cpp/*.hpp tests/cpp/*.cpp)
 sources := CMakeLists.txt pyproject.toml $(cxx_sources) $(shell find python -name '*.py*' -not -path '*/__pycache__/*')
 
 # onepass itself, built again when a source has changed.
