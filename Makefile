@@ -10,7 +10,7 @@
 #   make lint          format, style, types, compiler warnings, what the machine code must be
 #   make format        let the formatters have their way
 #   make mutants       break each term of the rules in turn: a test must fail
-#   make wheel         a wheel of this machine, in dist/
+#   make wheel         for each Python here: a wheel, checked, installed and tested with the oldest and newest NumPy
 
 PYTHON ?= python3
 # make lint uses each of these that is there; clang-tidy speaks for Clang's warnings where it is not.
@@ -78,9 +78,8 @@ format: $(call installed,lint)
 	$(venv)/bin/ruff check --fix .
 	$(venv)/bin/clang-format -i $(cxx_sources)
 
-wheel: $(call installed,build)
-	$(venv)/bin/pip wheel -q --no-deps --no-build-isolation -w dist .
-	@ls -l dist
+wheel: $(call installed,wheel)
+	$(python) tests/wheels.py $(ARGS)
 
 clean:
 	rm -rf $(venv) .venv-spacy build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
