@@ -10,6 +10,7 @@
 #   make lint          format, style, types, compiler warnings, what the machine code must be
 #   make format        let the formatters have their way
 #   make mutants       break each term of the rules in turn: a test must fail
+#   make toolchains    the same bits from every compiler here, optimising or not, and with the oldest CMake
 #   make wheel         for each Python here: a wheel, checked, installed and tested with the oldest and newest NumPy
 
 PYTHON ?= python3
@@ -21,7 +22,7 @@ python := $(venv)/bin/python
 # Where a target's packages are noted once they are installed.
 installed = $(venv)/.installed-$(1)
 
-.PHONY: help demo test test-integrations test-spacy bench bench-guard docs lint format mutants wheel clean install
+.PHONY: help demo test test-integrations test-spacy bench bench-guard docs lint format mutants toolchains wheel clean install
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -29,7 +30,7 @@ help:
 demo: install $(call installed,examples)
 	$(python) examples/train_digits.py $(ARGS)
 
-test: install $(call installed,test) $(call installed,examples)
+test: install $(call installed,test) $(call installed,types) $(call installed,examples)
 	$(python) -m pytest $(ARGS)
 
 test-integrations: install $(call installed,test) $(call installed,integrations)
@@ -54,10 +55,19 @@ docs: install $(call installed,docs)
 mutants: install $(call installed,test)
 	$(python) tests/mutants.py $(ARGS)
 
+toolchains: install $(call installed,build) $(call installed,test)
+	$(python) tests/toolchains.py $(ARGS)
+
 lint: install $(call installed,lint)
 	$(venv)/bin/ruff format --check .
 	$(venv)/bin/ruff check .
 	$(venv)/bin/mypy
+	$(venv)/bin/stubtest onepass._core --mypy-config-file pyproject.toml --allowlist tests/stubtest.txt
+	$(venv)/bin/check-jsonschema --builtin-schema vendor.github-workflows $(workflows)
+	$(venv)/bin/check-jsonschema --builtin-schema custom.github-workflows-require-timeout $(workflows)
+	$(venv)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(venv)/bin/zizmor -q --offline .github
+	$(python) tests/platforms.py
 	$(venv)/bin/clang-format --dry-run --Werror $(cxx_sources)
 	@for cxx in $(REQUIRE_CXXS); do command -v $$cxx > /dev/null || { echo "$$cxx is missing"; exit 1; }; done
 	@for cxx in $(CXXS); do $(MAKE) --no-print-directory lint-build CXX=$$cxx || exit 1; done
@@ -84,6 +94,7 @@ wheel: $(call installed,wheel)
 clean:
 	rm -rf $(venv) .venv-spacy build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
+workflows := $(wildcard .github/workflows/*.yml)
 cxx_sources := $(wildcard src/*.hpp src/*.cpp src/*.inl src/rules/*.hpp)
 sources := CMakeLists.txt pyproject.toml $(cxx_sources) $(shell find python -name '*.py*' -not -path '*/__pycache__/*')
 

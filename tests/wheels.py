@@ -1,7 +1,7 @@
 """Wheels as a user gets them: python tests/wheels.py [--python 3.12] [--numpy oldest] [pytest's arguments].
 
-For every CPython of this machine that onepass supports: a wheel from the sdist, in isolation, repaired by auditwheel and
-looked at, installed with the oldest NumPy that there is for that Python and with the newest, and tested there, away
+For every CPython of this machine that onepass supports: a wheel from the sdist, in isolation, repaired by auditwheel
+and looked at, installed with the oldest NumPy that there is for that Python and with the newest, and tested there, away
 from the sources. Prints a row for each; leaves the sdist and the wheels in dist/.
 """
 
