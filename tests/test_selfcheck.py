@@ -18,7 +18,9 @@ DIGEST = "a2b57b912636e70fb17fe6596995151bcd9afbbcd810adbe275feb57052519b9"
 
 
 def run(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, **({} if path is None else {"PYTHONPATH": str(path)})}
+    environment = {name: value for name, value in os.environ.items() if name != "ONEPASS_ISA"}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
     return subprocess.run(
         [sys.executable, "-m", "onepass", *arguments], env=environment, capture_output=True, text=True, check=False
     )
@@ -46,7 +48,7 @@ if os.environ.get("ONEPASS_ISA") == "baseline":
     def off(k, p, g, b, right=RULES["SGD"].update):
         x, b = right(k, p, g, b)
         if x.values.size == 129:
-            x.values[128] = np.nextafter(x.values[128], 9)
+            x.values[128] = np.nextafter(x.values[128], x.values.dtype.type(9))
         return x, b
     RULES["SGD"] = RULES["SGD"]._replace(update=off)
 if os.environ.get("ONEPASS_ISA") == "avx2":
