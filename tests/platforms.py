@@ -1,11 +1,23 @@
-"""The wheels that cibuildwheel will make are those that docs/installing.md lists: python tests/platforms.py."""
+"""The wheels that cibuildwheel will make are those that docs/installing.md lists: python tests/platforms.py.
+
+And its settings are what its own schema allows: it looks at some of them only when it builds.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
+
+import jsonschema
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 # What the wheels workflow's runners are: the platform, its processor.
@@ -30,6 +42,9 @@ def documented() -> set[str]:
 
 
 def main() -> int:
+    schema = json.loads((files("cibuildwheel") / "resources" / "cibuildwheel.schema.json").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    jsonschema.validate(project["tool"]["cibuildwheel"], schema)
     here, there = configured(), documented()
     for word, names in (("does not list", here - there), ("lists, but cibuildwheel would not make", there - here)):
         if names:
