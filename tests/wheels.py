@@ -174,6 +174,8 @@ def check(wheel: Path) -> str:
     for name in sizes(wheel):
         if ".libs/" in name or (".so" in name and "_core" not in name):
             sys.exit(f"{wheel.name} brings another library: {name}")
+        if not re.match(r"onepass(-[\d.]+\.dist-info)?/", name):
+            sys.exit(f"{wheel.name} installs {name} beside onepass")
     if wheel.stat().st_size > LARGEST:
         sys.exit(f"{wheel.name} has {wheel.stat().st_size} bytes, more than {LARGEST}")
     if limit := re.match(r"manylinux_(\d+)_(\d+)_", tag):
