@@ -215,13 +215,13 @@ def main() -> int:
         sys.exit("no such Python is on PATH or among those of pyenv and uv")
     shutil.rmtree(DIST, ignore_errors=True)
     sdist = make_sdist()
-    rows, wheels = [], {}
+    rows = []
     for name, python in found.items():
         inside = environment(python, WORK / f"venv-{name}")
         wheel = build(inside, sdist, WORK / "built")
         if name == list(found)[-1]:
             same_from_tree(inside, wheel)
-        wheels[name] = repaired = repair(wheel)
+        repaired = repair(wheel)
         tag, size = check(repaired), f"{repaired.stat().st_size / 1000:.0f} kB"
         for which, numpy in numpys(inside).items():
             if options.numpy in (None, which):
