@@ -9,12 +9,11 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
 from importlib.resources import files
 from pathlib import Path
 
 import jsonschema
-
+import tomllib
 
 ROOT = Path(__file__).parents[1]
 # What the wheels workflow's runners are: the platform, its processor.
