@@ -73,7 +73,7 @@ lint: install $(call installed,lint)
 	@for cxx in $(CXXS); do $(MAKE) --no-print-directory lint-build CXX=$$cxx || exit 1; done
 	$(venv)/bin/clang-tidy --quiet --extra-arg=-Wno-ignored-optimization-argument -p build/lint-$(notdir $(firstword $(CXXS))) $(filter %.cpp,$(cxx_sources))
 
-# Both compilers, warnings as errors, and then a look at the code that they made.
+# Both compilers, warnings as errors, and then a look at the code that they made and at what it computes.
 .PHONY: lint-build
 lint-build: build_dir = build/lint-$(notdir $(CXX))
 lint-build:
@@ -82,6 +82,8 @@ lint-build:
 	  -Dpybind11_DIR=$$($(python) -m pybind11 --cmakedir) -DONEPASS_WERROR=ON -DSKBUILD_PROJECT_VERSION=0 -DSKBUILD_PROJECT_VERSION_FULL=0 > $(build_dir).log 2>&1 || { cat $(build_dir).log; exit 1; }
 	$(venv)/bin/cmake --build $(build_dir)
 	$(python) tests/guards.py $(build_dir)
+	@mkdir -p $(build_dir)/site && cp -r python/onepass $(build_dir)/site && cp $(build_dir)/_core.* $(build_dir)/site/onepass
+	PYTHONPATH=$(build_dir)/site $(python) -m onepass
 
 format: $(call installed,lint)
 	$(venv)/bin/ruff format .

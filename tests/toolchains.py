@@ -1,4 +1,4 @@
-"""Old and new compilers, optimising or not, make the same bits: python tests/toolchains.py [pytest's arguments].
+"""Old and new compilers, optimising or not, make the same bits: python tests/toolchains.py [--compiler clang++].
 
 Builds the extension module with each compiler that is found, with g++ and clang++ in slower ways too, and with the
 oldest CMake that is supported; runs the tests of the bits with each, and compares the digests of `python -m onepass`.
@@ -6,6 +6,7 @@ oldest CMake that is supported; runs the tests of the bits with each, and compar
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -95,12 +96,16 @@ def other_cmake(version: str) -> Path:
 
 
 def main() -> int:
-    arguments = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--compiler", action="append", help="one of them alone, say g++-12")
+    options, arguments = parser.parse_known_args()
     oldest = re.search(r"VERSION (\d+\.\d+)", (ROOT / "CMakeLists.txt").read_text(encoding="utf-8"))
     assert oldest is not None
-    ways = [(c, o) for c in compilers() for o in (USUAL, *(SLOWER if c in ("g++", "clang++") else ()))]
+    chosen = options.compiler or compilers()
+    ways = [(c, o) for c in chosen for o in (USUAL, *(SLOWER if c in ("g++", "clang++") else ()))]
     builds = [(f"{c}{o}".replace(" ", ""), BIN / "cmake", c, o) for c, o in ways]
-    builds.append((f"with-cmake-{oldest[1]}", other_cmake(oldest[1]), "g++", "-O0"))
+    if "g++" in chosen:
+        builds.append((f"with-cmake-{oldest[1]}", other_cmake(oldest[1]), "g++", "-O0"))
     rows = []
     for build in builds:
         rows.append(row(*build, arguments))

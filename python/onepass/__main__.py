@@ -30,7 +30,7 @@ Array = npt.NDArray[Any]
 STEPS = 3
 SHAPES = [(83, 101), (129,), (1,), ()]
 LONG = 300_007  # elements, enough for two threads
-FULL: dict[str, Any] = {"weight_decay": 0.02, "ema": 0.9, "clip_value": 0.75, "maximize": True}
+FULL: dict[str, Any] = {"grad_scale": 0.5, "weight_decay": 0.02, "ema": 0.9, "clip_value": 0.75, "maximize": True}
 OWN: dict[str, dict[str, Any]] = {
     "Adam": {"amsgrad": True, "eps_mode": "hat"},
     "RMSprop": {"centered": True, "momentum": 0.9},
@@ -69,6 +69,8 @@ def cases() -> Iterator[tuple[str, Any, bool, bool, list[tuple[int, ...]], dict[
                     clip = {"clip_norm": None if any_bits else 2.0}
                     yield kind, dtype, flush, any_bits, SHAPES, {}
                     yield kind, dtype, flush, any_bits, SHAPES, {**FULL, **clip, **OWN.get(kind, {})}
+    for dtype in (np.float32, np.float64):  # the first momentum is a copy, which does not flush
+        yield "SGD", dtype, True, True, SHAPES, {"momentum": 0.9, "clip_value": 0.75, "steps": 1}
     yield "Adam", np.float32, True, False, [(LONG,)], {"clip_norm": 1.0}
 
 
@@ -85,12 +87,13 @@ def compare() -> None:
     count, elements, differing, first = 0, 0, 0, ""
     for kind, dtype, flush, any_bits, shapes, options in cases():
         params = [numbers(shape, dtype, seed, False) for seed, shape in enumerate(shapes)]
+        scale, steps = options.pop("grad_scale", 1.0), options.pop("steps", STEPS)
         reference = Reference(kind, params, lr=0.01, flush_denormals=flush, **options)
         optimizer = getattr(onepass, kind)(params, lr=0.01, flush_denormals=flush, **options)
-        for t in range(STEPS):
+        for t in range(steps):
             grads = [numbers(shape, dtype, 16 * (t + 1) + seed, any_bits) for seed, shape in enumerate(shapes)]
-            optimizer.step(grads, grad_scale=0.5)
-            reference.step(grads, grad_scale=0.5)
+            optimizer.step(grads, scale)
+            reference.step(grads, scale)
         count += 1
         portable = not flush and kind != "NAdam"  # machines differ in what is tiny, C libraries in pow
         for i, param in enumerate(params):
