@@ -70,18 +70,20 @@ lint: install $(call installed,lint)
 	$(python) tests/platforms.py
 	$(venv)/bin/clang-format --dry-run --Werror $(cxx_sources)
 	@for cxx in $(REQUIRE_CXXS); do command -v $$cxx > /dev/null || { echo "$$cxx is missing"; exit 1; }; done
-	@for cxx in $(CXXS); do $(MAKE) --no-print-directory lint-build CXX=$$cxx || exit 1; done
+	@for cxx in $(CXXS); do $(MAKE) --no-print-directory lint-build lint-run CXX=$$cxx || exit 1; done
 	$(venv)/bin/clang-tidy --quiet --extra-arg=-Wno-ignored-optimization-argument -p build/lint-$(notdir $(firstword $(CXXS))) $(filter %.cpp,$(cxx_sources))
 
 # Both compilers, warnings as errors, and then a look at the code that they made and at what it computes.
-.PHONY: lint-build
-lint-build: build_dir = build/lint-$(notdir $(CXX))
+.PHONY: lint-build lint-run
+lint-build lint-run: build_dir = build/lint-$(notdir $(CXX))
 lint-build:
 	$(venv)/bin/cmake -S . -B $(build_dir) -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER=$(CXX) \
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(venv))/bin/ninja -DPython_EXECUTABLE=$(abspath $(python)) \
 	  -Dpybind11_DIR=$$($(python) -m pybind11 --cmakedir) -DONEPASS_WERROR=ON -DSKBUILD_PROJECT_VERSION=0 -DSKBUILD_PROJECT_VERSION_FULL=0 > $(build_dir).log 2>&1 || { cat $(build_dir).log; exit 1; }
 	$(venv)/bin/cmake --build $(build_dir)
 	$(python) tests/guards.py $(build_dir)
+
+lint-run: lint-build
 	@mkdir -p $(build_dir)/site && cp -r python/onepass $(build_dir)/site && cp $(build_dir)/_core.* $(build_dir)/site/onepass
 	PYTHONPATH=$(build_dir)/site $(python) -m onepass
 
