@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,13 @@ def offset(array: Array, elements: int) -> Array:
     view = buffer[start : start + array.size]
     view[...] = array
     return view
+
+
+def make_targets(root: Path) -> set[str]:
+    """What ``make`` knows how to do."""
+    makefiles = (root / "Makefile", root / "tests" / "cpp" / "core.mk")
+    texts = [makefile.read_text(encoding="utf-8") for makefile in makefiles]
+    return {name for text in texts for name in re.findall(r"^([a-z-]+):", text, re.MULTILINE)}
 
 
 @contextmanager

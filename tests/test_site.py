@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import onepass
+from support import make_targets
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if page.name != "integrations.md")  # whose snippets need libraries
@@ -47,6 +48,6 @@ def test_what_a_page_shows_runs(page: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_commands_that_pages_name_exist() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (DOCS.parent / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = make_targets(DOCS.parent)
     named = {name for page in PAGES for name in re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8"))}
     assert named and named <= targets

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+_Array = npt.NDArray[Any]
 
 __version__: str
 compiler: str
@@ -60,14 +60,14 @@ class Optimizer:
         form: Form,
         group: Group,
         keys: list[Any],
-        params: list[Array],
-        states: list[list[Array]],
-        averages: list[Array | None],
+        params: list[_Array],
+        states: list[list[_Array]],
+        averages: list[_Array | None],
         slots: dict[str, Any],
     ) -> None: ...
     def _restore(
         self,
-        copies: list[tuple[Array, Array]],
+        copies: list[tuple[_Array, _Array]],
         options: list[tuple[Group, list[float], CommonOptions, Any, dict[str, Any]]],
         clip_norm: float,
         nonfinite: Nonfinite,
@@ -88,14 +88,14 @@ def step_once(
     grad_scale: float,
     flush_denormals: bool,
     step: int,
-    param: Array,
-    grad: Array,
-    states: list[Array],
-    average: Array | None = None,
+    param: _Array,
+    grad: _Array,
+    states: list[_Array],
+    average: _Array | None = None,
 ) -> bool: ...
-def array_at(address: int, dtype: Any, shape: list[int], strides: list[int], owner: Any) -> Array: ...
-def norm(array: Array) -> float: ...
-def stream_limit(param: Array, grad: Array, exp_avg: Array, exp_avg_sq: Array) -> None: ...
+def array_at(address: int, dtype: Any, shape: list[int], strides: list[int], owner: Any) -> _Array: ...
+def norm(array: _Array) -> float: ...
+def stream_limit(param: _Array, grad: _Array, exp_avg: _Array, exp_avg_sq: _Array) -> None: ...
 def get_num_threads() -> int: ...
 def set_num_threads(count: int) -> None: ...
 def power(base: float, exponent: int) -> float: ...
@@ -110,8 +110,8 @@ class Tensors:
         said: list[list[Any]],
         state: dict[Any, Any],
         entries: tuple[tuple[Any, tuple[Any, ...]], ...],
-        steps: Array,
-        mu_products: Array,
+        steps: _Array,
+        mu_products: _Array,
         changed: Callable[[Any], Any],
         exchange: Any,
     ) -> None: ...
