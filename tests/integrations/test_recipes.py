@@ -91,3 +91,10 @@ def test_scikit_learns_classifier_with_another_solver_is_refused(solver: str) ->
     recipe = importlib.import_module("sklearn_mlp")
     with pytest.raises(ValueError, match=f"steps with Adam, not {solver}"):
         recipe.FasterMLPClassifier((8,), solver=solver, max_iter=1).fit([[0.0], [1.0]], [0, 1])
+
+
+def test_a_policy_needs_an_update(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    with pytest.raises(SystemExit):
+        importlib.import_module("torch_policy").main(["--updates", "0"])
+    assert "must be 1 or more" in capsys.readouterr().err
