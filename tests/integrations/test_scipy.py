@@ -133,7 +133,7 @@ def test_how_it_may_end() -> None:
     assert nothing.nit == 0 and (nothing.x == 0).all()
 
 
-def test_what_a_callback_returns_is_ignored_as_by_scipys_own() -> None:
+def test_what_a_callback_returns_is_ignored_as_by_most_of_scipys_own() -> None:
     for callback in (bowl, lambda x: True, lambda x: x, lambda intermediate_result: True):
         for method in (ours.sgd, "BFGS"):
             found = optimize.minimize(bowl, np.zeros(3), jac=slope, method=method, callback=callback)

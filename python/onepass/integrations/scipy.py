@@ -17,8 +17,8 @@ optimizer (``lr``, a number or a function of the step, and the others) and
 gradient is not within ``gtol``. ``ema``, ``maximize`` and ``nonfinite`` are refused, as are constraints and second
 derivatives. Unless ``jac`` is a function or True the gradient is estimated by differences to one side, within the
 bounds. With ``bounds`` every step ends at the nearest point within them. ``callback`` has either of SciPy's signatures
-and ends the search by raising `StopIteration`; as with SciPy's own methods, what it returns is ignored. An objective or
-gradient that is not finite ends the search where both were last finite, without success.
+and ends the search by raising ``StopIteration``; what it returns is ignored, as by most of SciPy's own methods. An
+objective or gradient that is not finite ends the search where both were last finite, without success.
 
 Example:
     >>> from scipy.optimize import minimize, rosen, rosen_der
