@@ -481,6 +481,17 @@ def test_a_folder_without_the_files_is_an_error_that_names_it(
     assert not (tmp_path / "x.png").exists()
 
 
+@pytest.mark.parametrize(("costs", "edge"), [((1, 2, 3), True), ((3, 2, 1), True), ((2, 1, 3), False), ((1, 2), False)])
+def test_the_best_rate_is_at_the_edge_if_it_is_the_lowest_or_highest_of_several(
+    program: ModuleType, data: ModuleType, monkeypatch: pytest.MonkeyPatch, costs: tuple[float, ...], edge: bool
+) -> None:
+    monkeypatch.setattr(program, "OPTIMIZERS", {"any": program.Optimizer(None, tuple(range(len(costs))))})
+    monkeypatch.setattr(program, "train", lambda task, optimizer, rate, seed, epochs: (np.array([costs[rate]]), 1.0))
+    task = program.Task("", data.rows(data_digits()), None, 1)
+    found = program.compare(task, [0], slice(None), 1)["optimizers"]["any"]
+    assert (found["rate"], found["at_the_edge"]) == (costs.index(1), edge)
+
+
 @pytest.mark.parametrize("text", [None, "no marks\n"])
 def test_a_page_is_refused_before_the_training(
     program: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None

@@ -176,7 +176,11 @@ def test_an_average_that_is_a_view_has_only_its_elements_written(left: list[int]
     optimizer.averages[0, "W"].flags.writeable = False
     with pytest.raises(ValueError, match="read-only"):
         optimizer((0, "W"), weights, np.ones(n, F))
-    assert (optimizer.averages[0, "W"] == 1).all() and left == [0, 1]
+    assert (optimizer.averages[0, "W"] == 1).all()
+    optimizer.averages[0, "W"] = np.ones((8, 8), F)  # of as many elements
+    with pytest.raises(ValueError, match="broadcast"):
+        optimizer((0, "W"), weights, np.ones(n, F))
+    assert left == [0, 1, 2]
 
 
 @pytest.mark.parametrize("moments", ["mom1", "mom2"])
