@@ -151,7 +151,7 @@ def compare(task: Task, seeds: Sequence[int], searched: slice, epochs: int) -> d
             found[name] = {
                 "search": [{"rate": rate, "final_cost": number(costs[-1])} for rate, (costs, _) in runs.items()],
                 "rate": best,
-                "at_the_edge": best in (min(runs), max(runs)),
+                "at_the_edge": len(runs) > 2 and best in (min(runs), max(runs)),
                 "costs": [[number(cost) for cost in costs] for costs, _ in kept],
                 "test_accuracy": [number(accuracy) for _, accuracy in kept],
             }
@@ -214,9 +214,10 @@ def explain(results: dict[str, Any]) -> str:
     seeds, rates = results["seeds"], len(next(iter(results["tasks"][0]["optimizers"].values()))["search"])
     worse, neighbours = beside_the_best(results)
     alone = " and ".join(name for name, optimizer in OPTIMIZERS.items() if optimizer.decays)
+    edge = "; edge: the lowest or the highest of them" * (rates > 2)
     lines = [
         f"Training cost: of the last epoch, the mean of {len(seeds)} seed{'s' * (len(seeds) > 1)} and its range.",
-        f"Learning rate: the best of {rates}, tried with seed {seeds[0]}; edge: the lowest or the highest of them.",
+        f"Learning rate: the best of {rates}, tried with seed {seeds[0]}{edge}.",
         "With a rate half a decade off its best, an optimizer cost more than every optimizer at its best "
         f"in {worse} of {neighbours} cases.",
         "",
@@ -229,14 +230,20 @@ def explain(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def put_into_page(page: Path, text: str) -> None:
-    """Replace what stands between the page's marks for the table."""
+def around(page: Path) -> tuple[str, str]:
+    """What of the page comes before the table, and what after, the marks with it."""
     begin, end = "<!-- comparison: begin -->\n", "<!-- comparison: end -->"
     before, found, rest = page.read_text(encoding="utf-8").partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:
         raise ValueError(f"{page}: lacks {begin.strip()} or {end}")
-    page.write_text(f"{before}{begin}{text}\n{end}{after}", encoding="utf-8")
+    return before + begin, end + after
+
+
+def put_into_page(page: Path, text: str) -> None:
+    """Replace what stands between the page's marks for the table."""
+    before, after = around(page)
+    page.write_text(f"{before}{text}\n{after}", encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -266,7 +273,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     need("matplotlib.figure", "matplotlib")  # say so now if it is missing, not after the training
+    figures = args.out.with_suffix(".json")
     try:
+        if figures == args.out:
+            raise ValueError(f"{args.out}: should be the picture, the figures go there")
+        if args.page:
+            around(args.page)
         every = tasks(args.mnist, args.cifar, args.reviews)
         args.out.parent.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
@@ -283,7 +295,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         results["tasks"] = [compare(task, seeds, searched, epochs or task.epochs) for task in every]
 
     print(f"{table(results)}\n\n{explain(results)}")
-    figures = args.out.with_suffix(".json")
     figures.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     draw(results, args.out)
     if args.page:

@@ -119,8 +119,9 @@ def docstrings(package: str) -> list[str]:
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(f"{package} is missing; pip install scikit-learn brings it")
     found: dict[str, None] = {}
-    for path in sorted(Path(spec.submodule_search_locations[0]).rglob("*.py")):
-        if {"tests", "externals", "_lib", "_external"} & set(path.parts):
+    root = Path(spec.submodule_search_locations[0])
+    for path in sorted(root.rglob("*.py")):
+        if {"tests", "externals", "_lib", "_external"} & set(path.relative_to(root).parts):
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the syntax of files that are not ours

@@ -196,11 +196,11 @@ def test_long_docstrings_are_found_wherever_they_are_each_once(
         f'if a:\n    class B:\n        def c(self):\n            """{said["method"]}"""',
         f'else:\n    def d():\n        """{said["otherwise"]}"""',
     ]
-    folder = tmp_path / "spoken"
+    folder = tmp_path / "tests" / "spoken"  # of tests are those that are in the package
     (folder / "tests").mkdir(parents=True)
     (folder / "__init__.py").write_text("\n".join(source) + "\n")
     (folder / "tests" / "__init__.py").write_text(f'"""{" ".join(["tested"] * 20)}"""\n')
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(folder.parent)
     assert sorted(data.docstrings("spoken")) == sorted(said.values())
 
 
@@ -434,6 +434,7 @@ def test_every_optimizer_lowers_the_cost_of_every_problem(
             assert costs[-1] < 0.95 * costs[0], (task["title"], name)
             assert costs[-1] == min(tried["final_cost"] for tried in found["search"])
             assert f"{costs[-1]:#.3g}" in printed
+    assert "edge" not in printed  # of two rates either is the lowest or the highest
 
 
 @pytest.mark.usefixtures("small")
@@ -478,6 +479,37 @@ def test_a_folder_without_the_files_is_an_error_that_names_it(
     assert program.main([option, str(tmp_path / "empty"), "--out", str(tmp_path / "x.png")]) == 1
     assert str(tmp_path / "empty") in capsys.readouterr().err
     assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(("costs", "edge"), [((1, 2, 3), True), ((3, 2, 1), True), ((2, 1, 3), False), ((1, 2), False)])
+def test_the_best_rate_is_at_the_edge_if_it_is_the_lowest_or_highest_of_several(
+    program: ModuleType, data: ModuleType, monkeypatch: pytest.MonkeyPatch, costs: tuple[float, ...], edge: bool
+) -> None:
+    monkeypatch.setattr(program, "OPTIMIZERS", {"any": program.Optimizer(None, tuple(range(len(costs))))})
+    monkeypatch.setattr(program, "train", lambda task, optimizer, rate, seed, epochs: (np.array([costs[rate]]), 1.0))
+    task = program.Task("", data.rows(data_digits()), None, 1)
+    found = program.compare(task, [0], slice(None), 1)["optimizers"]["any"]
+    assert (found["rate"], found["at_the_edge"]) == (costs.index(1), edge)
+
+
+@pytest.mark.parametrize("text", [None, "no marks\n"])
+def test_a_page_is_refused_before_the_training(
+    program: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None
+) -> None:
+    page = tmp_path / "page.md"
+    if text is not None:
+        page.write_text(text)
+    assert program.main(["--quick", "--out", str(tmp_path / "x.png"), "--page", str(page)]) == 1
+    assert str(page) in capsys.readouterr().err
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_a_picture_with_the_name_of_the_figures_is_refused(
+    program: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert program.main(["--quick", "--out", str(tmp_path / "x.json")]) == 1
+    assert "x.json: " in capsys.readouterr().err
+    assert not (tmp_path / "x.json").exists()
 
 
 def test_the_pages_numbers_are_those_of_the_figures_in_the_repository(program: ModuleType) -> None:
