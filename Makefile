@@ -1,6 +1,7 @@
 # Every target is self-sufficient: it makes the virtual environment that it needs (in .venv) from Python >= 3.10 alone.
 #
 #   make demo          train on handwritten digits with onepass and with textbook NumPy, and compare
+#   make comparison    the Adam paper's comparison of five optimizers; writes its figures into docs/
 #   make test          the tests, about a minute
 #   make test-integrations   the tests beside other libraries, which it installs (PyTorch, optax and more)
 #   make test-spacy    the tests beside spaCy and the thinc that it brings (part of test-integrations)
@@ -12,7 +13,17 @@
 #   make lint          format, style, types, compiler warnings, what the machine code must be
 #   make format        let the formatters have their way
 #   make mutants       break each term of the rules in turn: a test must fail
-#   make wheel         a wheel of this machine, in dist/
+#   make fuzz-api      the interface in random order beside the reference: EXAMPLES (1000) sequences of calls
+#   make soak          a billion elements of every rule on every instruction set (hours); make soak ELEMENTS=1e7: less
+#   make coverage      which lines and branches of python/onepass the tests reach
+#   make sanitize      the core's own tests, and the Python tests, under the address, undefined behaviour and thread sanitizers
+#   make valgrind      the core's own tests under valgrind
+#   make cross         the core's own tests on 64-bit Arm and on a big-endian processor, emulated
+#   make digests       a table: which compilers, flags and processors give the same bits
+#   make fuzz          random steps of the core and random checkpoints, each for SECONDS=60
+#   make coverage-cpp  lines and branches of the core that its own tests reach
+#   make toolchains    the same bits from every compiler here, optimising or not, and with the oldest CMake
+#   make wheel         for each Python here: a wheel, checked, installed and tested with the oldest and newest NumPy
 
 PYTHON ?= python3
 # make lint uses each of these that is there; clang-tidy speaks for Clang's warnings where it is not.
@@ -23,7 +34,8 @@ python := $(venv)/bin/python
 # Where a target's packages are noted once they are installed.
 installed = $(venv)/.installed-$(1)
 
-.PHONY: help demo test test-integrations test-spacy test-mpi bench bench-mpi bench-guard docs lint format mutants wheel clean install
+.PHONY: help demo comparison test test-integrations test-spacy test-mpi bench bench-mpi bench-guard docs lint format mutants toolchains wheel clean install
+.PHONY: fuzz fuzz-checkpoint fuzz-api soak coverage
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -31,7 +43,10 @@ help:
 demo: install $(call installed,examples)
 	$(python) examples/train_digits.py $(ARGS)
 
-test: install $(call installed,test) $(call installed,examples)
+comparison: install $(call installed,examples)
+	$(python) examples/compare_optimizers.py $(or $(ARGS),--out docs/images/comparison.png --page docs/comparison.md)
+
+test: install $(call installed,test) $(call installed,types) $(call installed,examples)
 	$(python) -m pytest $(ARGS)
 
 test-integrations: install $(call installed,test) $(call installed,integrations) $(call installed,mpi)
@@ -63,18 +78,27 @@ docs: install $(call installed,docs)
 mutants: install $(call installed,test)
 	$(python) tests/mutants.py $(ARGS)
 
+toolchains: install $(call installed,build) $(call installed,test)
+	$(python) tests/toolchains.py $(ARGS)
+
 lint: install $(call installed,lint)
 	$(venv)/bin/ruff format --check .
 	$(venv)/bin/ruff check .
 	$(venv)/bin/mypy
-	$(venv)/bin/clang-format --dry-run --Werror $(cxx_sources)
+	$(venv)/bin/stubtest onepass._core --mypy-config-file pyproject.toml --allowlist tests/stubtest.txt
+	$(venv)/bin/check-jsonschema --builtin-schema vendor.github-workflows $(workflows)
+	$(venv)/bin/check-jsonschema --builtin-schema custom.github-workflows-require-timeout $(workflows)
+	$(venv)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(venv)/bin/zizmor -q --offline .github
+	$(python) tests/platforms.py
+	$(venv)/bin/clang-format --dry-run --Werror $(cxx_sources) $(cxx_tests)
 	@for cxx in $(REQUIRE_CXXS); do command -v $$cxx > /dev/null || { echo "$$cxx is missing"; exit 1; }; done
-	@for cxx in $(CXXS); do $(MAKE) --no-print-directory lint-build CXX=$$cxx || exit 1; done
+	@for cxx in $(CXXS); do $(MAKE) --no-print-directory lint-build lint-run CXX=$$cxx || exit 1; done
 	$(venv)/bin/clang-tidy --quiet --extra-arg=-Wno-ignored-optimization-argument -p build/lint-$(notdir $(firstword $(CXXS))) $(filter %.cpp,$(cxx_sources))
 
-# Both compilers, warnings as errors, and then a look at the code that they made.
-.PHONY: lint-build
-lint-build: build_dir = build/lint-$(notdir $(CXX))
+# Both compilers, warnings as errors, and then a look at the code that they made and at what it computes.
+.PHONY: lint-build lint-run
+lint-build lint-run: build_dir = build/lint-$(notdir $(CXX))
 lint-build:
 	$(venv)/bin/cmake -S . -B $(build_dir) -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER=$(CXX) \
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(venv))/bin/ninja -DPython_EXECUTABLE=$(abspath $(python)) \
@@ -82,19 +106,48 @@ lint-build:
 	$(venv)/bin/cmake --build $(build_dir)
 	$(python) tests/guards.py $(build_dir)
 
+lint-run: lint-build
+	@mkdir -p $(build_dir)/site && cp -r python/onepass $(build_dir)/site && cp $(build_dir)/_core.* $(build_dir)/site/onepass
+	PYTHONPATH=$(build_dir)/site $(python) -m onepass
+
 format: $(call installed,lint)
 	$(venv)/bin/ruff format .
 	$(venv)/bin/ruff check --fix .
-	$(venv)/bin/clang-format -i $(cxx_sources)
+	$(venv)/bin/clang-format -i $(cxx_sources) $(cxx_tests)
 
-wheel: $(call installed,build)
-	$(venv)/bin/pip wheel -q --no-deps --no-build-isolation -w dist .
-	@ls -l dist
+fuzz: fuzz-checkpoint
+
+fuzz-checkpoint: install $(call installed,fuzz)
+	mkdir -p build/fuzz-checkpoint
+	$(python) tests/fuzz_checkpoint.py -max_total_time=$(SECONDS) -max_len=4096 -timeout=10 -rss_limit_mb=1024 \
+	  -artifact_prefix=build/fuzz-checkpoint- -print_final_stats=1 $(ARGS) build/fuzz-checkpoint tests/corpus/checkpoint
+
+EXAMPLES ?= 1000
+fuzz-api: install $(call installed,test)
+	ONEPASS_EVERY_MOMENT=1 ONEPASS_API_EXAMPLES=$(EXAMPLES) $(python) -m pytest tests/test_state_machine.py tests/test_interrupts.py \
+	  tests/test_out_of_memory.py $(ARGS)
+
+ELEMENTS ?= 1e9
+soak: install $(call installed,test)
+	$(python) tests/soak.py --elements $(ELEMENTS) $(ARGS)
+
+coverage: install $(call installed,test) $(call installed,examples) $(call installed,coverage)
+	$(venv)/bin/coverage run -m pytest $(ARGS)
+	$(venv)/bin/coverage combine -q
+	$(venv)/bin/coverage report
+	$(venv)/bin/coverage json -q -o build/coverage.json
+
+wheel: $(call installed,wheel)
+	$(python) tests/wheels.py $(ARGS)
 
 clean:
-	rm -rf $(venv) .venv-spacy build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(venv) .venv-spacy .venv-asan build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
+include tests/cpp/core.mk
+
+workflows := $(wildcard .github/workflows/*.yml)
 cxx_sources := $(wildcard src/*.hpp src/*.cpp src/*.inl src/rules/*.hpp)
+cxx_tests := $(wildcard tests/cpp/*.hpp tests/cpp/*.cpp)
 sources := CMakeLists.txt pyproject.toml $(cxx_sources) $(shell find python -name '*.py*' -not -path '*/__pycache__/*')
 
 # onepass itself, built again when a source has changed.

@@ -25,7 +25,7 @@ DRIVER = ROOT / "bench" / "steps.cpp"
 SLACK = 1.03
 REGISTERS = {"baseline": "xmm", "avx2": "ymm", "avx512": "zmm"}
 SIZES = {"float": 4, "double": 8}
-AROUND = ("nothing", "scaled", "decayed", "scaled, averaged", "decayed, averaged")
+AROUND = ("nothing", "clamped", "scaled", "decayed", "clamped, averaged", "scaled, averaged", "decayed, averaged")
 TENSORS = (1, 8, 148)
 
 Counts = dict[str, float]

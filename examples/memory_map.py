@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from train_digits import positive
 
 import onepass
 
@@ -29,12 +30,12 @@ def gradient_of(param: Vector, start: int) -> Vector:
 
 
 def train(folder: Path, elements: int, chunk: int, steps: int) -> Path:
-    """Adam over files that begin as zeros; the file with the weights. A file that is there goes on."""
-    maps = {}
-    for name in ("param", "exp_avg", "exp_avg_sq"):
-        path = folder / f"{name}.f32"
-        mode = "r+" if path.exists() else "w+"
-        maps[name] = np.memmap(path, np.float32, mode, shape=(elements,))  # type: ignore[call-overload]
+    """Adam over new files, which begin as zeros; the one with the weights."""
+    paths = {name: folder / f"{name}.f32" for name in ("param", "exp_avg", "exp_avg_sq")}
+    for path in paths.values():
+        if path.exists():  # to go on with it, one would have to know how many steps it has taken
+            raise FileExistsError(f"{path} is there already")
+    maps = {name: np.memmap(path, np.float32, "w+", shape=(elements,)) for name, path in paths.items()}
     for step in range(1, steps + 1):
         for start in range(0, elements, chunk):
             part = {name: whole[start : start + chunk] for name, whole in maps.items()}
@@ -48,14 +49,17 @@ def train(folder: Path, elements: int, chunk: int, steps: int) -> Path:
 def main(arguments: list[str] | None = None) -> None:
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--elements", type=int, default=4_000_000)
-    parser.add_argument("--chunk", type=int, default=250_000)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--elements", type=positive, default=4_000_000)
+    parser.add_argument("--chunk", type=positive, default=250_000)
+    parser.add_argument("--steps", type=positive, default=3)
     parser.add_argument("--folder", type=Path, help="for the files, which are kept (default: a temporary one)")
     options = parser.parse_args(arguments)
     temporary = contextlib.nullcontext(options.folder) if options.folder else tempfile.TemporaryDirectory()
     with temporary as folder:
-        path = train(Path(folder), options.elements, options.chunk, options.steps)
+        try:
+            path = train(Path(folder), options.elements, options.chunk, options.steps)
+        except FileExistsError as error:
+            parser.error(str(error))
         weights = np.memmap(path, np.float32, "r")
         print(f"{3 * path.stat().st_size / 1e6:.0f} MB in three files, {4 * 4 * options.chunk / 1e6:.1f} MB in a chunk")
         whole = np.zeros(options.elements, np.float32)

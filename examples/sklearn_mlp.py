@@ -31,11 +31,15 @@ class Adam:
             "betas": (own.beta_1, own.beta_2),
             "eps": own.epsilon,
         }
+        self.params: list[Any] = []
         self.optimizer: onepass.Adam | None = None
 
     def update_params(self, params: list[Any], grads: list[Any]) -> None:
-        if self.optimizer is None:  # now the weights are there
-            self.optimizer = onepass.Adam(params, **self.options)
+        if self.optimizer is None or any(a is not b for a, b in zip(self.params, params, strict=True)):
+            before = self.optimizer  # of weights that others have taken the place of, after early stopping say
+            self.params, self.optimizer = list(params), onepass.Adam(params, **self.options)
+            if before is not None:
+                self.optimizer.load_state_dict(before.state_dict())
         self.optimizer.step(grads)
 
     def iteration_ends(self, time_step: int) -> None:
@@ -57,6 +61,11 @@ class FasterMLPClassifier(MLPClassifier):  # type: ignore[misc]
     @_optimizer.setter
     def _optimizer(self, own: Any) -> None:
         self._stepper = Adam(own)
+
+    def _fit(self, *arguments: Any, **named: Any) -> Any:
+        if self.solver != "adam":
+            raise ValueError(f"FasterMLPClassifier steps with Adam, not {self.solver}")
+        return super()._fit(*arguments, **named)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import torch
+from train_digits import positive
 
 import onepass.integrations.torch
 
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> float:
     """The mean number of steps balanced in the last update."""
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--updates", type=int, default=60)
+    parser.add_argument("--updates", type=positive, default=60)
     parser.add_argument("--optimizer", choices=("onepass", "torch"), default="onepass")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace onepass {
 
@@ -21,25 +22,41 @@ struct DLTensor {
   std::uint64_t byte_offset;
 
   const void* address() const noexcept { return static_cast<const unsigned char*>(data) + byte_offset; }
+};
 
-  // Whether it is of the processor's own floating-point numbers of that many bytes.
-  bool is_float(std::size_t bytes) const noexcept {
-    constexpr std::uint8_t floating = 2;
-    return type_code == floating && type_bits == 8 * bytes && type_lanes == 1;
-  }
-
-  // Whether it is in the processor's memory, of that many elements, and lies as the other does.
-  bool lies_as(const DLTensor& other, std::size_t size) const noexcept {
-    constexpr std::int32_t cpu = 1;
-    if (device_type != cpu || ndim != other.ndim) return false;
-    std::size_t elements = 1;
-    for (std::int32_t axis = 0; axis < ndim; ++axis) {
-      if (shape[axis] != other.shape[axis]) return false;
-      if (shape[axis] > 1 && strides[axis] != other.strides[axis]) return false;
-      elements *= static_cast<std::size_t>(shape[axis]);
+// What a tensor was: numbers in the processor's memory, in this order.
+class Layout {
+ public:
+  explicit Layout(const DLTensor& tensor) : type_code_(tensor.type_code), type_bits_(tensor.type_bits) {
+    for (std::int32_t axis = 0; axis < tensor.ndim; ++axis) {
+      axes_.push_back({tensor.shape[axis], tensor.strides[axis]});
+      elements_ *= static_cast<std::size_t>(tensor.shape[axis]);
     }
-    return elements == size;
   }
+
+  std::size_t elements() const noexcept { return elements_; }
+
+  // Whether it is a tensor's, of which no element lies elsewhere.
+  bool is_of(const DLTensor& tensor) const noexcept {
+    constexpr std::int32_t cpu = 1;
+    const bool same = tensor.device_type == cpu && tensor.type_code == type_code_ && tensor.type_bits == type_bits_ &&
+                      tensor.type_lanes == 1 && static_cast<std::size_t>(tensor.ndim) == axes_.size();
+    for (std::size_t axis = 0; same && axis < axes_.size(); ++axis) {
+      if (tensor.shape[axis] != axes_[axis].extent) return false;
+      if (axes_[axis].extent > 1 && elements_ != 0 && tensor.strides[axis] != axes_[axis].stride) return false;
+    }
+    return same;
+  }
+
+ private:
+  struct Axis {
+    std::int64_t extent;
+    std::int64_t stride;
+  };
+  std::uint8_t type_code_;
+  std::uint8_t type_bits_;
+  std::vector<Axis> axes_;
+  std::size_t elements_ = 1;
 };
 
 struct DLPackExchange {

@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -75,9 +76,14 @@ Parameter describe(const py::array& param, const std::vector<py::array>& states,
   return parameter;
 }
 
-// Calls the function while other threads have the interpreter. pybind11's own means ends the process when it does so
-// while the interpreter ends: taking the interpreter back then ends the thread by unwinding its stack, which must not
-// pass through a destructor that promises not to throw. So the thread waits for the process to end.
+// Python before 3.14 ends a thread that wants the interpreter when the interpreter ends, by unwinding its stack. That
+// must not pass through destructors: they promise not to throw, and would release objects that this thread may not
+// touch. So where that can begin it is caught, and the thread waits for the process to end.
+[[noreturn]] void wait_for_the_end() noexcept {
+  for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+}
+
+// Calls the function while other threads have the interpreter.
 template <class Function>
 void without_gil(Function function) {
   PyThreadState* const state = PyEval_SaveThread();
@@ -85,8 +91,20 @@ void without_gil(Function function) {
   try {
     PyEval_RestoreThread(state);
   } catch (...) {
-    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+    wait_for_the_end();
   }
+}
+
+// Calls a function of Python, in which this thread may lose the interpreter.
+py::object call(const py::object& function, const py::tuple& arguments) {
+  PyObject* result = nullptr;
+  try {
+    result = PyObject_Call(function.ptr(), arguments.ptr(), nullptr);
+  } catch (...) {
+    wait_for_the_end();
+  }
+  if (result == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
 }
 
 template <class Function>
@@ -95,6 +113,64 @@ void without_gil_if(bool worth_it, Function function) {
     without_gil(function);
   } else {
     function();
+  }
+}
+
+// Reads an attribute that objects of one type have from a function in C, without looking its name up each time.
+class Getter {
+ public:
+  Getter(PyTypeObject* type, const char* name) : type_(type), name_(name) {
+    const py::object found = py::getattr(py::handle(reinterpret_cast<PyObject*>(type)), name_, py::none());
+    if (!PyObject_TypeCheck(found.ptr(), &PyGetSetDescr_Type)) return;
+    definition_ = reinterpret_cast<PyGetSetDescrObject*>(found.ptr())->d_getset;
+  }
+
+  // Throws whatever error reading it raises.
+  py::object operator()(PyObject* object) const {
+    PyObject* const value = definition_ != nullptr && Py_TYPE(object) == type_
+                                ? definition_->get(object, definition_->closure)
+                                : PyObject_GetAttr(object, name_.ptr());
+    if (value == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(value);
+  }
+
+ private:
+  PyTypeObject* type_;
+  py::str name_;
+  PyGetSetDef* definition_ = nullptr;
+};
+
+// An array of float32 or float64 in which numbers are told, and looked at again.
+class Told {
+ public:
+  explicit Told(py::array array) : array_(std::move(array)), single_(dtype_of(array_.ptr()) == onepass::float32) {
+    if (!dtype_of(array_.ptr())) throw py::value_error("numbers are told in float32 or float64");
+  }
+
+  bool says(std::size_t i, double value) const {
+    return single_ ? static_cast<const float*>(array_.data())[i] == static_cast<float>(value)
+                   : static_cast<const double*>(array_.data())[i] == value;
+  }
+
+  void tell(std::size_t i, double value) {
+    if (single_) {
+      static_cast<float*>(array_.mutable_data())[i] = static_cast<float>(value);
+    } else {
+      static_cast<double*>(array_.mutable_data())[i] = value;
+    }
+  }
+
+  std::size_t size() const { return static_cast<std::size_t>(array_.size()); }
+
+ private:
+  py::array array_;
+  bool single_;
+};
+
+// Fills slots of a Python object, whatever its class makes of assignments. No signal is handled in between.
+void assign(py::handle object, const py::dict& slots) {
+  for (const auto& [name, value] : slots) {
+    if (PyObject_GenericSetAttr(object.ptr(), name.ptr(), value.ptr()) != 0) throw py::error_already_set();
   }
 }
 
@@ -112,10 +188,11 @@ class Optimizer {
   ~Optimizer() = default;
 
   // Takes the parameters in, each with its state and its running average or None; the gradients of all then come in
-  // this form.
+  // this form. In the same moment the optimizer's slots are filled: whoever looks, or is interrupted, finds both or
+  // neither.
   void add_group(Form form, std::shared_ptr<onepass::Group> group, const std::vector<py::object>& keys,
                  const std::vector<py::array>& params, const std::vector<std::vector<py::array>>& states,
-                 const std::vector<std::optional<py::array>>& averages) {
+                 const std::vector<std::optional<py::array>>& averages, const py::dict& slots) {
     std::optional<Turn> turn;
     if (!Turn::is_mine(*this) || !is_locked_) turn.emplace(*this);
     std::vector<Parameter> parameters;
@@ -141,17 +218,18 @@ class Optimizer {
     gradients_.reserve(held.size());
     pointers_.resize(held.size());
     core_.add_group(std::move(group), parameters);
-    held_ = std::move(held);
+    held_.swap(held);  // the old one goes when all is done
     ranges_ = std::move(ranges);
     form_ = form;
+    assign(self(), slots);
   }
 
-  // Puts other state in place: pairs of arrays of equal size and layout, to and from, the groups' options, and the
-  // counts.
-  using Options = std::tuple<std::shared_ptr<onepass::Group>, std::vector<double>, CommonOptions>;
-  void restore(const std::vector<std::pair<py::array, py::array>>& copies, const std::vector<Options>& options,
-               std::int64_t step_count, std::int64_t skipped, const std::vector<std::int64_t>& steps,
-               const std::vector<double>& mu_products) {
+  // Puts other state in place: pairs of arrays of equal size and layout, to and from, the groups' options with what
+  // their slots then hold, the options of the whole, and the counts.
+  using Options = std::tuple<std::shared_ptr<onepass::Group>, std::vector<double>, CommonOptions, py::object, py::dict>;
+  void restore(const std::vector<std::pair<py::array, py::array>>& copies, std::vector<Options> options,
+               double clip_norm, Nonfinite nonfinite, std::int64_t step_count, std::int64_t skipped,
+               const std::vector<std::int64_t>& steps, const std::vector<double>& mu_products) {
     std::optional<Turn> turn;
     if (!Turn::is_mine(*this) || !is_locked_) turn.emplace(*this);
     if (steps.size() != held_.size() || mu_products.size() != held_.size()) {
@@ -165,9 +243,14 @@ class Optimizer {
     for (const auto& [to, from] : copies) {
       std::memmove(fields(to.ptr()).data, fields(from.ptr()).data, static_cast<std::size_t>(to.nbytes()));
     }
-    for (const auto& [group, numbers, common] : options) group->set(numbers, common);
     core_.restore(step_count, steps, mu_products);
     skipped_ = skipped;
+    clip_norm_ = clip_norm;
+    nonfinite_ = nonfinite;
+    for (auto& [group, numbers, common, object, slots] : options) {
+      group->set(std::move(numbers), common);
+      assign(object, slots);
+    }
   }
 
   // Calls the function while nobody steps. It may add groups and restore.
@@ -177,7 +260,7 @@ class Optimizer {
       bool& is_locked;
       ~Locked() { is_locked = false; }
     } until_the_end{is_locked_ = true};
-    return function();
+    return call(function, py::tuple());
   }
 
   void step(py::handle grads, py::handle grad_scale) {
@@ -209,33 +292,34 @@ class Optimizer {
 
   std::size_t count() const { return held_.size(); }
 
-  // The same along the gradients of PyTorch's tensors, which are the parameters. Returns false, and has done nothing,
-  // where one of them, or its gradient, is not simply what is expected.
-  bool step_tensors(const py::tuple& tensors, onepass::DLPackExchange::Look look) {
-    static PyObject* const grad = PyUnicode_InternFromString("grad");
+  // What PyTorch's tensors were when they were taken as the parameters.
+  struct TakenTensors {
+    py::tuple tensors;
+    std::vector<onepass::Layout> layouts;
+    std::vector<bool> shown;  // whether PyTorch has each one's state
+    Getter grad;
+    onepass::DLPackExchange::Look look;
+    Told steps;  // what PyTorch has of each one's counts
+    Told mu_products;
+  };
+
+  // The same along the gradients of these tensors. Returns false, and has done nothing, where one of them, its gradient
+  // or its count is not simply what is expected.
+  bool step_tensors(TakenTensors& taken) {
     const Turn turn(*this);
     const Release release{gradients_};
-    if (tensors.size() != held_.size()) return false;
+    if (taken.tensors.size() != held_.size()) return false;
     for (std::size_t i = 0; i < held_.size(); ++i) {
-      PyObject* const tensor = PyTuple_GET_ITEM(tensors.ptr(), static_cast<Py_ssize_t>(i));
-      pointers_[i] = {};
-      gradients_.push_back(py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor, grad)));
-      const py::object& gradient = gradients_.back();
-      if (!gradient) throw py::error_already_set();
-      onepass::DLTensor param = {};
-      if (look(tensor, &param) != 0) return nothing_said();
-      const Parameter& parameter = core_.parameters()[i];
-      if (param.address() != parameter.operands.param) return false;
-      if (gradient.is_none()) continue;
-      onepass::DLTensor found = {};
-      if (look(gradient.ptr(), &found) != 0) return nothing_said();
-      const bool same = found.lies_as(param, parameter.size) && found.is_float(onepass::bytes_of(parameter.dtype));
-      if (!same || !is_disjoint(i, found.address())) return false;
-      // The one lazy negation that can lie so: the imaginary part of a conjugate, which is each second number.
-      if (parameter.size == 1 && gradient.attr("is_neg")().cast<bool>()) return false;
-      pointers_[i].data = found.address();
+      if (take_gradient(taken, i)) continue;
+      PyErr_Clear();  // the slow way says it in words
+      return false;
     }
     finish(1);
+    for (std::size_t i = 0; i < held_.size(); ++i) {
+      const Parameter& parameter = core_.parameters()[i];
+      taken.steps.tell(i, static_cast<double>(parameter.step));
+      taken.mu_products.tell(i, parameter.mu_product);
+    }
     return true;
   }
 
@@ -248,20 +332,6 @@ class Optimizer {
       if (!missing(pointers_[i])) found.append(tensors[i]);
     }
     return py::tuple(found);
-  }
-
-  // Writes each parameter's step count.
-  void tell_steps(py::array& counts) const {
-    void* const data = counts.mutable_data();
-    const bool single = dtype_of(counts.ptr()) == onepass::float32;
-    for (std::size_t i = 0; i < held_.size(); ++i) {
-      const auto count = core_.parameters()[i].step;
-      if (single) {
-        static_cast<float*>(data)[i] = static_cast<float>(count);
-      } else {
-        static_cast<double*>(data)[i] = static_cast<double>(count);
-      }
-    }
   }
 
   // Whether the core can read this object as the gradient of parameter i as it is.
@@ -374,9 +444,35 @@ class Optimizer {
     return function();
   }
 
-  static bool nothing_said() {
-    PyErr_Clear();
-    return false;
+  // Points to the gradient of a tensor, if both are what is expected.
+  bool take_gradient(const TakenTensors& taken, std::size_t i) {
+    static constexpr char nothing = 0;  // where the gradient of no elements lies
+    const Parameter& parameter = core_.parameters()[i];
+    const onepass::Layout& layout = taken.layouts[i];
+    const auto step = static_cast<double>(parameter.step);
+    if (!taken.steps.says(i, step) || !taken.mu_products.says(i, parameter.mu_product)) return false;
+    PyObject* const tensor = PyTuple_GET_ITEM(taken.tensors.ptr(), static_cast<Py_ssize_t>(i));
+    onepass::DLTensor param = {};
+    if (taken.look(tensor, &param) != 0 || !layout.is_of(param)) return false;
+    if (parameter.size != 0 && param.address() != parameter.operands.param) return false;
+
+    pointers_[i] = {};
+    const py::object& gradient = gradients_.emplace_back(taken.grad(tensor));
+    if (gradient.is_none()) return true;
+    onepass::DLTensor found = {};
+    if (!taken.shown[i] || taken.look(gradient.ptr(), &found) != 0 || !layout.is_of(found)) return false;
+    const void* const data = parameter.size == 0 ? &nothing : found.address();
+    if (data == nullptr || !is_disjoint(i, data)) return false;
+    // The one lazy negation that can lie so: the imaginary part of a conjugate, which is each second number.
+    if (parameter.size == 1 && gradient.attr("is_neg")().cast<bool>()) return false;
+    pointers_[i].data = data;
+    return true;
+  }
+
+  // What a method of the Python subclass returns.
+  template <class... Arguments>
+  py::object ask(const char* method, Arguments&&... arguments) {
+    return call(self().attr(method), py::make_tuple(std::forward<Arguments>(arguments)...));
   }
 
   py::object self() { return py::cast(this, py::return_value_policy::reference); }
@@ -413,7 +509,7 @@ class Optimizer {
       check_parameter(i);
       if (!fits(i, gradient.ptr())) {
         converted = true;
-        gradient = self().attr("_convert")(i, gradient);
+        gradient = ask("_convert", i, gradient);
       }
       if (PyTuple_CheckExact(gradient.ptr())) {
         pointers_[i] = sparse_rows(i, gradient);
@@ -449,7 +545,7 @@ class Optimizer {
     }
     if (measured.first_nonfinite != onepass::Measured::none) {
       if (nonfinite == Nonfinite::raise) {
-        self().attr("_nonfinite_gradient")(measured.first_nonfinite);
+        ask("_nonfinite_gradient", measured.first_nonfinite);
         throw std::runtime_error("a gradient is not finite");
       }
       remember(measured, clip_norm);
@@ -490,8 +586,7 @@ class Optimizer {
     for (std::size_t g = 0; g < core_.group_count(); ++g) {
       if (!core_.scheduled(g)) continue;
       called = true;
-      const auto [lr, ema_decay] =
-          self().attr("_scheduled")(g, core_.step_count() + 1).cast<std::pair<double, double>>();
+      const auto [lr, ema_decay] = ask("_scheduled", g, core_.step_count() + 1).cast<std::pair<double, double>>();
       core_.schedule(g, lr, ema_decay);
     }
     if (called) check_again();
@@ -501,7 +596,7 @@ class Optimizer {
     try {
       core_.plan(pointers_.data(), scale);
     } catch (const onepass::Overflow& overflow) {
-      self().attr("_overflow")(overflow.parameter, overflow.step, scale);
+      ask("_overflow", overflow.parameter, overflow.step, scale);
       throw;
     }
   }
@@ -534,7 +629,7 @@ class Optimizer {
     if (PyFloat_CheckExact(grad_scale.ptr()) && std::isfinite(PyFloat_AS_DOUBLE(grad_scale.ptr()))) {
       return PyFloat_AS_DOUBLE(grad_scale.ptr());
     }
-    return self().attr("_number")("grad_scale", grad_scale).cast<double>();
+    return ask("_number", "grad_scale", grad_scale).cast<double>();
   }
 
   // Fills gradients_ with one object for each parameter.
@@ -545,7 +640,7 @@ class Optimizer {
     }
     if (form_ == Form::sequence ? collect_sequence(grads) : collect_mapping(grads)) return;
     gradients_.clear();
-    const py::list arranged = self().attr("_arrange")(grads);
+    const py::list arranged = ask("_arrange", grads);
     if (!collect_sequence(arranged)) throw py::value_error("wrong number of gradients");
   }
 
@@ -586,7 +681,7 @@ class Optimizer {
     for (std::size_t axis = 0; same && axis < held.shape.size(); ++axis) {
       same = array.dimensions[axis] == held.shape[axis];
     }
-    if (!same || (array.flags & NumPy::NPY_ARRAY_WRITEABLE_) == 0) self().attr("_parameter_changed")(i, same);
+    if (!same || (array.flags & NumPy::NPY_ARRAY_WRITEABLE_) == 0) ask("_parameter_changed", i, same);
   }
 
   // After Python code ran: are parameters and gradients what they were?
@@ -681,12 +776,13 @@ std::pair<py::handle, py::handle> step_arguments(PyObject* const* arguments, Py_
 }
 
 // The optimizer of an object; null before its __init__ was called.
-Optimizer* find(PyObject* self) {
+template <class T = Optimizer>
+T* find(PyObject* self) {
   auto* const instance = reinterpret_cast<py::detail::instance*>(self);
   // The garbage collector may look while pybind11 is still making the object.
   if (!instance->simple_layout && instance->nonsimple.values_and_holders == nullptr) return nullptr;
   const auto value = instance->get_value_and_holder();
-  return value.holder_constructed() ? value.value_ptr<Optimizer>() : nullptr;
+  return value.holder_constructed() ? value.value_ptr<T>() : nullptr;
 }
 
 Optimizer& of(py::handle self) {
@@ -705,40 +801,79 @@ Optimizer& checked(const py::object& self) {
 // Where nothing has changed since and no gradient is unusual, their step asks nothing more of Python.
 class Tensors {
  public:
-  // said: of each group the values of the names; entries: of each value of state a pair of that dict and its values;
-  // counts: where the steps of each tensor are told; changed: a function to call with the tensors that were changed;
-  // exchange: PyTorch's DLPackExchangeAPI.
-  Tensors(py::object optimizer, const py::tuple& tensors, py::tuple names, py::list said, py::dict state,
-          py::tuple entries, py::array counts, py::object changed, const py::capsule& exchange)
+  // shown: whether PyTorch has each tensor's state; said: of each group the values of the names, of which the first is
+  // the tensors; entries: of each value of state a pair of that dict and its values; steps, mu_products: where each
+  // tensor's are told; changed: a function to call with the tensors that were changed; exchange: PyTorch's
+  // DLPackExchangeAPI. Where that is none that is known, or no tensor can be looked at, every step is refused.
+  Tensors(py::object optimizer, const py::tuple& tensors, std::vector<bool> shown, py::tuple names, py::list said,
+          py::dict state, py::tuple entries, py::array steps, py::array mu_products, py::object changed,
+          const py::object& exchange)
       : optimizer_(std::move(optimizer)),
-        tensors_(tensors),
         names_(std::move(names)),
         said_(std::move(said)),
         state_(std::move(state)),
         entries_(std::move(entries)),
-        counts_(std::move(counts)),
-        changed_(std::move(changed)) {
-    const auto* const api = exchange.get_pointer<const onepass::DLPackExchange>();
-    look_ = api->major == onepass::DLPackExchange::known_major ? api->look : nullptr;
+        changed_(std::move(changed)),
+        taken_{tensors,
+               {},
+               std::move(shown),
+               Getter(Py_TYPE(tensors.empty() ? tensors.ptr() : tensors[0].ptr()), "grad"),
+               nullptr,
+               Told(std::move(steps)),
+               Told(std::move(mu_products))} {
     const std::size_t count = checked(optimizer_).count();
-    if (tensors_.size() != count || static_cast<std::size_t>(counts_.size()) != count || !dtype_of(counts_.ptr())) {
+    if (tensors.size() != count || taken_.shown.size() != count || taken_.steps.size() != count ||
+        taken_.mu_products.size() != count) {
       throw py::value_error("one tensor and one count for each parameter");
     }
+    const auto look = look_of(exchange);
+    if (look == nullptr) return;
+    for (const py::handle tensor : tensors) {
+      onepass::DLTensor view = {};
+      if (look(tensor.ptr(), &view) != 0) {
+        PyErr_Clear();
+        return;
+      }
+      taken_.layouts.emplace_back(view);
+    }
+    taken_.look = look;
   }
 
   // Steps along the tensors' gradients. Returns false, and has done nothing, where anything is not as it was.
   bool step(py::handle groups, py::handle state) {
-    if (look_ == nullptr || !state.is(state_) || !are_said(groups) || !is_state()) return false;
+    if (taken_.look == nullptr || !state.is(state_) || !are_said(groups) || !is_state()) return false;
     Optimizer& optimizer = of(optimizer_);
-    if (!optimizer.step_tensors(tensors_, look_)) return false;
-    optimizer.tell_steps(counts_);
-    if (!py::reinterpret_steal<py::object>(PyObject_CallOneArg(changed_.ptr(), optimizer.stepped(tensors_).ptr()))) {
+    if (!optimizer.step_tensors(taken_)) return false;
+    if (!py::reinterpret_steal<py::object>(
+            PyObject_CallOneArg(changed_.ptr(), optimizer.stepped(taken_.tensors).ptr()))) {
       throw py::error_already_set();
     }
     return true;
   }
 
+  // What the garbage collector is told.
+  int traverse(visitproc visit, void* argument) const {
+    for (const py::object* object : std::initializer_list<const py::object*>{&optimizer_, &names_, &said_, &state_,
+                                                                             &entries_, &changed_, &taken_.tensors}) {
+      if (const int found = object->ptr() == nullptr ? 0 : visit(object->ptr(), argument)) return found;
+    }
+    return 0;
+  }
+  void clear() {
+    taken_.look = nullptr;  // no further step
+    for (py::object* object :
+         std::initializer_list<py::object*>{&optimizer_, &said_, &state_, &entries_, &changed_, &taken_.tensors}) {
+      *object = py::object();
+    }
+  }
+
  private:
+  static onepass::DLPackExchange::Look look_of(const py::object& exchange) {
+    if (PyCapsule_CheckExact(exchange.ptr()) == 0) return nullptr;
+    const auto* const api = py::reinterpret_borrow<py::capsule>(exchange).get_pointer<const onepass::DLPackExchange>();
+    return api->major == onepass::DLPackExchange::known_major ? api->look : nullptr;
+  }
+
   bool are_said(py::handle given) const {
     if (!PyList_CheckExact(given.ptr())) return false;
     const auto groups = py::reinterpret_borrow<py::list>(given);
@@ -747,17 +882,33 @@ class Tensors {
       const auto group_said = said_[g].cast<py::list>();
       const py::object group = groups[g];
       if (!PyDict_Check(group.ptr()) || group_said.size() != names_.size()) return false;
+      const py::scoped_critical_section section(group, group_said);
       for (std::size_t k = 0; k < names_.size(); ++k) {
         const auto at = static_cast<Py_ssize_t>(k);
         PyObject* const value = PyDict_GetItemWithError(group.ptr(), PyTuple_GET_ITEM(names_.ptr(), at));
         const auto held = py::reinterpret_borrow<py::object>(value);
-        const int same = held ? PyObject_RichCompareBool(held.ptr(), PyList_GET_ITEM(group_said.ptr(), at), Py_EQ) : 0;
+        const auto known = py::reinterpret_borrow<py::object>(PyList_GET_ITEM(group_said.ptr(), at));
+        // Tensors are told apart by what they are: those of one number may be equal.
+        int same = 0;
+        if (held && k == 0) same = are_items(held, known);
+        if (held && k != 0) same = PyObject_RichCompareBool(held.ptr(), known.ptr(), Py_EQ);
         if (same == 1) continue;
         PyErr_Clear();  // tensors do not compare to a truth value
         return false;
       }
     }
     return true;
+  }
+
+  // Whether two lists hold the very same objects.
+  static int are_items(const py::object& list, const py::object& known) {
+    if (!PyList_CheckExact(list.ptr()) || !PyList_CheckExact(known.ptr())) return 0;
+    const Py_ssize_t count = PyList_GET_SIZE(known.ptr());
+    if (PyList_GET_SIZE(list.ptr()) != count) return 0;
+    for (Py_ssize_t i = 0; i < count; ++i) {
+      if (PyList_GET_ITEM(list.ptr(), i) != PyList_GET_ITEM(known.ptr(), i)) return 0;
+    }
+    return 1;
   }
 
   // Whether state holds the very dicts and the very tensors that it held, in their order.
@@ -782,27 +933,26 @@ class Tensors {
   }
 
   py::object optimizer_;
-  py::tuple tensors_;
   py::tuple names_;
   py::list said_;
   py::dict state_;
   py::tuple entries_;
-  py::array counts_;
   py::object changed_;
-  onepass::DLPackExchange::Look look_ = nullptr;
+  Optimizer::TakenTensors taken_;
 };
 
-// Lets the garbage collector find cycles through the arrays and names that an optimizer holds.
+// Lets the garbage collector find cycles through what an object of this class holds.
+template <class T>
 void set_up_collection(PyHeapTypeObject* heap_type) {
   PyTypeObject* const type = &heap_type->ht_type;
   type->tp_flags |= Py_TPFLAGS_HAVE_GC;
   type->tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
     Py_VISIT(Py_TYPE(self));
-    const Optimizer* const optimizer = find(self);
-    return optimizer == nullptr ? 0 : optimizer->traverse(visit, arg);
+    const T* const held = find<T>(self);
+    return held == nullptr ? 0 : held->traverse(visit, arg);
   };
   type->tp_clear = [](PyObject* self) {
-    if (Optimizer* const optimizer = find(self)) optimizer->clear();
+    if (T* const held = find<T>(self)) held->clear();
     return 0;
   };
 }
@@ -851,9 +1001,13 @@ bool step_once(const std::string& rule_name, const std::vector<double>& options,
   }
   if (common.averaged != average.has_value()) throw py::value_error("averaged, but no average, or the other way round");
   Parameter parameter = describe(param, states, average);
-  if (dtype_of(grad.ptr()) != parameter.dtype || grad.size() != param.size() ||
-      (fields(grad.ptr()).flags & any_order) == 0) {
-    throw py::value_error("the gradient must have the dtype and size of its parameter");
+  const auto lies_well = [](const py::array& array) { return (fields(array.ptr()).flags & any_order) != 0; };
+  const auto is_state = [&](const py::array& state) { return lies_well(state) && state.writeable(); };
+  if (dtype_of(grad.ptr()) != parameter.dtype || grad.size() != param.size() || !lies_well(grad)) {
+    throw py::value_error("the gradient must be contiguous, with the dtype and size of its parameter");
+  }
+  if (!is_state(param) || !std::all_of(states.begin(), states.end(), is_state) || (average && !is_state(*average))) {
+    throw py::value_error("a parameter, its state and its average must be contiguous and writeable");
   }
   parameter.operands.grad = fields(grad.ptr()).data;
   parameter.step = step;
@@ -862,6 +1016,12 @@ bool step_once(const std::string& rule_name, const std::vector<double>& options,
     done = onepass::step_once(rule, options.data(), common, grad_scale, parameter, flush_denormals);
   });
   return done;
+}
+
+// An array of memory that is another object's, which it keeps alive.
+py::array array_at(std::uintptr_t address, const py::dtype& dtype, std::vector<py::ssize_t> shape,
+                   std::vector<py::ssize_t> strides, const py::object& owner) {
+  return py::array(dtype, std::move(shape), std::move(strides), reinterpret_cast<const void*>(address), owner);
 }
 
 // The L2 norm of a contiguous array, as clip_norm's of one gradient.
@@ -955,9 +1115,16 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
              return std::make_shared<onepass::Group>(onepass::find_rule(rule), std::move(options), common);
            }),
            py::arg("rule"), py::arg("options"), py::arg("common"))
-      .def("set", &onepass::Group::set, py::arg("options"), py::arg("common"));
+      .def(
+          "set",
+          [](onepass::Group& group, std::vector<double> options, const CommonOptions& common, const py::object& object,
+             const py::dict& slots) {
+            group.set(std::move(options), common);
+            assign(object, slots);
+          },
+          py::arg("options"), py::arg("common"), py::arg("object"), py::arg("slots"));
 
-  py::class_<Optimizer> optimizer(m, "Optimizer", py::custom_type_setup(&set_up_collection));
+  py::class_<Optimizer> optimizer(m, "Optimizer", py::custom_type_setup(&set_up_collection<Optimizer>));
   py::native_enum<Optimizer::Form>(optimizer, "Form", "enum.Enum")
       .value("array", Optimizer::Form::array)
       .value("sequence", Optimizer::Form::sequence)
@@ -971,9 +1138,9 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   // Properties take the object itself: pybind11 would hand over an optimizer that was never made.
   optimizer.def(py::init<bool>(), py::arg("flush_denormals"))
       .def("_add_group", &Optimizer::add_group, py::arg("form"), py::arg("group"), py::arg("keys"), py::arg("params"),
-           py::arg("states"), py::arg("averages"))
-      .def("_restore", &Optimizer::restore, py::arg("copies"), py::arg("options"), py::arg("step_count"),
-           py::arg("skipped"), py::arg("steps"), py::arg("mu_products"))
+           py::arg("states"), py::arg("averages"), py::arg("slots"))
+      .def("_restore", &Optimizer::restore, py::arg("copies"), py::arg("options"), py::arg("clip_norm"),
+           py::arg("nonfinite"), py::arg("step_count"), py::arg("skipped"), py::arg("steps"), py::arg("mu_products"))
       .def("_locked", &Optimizer::locked, py::arg("function"))
       .def("_step_in_parts", &Optimizer::step_in_parts, py::arg("grads"), py::arg("grad_scale"), py::arg("parts"),
            py::arg("exchange"))
@@ -995,15 +1162,16 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
           "The number of steps left out because of gradients that ``nonfinite`` refuses.")
       .def_property_readonly(
           "grad_norm", [](const py::object& self) { return checked(self).grad_norm(); },
-          "The global L2 norm of the last step's gradients before clipping, where ``clip_norm`` is set; None before "
-          "the "
-          "first such step.");
+          "The global L2 norm of the last step's gradients before clipping; None where ``clip_norm`` was not set then, "
+          "and "
+          "before the first step.");
 
-  py::class_<Tensors> tensors(m, "Tensors");
-  tensors.def(py::init<py::object, const py::tuple&, py::tuple, py::list, py::dict, py::tuple, py::array, py::object,
-                       const py::capsule&>(),
-              py::arg("optimizer"), py::arg("tensors"), py::arg("names"), py::arg("said"), py::arg("state"),
-              py::arg("entries"), py::arg("counts"), py::arg("changed"), py::arg("exchange"));
+  py::class_<Tensors> tensors(m, "Tensors", py::custom_type_setup(&set_up_collection<Tensors>));
+  tensors.def(py::init<py::object, const py::tuple&, std::vector<bool>, py::tuple, py::list, py::dict, py::tuple,
+                       py::array, py::array, py::object, const py::object&>(),
+              py::arg("optimizer"), py::arg("tensors"), py::arg("shown"), py::arg("names"), py::arg("said"),
+              py::arg("state"), py::arg("entries"), py::arg("steps"), py::arg("mu_products"), py::arg("changed"),
+              py::arg("exchange"));
   static PyMethodDef tensors_step = {"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&step_tensors)),
                                      METH_FASTCALL, nullptr};
   tensors.attr("step") = py::reinterpret_steal<py::object>(
@@ -1018,6 +1186,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("step_once", &step_once, py::arg("rule"), py::arg("options"), py::arg("common"), py::arg("grad_scale"),
         py::arg("flush_denormals"), py::arg("step"), py::arg("param"), py::arg("grad"), py::arg("states"),
         py::arg("average") = std::nullopt);
+  m.def("array_at", &array_at, py::arg("address"), py::arg("dtype"), py::arg("shape"), py::arg("strides"),
+        py::arg("owner"));
   m.def("norm", &norm, py::arg("array"));
   m.def("total", &total, py::arg("blocks"), py::arg("counts"), py::arg("grad_scale"), py::arg("finite"));
   m.attr("norm_block") = onepass::norm_block;

@@ -41,22 +41,32 @@ struct Folded {
   Rule<T> rule;
 };
 
-// What surrounds the rule. Each holds what those before it do; the last two are for parameters with a running average.
-enum class Around : unsigned char { nothing, scaled, decayed, scaled_averaged, decayed_averaged };
+// What surrounds the rule. Each holds what those before it do; the last three are for parameters with a running
+// average.
+enum class Around : unsigned char {
+  nothing,
+  clamped,
+  scaled,
+  decayed,
+  clamped_averaged,
+  scaled_averaged,
+  decayed_averaged
+};
 
 // In registers, the numbers cost nothing: handed over in memory, they took longer than a hundred elements.
 template <Around around, class T, template <class> class Rule, class... Stored>
 ONEPASS_INLINE void loop(const Folded<T, Rule> k, std::size_t count, T* param, const T* grad, T* average,
                          Stored*... state) {
-  constexpr bool scaled = around != Around::nothing;
+  constexpr bool clamped = around != Around::nothing;
+  constexpr bool scaled = clamped && around != Around::clamped && around != Around::clamped_averaged;
   constexpr bool decayed = around == Around::decayed || around == Around::decayed_averaged;
-  constexpr bool averaged = around == Around::scaled_averaged || around == Around::decayed_averaged;
+  constexpr bool averaged = around >= Around::clamped_averaged;
   ONEPASS_SIMD
   for (std::size_t i = 0; i < count; ++i) {
     T p = param[i];
     T g = grad[i];
-    if (scaled) {
-      g = k.scale != 1 ? g * k.scale : g;
+    if (scaled) g = g * k.scale;
+    if (clamped) {
       // Not a minimum and a maximum, which flush subnormal numbers where a selection copies them.
       const T limit = g < 0 ? -k.clip_value : k.clip_value;
       g = absolute(g) > k.clip_value ? limit : g;
@@ -85,7 +95,7 @@ ONEPASS_NOINLINE void unpack(const Numbers& numbers, const Operands& x, std::siz
                              Indices<index...>) {
   Folded<T, Rule> folded = {};
   copy_bytes(&folded, numbers.bytes, sizeof folded);
-  const bool averaged = around == Around::scaled_averaged || around == Around::decayed_averaged;
+  const bool averaged = around >= Around::clamped_averaged;
   T* const average = averaged ? static_cast<T*>(x.average) + begin : nullptr;
   loop<around>(folded, end - begin, static_cast<T*>(x.param) + begin, static_cast<const T*>(x.grad) + begin, average,
                static_cast<T*>(x.state[index]) + begin...);
@@ -152,6 +162,10 @@ SweepFunction fold(const double* values, const CommonOptions& common, StepNumber
   }
   if (coupled != 0)
     return common.averaged ? &sweep<Around::decayed_averaged, T, Rule> : &sweep<Around::decayed, T, Rule>;
+  if constexpr (copies_gradient<Rule>) {  // a selection in the loop would not do: Clang makes it a product with 1
+    if (folded.scale == 1 && common.averaged) return &sweep<Around::clamped_averaged, T, Rule>;
+    if (folded.scale == 1 && is_finite(common.clip_value)) return &sweep<Around::clamped, T, Rule>;
+  }
   if (common.averaged) return &sweep<Around::scaled_averaged, T, Rule>;
   if (folded.scale != 1 || is_finite(common.clip_value)) return &sweep<Around::scaled, T, Rule>;
   return &sweep<Around::nothing, T, Rule>;

@@ -145,13 +145,23 @@ class Wrong(adapters.OnepassTorch):
         if self.taken <= 3:  # then it stops learning
             super().run(steps)
 
+class Diverges(Wrong):
+    name = "divergent"
+
+    def run(self, steps):
+        super().run(steps)
+        if self.taken > 3:
+            self.weights[0].data.fill_(float("nan"))
+
 case = replace(cases.CASES["torch-training"], effort=measure.Effort(0.0))
 [point] = cases.run(case)["points"]
 print(*point["timings"], sep=", ")
-try:
-    cases.run(replace(case, peers=(adapters.OnepassTorch, Wrong)))
-except measure.WrongResult as error:
-    print(error)
+print(*cases.run(replace(case, peers=(adapters.TorchNoOptimizer,)))["points"][0]["timings"])
+for peer in (Wrong, Diverges):
+    try:
+        cases.run(replace(case, peers=(adapters.OnepassTorch, peer)))
+    except measure.WrongResult as error:
+        print(error)
 """
 
 
@@ -160,7 +170,10 @@ def test_iterations_of_pytorchs_are_timed_if_they_end_where_onepass_does() -> No
         pytest.skip("torch is not installed")
     printed = run("-c", POLICY)
     assert "onepass for torch, no optimizer, torch fused, torch foreach, torch default" in printed
-    assert "after 100 iterations the losses are" in printed
+    assert "\nno optimizer\n" in printed
+    wrong, divergent = printed.splitlines()[-2:]
+    assert "after 100 iterations the losses are" in wrong and "'wrong'" in wrong
+    assert "(nan, 'divergent')" in divergent
 
 
 def test_a_case_whose_adapter_cannot_be_imported_says_so(bench: SimpleNamespace) -> None:

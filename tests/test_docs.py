@@ -15,6 +15,7 @@ import pytest
 
 import onepass
 from onepass import _core
+from support import make_targets
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -59,7 +60,7 @@ class TestReadme:
         assert quickstart.split('"""\n', 1)[1].strip() in self.text.replace("\r\n", "\n")
 
     def test_its_commands_exist(self) -> None:
-        targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+        targets = make_targets(ROOT)
         for document in (README, ROOT / "CONTRIBUTING.md", BENCHMARKS):
             for target in re.findall(r"\bmake ([a-z-]+)\b", document.read_text()):
                 assert target in targets or target == "is", f"{document.name}: make {target}"
@@ -80,7 +81,7 @@ def test_importing_onepass_needs_numpy_alone_and_starts_nothing() -> None:
     environment = {**os.environ, "PYTHONPATH": ""}
     printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     modules, threads = printed.stdout.splitlines()
-    allowed = {"onepass", "numpy"} | set(sys.stdlib_module_names)
+    allowed = {"onepass", "numpy", "_interpreters", "_xxsubinterpreters"} | set(sys.stdlib_module_names)
     assert {m.strip("'[] ") for m in modules.split(",")} <= allowed
     assert threads == "1"
 

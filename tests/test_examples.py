@@ -45,6 +45,27 @@ def test_a_mapped_file_is_stepped_in_chunks_and_kept(tmp_path: Path) -> None:
     assert np.mean((moved - target) ** 2) < np.mean(target**2)
 
 
+def test_files_that_are_there_are_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "exp_avg.f32").write_bytes(bytes(range(40)))
+    assert "exp_avg.f32 is there already" in refused("--elements", "10", "--chunk", "3", "--folder", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["exp_avg.f32"]
+    assert (tmp_path / "exp_avg.f32").read_bytes() == bytes(range(40))
+
+
+@pytest.mark.parametrize("option", ["--elements", "--chunk", "--steps"])
+@pytest.mark.parametrize("number", ["0", "-1"])
+def test_a_mapped_file_has_elements_chunks_and_steps(option: str, number: str) -> None:
+    assert f"argument {option}: must be 1 or more, not {number}" in refused(f"{option}={number}")
+
+
+def refused(*arguments: Any) -> str:
+    """What memory_map.py says when it does not take these."""
+    command = [sys.executable, str(EXAMPLES / "memory_map.py"), *map(str, arguments)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    return ended.stderr
+
+
 def test_the_main_job_learns_and_both_runs_agree(tmp_path: Path) -> None:
     for package in ("sklearn", "matplotlib", "tqdm"):
         pytest.importorskip(package)

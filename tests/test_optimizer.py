@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import onepass
-from support import DTYPES, Array, assert_same_bits
+from support import DTYPES, Array, assert_same_bits, refused
 
 
 def array(*values: float, dtype: Any = np.float32) -> Array:
@@ -440,3 +440,17 @@ def test_adam_step_works_on_large_memory_maps(tmp_path: Path) -> None:
     maps = [np.memmap(tmp_path / name, np.float32, "w+", shape=(n,)) for name in "pmv"]
     onepass.adam_step(maps[0], np.ones(n, np.float32), maps[1], maps[2], 1, lr=0.5)
     assert (maps[0] == -0.5).all()
+
+
+def test_state_and_rows_print_what_they_are() -> None:
+    optimizer = onepass.SGD({"w": np.zeros(2)}, momentum=0.5)
+    assert repr(optimizer.state) == "{'w': {'step': 0, 'momentum_buffer': array([0., 0.])}}"
+    assert repr(onepass.SparseRows([1, 1], np.ones((2, 3), np.float32))) == "SparseRows(2 rows of shape (3,), float32)"
+
+
+def test_rows_whose_values_were_replaced_are_counted_again() -> None:
+    optimizer, rows = onepass.SGD(np.zeros((3, 2))), onepass.SparseRows([1], np.ones((1, 2)))
+    rows.values = np.ones((2, 2))
+    with refused(ValueError, "has 1 indices but 2 rows of values", optimizer):
+        optimizer.step(rows)
+    assert repr(rows) == "SparseRows(1 rows of shape (2,), float64)"

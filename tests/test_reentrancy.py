@@ -144,6 +144,22 @@ def test_a_schedule_whose_number_raises() -> None:
         optimizer.step([ones(2)])
 
 
+@pytest.mark.parametrize("when", ["asked", "read"])
+def test_a_schedule_without_memory_is_not_to_blame(when: str) -> None:
+    class Large:
+        def __float__(self) -> float:
+            raise MemoryError
+
+    def schedule(t: int) -> Any:
+        if when == "asked":
+            raise MemoryError
+        return Large()
+
+    optimizer = onepass.Adam([ones(2)], lr=schedule)
+    with refused(MemoryError, "", optimizer):
+        optimizer.step([ones(2)])
+
+
 # ---- Threads ----
 
 

@@ -9,21 +9,23 @@ from pathlib import Path
 import pytest
 
 import onepass
+from support import make_targets
 
 DOCS = Path(__file__).parents[1] / "docs"
 LIBRARIES = ("integrations.md", "distributed.md")  # whose snippets need libraries
 PAGES = sorted(page for page in DOCS.rglob("*.md") if page.name not in LIBRARIES)
 BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^[ >]*(?:```|~~~)(.*)$", re.MULTILINE)
+LANGUAGES = {"python", "pycon", "sh", "text", "{eval-rst}", "{include}", "{literalinclude}", "{toctree}"}
 
 pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="the documentation is not beside the tests")
 
 
-def run(page: Path) -> int:
-    """Execute the page's blocks one after the other, as in one session, and return how many there were."""
+def run(page: Path) -> None:
+    """Execute the page's blocks one after the other, as in one session."""
     text = page.read_text(encoding="utf-8")
     session: dict[str, object] = {}
-    blocks = list(BLOCK.finditer(text))
-    for block in blocks:
+    for block in BLOCK.finditer(text):
         line = text.count("\n", 0, block.start(2))
         kind, code = block.groups()
         if kind == "python":
@@ -34,7 +36,6 @@ def run(page: Path) -> int:
             doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=said.append, clear_globs=False)
             assert not said, "".join(said)
             session = example.globs  # of which get_doctest took a copy
-    return len(blocks)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
@@ -47,7 +48,15 @@ def test_what_a_page_shows_runs(page: Path, tmp_path: Path, monkeypatch: pytest.
         onepass.set_num_threads(threads)
 
 
+def test_a_language_misspelt_does_not_keep_a_block_from_running() -> None:
+    for page in DOCS.rglob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        opened = [(fence.split() or [""])[0] for fence in FENCE.findall(text)[::2]]
+        assert set(opened) <= LANGUAGES, page
+        assert sum(language in ("python", "pycon") for language in opened) == len(BLOCK.findall(text)), page
+
+
 def test_the_commands_that_pages_name_exist() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (DOCS.parent / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = make_targets(DOCS.parent)
     named = {name for page in PAGES for name in re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8"))}
     assert named and named <= targets

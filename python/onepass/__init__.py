@@ -11,6 +11,7 @@ Example:
 
 from typing import TYPE_CHECKING, Any
 
+from . import _alone as _alone  # in this order
 from . import _core
 from .arrays import flatten, state_dir
 from .base import Optimizer
@@ -46,13 +47,13 @@ __all__ = [
 ]
 __version__ = _core.__version__
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a checker must not think that every name is there
     from . import schedules
+else:
 
+    def __getattr__(name: str) -> Any:
+        if name == "schedules":  # takes long to import, and not everyone has one
+            from importlib import import_module
 
-def __getattr__(name: str) -> Any:
-    if name == "schedules":  # takes long to import, and not everyone has one
-        from importlib import import_module
-
-        return import_module("onepass.schedules")
-    raise AttributeError(f"module 'onepass' has no attribute {name!r}")
+            return import_module("onepass.schedules")
+        raise AttributeError(f"module 'onepass' has no attribute {name!r}")

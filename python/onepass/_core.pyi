@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+_Array = npt.NDArray[Any]
 
 __version__: str
 compiler: str
@@ -33,7 +33,7 @@ class CommonOptions:
 
 class Group:
     def __init__(self, rule: str, options: list[float], common: CommonOptions) -> None: ...
-    def set(self, options: list[float], common: CommonOptions) -> None: ...
+    def set(self, options: list[float], common: CommonOptions, object: Any, slots: dict[str, Any]) -> None: ...
 
 class Optimizer:
     class Form(enum.Enum):
@@ -61,14 +61,17 @@ class Optimizer:
         form: Form,
         group: Group,
         keys: list[Any],
-        params: list[Array],
-        states: list[list[Array]],
-        averages: list[Array | None],
+        params: list[_Array],
+        states: list[list[_Array]],
+        averages: list[_Array | None],
+        slots: dict[str, Any],
     ) -> None: ...
     def _restore(
         self,
-        copies: list[tuple[Array, Array]],
-        options: list[tuple[Group, list[float], CommonOptions]],
+        copies: list[tuple[_Array, _Array]],
+        options: list[tuple[Group, list[float], CommonOptions, Any, dict[str, Any]]],
+        clip_norm: float,
+        nonfinite: Nonfinite,
         step_count: int,
         skipped: int,
         steps: list[int],
@@ -76,7 +79,7 @@ class Optimizer:
     ) -> None: ...
     def _locked(self, function: Callable[[], Any]) -> Any: ...
     def _step_in_parts(
-        self, grads: list[Array | None], grad_scale: float, parts: list[list[int]], exchange: Any
+        self, grads: list[_Array | None], grad_scale: float, parts: list[list[int]], exchange: Any
     ) -> None: ...
     def _fits(self, index: int, gradient: Any) -> bool: ...
     def _parameter_step(self, index: int) -> int: ...
@@ -89,14 +92,15 @@ def step_once(
     grad_scale: float,
     flush_denormals: bool,
     step: int,
-    param: Array,
-    grad: Array,
-    states: list[Array],
-    average: Array | None = None,
+    param: _Array,
+    grad: _Array,
+    states: list[_Array],
+    average: _Array | None = None,
 ) -> bool: ...
-def norm(array: Array) -> float: ...
-def total(blocks: Array, counts: list[int], grad_scale: float, finite: bool) -> tuple[float, int | None]: ...
-def stream_limit(param: Array, grad: Array, exp_avg: Array, exp_avg_sq: Array) -> None: ...
+def array_at(address: int, dtype: Any, shape: list[int], strides: list[int], owner: Any) -> _Array: ...
+def norm(array: _Array) -> float: ...
+def total(blocks: _Array, counts: list[int], grad_scale: float, finite: bool) -> tuple[float, int | None]: ...
+def stream_limit(param: _Array, grad: _Array, exp_avg: _Array, exp_avg_sq: _Array) -> None: ...
 def get_num_threads() -> int: ...
 def set_num_threads(count: int) -> None: ...
 def power(base: float, exponent: int) -> float: ...
@@ -106,11 +110,13 @@ class Tensors:
         self,
         optimizer: Optimizer,
         tensors: tuple[Any, ...],
+        shown: list[bool],
         names: tuple[str, ...],
         said: list[list[Any]],
         state: dict[Any, Any],
         entries: tuple[tuple[Any, tuple[Any, ...]], ...],
-        counts: Array,
+        steps: _Array,
+        mu_products: _Array,
         changed: Callable[[Any], Any],
         exchange: Any,
     ) -> None: ...

@@ -438,6 +438,7 @@ class Reference:
         usable = math.isfinite(root) and all(is_usable(grad, grad_scale, self.rule.squares) for grad in grads)
         if self.nonfinite == "raise" and not usable:
             raise FloatingPointError("a gradient is not finite")
+        self.grad_norm = None
         if self.clip_norm is not None:
             self.grad_norm = norm = abs(grad_scale) * root
             small = norm <= self.clip_norm or math.isinf(self.clip_norm)  # infinity only measures

@@ -83,8 +83,10 @@ def check_storage(label: str, array: Any) -> None:
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{label} is a masked array, whose mask would be ignored: pass its .data")
     array = np.asarray(array)  # a subclass might say what it likes about its layout
-    if array.dtype not in (np.float32, np.float64) or not array.dtype.isnative:
-        raise TypeError(f"{label} must be of dtype float32 or float64 in native byte order, not {array.dtype.str!r}")
+    if not array.dtype.isnative:
+        raise TypeError(f"{label} must be in native byte order, not {array.dtype.str!r}: pass a converted copy")
+    if array.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{label} must be of dtype float32 or float64, not {array.dtype.name}")
     if not array.flags.writeable:
         raise ValueError(f"{label} is read-only and could not be updated: pass a writeable array or a copy")
     if not array.flags.forc:

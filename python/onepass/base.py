@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from copy import deepcopy
 from typing import Any, ClassVar
 
@@ -68,6 +68,7 @@ class Optimizer(_core.Optimizer):
         "_groups",
         "_index",
         "_keys",
+        "_lock",
         "_params",
         "_pins",
         "_scratch",
@@ -122,6 +123,7 @@ class Optimizer(_core.Optimizer):
         self._as_tuple = as_tuple and len(groups) == 1
         self._flush_denormals = whole["flush_denormals"]
         self._state_folder = state_folder()
+        self._lock = threading.RLock()  # of all groups' options
         self._groups: list[Group] = []
         self._index: dict[Any, int] = {}
         self._keys: list[Any] = []
@@ -144,7 +146,7 @@ class Optimizer(_core.Optimizer):
             for key, array in named.items():
                 check_storage(self._parameter(key, form), array)
             arrays |= named
-            made.append(Group(type(self), list(named.values()), options))
+            made.append(Group(type(self), list(named.values()), options, self._lock))
         known = [(f"state {name!r}", array) for state in self._states for name, array in state.items()]
         check_disjoint([*known, *((self._parameter(key, form), array) for key, array in arrays.items())])
         averaged = [group.ema is not None for group in (*self._groups, *made)]
@@ -172,29 +174,25 @@ class Optimizer(_core.Optimizer):
 
         for group, (named, _), own in zip(made, groups, states):
             self._take(form, group, list(named), own)
-        self._form = form
 
     def _take(self, form: _core.Optimizer.Form, group: Group, keys: list[Any], states: list[dict[str, Array]]) -> None:
-        first, old_pins = len(self._params), self._pins
+        """Take one group in, and remember it, in one moment."""
         pins = [pin(array) for array in group.params]
         pins += [pin(array) for state in states for array in state.values()]
-        self._keys = [*self._keys, *keys]
-        self._index = {key: index for index, key in enumerate(self._keys)}
-        self._params = [*self._params, *group.params]
-        self._shapes = [np.asarray(array).shape for array in self._params]
-        self._states = [*self._states, *states]
-        self._pins = [*self._pins, *pins]
-        self._groups = [*self._groups, group]
+        all_keys = [*self._keys, *keys]
         averages = [state.get("ema") for state in states]
         own = [[array for name, array in state.items() if name != "ema"] for state in states]
-        try:
-            self._add_group(form, group._core, keys, group.params, own, averages)
-        except BaseException:
-            self._keys = self._keys[:first]
-            self._index = {key: index for index, key in enumerate(self._keys)}
-            self._params, self._shapes, self._states = self._params[:first], self._shapes[:first], self._states[:first]
-            self._groups, self._pins = self._groups[:-1], old_pins
-            raise
+        slots = {
+            "_form": form,
+            "_keys": all_keys,
+            "_index": {key: index for index, key in enumerate(all_keys)},
+            "_params": [*self._params, *group.params],
+            "_shapes": [*self._shapes, *(np.asarray(array).shape for array in group.params)],
+            "_states": [*self._states, *states],
+            "_pins": [*self._pins, *pins],
+            "_groups": [*self._groups, group],
+        }
+        self._add_group(form, group._core, keys, group.params, own, averages, slots)
 
     def add_group(self, params: Params, **options: Any) -> None:
         """Add parameters, with options of their own.
@@ -286,8 +284,7 @@ class Optimizer(_core.Optimizer):
 
     @clip_norm.setter
     def clip_norm(self, value: float | None) -> None:
-        checked = checks.limit("clip_norm", value)
-        self._clip_norm = _core.no_clip_norm if checked is None else checked
+        self._clip_norm = _in_core(checks.limit("clip_norm", value))
 
     @property
     def nonfinite(self) -> str:
@@ -402,9 +399,7 @@ class Optimizer(_core.Optimizer):
         """
 
         def load() -> None:
-            with ExitStack() as locks:
-                for group in self._groups:  # whose options nobody sets meanwhile
-                    locks.enter_context(group._lock)
+            with self._lock:  # nobody sets options meanwhile
                 self._load(state_dict)
 
         self._locked(load)
@@ -436,18 +431,17 @@ class Optimizer(_core.Optimizer):
                 live = last >= 0 and sum(mine[last]) > address(saved_array)
                 copies.append((array, saved_array.copy(order) if live else saved_array))
         saved_states = [state_dict["state"][index] for index in range(len(self._states))]
-        core_groups = [group._numbers(values) for group, values in zip(self._groups, options)]
+        core_groups = [(group._core, *group._numbers(values)) for group, values in zip(self._groups, options)]
         self._restore(
             copies,
             core_groups,
+            _in_core(whole["clip_norm"]),
+            _core.Optimizer.Nonfinite[whole["nonfinite"]],
             state_dict["step_count"],
             state_dict["skipped"],
             [int(state["step"]) for state in saved_states],
             [float(state.get("mu_product", 1.0)) for state in saved_states],
         )
-        for group, values in zip(self._groups, options):
-            group._keep(values)
-        self.clip_norm, self.nonfinite = whole["clip_norm"], whole["nonfinite"]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what `state_dict` holds to one ``.npz`` file at exactly this path.
@@ -491,7 +485,7 @@ class Optimizer(_core.Optimizer):
         found = checkpoint.read(path, self._snapshot(), room=lambda own: all_zeros_like([own], self._state_folder)[0])
         try:
             self.load_state_dict(found)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:  # an option that is out of its range, say
             raise ValueError(f"cannot load {os.fspath(path)!r}: {error}") from error
 
     def _made_of(self) -> tuple[Any, ...]:
@@ -584,6 +578,11 @@ class Optimizer(_core.Optimizer):
         change = "was made read-only" if same_memory else "was given other memory"
         label = self._parameter(self._keys[index], self._form)
         raise ValueError(f"{label} {change} after the optimizer was made: make a new optimizer")
+
+
+def _in_core(clip_norm: float | None) -> float:
+    """A norm to clip to, as the core has it."""
+    return _core.no_clip_norm if clip_norm is None else clip_norm
 
 
 def _unpickled(kind: type[Optimizer], *made_of: Any) -> Optimizer:

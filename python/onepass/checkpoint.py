@@ -178,9 +178,8 @@ def write(path: PathLike, state_dict: StateDict) -> None:
     """
     members = {_SCALARS: np.frombuffer(_scalars(state_dict), np.uint8)}
     members |= {_member(*key): array for key, array in _arrays(state_dict).items()}
-    with replaced(path) as file, zipfile.ZipFile(file, "w") as archive:
-        for name, array in members.items():
-            _write_array(archive, name, array)
+    with replaced(path) as file:
+        _write_archive(file, members)
 
 
 @contextmanager
@@ -190,11 +189,7 @@ def replaced(path: PathLike) -> Iterator[IO[bytes]]:
     mode = _mode(target)
     temporary = target.with_name(f".onepass-{secrets.token_hex(8)}.tmp")
     try:
-        file = temporary.open("xb")
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(target)) from None
-    try:
-        with file:
+        with _opened(temporary, target) as file:
             if mode is not None:
                 temporary.chmod(mode)
             yield file
@@ -208,6 +203,14 @@ def replaced(path: PathLike) -> Iterator[IO[bytes]]:
     _flush_folder(target.parent)
 
 
+def _opened(temporary: Path, target: Path) -> IO[bytes]:
+    """A new file; what hinders it is said of the file that the caller wants."""
+    try:
+        return temporary.open("xb")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from None
+
+
 def _mode(target: Path) -> int | None:
     """The permissions of the file that will be replaced, if there is one."""
     try:
@@ -217,6 +220,17 @@ def _mode(target: Path) -> int | None:
     if not stat.S_ISREG(mode):  # /dev/null must not be replaced
         raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "Not a regular file", str(target))
     return stat.S_IMODE(mode)
+
+
+def _write_archive(file: IO[bytes], members: Mapping[str, Array]) -> None:
+    archive = zipfile.ZipFile(file, "w")
+    try:
+        for name, array in members.items():
+            _write_array(archive, name, array)
+        archive.close()
+    except BaseException:
+        archive.fp = None  # or closing it would complain, in the place of what happened, of the member that is open
+        raise
 
 
 def _write_array(archive: zipfile.ZipFile, name: str, array: Array) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
 
     __slots__ = ("_core", "_kind", "_lock", "_params", "_values")
 
-    def __init__(self, kind: type[Optimizer], params: list[Array], options: Mapping[str, Any]) -> None:
+    def __init__(self, kind: type[Optimizer], params: list[Array], options: Mapping[str, Any], lock: Any) -> None:
         if unknown := [name for name in options if name not in kind._checks]:
             whole = [name for name in unknown if name in checks.WHOLE]
             why = f"{whole[0]} is an option of the whole optimizer" if whole else f"its options are {[*kind._checks]}"
@@ -42,7 +41,7 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
         rule, numbers = kind._rule(values)
         object.__setattr__(self, "_kind", kind)
         object.__setattr__(self, "_values", values)
-        object.__setattr__(self, "_lock", threading.RLock())
+        object.__setattr__(self, "_lock", lock)  # held while options are set
         object.__setattr__(self, "_params", tuple(params))
         object.__setattr__(self, "_core", _core.Group(rule, in_order(rule, numbers), self._common(values)))
 
@@ -67,14 +66,10 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
             scheduled=callable(values["lr"]) or callable(values["ema"]),
         )
 
-    def _numbers(self, values: Mapping[str, Any]) -> tuple[_core.Group, list[float], _core.CommonOptions]:
-        """Options that have been checked, as the core takes them."""
+    def _numbers(self, values: Mapping[str, Any]) -> tuple[list[float], _core.CommonOptions, Group, dict[str, Any]]:
+        """Options that have been checked, as the core takes them; it then lets this group remember them too."""
         rule, numbers = self._kind._rule(values)
-        return self._core, in_order(rule, numbers), self._common(values)
-
-    def _keep(self, values: Mapping[str, Any]) -> None:
-        """Remember the options that the core has."""
-        object.__setattr__(self, "_values", values)
+        return in_order(rule, numbers), self._common(values), self, {"_values": values}
 
     def _changed(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """The options with these changes, checked."""
@@ -112,9 +107,7 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
             for name in self._kind._initial:
                 if values[name] != self._values[name]:
                     raise AttributeError(f"{name} is what state starts with: it is fixed when the optimizer is made")
-            core, numbers, common = self._numbers(values)
-            core.set(numbers, common)
-            self._keep(values)
+            self._core.set(*self._numbers(values))
 
     def __getitem__(self, name: str) -> Any:
         return self.params if name == "params" else self._values[name]
@@ -152,9 +145,13 @@ def asked(whose: str, schedule: Any, name: str, check: Check, t: int) -> float:
         return schedule  # type: ignore[no-any-return]
     try:
         value = schedule(t)
+    except MemoryError:  # says nothing of the schedule
+        raise
     except Exception as error:
         raise ValueError(f"{whose} failed at step {t}: {error!r}") from error
     try:
         return check(name, value)  # type: ignore[no-any-return]
+    except MemoryError:
+        raise
     except Exception as error:
         raise ValueError(f"{whose} returned {value!r} at step {t}: {error}") from error

@@ -35,7 +35,7 @@ class SparseRows:
                [-2.5, -2.5]], dtype=float32)
     """
 
-    __slots__ = ("indices", "values")
+    __slots__ = {"indices": "The rows, as int64.", "values": "One entry of the shape of a row for each index."}
 
     indices: npt.NDArray[np.int64]
     values: Array

@@ -15,4 +15,12 @@ struct Moment {
   double mu_product;  // of the momenta of all steps before; NAdam multiplies it by its own
 };
 
+namespace {
+
+// Whether a rule keeps a gradient as it is: what is copied does not flush, so that it must not be multiplied by 1.
+template <template <class> class Rule>
+constexpr bool copies_gradient = false;
+
+}  // namespace
+
 }  // namespace onepass

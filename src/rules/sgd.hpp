@@ -60,5 +60,8 @@ struct SGDMomentum {
   }
 };
 
+template <>
+constexpr bool copies_gradient<SGDMomentum> = true;
+
 }  // namespace
 }  // namespace onepass

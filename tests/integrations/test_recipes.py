@@ -65,3 +65,36 @@ def test_scikit_learns_classifier_steps_with_ours() -> None:
         model.partial_fit(x, x[:, 0] > 0, classes=[False, True])
     assert type(model._optimizer.optimizer) is onepass.Adam
     assert model._optimizer.optimizer.step_count == 3
+
+
+def test_scikit_learns_classifier_steps_the_weights_that_it_has_now() -> None:
+    pytest.importorskip("sklearn")
+    import numpy as np
+    from sklearn.neural_network import MLPClassifier
+
+    recipe = importlib.import_module("sklearn_mlp")
+    x = np.random.default_rng(0).standard_normal((64, 3))
+    fitted = []
+    for cls in (recipe.FasterMLPClassifier, MLPClassifier):
+        model = cls((8,), random_state=0)
+        for _ in range(3):
+            model.partial_fit(x, x[:, 0] > 0, classes=[False, True])
+            model.coefs_ = [coefficients.copy() for coefficients in model.coefs_]
+        fitted.append(model.coefs_)
+    for ours, theirs in zip(*fitted):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["sgd", "lbfgs"])
+def test_scikit_learns_classifier_with_another_solver_is_refused(solver: str) -> None:
+    pytest.importorskip("sklearn")
+    recipe = importlib.import_module("sklearn_mlp")
+    with pytest.raises(ValueError, match=f"steps with Adam, not {solver}"):
+        recipe.FasterMLPClassifier((8,), solver=solver, max_iter=1).fit([[0.0], [1.0]], [0, 1])
+
+
+def test_a_policy_needs_an_update(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    with pytest.raises(SystemExit):
+        importlib.import_module("torch_policy").main(["--updates", "0"])
+    assert "must be 1 or more" in capsys.readouterr().err

@@ -127,26 +127,89 @@ def test_a_model_trains_as_with_thincs(name: str) -> None:
     assert losses[0][-1] < losses[0][5]
 
 
-def test_what_the_kernels_cannot_take_is_left_to_thinc() -> None:
-    for make in (lambda: np.ones((4, 6), F).T, lambda: np.ones((6, 4), np.float64)):
-        runs = []
-        for module in (ours, thinc):
-            weights = np.ones((6, 4), F)
-            optimizer = module.SGD(0.1)
-            weights, _ = optimizer((0, "W"), weights, make())
-            runs.append(weights)
-        np.testing.assert_allclose(runs[0], runs[1], rtol=1e-6)
-
-
-def test_radams_first_steps_are_thincs_and_all_others_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    left = []
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps that are left to thinc, by number, of optimizers of either kind."""
+    steps = []
     thincs = thinc.Optimizer.__call__
 
     def called(self: Any, key: Any, *arguments: Any, **named: Any) -> Any:
-        left.append(self.nr_update[key])
+        steps.append(self.nr_update[key])
         return thincs(self, key, *arguments, **named)
 
     monkeypatch.setattr(thinc.Optimizer, "__call__", called)
+    return steps
+
+
+LAYOUTS: dict[str, Any] = {
+    "transposed": lambda a: np.asfortranarray(a),
+    "reversed": lambda a: np.ascontiguousarray(a[::-1])[::-1],
+    "float64": lambda a: a.astype(np.float64),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("which", ["weights", "gradient", "average"])
+def test_what_the_kernels_cannot_take_is_left_to_thinc(left: list[int], which: str, layout: str) -> None:
+    runs = []
+    for module in (ours, thinc):
+        rng = np.random.default_rng(0)
+        arrays = {name: rng.standard_normal((6, 4)).astype(F) for name in ("weights", "gradient", "average")}
+        arrays[which] = LAYOUTS[layout](arrays[which])
+        optimizer = module.SGD(0.1)
+        optimizer.averages[0, "W"] = arrays["average"]
+        weights, _ = optimizer((0, "W"), arrays["weights"], arrays["gradient"])
+        assert optimizer.averages[0, "W"] is arrays["average"]
+        runs.append((weights, arrays["average"]))
+    assert_same_bits(*runs)
+    assert left == [0, 0]
+
+
+def test_an_average_that_is_a_view_has_only_its_elements_written(left: list[int]) -> None:
+    n = 64
+    around = np.full(3 * n, 7, F)
+    optimizer, weights = ours.Adam(0.1), np.ones(n, F)
+    optimizer.averages[0, "W"] = around[n : 2 * n][::-1]
+    optimizer((0, "W"), weights, np.linspace(-1, 1, n, dtype=F))
+    assert (around[:n] == 7).all() and (around[2 * n :] == 7).all() and (around[n : 2 * n] != 7).all()
+    optimizer.averages[0, "W"] = np.ones(n, F)
+    optimizer.averages[0, "W"].flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        optimizer((0, "W"), weights, np.ones(n, F))
+    assert (optimizer.averages[0, "W"] == 1).all()
+    optimizer.averages[0, "W"] = np.ones((8, 8), F)  # of as many elements
+    with pytest.raises(ValueError, match="broadcast"):
+        optimizer((0, "W"), weights, np.ones(n, F))
+    assert left == [0, 1, 2]
+
+
+@pytest.mark.parametrize("moments", ["mom1", "mom2"])
+@pytest.mark.parametrize("wrong", ["reversed", "read-only", "float64", "short"])
+def test_moments_that_nothing_could_write_are_refused(moments: str, wrong: str, left: list[int]) -> None:
+    around = np.zeros(24, np.float64 if wrong == "float64" else F)
+    found = around[8:15] if wrong == "short" else around[8:16]
+    found = found[::-1] if wrong == "reversed" else found
+    found.flags.writeable = wrong != "read-only"
+    optimizer, weights = ours.Adam(0.1), np.ones(8, F)
+    getattr(optimizer, moments)[0, "W"] = found
+    with pytest.raises(ValueError, match=f"the {moments} of .* must be a contiguous, writeable array of 8 float32"):
+        optimizer((0, "W"), weights, np.ones(8, F))
+    assert (weights == 1).all() and not around.any() and not optimizer.nr_update and not left  # thinc's Adam writes it
+
+
+def test_a_flat_gradient_is_taken_as_thinc_takes_it(left: list[int]) -> None:
+    runs = []
+    for module in (ours, thinc):
+        rng = np.random.default_rng(0)
+        weights, gradient = rng.standard_normal((6, 4)).astype(F), rng.standard_normal(24).astype(F)
+        weights, zeros = module.Adam(0.1)((0, "W"), weights, gradient)
+        assert zeros.shape == (24,) and not zeros.any()
+        runs.append([weights])
+    assert_same_bits(*runs)
+    assert left == [0, 0]
+
+
+def test_radams_first_steps_are_thincs_and_all_others_ours(left: list[int]) -> None:
     optimizer, weights = ours.RAdam(), np.ones(2, F)
     for _ in range(20):
         optimizer((0, "W"), weights, np.ones(2, F))
@@ -169,10 +232,16 @@ def test_an_optimizer_is_copied_and_pickled_with_its_state() -> None:
         assert_same_bits(runs[1], runs[0])
 
 
+def test_subnormal_weights_count_as_zero() -> None:
+    weights = np.array([1e-40, 1.0], F)
+    ours.SGD(0.1)((0, "W"), weights, np.zeros(2, F))
+    assert (weights == [0, 1]).all()
+
+
 def test_wrong_input_changes_nothing() -> None:
     optimizer, weights = ours.Adam(0.1), np.ones(4, F)
     with pytest.raises(ValueError, match="has shape"):
-        optimizer((0, "W"), weights, np.ones((2, 2), F))
+        optimizer((0, "W"), weights, np.ones(3, F))
     with pytest.raises(ValueError, match="shares memory"):
         optimizer((0, "W"), weights, weights)
     with pytest.raises(ValueError, match="overflows float32"):

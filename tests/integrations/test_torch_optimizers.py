@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import doctest
+import gc
 import io
 import itertools
 import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -404,6 +406,7 @@ def test_autograd_refuses_to_go_back_through_a_parameter_that_was_stepped() -> N
         (lambda: [torch.nn.Parameter(torch.ones(2))], {"capturable": True}, ValueError, "capturable"),
         (lambda: [torch.nn.Parameter(torch.ones(2))], {"differentiable": True}, ValueError, "differentiable"),
         (lambda: [torch.nn.Parameter(torch.ones(2))], {"lr": -1.0}, ValueError, "learning rate"),
+        (lambda: [torch.nn.Parameter(torch._efficientzerotensor((2,)))], {}, ValueError, "no memory of its own"),
     ],
 )
 def test_what_it_cannot_do_is_refused_at_construction(params: Any, options: Any, error: Any, message: str) -> None:
@@ -436,6 +439,242 @@ def test_without_the_way_around_python_the_bits_are_the_same(monkeypatch: pytest
         assert (optimizer._known is not None) == way
         runs.append(params)
     assert all(torch.equal(a, b) for a, b in itertools.zip_longest(*runs))
+
+
+def test_tensors_laid_out_anew_are_stepped_where_they_lie() -> None:
+    """What replaces ``data`` may lie at the same address, in another order or with gaps."""
+    for layout in ("transposed", "other memory"):
+        runs = []
+        for module in (ours, torch.optim):
+            values = torch.randn(4, 4, generator=torch.Generator().manual_seed(4))
+            p = torch.nn.Parameter(values.clone())
+            optimizer = module.Adam([p], lr=0.1)
+            for t in range(6):
+                if t == 3:
+                    p.data = p.data.t() if layout == "transposed" else p.data.clone()
+                p.grad = torch.randn(4, 4, generator=torch.Generator().manual_seed(t))
+                if t > 3 and layout == "transposed":
+                    p.grad = p.grad.t()
+                optimizer.step()
+            runs.append(p)
+        assert_close(runs[:1], runs[1:])
+
+
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_a_tensor_that_has_got_gaps_is_refused_and_nothing_is_written(steps_before: int) -> None:
+    base = torch.zeros(8)
+    p = torch.nn.Parameter(base[:4])
+    optimizer = ours.SGD([p], lr=1)
+    for _ in range(steps_before):
+        p.grad = torch.zeros(4)
+        optimizer.step()
+    p.data, p.grad = base[::2], torch.ones(4)
+    with pytest.raises(ValueError, match="parameter 0 has gaps or overlaps in memory"):
+        optimizer.step()
+    assert not base.any()
+
+
+def test_counts_that_are_changed_in_place_count() -> None:
+    """What resets an optimizer by zeroing its state."""
+    for name in ("Adam", "NAdam"):
+        runs = []
+        for module in (ours, torch.optim):
+            p = torch.nn.Parameter(torch.ones(3))
+            optimizer = getattr(module, name)([p], lr=0.1)
+            for t in range(8):
+                if t == 4:
+                    for value in optimizer.state[p].values():
+                        value.zero_()
+                    if name == "NAdam":
+                        optimizer.state[p]["mu_product"].fill_(1)
+                p.grad = torch.full((3,), 1.0 + t)
+                optimizer.step()
+            assert optimizer.state[p]["step"] == 4
+            runs.append(p)
+        assert_close(runs[:1], runs[1:])
+
+
+def test_state_in_shared_memory_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="memory of its own"):
+        ours.Adagrad([torch.nn.Parameter(torch.ones(2))]).share_memory()
+
+
+def quick(optimizer: Any) -> None:
+    """Step, and fail where the way around Python was not taken."""
+    before = optimizer._step_slowly
+    optimizer._step_slowly = lambda: pytest.fail("the slow way was taken")
+    try:
+        optimizer.step()
+    finally:
+        optimizer._step_slowly = before
+
+
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "SGD", "Adagrad"])
+def test_parameters_that_are_empty_or_have_no_gradient_do_not_slow_the_others_down(name: str) -> None:
+    runs = []
+    for module in (ours, torch.optim):
+        params = tensors()
+        optimizer = getattr(module, name)(params, lr=0.1)
+        for t in range(6):
+            give_gradients(params, t)
+            if t < 4:
+                params[0].grad = None
+            if module is ours and t not in (0, 4):
+                quick(optimizer)
+            else:
+                optimizer.step()
+        runs.append((params, optimizer))
+    assert_close(runs[0][0], runs[1][0])
+    assert_same_state(runs[0][1], runs[1][1])
+
+
+def test_one_number_in_the_place_of_an_equal_one_is_noticed() -> None:
+    p, q = (torch.nn.Parameter(torch.full((1,), 0.25)) for _ in range(2))
+    optimizer = ours.Adam([p], lr=0.1)
+    p.grad, q.grad = torch.zeros(1), torch.ones(1)
+    optimizer.step()
+    optimizer.step()
+    optimizer.param_groups[0]["params"] = [q]
+    optimizer.step()
+    assert p.item() == 0.25 and q.item() < 0.25
+
+
+def test_the_garbage_collector_finds_cycles_through_it() -> None:
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer = ours.Adam([p])
+    p.optimizer = optimizer
+    for _ in range(3):
+        p.grad = torch.ones(2)
+        optimizer.step()
+    assert optimizer._known is not None
+    gone = weakref.ref(optimizer)
+    del p, optimizer
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_gradient_without_memory_is_a_gradient() -> None:
+    runs = []
+    for module in (ours, torch.optim):
+        p = torch.nn.Parameter(torch.ones(2))
+        optimizer = module.SGD([p], lr=0.1, momentum=0.9)
+        for t in range(4):
+            p.grad = torch.ones(2) if t < 2 else torch._efficientzerotensor((2,))
+            optimizer.step()
+        runs.append(p)
+    assert_close(runs[:1], runs[1:])
+
+
+def test_groups_of_an_older_pytorch_will_do() -> None:
+    for name in ("Adam", "AdamW"):
+        runs = []
+        for older in (True, False):
+            params = tensors()
+            optimizer = getattr(ours, name)(params, weight_decay=0.1)
+            if older:
+                del optimizer.param_groups[0]["decoupled_weight_decay"]
+            give_gradients(params, 0)
+            optimizer.step()
+            runs.append(params)
+        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_a_foreign_exchange_interface_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "__dlpack_c_exchange_api__", 7)
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer = ours.SGD([p], lr=0.5)
+    for _ in range(2):
+        p.grad = torch.ones(2)
+        optimizer.step()
+    assert not p.any()
+
+
+def test_memory_can_still_be_resized() -> None:
+    p = torch.nn.Parameter(torch.ones(4))
+    optimizer = ours.SGD([p], lr=0.5)
+    p.grad = torch.ones(4)
+    optimizer.step()
+    kept = p.detach().clone()
+    p.grad.resize_(8).resize_(4).fill_(1)
+    storage = p.untyped_storage()
+    size = storage.nbytes()
+    storage.resize_(0)
+    with pytest.raises(ValueError, match="no memory"):
+        optimizer.step()
+    storage.resize_(size)
+    p.data.copy_(kept)
+    optimizer.step()
+    assert not p.any()
+
+
+def test_betas_that_are_tensors_may_be_changed_in_place() -> None:
+    runs = []
+    for module in (ours, torch.optim):
+        p, beta1 = torch.nn.Parameter(torch.ones(2)), torch.tensor(0.9)
+        optimizer = module.Adam([p], lr=0.1, betas=(beta1, torch.tensor(0.99)), foreach=False)
+        for t in range(4):
+            if t == 2:
+                beta1.fill_(0.0)
+            p.grad = torch.full((2,), 1.0 - t)
+            optimizer.step()
+        runs.append(p)
+    assert_close(runs[:1], runs[1:])
+
+
+def test_groups_without_parameters_are_no_hindrance() -> None:
+    optimizer = ours.Adam([{"params": []}])
+    optimizer.step()
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer.add_param_group({"params": [p], "lr": 0.5})
+    for _ in range(2):
+        p.grad = torch.ones(2)
+        optimizer.step()
+    optimizer.param_groups[1]["lr"] = 1.0
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.full((2,), -1.0))
+
+
+def test_flags_may_be_numbers_as_in_pytorch() -> None:
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer = ours.Adam([p], lr=0.5, amsgrad=1, maximize=0)
+    p.grad = torch.ones(2)
+    optimizer.step()
+    assert "max_exp_avg_sq" in optimizer.state[p]
+
+
+def test_hooks_see_the_arguments_as_pytorch_hands_them_on() -> None:
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer = ours.SGD([p], lr=0.5)
+    seen: list[Any] = []
+    handle = optimizer.register_step_pre_hook(lambda o, args, kwargs: seen.append((len(args), set(kwargs))))
+    optimizer.step()
+    optimizer.step(closure=lambda: 1)
+    handle.remove()
+    assert seen == [(1, set()), (1, {"closure"})]
+    optimizer.register_step_pre_hook(lambda o, args, kwargs: (args, {"closure": lambda: 3}))
+    assert optimizer.step() == 3
+    assert optimizer.step(lambda: 1) == 3
+
+
+def test_what_a_hook_makes_of_a_state_dict_counts() -> None:
+    params = [torch.nn.Parameter(torch.ones(2))]
+    optimizer = ours.Adam(params)
+    state = torch.optim.Adam(params, capturable=True).state_dict()
+
+    def mend(_: Any, state_dict: Any) -> None:
+        state_dict["param_groups"][0]["capturable"] = False
+
+    handle = optimizer.register_load_state_dict_pre_hook(mend)
+    optimizer.load_state_dict(state)
+    handle.remove()
+
+    def spoil(_: Any, state_dict: Any) -> None:
+        state_dict["param_groups"][0]["differentiable"] = True
+
+    optimizer.register_load_state_dict_pre_hook(spoil)
+    with pytest.raises(ValueError, match="differentiable"):
+        optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.param_groups[0]["differentiable"] is False
 
 
 def test_the_examples_run() -> None:

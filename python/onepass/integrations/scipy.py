@@ -6,15 +6,19 @@ variables, a noisy one too, and need neither line searches nor second derivative
 optimizer (``lr``, a number or a function of the step, and the others) and
 
 ==============  ======================================================================================================
-``maxiter``     the most steps, 1,000 unless given
-``gtol``        it has converged where no element of the gradient is larger (1e-5); with bounds, of what may still move
+``maxiter``     the most steps (1,000)
+``gtol``        it has converged where no element of the gradient is larger (``minimize``'s ``tol``, or 1e-5); with
+                bounds, of what may still move
 ``xtol``        or where a step moved no element by more (0: never)
 ``disp``        print how it ended
 ==============  ======================================================================================================
 
-Without ``jac`` the gradient is estimated by finite differences, as SciPy's own methods do. With ``bounds`` every step
-ends at the nearest point within them. Constraints and second derivatives are refused. An objective or gradient that is
-not finite ends the search where it was last finite, without success.
+``adamw`` decays weights by 0.01 unless ``weight_decay`` says otherwise: it settles beside the minimum, where the
+gradient is not within ``gtol``. ``ema``, ``maximize`` and ``nonfinite`` are refused, as are constraints and second
+derivatives. Unless ``jac`` is a function or True the gradient is estimated by differences to one side, within the
+bounds. With ``bounds`` every step ends at the nearest point within them. ``callback`` has either of SciPy's signatures
+and ends the search by raising ``StopIteration``; what it returns is ignored, as by most of SciPy's own methods. An
+objective or gradient that is not finite ends the search where both were last finite, without success.
 
 Example:
     >>> from scipy.optimize import minimize, rosen, rosen_der
@@ -38,7 +42,6 @@ from . import needed
 
 with needed("scipy"):
     from scipy.optimize import Bounds, OptimizeResult
-    from scipy.optimize._numdiff import approx_derivative
 
 __all__ = ["adadelta", "adagrad", "adam", "adamax", "adamw", "lion", "nadam", "rmsprop", "sgd"]
 
@@ -47,7 +50,7 @@ _MESSAGES = {
     1: "Maximum number of iterations has been exceeded.",
     2: "The step was within xtol.",
     3: "The objective or its gradient is not finite.",
-    99: "The callback stopped it.",
+    99: "`callback` raised `StopIteration`.",
 }
 
 
@@ -63,8 +66,9 @@ def _minimize(
     constraints: Any = (),
     callback: Callable[..., Any] | None = None,
     *,
-    maxiter: int = 1000,
-    gtol: float = 1e-5,
+    tol: float | None = None,
+    maxiter: int | None = None,
+    gtol: float | None = None,
     xtol: float = 0.0,
     disp: bool = False,
     **options: Any,
@@ -73,6 +77,11 @@ def _minimize(
         raise ValueError("this method uses no second derivatives: leave hess and hessp out")
     if not (isinstance(constraints, (tuple, list)) and len(constraints) == 0):
         raise ValueError("this method knows no constraints but bounds: add a penalty to the objective")
+    for name in ("ema", "maximize", "nonfinite"):
+        if name in options:
+            raise ValueError(f"leave {name} out: minimize has no use for it")
+    maxiter = 1000 if maxiter is None else maxiter
+    gtol = next(limit for limit in (gtol, tol, 1e-5) if limit is not None)
     x = np.array(x0, np.float64).reshape(-1)
     low, high = _limits(bounds, x.size)
     np.clip(x, low, high, out=x)
@@ -90,36 +99,36 @@ def _minimize(
             if found.shape != at.shape:
                 raise ValueError(f"jac returned {found.size} numbers, x has {at.size}")
             return found
-        method = "2-point" if jac is None else jac
-        limits = (low, high) if bounds is not None else (-np.inf, np.inf)
-        return np.asarray(approx_derivative(value, at, method=method, f0=there, bounds=limits)).reshape(-1)
+        return _differences(value, at, there, low, high)
 
     intermediate = callback is not None and [*inspect.signature(callback).parameters] == ["intermediate_result"]
     here = value(x)
     slope = gradient(x, here)
-    best, status, nit = (x.copy(), here, slope), 1, 0
+    best, nit = (x.copy(), here, slope), 0
     while True:
         if not (np.isfinite(here) and np.isfinite(slope).all()):
             status = 3
             break
+        moved = np.max(np.abs(x - best[0]), initial=0.0)
         best = (x.copy(), here, slope)
-        free = np.clip(x - slope, low, high) - x  # what of the gradient may still move x
+        if nit > 0 and callback is not None and _stops(callback, intermediate, x, here):
+            status = 99
+            break
+        free = np.clip(-slope, low - x, high - x)  # what of the gradient may still move x
         if np.max(np.abs(free), initial=0.0) <= gtol:
             status = 0
             break
+        if nit > 0 and xtol > 0 and moved <= xtol:
+            status = 2
+            break
         if nit >= maxiter:
+            status = 1
             break
         optimizer.step(slope)
         np.clip(x, low, high, out=x)
         nit += 1
         here = value(x)
         slope = gradient(x, here)
-        if callback is not None and _stops(callback, intermediate, x, here):
-            best, status = (x.copy(), here, slope), 99
-            break
-        if xtol > 0 and np.isfinite(here) and np.max(np.abs(x - best[0]), initial=0.0) <= xtol:
-            best, status = (x.copy(), here, slope), 2
-            break
     if disp:
         print(f"{_MESSAGES[status]}\n  objective: {best[1]:.6g}\n  iterations: {nit}")
     return OptimizeResult(
@@ -145,19 +154,39 @@ def _limits(bounds: Any, size: int) -> tuple[Any, Any]:
             raise ValueError(f"there are {len(listed)} bounds, x0 has {size} elements")
         pairs = tuple(zip(*listed))
     low, high = (np.broadcast_to(np.asarray(side, np.float64), (size,)) for side in pairs)
+    if np.isnan(low).any() or np.isnan(high).any():
+        raise ValueError("a bound is NaN")
     if (low > high).any():
         raise ValueError("a lower bound is above its upper bound")
     return low, high
+
+
+def _differences(value: Callable[[Any], float], at: Any, there: float, low: Any, high: Any) -> Any:
+    """The gradient by differences to the side with more room within the bounds; 0 of what they hold fixed.
+
+    The step is the one that errs least for a function of double precision, √ε·max(1, |x|). SciPy's own estimate is
+    private (``approx_derivative``) or knows no bounds (``approx_fprime``).
+    """
+    step = np.sqrt(np.finfo(np.float64).eps) * np.maximum(1.0, np.abs(at))
+    step = np.where(high - at >= at - low, np.minimum(step, high - at), -np.minimum(step, at - low))
+    found = np.zeros_like(at)
+    for i in np.flatnonzero(step):
+        beside = at.copy()
+        beside[i] = np.clip(at[i] + step[i], low[i], high[i])  # the sum is rounded
+        found[i] = (value(beside) - there) / (beside[i] - at[i])
+    return found
 
 
 def _stops(callback: Callable[..., Any], intermediate: bool, x: Any, here: float) -> bool:
     """Whether the callback, of either of SciPy's signatures, ends the search."""
     try:
         if intermediate:
-            return bool(callback(intermediate_result=OptimizeResult(x=x.copy(), fun=here)))
-        return bool(callback(x.copy()))
+            callback(intermediate_result=OptimizeResult(x=x.copy(), fun=here))
+        else:
+            callback(x.copy())
     except StopIteration:
         return True
+    return False
 
 
 def _method(kind: type[onepass.Optimizer]) -> Callable[..., OptimizeResult]:

@@ -3,9 +3,10 @@
 ``onepass.Adam.v1``, ``onepass.RAdam.v1`` and ``onepass.SGD.v1`` are found through thinc's entry points, with nothing
 imported by hand, and take the arguments of thinc's ``Adam.v1``, ``RAdam.v1`` and ``SGD.v1``, schedules too. The
 gradient's clipping, the step, weight decay and the running average, which thinc does one after the other, happen in one
-pass. State is kept where and as thinc keeps it, in ``mom1``, ``mom2``, ``averages`` and ``nr_update``. What is no
-contiguous NumPy array of float32 (on a GPU, say) is left to thinc, and so are RAdam's first steps, which have a rule of
-their own.
+pass. State is kept where and as thinc keeps it, in ``mom1``, ``mom2``, ``averages`` and ``nr_update``. Weights,
+gradients and averages that are no contiguous NumPy arrays of float32 (on a GPU, say) or not of one shape are left to
+thinc, and so are RAdam's first steps, which have a rule of their own. Subnormal numbers count as zero, in the weights
+too, as elsewhere in onepass and unlike in thinc.
 
 Example:
     >>> import numpy as np
@@ -49,11 +50,13 @@ class Optimizer(ThincOptimizer):
         Args:
             key: what the state of these weights is kept under.
             weights: the parameter.
-            gradient: its gradient, of the same shape.
+            gradient: its gradient, of as many elements.
             lr_scale: a factor for the learning rate.
 
         Raises:
-            ValueError: numbers that overflow float32. Nothing has changed.
+            ValueError: numbers that overflow float32, a gradient of another size, or one that shares memory with the
+                weights; moments that are no contiguous, writeable arrays of float32, outside of which thinc's Adam
+                would write. Nothing has changed.
         """
         beta1, beta2, l2, limit = (self._now(name, key) for name in ("b1", "b2", "L2", "grad_clip"))
         lr = self._now("learn_rate", key)
@@ -64,26 +67,37 @@ class Optimizer(ThincOptimizer):
         t = self.nr_update.get(key, 0) + 1
         lr *= _rectification(beta1, beta2, t) if self.use_radam else lr_scale  # thinc's RAdam has no lr_scale either
         ours = moments and lr > 0 if self.use_radam else moments or beta2 == 0
-        if not (ours and shrink > 0 and _is_plain(weights) and _is_plain(gradient)):
+        average = None if self.averages is None else self.averages.get(key)
+        if not (
+            ours
+            and shrink > 0
+            and _is_plain(weights)
+            and _is_plain(gradient)
+            and gradient.shape == weights.shape
+            and (average is None or (_is_plain(average) and average.shape == weights.shape))
+        ):
+            if gradient.size != weights.size:
+                raise ValueError(f"the gradient of {key!r} has shape {gradient.shape}, its weights {weights.shape}")
             return super().__call__(key, weights, gradient, lr_scale=lr_scale)
-        if weights.shape != gradient.shape:
-            raise ValueError(f"the gradient of {key!r} has shape {gradient.shape}, its weights {weights.shape}")
         if len(gradient) < 1:
             return weights, gradient
         if np.may_share_memory(weights, gradient):
             raise ValueError(f"the gradient of {key!r} shares memory with its weights")
+        kept = {"mom1": self.mom1, "mom2": self.mom2} if moments else {}
+        for name, mom in kept.items():
+            if key in mom and not (_is_plain(mom[key]) and mom[key].size == weights.size):
+                raise ValueError(
+                    f"the {name} of {key!r} must be a contiguous, writeable array of {weights.size} float32 numbers"
+                )
         decayed = gradient
         if l2 and limit and not self.L2_is_weight_decay:  # what is clipped has the decay in it
             decayed = gradient + np.float32(l2) * weights
             l2 = 0.0
         norm = _core.norm(decayed) if limit else 0.0
 
-        averages: dict[Any, Any] | None = self.averages
-        average = None
-        if averages is not None:
-            average = averages[key] if key in averages else zeros_like(weights)
-        kept: list[dict[Any, Any]] = [self.mom1, self.mom2] if moments else []
-        states = [mom[key] if key in mom else zeros_like(weights).reshape(-1) for mom in kept]
+        if self.averages is not None and average is None:
+            average = zeros_like(weights)
+        states = [mom[key] if key in mom else zeros_like(weights).reshape(-1) for mom in kept.values()]
         if moments:
             rule, numbers = onepass.Adam._rule(
                 {
@@ -113,10 +127,10 @@ class Optimizer(ThincOptimizer):
             raise ValueError(f"a number of step {t} of {key!r} overflows float32 or is NaN: {lr=}, {norm=}")
         gradient.fill(0)
         self.nr_update[key] = t
-        for mom, state in zip(kept, states):
+        for mom, state in zip(kept.values(), states):
             mom[key] = state
-        if averages is not None:
-            averages[key] = average
+        if self.averages is not None:
+            self.averages[key] = average
         return weights, gradient
 
     def _now(self, name: str, key: Any) -> float:
@@ -142,13 +156,8 @@ def _rectification(beta1: float, beta2: float, t: int) -> float:
 
 def _is_plain(array: Any) -> bool:
     """Whether the kernels can read and write it."""
-    return (
-        type(array) is np.ndarray
-        and array.dtype == np.float32
-        and array.flags.c_contiguous
-        and array.flags.writeable
-        and array.flags.aligned
-    )
+    # carray: contiguous, writeable and aligned
+    return type(array) is np.ndarray and array.dtype == np.float32 and array.flags.carray
 
 
 def Adam(

@@ -5,9 +5,15 @@ learning-rate schedulers, ``GradScaler``, checkpoints and everything else that w
 state dict of either goes into the other. Parameters and state are PyTorch's tensors; onepass's kernels update them in
 place, on the threads that `onepass.set_num_threads` says, and take subnormal numbers for zero.
 
-Parameters must be dense, on the CPU, of dtype float32 or float64. ``capturable`` and ``differentiable`` are refused;
-``foreach`` and ``fused`` choose among PyTorch's own implementations, none of which runs here. A sparse gradient touches
-its rows alone, in the parameter and in its state (PyTorch's Adam, Adamax, NAdam, RMSprop and Adadelta refuse it).
+Parameters must be dense, contiguous in some order of their dimensions, on the CPU, of dtype float32 or float64.
+``capturable`` and ``differentiable`` are refused; ``foreach`` and ``fused`` choose among PyTorch's own implementations,
+none of which runs here. Options must be what `onepass` takes: no negative learning rate, for one. A sparse gradient
+touches its rows alone, in the parameter and in its state: momentum does not move the others (PyTorch's SGD moves all,
+its Adam, Adamax, NAdam, RMSprop and Adadelta refuse such gradients).
+
+State tensors lie in memory of onepass's own; state that is loaded is copied there, once. Their values may be changed in
+place, and other tensors put in their place, but their ``.data`` must not be exchanged; for the same reason state cannot
+be moved into shared memory.
 
 Example:
     >>> import torch, onepass.integrations.torch
@@ -31,7 +37,7 @@ import numpy as np
 import onepass
 
 from .. import _core, checks
-from ..arrays import Array, address
+from ..arrays import Array
 from ..base import Optimizer as CoreOptimizer
 from ..sparse import SparseRows
 from . import needed
@@ -67,20 +73,25 @@ class _Engine:
     def __init__(self, optimizer: _OnePass) -> None:
         kind = optimizer._kind
         self.groups, self.state = optimizer.param_groups, optimizer.state
+        for group in self.groups:
+            _check_options(kind, group)
         self.names = ["params", *(name for name in kind._checks if name in self.groups[0])]
         self.said = [[list(group["params"]), *_options(group, self.names[1:])] for group in self.groups]
         self.tensors = tuple(chain.from_iterable(group["params"] for group in self.groups))
         # Those of another layout (channels last) are updated as the flat memory that they are.
+        for i, tensor in enumerate(self.tensors):
+            _check_tensor(f"parameter {i}", tensor)
         self.plain = [tensor.is_contiguous() for tensor in self.tensors]
-        arrays = [_flat(tensor.detach()).numpy() for tensor in self.tensors]
-        self.addresses = [address(array) for array in arrays]
+        self.layouts = list(map(_layout, self.tensors))
+        arrays = [_array(tensor, plain) for tensor, plain in zip(self.tensors, self.plain)]
 
         groups: list[tuple[dict[Any, Any], dict[str, Any]]] = []
         first = 0
+        defaults = {name: value for name, value in {**_OF_GROUPS, **optimizer._older}.items() if name in kind._checks}
         for params, *values in self.said:
             named = {first + i: arrays[first + i] for i in range(len(params))}
-            options = {name: value for name, value in _OF_GROUPS.items() if name in kind._checks}
-            groups.append((named, options | dict(zip(self.names[1:], map(_number, values)))))
+            if named:
+                groups.append((named, defaults | _numbers(kind, self.names[1:], values)))
             first += len(params)
         self.core = kind.__new__(kind)
         self.core._make(_core.Optimizer.Form.sequence, False, groups, _OF_ALL)
@@ -110,7 +121,7 @@ class _Engine:
                 for name in self.core._states[i]:
                     if state.get(name) is not None:
                         self._view(i, name).copy_(state[name])
-        self.core._restore([], [], max(steps), 0, steps, products)
+        self.core._restore([], [], self.core._clip_norm, self.core._nonfinite, max(steps), 0, steps, products)
         self.counts[:], self.products[:] = steps, products
         for i, state in enumerate(found):
             if state:
@@ -137,42 +148,40 @@ class _Engine:
         self.shown = [bool(self.state.get(tensor)) or not self.core._states[i] for i, tensor in enumerate(self.tensors)]
         # The way without Python. Before PyTorch 2.10 there was none to the tensors' memory.
         exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-        changeable = any(isinstance(value, torch.Tensor) for said in self.said for value in said[1:])
+        changeable = any(_is_changeable(value) for said in self.said for value in said[1:])
         self.known: _core.Tensors | None = None
-        if exchange is not None and all(self.shown) and not changeable:
-            known = (tuple(self.names), self.said, self.state, self.entries, self.counts, self._changed, exchange)
-            self.known = _core.Tensors(self.core, self.tensors, *known)
+        if exchange is not None and not changeable:
+            known = (tuple(self.names), self.said, self.state, self.entries, self.counts, self.products)
+            self.known = _core.Tensors(self.core, self.tensors, self.shown, *known, _increment_version, exchange)
 
-    @property
-    def _changed(self) -> Any:
-        """A function to call with the tensors that were stepped."""
-        if not self.core._has_mu_product:
-            return _increment_version
-        core, products, every = self.core, self.products, range(len(self.tensors))
-
-        def changed(tensors: tuple[torch.Tensor, ...]) -> None:
-            products[:] = [core._mu_product(i) for i in every]
-            _increment_version(tensors)
-
-        return changed
+    def _told(self) -> tuple[Array, Array]:
+        """The core's counts as PyTorch is told them."""
+        every = range(len(self.tensors))
+        steps, products = map(self.core._parameter_step, every), map(self.core._mu_product, every)
+        return np.array([*steps], self.counts.dtype), np.array([*products], self.products.dtype)
 
     def fits(self, optimizer: _OnePass) -> bool:
         """Whether it is still good, once changed options are handed on."""
         if optimizer.state is not self.state or len(optimizer.param_groups) != len(self.said):
             return False
-        if [tensor.data_ptr() for tensor in self.tensors] != self.addresses:
+        if [_layout(tensor) for tensor in self.tensors] != self.layouts:
+            return False
+        if not all(map(np.array_equal, self._told(), (self.counts, self.products))):
             return False
         entries = [(state, tuple(state.values())) for state in self.state.values()]
         if not all(
             a is b and len(x) == len(y) and all(map(is_, x, y)) for (a, x), (b, y) in zip(entries, self.entries)
         ):
             return False
-        for said, group, own in zip(self.said, optimizer.param_groups, self.core.groups):
+        own = iter(self.core.groups)
+        for said, group in zip(self.said, optimizer.param_groups):
             params, values = group["params"], _options(group, self.names[1:])
             if len(params) != len(said[0]) or not all(map(is_, params, said[0])):
                 return False
+            if not params:
+                continue
             try:
-                own._set({name: _number(value) for name, value in zip(self.names[1:], values)})
+                next(own)._set(_numbers(optimizer._kind, self.names[1:], values))
             except AttributeError:  # of what decides which buffers there are
                 return False
             said[1:] = values
@@ -183,11 +192,11 @@ class _Engine:
         gradients = [_gradient(tensor, plain) for tensor, plain in zip(self.tensors, self.plain)]
         self.core.step(gradients)
         stepped = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        self.counts[:], self.products[:] = self._told()
         for i in stepped:
-            self.counts[i] = self.core._parameter_step(i)
             if not self.shown[i]:
                 self._show(i)
-        self._changed(tuple(self.tensors[i] for i in stepped))
+        _increment_version(tuple(self.tensors[i] for i in stepped))
         self._look()
 
 
@@ -195,16 +204,50 @@ def _options(group: Mapping[str, Any], names: list[str]) -> list[Any]:
     return [group[name] for name in names]
 
 
-def _number(value: Any) -> Any:
-    """An option's value without tensors."""
+def _numbers(kind: type[CoreOptimizer], names: list[str], values: list[Any]) -> dict[str, Any]:
+    """Options as onepass takes them."""
+    return {name: _number(value, kind._checks[name]) for name, value in zip(names, values)}
+
+
+def _number(value: Any, check: Any) -> Any:
+    """An option's value without tensors; PyTorch takes anything for a flag."""
     if isinstance(value, torch.Tensor):
-        return value.item()
-    return tuple(map(_number, value)) if isinstance(value, (tuple, list)) else value
+        value = value.item()
+    if isinstance(value, (tuple, list)):
+        return tuple(_number(item, None) for item in value)
+    return bool(value) if check is checks.flag else value
 
 
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """A dense tensor as it is if NumPy has its layout, else as flat memory."""
-    return tensor if tensor.is_contiguous() else tensor.as_strided((tensor.numel(),), (1,))
+def _is_changeable(value: Any) -> bool:
+    """Whether an option's value may change in place."""
+    if isinstance(value, (tuple, list)):
+        return any(map(_is_changeable, value))
+    return isinstance(value, (torch.Tensor, np.ndarray))
+
+
+def _has_memory(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's elements lie in memory: some are made up, or kept in other tensors."""
+    try:
+        return tensor.numel() == 0 or bool(tensor.data_ptr())
+    except RuntimeError:
+        return False
+
+
+def _layout(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Where a tensor's elements lie, and what they are."""
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _array(tensor: torch.Tensor, plain: bool) -> Array:
+    """A dense tensor's memory as an array, flat where the tensor is not contiguous.
+
+    ``numpy()`` would give the same, but forbid PyTorch to resize the tensor ever after.
+    """
+    dtype = np.dtype(np.float64 if tensor.dtype == torch.float64 else np.float32)
+    shape, strides = (tensor.shape, tensor.stride()) if plain else ((tensor.numel(),), (1,))
+    # Kept alive by a tensor of its own: arrays hide from the garbage collector what they hold.
+    owner = tensor.detach()
+    return _core.array_at(owner.data_ptr(), dtype, [*shape], [n * dtype.itemsize for n in strides], owner)
 
 
 def _gradient(tensor: torch.Tensor, plain: bool) -> Array | SparseRows | None:
@@ -218,17 +261,17 @@ def _gradient(tensor: torch.Tensor, plain: bool) -> Array | SparseRows | None:
             return SparseRows(gradient._indices()[0].numpy(), values.resolve_neg().numpy())
         if gradient.layout != torch.strided:
             gradient = gradient.to_dense()
-        if gradient.dtype != tensor.dtype or (not plain and gradient.stride() != tensor.stride()):
+        same = gradient.dtype == tensor.dtype and (plain or gradient.stride() == tensor.stride())
+        if not same or not _has_memory(gradient):
             gradient = torch.empty_like(tensor).copy_(gradient)
-        gradient = gradient.detach().resolve_neg()
-        array: Array = (gradient if plain else _flat(gradient)).numpy()
-        return array
+        return _array(gradient.resolve_neg(), plain)
 
 
 class _OnePass(torch.optim.Optimizer):
     """What the optimizers share: everything of PyTorch's but the step."""
 
     _kind: ClassVar[type[CoreOptimizer]]
+    _older: ClassVar[Mapping[str, Any]] = {}  # options that groups of an older PyTorch lack
     _engine: _Engine | None = None
     _known: _core.Tensors | None = None  # the engine's
 
@@ -252,11 +295,13 @@ class _OnePass(torch.optim.Optimizer):
             if known is None or not known.step(self.param_groups, self.state):
                 self._step_slowly()
             return None
-        return self._watched_step(closure) if watched else self._step(closure)
+        if not watched:
+            return self._step(closure)
+        return self._watched_step() if closure is None else self._watched_step(closure=closure)
 
     step.hooked = True  # type: ignore[attr-defined]
 
-    def _step(self, closure: Callable[[], Any] | None) -> Any:
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -267,6 +312,8 @@ class _OnePass(torch.optim.Optimizer):
 
     def _step_slowly(self) -> None:
         """Take a step where something is new or unusual."""
+        if not any(group["params"] for group in self.param_groups):
+            return
         if self._engine is None or not self._engine.fits(self):
             self._forget()
             self._engine = _Engine(self)
@@ -282,7 +329,7 @@ class _OnePass(torch.optim.Optimizer):
         """Add a group of parameters, with options of its own."""
         super().add_param_group(param_group)
         try:
-            _check_options(self.param_groups[-1])
+            _check_options(self._kind, self.param_groups[-1])
             for index, tensor in enumerate(self.param_groups[-1]["params"]):
                 _check_tensor(f"parameter {index} of group {len(self.param_groups) - 1}", tensor)
         except BaseException:
@@ -290,13 +337,10 @@ class _OnePass(torch.optim.Optimizer):
             raise
         self._forget()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where an optimizer of PyTorch's, or one of these, was."""
-        for group in state_dict["param_groups"]:
-            _check_options(group)
-        super().load_state_dict(state_dict)
-
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # Pickles, copies and state dicts that are loaded all come here.
+        for group in state["param_groups"]:
+            _check_options(self._kind, group)
         super().__setstate__(state)
         self._forget()
 
@@ -309,7 +353,10 @@ class _OnePass(torch.optim.Optimizer):
         """PyTorch's constructors set it where ``fused=True``."""
 
 
-def _check_options(group: Mapping[str, Any]) -> None:
+def _check_options(kind: type[CoreOptimizer], group: Mapping[str, Any]) -> None:
+    for name, check in kind._checks.items():
+        if name in group:
+            check(name, _number(group[name], check))
     for name in ("capturable", "differentiable"):
         if group.get(name):
             raise ValueError(
@@ -324,6 +371,8 @@ def _check_tensor(label: str, tensor: torch.Tensor) -> None:
         raise TypeError(f"{label} is of dtype {tensor.dtype}: onepass updates float32 and float64 alone")
     if tensor.layout != torch.strided:
         raise ValueError(f"{label} is of layout {tensor.layout}: onepass updates dense tensors alone")
+    if not _has_memory(tensor):
+        raise ValueError(f"{label} has no memory of its own: pass an ordinary tensor")
     outermost_first = sorted(
         range(tensor.dim()), key=lambda axis: (tensor.stride(axis), tensor.size(axis)), reverse=True
     )
@@ -343,12 +392,14 @@ class Adam(_OnePass, torch.optim.Adam):
     """
 
     _kind = _CoreAdam
+    _older: ClassVar = {"decoupled_weight_decay": False}
 
 
 class AdamW(_OnePass, torch.optim.AdamW):
     """``torch.optim.AdamW`` with its arguments, stepped by `onepass.AdamW`."""
 
     _kind = _CoreAdam
+    _older: ClassVar = {"decoupled_weight_decay": True}
 
 
 class Adamax(_OnePass, torch.optim.Adamax):
@@ -373,6 +424,10 @@ class Adagrad(_OnePass, torch.optim.Adagrad):
     """``torch.optim.Adagrad`` with its arguments, stepped by `onepass.Adagrad`."""
 
     _kind = onepass.Adagrad
+
+    def share_memory(self) -> None:
+        """Refuse: state lies in memory of onepass's own."""
+        raise RuntimeError("onepass keeps state in memory of its own, which cannot be shared with other processes")
 
 
 class Adadelta(_OnePass, torch.optim.Adadelta):

@@ -1,0 +1,232 @@
+"""``python -m onepass``: what this copy of onepass is, whether it computes what it should, and how fast.
+
+For every instruction set of this machine, in a process of its own, each rule is compared with the executable
+specification, bit for bit; then a step of Adam is timed beside NumPy's. What is printed can be pasted into a bug
+report. The exit status is 1 when a bit differs or a process fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import onepass
+from onepass._reference import RULES, Reference
+
+Array = npt.NDArray[Any]
+
+STEPS = 3
+SHAPES = [(83, 101), (129,), (1,), ()]
+LONG = 300_007  # elements, enough for two threads
+FULL: dict[str, Any] = {"grad_scale": 0.5, "weight_decay": 0.02, "ema": 0.9, "clip_value": 0.75, "maximize": True}
+OWN: dict[str, dict[str, Any]] = {
+    "Adam": {"amsgrad": True, "eps_mode": "hat"},
+    "RMSprop": {"centered": True, "momentum": 0.9},
+    "Adagrad": {"lr_decay": 0.1, "initial_accumulator_value": 0.2},
+    "SGD": {"momentum": 0.9, "nesterov": True},
+}
+ARRAYS = {name for rule in RULES.values() for name in rule.states}
+CHILD = "import sys; sys.path[:] = sys.argv[1:]; from onepass.__main__ import compare; compare()"
+
+
+# The comparison, in a process for each instruction set.
+
+
+def words(count: int, seed: int) -> npt.NDArray[np.uint64]:
+    """Integers that look random and are the same with every NumPy: the generator SplitMix64."""
+    z = (np.arange(1, count + 1, dtype=np.uint64) + np.uint64(seed << 32)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def numbers(shape: tuple[int, ...], dtype: Any, seed: int, any_bits: bool) -> Array:
+    """Numbers in [-1, 1), or of any bits: the whole range of exponents, subnormals, infinities and NaNs."""
+    integers = words(int(np.prod(shape)), seed).reshape(shape)
+    if any_bits:
+        return integers.astype(f"u{np.dtype(dtype).itemsize}").view(dtype)
+    return np.asarray((integers >> np.uint64(41)).astype(dtype) / dtype(2**22) - dtype(1))
+
+
+def cases() -> Iterator[tuple[str, Any, bool, bool, list[tuple[int, ...]], dict[str, Any]]]:
+    """Each rule, plain and with all that can surround it, in both dtypes and modes; and something long."""
+    for kind in RULES:
+        for dtype in (np.float32, np.float64):
+            for flush in (True, False):
+                for any_bits in (False, True):
+                    clip = {"clip_norm": None if any_bits else 2.0}
+                    yield kind, dtype, flush, any_bits, SHAPES, {}
+                    yield kind, dtype, flush, any_bits, SHAPES, {**FULL, **clip, **OWN.get(kind, {})}
+    for dtype in (np.float32, np.float64):  # the first momentum is a copy, which does not flush
+        yield "SGD", dtype, True, True, SHAPES, {"momentum": 0.9, "clip_value": 0.75, "steps": 1}
+    yield "Adam", np.float32, True, False, [(LONG,)], {"clip_norm": 1.0}
+
+
+def same(kernel: Array, reference: Array) -> npt.NDArray[np.bool_]:
+    """Where the bits are equal. Of NaNs only the place is promised."""
+    unsigned = f"u{kernel.dtype.itemsize}"
+    equal: npt.NDArray[np.bool_] = kernel.view(unsigned) == reference.view(unsigned)
+    return equal | (np.isnan(kernel) & np.isnan(reference))
+
+
+def compare() -> None:
+    """Step kernel and reference side by side, and print what came of it."""
+    start, digest = time.perf_counter(), hashlib.sha256()
+    count, elements, differing, first = 0, 0, 0, ""
+    for kind, dtype, flush, any_bits, shapes, options in cases():
+        params = [numbers(shape, dtype, seed, False) for seed, shape in enumerate(shapes)]
+        scale, steps = options.pop("grad_scale", 1.0), options.pop("steps", STEPS)
+        reference = Reference(kind, params, lr=0.01, flush_denormals=flush, **options)
+        optimizer = getattr(onepass, kind)(params, lr=0.01, flush_denormals=flush, **options)
+        for t in range(steps):
+            grads = [numbers(shape, dtype, 16 * (t + 1) + seed, any_bits) for seed, shape in enumerate(shapes)]
+            optimizer.step(grads, scale)
+            reference.step(grads, scale)
+        count += 1
+        portable = not flush and kind != "NAdam"  # machines differ in what is tiny, C libraries in pow
+        for i, param in enumerate(params):
+            pairs = {"parameter": (param, reference.params[i])}
+            pairs |= {name: (a, reference.state[i][name]) for name, a in optimizer.state[i].items() if name in ARRAYS}
+            if optimizer.ema is not None:
+                pairs["average"] = (optimizer.ema[i], reference.ema[i])
+            for name, (kernel, expected) in pairs.items():
+                wrong = np.flatnonzero(~same(kernel, expected))
+                elements += kernel.size
+                differing += wrong.size
+                if wrong.size and not first:
+                    values = f"{kernel.flat[wrong[0]]!r} should be {expected.flat[wrong[0]]!r}"
+                    first = f"{kind}, {np.dtype(dtype)}, {name} {kernel.shape}[{wrong[0]}]: {values} ({options})"
+                if portable:
+                    plain = np.where(np.isnan(kernel), kernel.dtype.type(0), kernel)
+                    digest.update(plain.astype(plain.dtype.newbyteorder("<")).tobytes())
+    used = onepass.config()["instruction_set"]
+    found = {"instruction_set": used, "cases": count, "elements": elements, "differing": differing, "first": first}
+    print(json.dumps({**found, "digest": digest.hexdigest(), "seconds": round(time.perf_counter() - start, 2)}))
+
+
+def check(instruction_set: str) -> dict[str, Any]:
+    """What `compare` finds with this instruction set, which is chosen when a process imports onepass."""
+    environment = {**os.environ, "ONEPASS_ISA": instruction_set}
+    command = [sys.executable, "-c", CHILD, *sys.path]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if ran.returncode == 0:
+        found: dict[str, Any] = json.loads(ran.stdout)
+        if found["instruction_set"] == instruction_set:
+            return found
+    why = ran.stderr.strip().rpartition("\n")[2] or f"ended with status {ran.returncode}"
+    return {"instruction_set": instruction_set, "cases": 0, "elements": 0, "differing": 0, "first": why, "digest": ""}
+
+
+# The speed.
+
+
+def by_numpy(p: Array, g: Array, m: Array, v: Array, a: Array) -> None:
+    """Step 1000 of Adam without a temporary array."""
+    m *= 0.9
+    np.multiply(g, 0.1, out=a)
+    m += a
+    v *= 0.999
+    np.multiply(g, g, out=a)
+    a *= 0.001
+    v += a
+    np.sqrt(v, out=a)
+    a *= 1 / (1 - 0.999**1000) ** 0.5
+    a += 1e-8
+    np.divide(m, a, out=a)
+    a *= 1e-3 / (1 - 0.9**1000)
+    p -= a
+
+
+def seconds(run: Callable[[], None], times: int) -> float:
+    """How long one run takes, the mean of several."""
+    start = time.perf_counter()
+    for _ in range(times):
+        run()
+    return (time.perf_counter() - start) / times
+
+
+def speed(size: int) -> dict[str, Any]:
+    """Seconds of a step by onepass and by NumPy, medians of interleaved rounds."""
+    p, g = (numbers((size,), np.float32, seed, False) for seed in (1, 2))
+    optimizer = onepass.Adam(p.copy(), lr=1e-3)
+    arrays = [p, g, np.zeros_like(p), np.zeros_like(p), np.empty_like(p)]
+    runs = [lambda: optimizer.step(g), lambda: by_numpy(*arrays)]
+    times = [max(1, int(0.01 / seconds(run, 3))) for run in runs]
+    rounds = [[seconds(run, n) for run, n in zip(runs, times)] for _ in range(15)]
+    onepass_, numpy_ = (statistics.median(column) for column in zip(*rounds))
+    return {"parameters": size, "onepass": onepass_, "numpy": numpy_}
+
+
+# What is printed.
+
+
+def machine() -> dict[str, Any]:
+    """On what it ran."""
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    system = {"python": python, "numpy": np.__version__, "platform": platform.platform()}
+    return {**onepass.config(), **system}
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Columns that line up, in Markdown."""
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    rule = [width * "-" for width in widths]
+    lines = [head, rule, *rows]
+    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
+
+
+def microseconds(value: float) -> str:
+    """Seconds, as microseconds with about three digits."""
+    return f"{value * 1e6:,.{0 if value > 1e-4 else 2}f}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check, measure and print; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m onepass", description="A self-check of onepass on this machine.")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    as_json = parser.parse_args(arguments).json
+    config = machine()
+    if not as_json:
+        for name, value in config.items():
+            print(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
+        print(flush=True)
+
+    checks = [check(name) for name in config["usable_instruction_sets"]]
+    digests = {found["digest"] for found in checks}
+    good = len(digests) == 1 and all(found["cases"] and not found["differing"] for found in checks)
+    if not as_json:
+        keys = ["cases", "elements", "differing"]
+        rows = [[c["instruction_set"], *(f"{c[key]:,}" for key in keys), c["digest"][:16]] for c in checks]
+        print(table(["instruction set", "cases", "elements", "differing", "digest"], rows))
+        for found in checks:
+            if found["first"]:
+                print(f"\n{found['instruction_set']}: {found['first']}")
+        print("\nEvery bit is as it should be." if good else "\nSOMETHING DIFFERS: please report it.", flush=True)
+
+    speeds = [speed(size) for size in (100, 10_000, 1_000_000)]
+    if as_json:
+        print(json.dumps({"config": config, "good": good, "checks": checks, "speeds": speeds}, indent=2))
+    else:
+        rows = []
+        for s in speeds:
+            mine, its = s["onepass"], s["numpy"]
+            rows.append([f"{s['parameters']:,}", microseconds(mine), microseconds(its), f"{its / mine:.1f}"])
+        print("\nA step of Adam, float32, in microseconds:\n")
+        print(table(["parameters", "onepass", "NumPy, in place", "times"], rows))
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

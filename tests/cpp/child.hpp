@@ -1,0 +1,50 @@
+// A step large enough for four threads, and children that tell whether all was well.
+#pragma once
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <limits>
+#include <vector>
+
+#include "optimizer.hpp"
+#include "support.hpp"
+
+namespace test {
+
+struct Large {
+  static constexpr std::size_t size = 650000;
+  std::vector<double> param = std::vector<double>(size, 1), grad = std::vector<double>(size, 2);
+
+  // -1 further with each step, by as many threads as there may be.
+  void step() {
+    onepass::Parameter parameter{onepass::float64, size, 1, {}, 0, 1, 1};
+    parameter.operands.param = param.data();
+    parameter.operands.grad = grad.data();
+    const double options[3] = {};
+    const onepass::CommonOptions common{0.5, 0, std::numeric_limits<double>::infinity(), 0, false, false, false, false};
+    if (!onepass::step_once(rule_named("sgd"), options, common, 1, parameter, false)) std::abort();
+  }
+
+  bool is(double expected) const {
+    for (const double p : param) {
+      if (p != expected) return false;
+    }
+    return true;
+  }
+};
+
+// Forks; whether the child, which ends here, found all well.
+template <class Child>
+bool in_a_child(Child child) {
+  const pid_t id = fork();
+  if (id == 0) {
+    alarm(120);  // instead of waiting for ever
+    _exit(child() ? 0 : 1);
+  }
+  int status = 0;
+  return waitpid(id, &status, 0) == id && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+}  // namespace test

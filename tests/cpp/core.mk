@@ -1,0 +1,79 @@
+# What is tested of the core without Python, or of Python with tools that look into the core: included by the Makefile.
+
+sanitize_flags := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+
+# Whether a program is there, or the Debian package that has it.
+need = @command -v $(1) > /dev/null || { echo "$(1) is missing: apt-get install $(2)"; exit 1; }
+
+# Builds the core and its tests in build/core-NAME with these options of CMake, and runs them with these of CTest.
+define core_build
+@mkdir -p build
+@$(venv)/bin/cmake -S . -B build/core-$(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(venv))/bin/ninja -DCMAKE_BUILD_TYPE=Debug \
+  -DONEPASS_TESTS=ON -DONEPASS_WERROR=ON $(2) > build/core-$(1).log || { cat build/core-$(1).log; exit 1; }
+@$(venv)/bin/cmake --build build/core-$(1) --target all > build/core-$(1).log || { cat build/core-$(1).log; exit 1; }
+endef
+define core_test
+$(call core_build,$(1),$(2))
+$(venv)/bin/ctest --test-dir build/core-$(1) --output-on-failure --no-tests=error $(3)
+endef
+
+.PHONY: sanitize sanitize-core sanitize-python valgrind cross digests fuzz fuzz-step coverage-cpp
+
+sanitize: sanitize-core sanitize-python
+
+sanitize-core: $(call installed,build)
+	$(call need,g++,g++)
+	$(call need,clang++,clang libclang-rt-dev)
+	$(call core_test,plain-g++,-DCMAKE_CXX_COMPILER=g++)
+	$(call core_test,address-g++,-DCMAKE_CXX_COMPILER=g++ -DONEPASS_TOOL=address -DONEPASS_FLAGS="$(sanitize_flags)")
+	$(call core_test,address-clang++,-DCMAKE_CXX_COMPILER=clang++ -DONEPASS_TOOL=address -DONEPASS_FLAGS="$(sanitize_flags)")
+	$(call core_test,thread-g++,-DCMAKE_CXX_COMPILER=g++ -DONEPASS_TOOL=thread -DONEPASS_FLAGS=-fsanitize=thread,-LE 'fork|digest')
+	$(call core_test,thread-clang++,-DCMAKE_CXX_COMPILER=clang++ -DONEPASS_TOOL=thread -DONEPASS_FLAGS=-fsanitize=thread,-LE 'fork|digest')
+
+# A vector that is read partly beyond its array is an error here; operators new and delete of ours are not replaced. Leaks
+# are AddressSanitizer's: a forked child gives up its parent's pool, which valgrind would call one.
+memcheck := valgrind;-q;--error-exitcode=9;--partial-loads-ok=no;--soname-synonyms=somalloc=nouserintercepts
+valgrind: $(call installed,build)
+	$(call need,valgrind,valgrind)
+	$(call core_build,valgrind,-DONEPASS_TOOL=valgrind "-DCMAKE_TEST_LAUNCHER=$(memcheck)")
+	ONEPASS_TEST_FLUSH=0 $(venv)/bin/ctest --test-dir build/core-valgrind --output-on-failure --no-tests=error -E digest_flush $(ARGS)
+
+# 64-bit Arm, and a big-endian machine, emulated.
+cross_processors := aarch64 s390x
+cross: $(addprefix cross-,$(cross_processors))
+cross-%: $(call installed,build)
+	$(call need,$*-linux-gnu-g++,g++-$*-linux-gnu)
+	$(call need,qemu-$*,qemu-user)
+	$(call core_test,cross-$*,-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$* -DCMAKE_CXX_COMPILER=$*-linux-gnu-g++ "-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-$*;-L;/usr/$*-linux-gnu",-LE fork $(ARGS))
+
+# A table: which compilers, flags, processors and instruction sets give the same digests.
+digests: $(call installed,build)
+	$(python) tests/cpp/digests.py $(ARGS)
+
+# SECONDS=1800 make fuzz is the long run. What is found is kept in build/fuzz-step; the corpus is read, not changed.
+SECONDS ?= 60
+fuzz: fuzz-step
+fuzz-step: $(call installed,build)
+	$(call need,clang++,clang libclang-rt-dev)
+	$(call core_build,fuzz,-DCMAKE_CXX_COMPILER=clang++ -DONEPASS_FUZZER=ON -DONEPASS_FLAGS="$(sanitize_flags)")
+	@mkdir -p build/fuzz-step
+	build/core-fuzz/tests/cpp/fuzz_step -max_total_time=$(SECONDS) -max_len=400 -print_final_stats=1 -artifact_prefix=build/fuzz-step/ build/fuzz-step tests/cpp/corpus/step $(ARGS)
+
+# Lines and branches of the core that its tests reach, by every instruction set that this machine has.
+coverage-cpp: $(call installed,build) $(call installed,coverage-cpp)
+	$(call need,g++,g++)
+	$(call need,gcov,gcc)
+	@find build/core-coverage -name '*.gcda' -delete 2> /dev/null || true
+	$(call core_build,coverage,-DCMAKE_CXX_COMPILER=g++ -DONEPASS_FLAGS="-O0 --coverage -fprofile-update=atomic")
+	for isa in baseline avx2 avx512; do ONEPASS_ISA=$$isa $(venv)/bin/ctest --test-dir build/core-coverage -Q --output-on-failure -E digest || exit 1; done
+	$(venv)/bin/gcovr --root . --filter src/ --exclude-throw-branches --print-summary --txt build/coverage-cpp.txt --html-details build/coverage-cpp.html build/core-coverage
+	@cat build/coverage-cpp.txt
+
+# The Python tests, with a module that AddressSanitizer and UndefinedBehaviorSanitizer look into. Left out: one that limits
+# the address space, of which AddressSanitizer takes terabytes (test_no_threads.cpp does the same without). CPython's own
+# leaks are not looked for.
+sanitize-python:
+	$(call need,g++,g++)
+	SKBUILD_CMAKE_DEFINE="ONEPASS_FLAGS=$(sanitize_flags)" $(MAKE) venv=.venv-asan install .venv-asan/.installed-test .venv-asan/.installed-examples
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+	  .venv-asan/bin/python -m pytest -p no:cacheprovider --deselect tests/test_threads.py::test_threads_that_cannot_be_made_are_done_without $(ARGS)

@@ -1,0 +1,35 @@
+// What a step must do: scalar arithmetic, an element at a time, written down line by line from the rules' formulas.
+// Nothing of src/rules or src/sweep.hpp is used, so that a mistake there is not repeated here.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "kernels.hpp"
+
+namespace test {
+
+// The update of one element: its parameter, gradient, state and running average, in a dtype.
+template <class T>
+using Element = std::function<void(T& p, T g, T* s, T* average)>;
+
+// Folds the options and the step; an empty function where a folded number overflows. Changes step.mu_product.
+template <class T>
+Element<T> fold(const onepass::Rule& rule, const double* options, const onepass::CommonOptions& common,
+                onepass::StepNumbers& step);
+
+// Updates elements [begin, end), with this treatment of subnormal numbers.
+template <class T>
+void update(const Element<T>& element, const onepass::Operands& x, std::size_t begin, std::size_t end, bool flush);
+
+// The sum of squares of a whole gradient, in blocks of 4,096 elements with 16 sums each.
+template <class T>
+double squares(const T* grad, std::size_t count);
+
+// Whether every element, scaled, is finite, and its square if asked for.
+template <class T>
+bool finite(const T* grad, std::size_t count, double scale, bool squared);
+
+}  // namespace test

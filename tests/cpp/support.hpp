@@ -1,0 +1,148 @@
+// Numbers to try, memory in which a step too far is seen, and the tables of this machine.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "kernels.hpp"
+
+namespace test {
+
+// Sebastiano Vigna's splitmix64: the same numbers on every machine.
+class Random {
+ public:
+  explicit Random(std::uint64_t seed) : state_(seed) {}
+
+  std::uint64_t next() {
+    std::uint64_t z = (state_ += 0x9e3779b97f4a7c15U);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9U;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebU;
+    return z ^ (z >> 31);
+  }
+  std::uint64_t below(std::uint64_t count) { return next() % count; }
+  bool chance(unsigned one_in) { return below(one_in) == 0; }
+
+  // In [0, 1); a product of an integer and a power of two, exact everywhere.
+  double uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }
+  double between(double low, double high) { return low + (high - low) * uniform(); }
+
+  template <class T>
+  T pick(std::initializer_list<T> values) {
+    return values.begin()[below(values.size())];
+  }
+
+ private:
+  std::uint64_t state_;
+};
+
+template <class T>
+struct Format;
+template <>
+struct Format<float> {
+  using Bits = std::uint32_t;
+  static constexpr int mantissa = 23;
+  static constexpr int exponents = 255;  // the exponent's bits of infinities and NaNs
+};
+template <>
+struct Format<double> {
+  using Bits = std::uint64_t;
+  static constexpr int mantissa = 52;
+  static constexpr int exponents = 2047;
+};
+
+// The number with this sign and exponent (0: zero and subnormal numbers; the largest: infinity and NaN).
+template <class T>
+T from_bits(bool negative, int exponent, std::uint64_t mantissa) {
+  using F = Format<T>;
+  using Bits = typename F::Bits;
+  const auto below = static_cast<Bits>(mantissa & ((std::uint64_t{1} << F::mantissa) - 1));
+  const auto sign = static_cast<Bits>(static_cast<Bits>(negative) << (8 * sizeof(T) - 1));
+  const Bits bits = sign | static_cast<Bits>(static_cast<Bits>(exponent) << F::mantissa) | below;
+  T value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+enum class Values : unsigned char { ordinary, hostile, small };
+constexpr Values all_values[] = {Values::ordinary, Values::hostile, Values::small};
+const char* name_of(Values values);
+
+// One number: as they occur in training; or over the whole exponent range, with zeros of both signs, subnormal numbers,
+// infinities and NaNs among them; or such that squares and small multiples straddle the smallest normal number.
+template <class T>
+T draw(Values values, Random& random) {
+  using F = Format<T>;
+  if (values == Values::ordinary) return static_cast<T>(random.between(-2, 2));
+  const bool negative = random.chance(2);
+  const std::uint64_t mantissa = random.next();
+  if (values == Values::small) {
+    const int one = F::exponents / 2;  // the exponent's bits of 1
+    return from_bits<T>(negative, random.pick({0, 0, 1, 2, 3, 6, one / 2, one / 2 + 1}), mantissa);
+  }
+  switch (random.below(50)) {
+    case 0:
+    case 1:
+    case 2:
+    case 3:
+      return from_bits<T>(negative, 0, 0);
+    case 4:
+      return from_bits<T>(negative, F::exponents, 0);
+    case 5:
+      return from_bits<T>(negative, F::exponents, std::uint64_t{1} << (F::mantissa - 1));
+    case 6:
+    case 7:
+      return from_bits<T>(negative, 0, mantissa);
+    case 8:
+      return from_bits<T>(negative, F::exponents - 1, ~std::uint64_t{0});
+    default:
+      return from_bits<T>(negative, static_cast<int>(random.below(F::exponents)), mantissa);
+  }
+}
+
+// Where an array lies: up against a page that may not be touched, or on the heap, exactly as large as it is and this
+// many elements behind a cache line's border.
+struct Place {
+  enum Kind : unsigned char { before_guard, after_guard, heap } kind;
+  std::size_t offset = 0;
+};
+
+Place any_place(Random& random);
+
+// Memory for one array. Reading or writing beyond it ends the program, with or without tools, where a guarded page is
+// next to it; on the heap, tools see it, and check() sees what was written in front of it.
+class Memory {
+ public:
+  Memory(std::size_t bytes, std::size_t item, Place place);
+  ~Memory();
+  Memory(Memory&& other) noexcept;
+  Memory& operator=(Memory&&) = delete;
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  void* data() const { return data_; }
+  bool untouched_around() const;
+
+ private:
+  void* block_;
+  std::size_t block_bytes_;
+  bool mapped_;
+  unsigned char* data_;
+};
+
+// Every table that this processor can use.
+std::vector<const onepass::Kernels*> tables();
+const onepass::Rule& rule_named(const std::string& name);
+
+// Whether to treat subnormal numbers as zero: no and yes; no alone where the processor cannot, or where
+// ONEPASS_TEST_FLUSH=0 says so (valgrind does not).
+std::vector<bool> flush_modes();
+
+// Reasonable and less reasonable options of a rule and of all rules.
+std::vector<double> any_options(const onepass::Rule& rule, Random& random);
+onepass::CommonOptions any_common(Random& random);
+
+}  // namespace test

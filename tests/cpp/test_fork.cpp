@@ -1,0 +1,68 @@
+// Processes that are forked while there are threads: each child has a pool of its own.
+#include <atomic>
+#include <filesystem>
+#include <iterator>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "check.hpp"
+#include "child.hpp"
+#include "parallel.hpp"
+
+using test::in_a_child;
+using test::Large;
+
+namespace {
+
+// Of this process, where the system tells; otherwise as many as are expected.
+std::size_t thread_count(std::size_t expected) {
+  std::error_code none;
+  const std::filesystem::directory_iterator tasks("/proc/self/task", none);
+  return none ? expected : static_cast<std::size_t>(std::distance(begin(tasks), end(tasks)));
+}
+
+}  // namespace
+
+TEST(forked_children_step_with_threads_of_their_own) {
+  onepass::set_num_threads(3);
+  Large large;
+  large.step();  // the threads are there
+  for (int i = 0; i < 20; ++i) {
+    CHECK(in_a_child([&] {
+      const unsigned forks = onepass::forks();
+      large.step();
+      const bool has_threads = thread_count(3) == 3;
+      // And their children again.
+      const bool grandchild = in_a_child([&] {
+        large.step();
+        return large.is(-2) && onepass::forks() == forks + 1;
+      });
+      return large.is(-1) && has_threads && grandchild;
+    }));
+  }
+  large.step();
+  CHECK(large.is(-1));
+}
+
+TEST(children_forked_while_other_threads_step_do_not_wait_for_what_these_hold) {
+  onepass::set_num_threads(2);
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> workers;
+  for (int i = 0; i < 2; ++i) {
+    workers.emplace_back([&stop] {
+      Large own;
+      while (!stop) own.step();
+    });
+  }
+  // The child touches nothing that may have been locked in its parent: its arrays are there already.
+  Large large;
+  for (int i = 0; i < 20; ++i) {
+    CHECK(in_a_child([&] {
+      large.step();
+      return large.is(0);
+    }));
+  }
+  stop = true;
+  for (std::thread& worker : workers) worker.join();
+}

@@ -1,0 +1,257 @@
+// Every rule, dtype and table against scalar arithmetic: equal bits, and nothing read or written beyond the arrays.
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "check.hpp"
+#include "float_mode.hpp"
+#include "power.hpp"
+#include "reference.hpp"
+#include "support.hpp"
+
+namespace {
+
+using test::Memory;
+using test::Random;
+
+constexpr std::size_t two_vectors_and_a_tail = 2 * 64 / sizeof(float) + 9;
+
+template <class T>
+struct Arrays {
+  std::vector<Memory> memory;
+  onepass::Operands operands = {};
+
+  // A parameter, a gradient, state and an average, each wherever it likes.
+  Arrays(const onepass::Rule& rule, std::size_t count, test::Values values, Random& random) {
+    const auto array = [&](bool positive) {
+      memory.emplace_back(count * sizeof(T), sizeof(T), test::any_place(random));
+      T* const data = static_cast<T*>(memory.back().data());
+      for (std::size_t i = 0; i < count; ++i) {
+        const T x = test::draw<T>(values, random);
+        data[i] = positive ? std::fabs(x) : x;
+      }
+      return data;
+    };
+    operands.param = array(false);
+    operands.grad = array(false);
+    for (std::size_t k = 0; k < rule.state_count; ++k) operands.state[k] = array(k != 0);
+    operands.average = array(false);
+  }
+
+  std::vector<T*> all(const onepass::Rule& rule) const {
+    std::vector<T*> found{static_cast<T*>(operands.param), static_cast<T*>(operands.average)};
+    for (std::size_t k = 0; k < rule.state_count; ++k) found.push_back(static_cast<T*>(operands.state[k]));
+    return found;
+  }
+};
+
+template <class T>
+void one_case(const onepass::Kernels& table, const onepass::Rule& rule, std::size_t count, test::Values values,
+              bool flush, Random& random) {
+  const std::vector<double> options = test::any_options(rule, random);
+  const onepass::CommonOptions common = test::any_common(random);
+  const onepass::StepNumbers step{random.pick<std::int64_t>({1, 2, 3, 10, 1000, 1000000, std::int64_t{1} << 40}),
+                                  random.pick({1.0, 1.0, -1.0, 0.25, 1e-3, 1e10}), random.uniform()};
+  const std::string context =
+      test::words(table.instruction_set, rule.name, sizeof(T), name_of(values), "count", count, "t", step.t, "lr",
+                  common.lr, "decay", common.weight_decay, common.decoupled, "flush", flush);
+
+  onepass::Numbers numbers = {};
+  onepass::StepNumbers ours = step;
+  onepass::StepNumbers theirs = step;
+  const auto dtype = sizeof(T) == sizeof(float) ? onepass::float32 : onepass::float64;
+  const onepass::SweepFunction sweep = rule.fold[dtype](options.data(), common, ours, numbers);
+  const test::Element<T> element = test::fold<T>(rule, options.data(), common, theirs);
+  CHECK_EQUAL(sweep == nullptr, !element, context);
+  CHECK_BITS(ours.mu_product, theirs.mu_product, context);
+  if (sweep == nullptr || !element) return;
+
+  const Arrays<T> actual(rule, count, values, random);
+  Random again(random);  // only for where the copies lie
+  const Arrays<T> expected(rule, count, test::Values::ordinary, again);
+  const auto from = actual.all(rule);
+  const auto to = expected.all(rule);
+  for (std::size_t k = 0; k < from.size(); ++k) std::copy(from[k], from[k] + count, to[k]);
+  onepass::Operands x = expected.operands;
+  x.grad = actual.operands.grad;
+  if (!common.averaged) x.average = nullptr;
+
+  // All of it, or a part in its midst.
+  const std::size_t begin = random.chance(4) ? random.below(count + 1) : 0;
+  const std::size_t end = random.chance(4) ? begin + random.below(count - begin + 1) : count;
+  test::update(element, x, begin, end, flush);
+  {
+    const onepass::FloatMode mode(flush);
+    sweep(numbers, actual.operands, begin, end);
+  }
+  for (std::size_t k = 0; k < from.size(); ++k) CHECK_ARRAYS(from[k], to[k], count, context, "array", k);
+  for (const Memory& memory : actual.memory) CHECK(memory.untouched_around(), context);
+}
+
+template <class T>
+void all_cases(Random& random) {
+  for (const onepass::Kernels* table : test::tables()) {
+    for (std::size_t r = 0; r < table->rule_count; ++r) {
+      const onepass::Rule& rule = table->rules[r];
+      for (const bool flush : test::flush_modes()) {
+        for (const test::Values values : test::all_values) {
+          for (std::size_t count = 0; count <= two_vectors_and_a_tail; ++count) {
+            one_case<T>(*table, rule, count, values, flush, random);
+          }
+          // From 4,096 on a sweep begins at a cache line; sixteen options for each rule.
+          for (const std::size_t count : {100U, 500U, 1023U, 4095U, 4096U, 4111U, 8200U}) {
+            one_case<T>(*table, rule, count, values, flush, random);
+          }
+          for (int i = 0; i < 16; ++i) one_case<T>(*table, rule, 67, values, flush, random);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TEST(every_rule_and_table_gives_the_bits_of_scalar_arithmetic_in_float32) {
+  Random random(1);
+  all_cases<float>(random);
+}
+
+TEST(every_rule_and_table_gives_the_bits_of_scalar_arithmetic_in_float64) {
+  Random random(2);
+  all_cases<double>(random);
+}
+
+TEST(all_tables_offer_the_same_rules) {
+  const auto tables = test::tables();
+  for (const onepass::Kernels* table : tables) {
+    CHECK_EQUAL(table->rule_count, tables[0]->rule_count);
+    CHECK_EQUAL(table->rule_count, std::size_t{13}, "a new rule needs its lines in reference.cpp");
+    for (std::size_t r = 0; r < table->rule_count; ++r) {
+      CHECK_EQUAL(std::string(table->rules[r].name), std::string(tables[0]->rules[r].name));
+    }
+  }
+}
+
+namespace {
+
+template <class T>
+void squares_and_finite(Random& random) {
+  const auto dtype = sizeof(T) == sizeof(float) ? onepass::float32 : onepass::float64;
+  for (const onepass::Kernels* table : test::tables()) {
+    for (std::size_t count = 0; count <= 4096; count += count < 70 ? 1 : 575) {
+      for (const test::Values values : test::all_values) {
+        const Memory memory(count * sizeof(T), sizeof(T), test::any_place(random));
+        T* const data = static_cast<T*>(memory.data());
+        for (std::size_t i = 0; i < count; ++i) data[i] = test::draw<T>(values, random);
+        if (values == test::Values::hostile) {  // otherwise hardly one would be finite
+          for (std::size_t i = 0; i < count; ++i) data[i] = std::isfinite(data[i] * 4) ? data[i] : T(1);
+        }
+        const std::string context = test::words(table->instruction_set, sizeof(T), name_of(values), "count", count);
+        const double squares = table->squares[dtype](data, 0, count);
+        const double expected = test::squares(data, count);
+        CHECK_BITS(squares, expected, context);
+        // One that is not finite is found wherever it lies, and one that only its square or its scale makes so.
+        for (const bool squared : {false, true}) {
+          for (const double scale : {1.0, 1e-3, -4.0}) {
+            CHECK_EQUAL(table->finite[dtype](data, scale, squared, 0, count), test::finite(data, count, scale, squared),
+                        context);
+            if (count == 0) continue;
+            const std::size_t at = random.below(count);
+            const T before = data[at];
+            const T infinity = std::numeric_limits<T>::infinity();
+            const T largest = std::numeric_limits<T>::max();
+            for (const T bad : {infinity, -infinity, std::numeric_limits<T>::quiet_NaN(), largest, -largest}) {
+              data[at] = bad;
+              CHECK_EQUAL(table->finite[dtype](data, scale, squared, 0, count),
+                          test::finite(data, count, scale, squared), context, "at", at, bad);
+            }
+            data[at] = before;
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TEST(squares_have_the_bits_of_sixteen_sums_and_what_is_not_finite_is_found_in_float32) {
+  Random random(3);
+  squares_and_finite<float>(random);
+}
+
+TEST(squares_have_the_bits_of_sixteen_sums_and_what_is_not_finite_is_found_in_float64) {
+  Random random(4);
+  squares_and_finite<double>(random);
+}
+
+TEST(the_stream_limit_adds_the_gradient_to_three_arrays_and_to_nothing_else) {
+  Random random(5);
+  for (const onepass::Kernels* table : test::tables()) {
+    for (std::size_t count : {0U, 1U, 7U, 16U, 33U, 4096U, 5003U}) {
+      std::vector<Memory> memory;
+      for (int k = 0; k < 4; ++k) {
+        memory.emplace_back(count * sizeof(float), sizeof(float), test::any_place(random));
+        for (std::size_t i = 0; i < count; ++i) {
+          static_cast<float*>(memory.back().data())[i] = static_cast<float>(k + 1) + static_cast<float>(i);
+        }
+      }
+      onepass::Operands x = {memory[0].data(), memory[3].data(), {memory[1].data(), memory[2].data()}, nullptr};
+      table->stream_limit[onepass::float32](x, 0, count);
+      for (std::size_t k = 0; k < 4; ++k) {
+        for (std::size_t i = 0; i < count; ++i) {
+          const auto first = static_cast<float>(k + 1) + static_cast<float>(i);
+          const float sum = k == 3 ? first : first + (4 + static_cast<float>(i));
+          CHECK_EQUAL(static_cast<const float*>(memory[k].data())[i], sum, table->instruction_set, count);
+        }
+        CHECK(memory[k].untouched_around());
+      }
+    }
+  }
+}
+
+#if defined(__SIZEOF_FLOAT128__) || defined(__aarch64__) || defined(__s390x__)
+namespace {
+
+#if defined(__SIZEOF_FLOAT128__)
+__extension__ using Quad = __float128;
+#else
+using Quad = long double;
+#endif
+
+}  // namespace
+
+TEST(powers_are_those_of_quadruple_precision_rounded) {
+  Random random(6);
+  int compared = 0;
+  for (int i = 0; i < 20000; ++i) {
+    const double base = random.chance(2) ? random.uniform() : 1 - random.uniform() * 1e-3;
+    const auto exponent = static_cast<std::int64_t>(random.below(random.chance(2) ? 40 : 20000));
+    Quad exact = 1;
+    Quad factor = base;
+    for (std::int64_t rest = exponent; rest != 0; rest >>= 1) {
+      if ((rest & 1) != 0) exact = exact * factor;
+      factor = factor * factor;
+    }
+    const Quad error = exact * static_cast<Quad>(0x1p-90);  // more than a few hundred roundings to 113 bits make
+    if (exact < static_cast<Quad>(1e-300)) continue;
+    if (static_cast<double>(exact - error) != static_cast<double>(exact + error)) continue;  // too close to say
+    ++compared;
+    CHECK_EQUAL(onepass::power(base, exponent), static_cast<double>(exact), "base", base, "exponent", exponent);
+  }
+  CHECK(compared > 10000, compared);
+}
+#endif
+
+TEST(powers_at_the_ends) {
+  CHECK_EQUAL(onepass::power(0, 0), 1.0);
+  CHECK_EQUAL(onepass::power(0, 1), 0.0);
+  CHECK_EQUAL(onepass::power(0x1p-1074, 0), 1.0);
+  CHECK_EQUAL(onepass::power(0x1p-1074, 1), 0.0);
+  CHECK_EQUAL(onepass::power(0.5, 1022), 0x1p-1022);
+  CHECK_EQUAL(onepass::power(0.5, 1023), 0.0);
+  CHECK_EQUAL(onepass::power(0.999, std::int64_t{1} << 62), 0.0);
+  CHECK_EQUAL(onepass::power(0x1.fffffffffffffp-1, 1), 0x1.fffffffffffffp-1);
+  CHECK_EQUAL(onepass::power(0x1.fffffffffffffp-1, INT64_MAX), 0.0);
+}

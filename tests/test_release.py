@@ -1,0 +1,55 @@
+"""What a release relies on: one place for the version, a changelog, a citation that names no version."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import onepass
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.skipif(not (ROOT / "RELEASING.md").exists(), reason="the sources are not beside the tests")
+
+
+def version() -> str:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (found,) = re.findall(r'^version = "([\d.]+)"$', text, re.MULTILINE)  # what the release workflow looks for
+    return str(found)
+
+
+def test_the_version_is_that_of_pyproject() -> None:
+    assert onepass.__version__ == version()
+
+
+def test_the_version_stands_nowhere_else() -> None:
+    files = [ROOT / "CMakeLists.txt", ROOT / "CITATION.cff", ROOT / "Makefile", ROOT / "docs" / "conf.py"]
+    for folder in ("src", "python"):
+        files += [file for file in (ROOT / folder).rglob("*") if file.suffix in (".py", ".pyi", ".cpp", ".hpp", ".inl")]
+    assert len(files) > 40
+    for file in files:
+        assert version() not in file.read_text(encoding="utf-8"), file.name
+
+
+def test_the_changelog_has_a_section_for_what_comes_next() -> None:
+    sections = re.findall(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sections[0] == "Unreleased"
+    assert sections[1:] == sorted(sections[1:], key=lambda s: tuple(map(int, s.split("."))), reverse=True)
+
+
+def test_every_action_is_pinned_by_the_hash_of_a_commit() -> None:
+    workflows = list((ROOT / ".github" / "workflows").glob("*.yml"))
+    used = [use for file in workflows for use in re.findall(r"uses: (\S+.*)", file.read_text(encoding="utf-8"))]
+    assert len(used) > 20
+    for use in used:
+        assert use.startswith("./") or re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v[\d.]+", use), use
+
+
+def test_each_job_says_what_it_is_for() -> None:
+    for file in (ROOT / ".github" / "workflows").glob("*.yml"):
+        lines = file.read_text(encoding="utf-8").partition("\njobs:\n")[2].splitlines()
+        for number, line in enumerate(lines):
+            if re.fullmatch(r"  [\w-]+:", line):
+                assert number > 0 and lines[number - 1].startswith("  # "), f"{file.name}: {line.strip()}"

@@ -1,0 +1,114 @@
+"""Types, signatures and docstrings: what an editor shows and a type checker accepts, of the installed package."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import onepass
+
+# What people write. A line that carries an ignore is wrong, and mypy must say so: under --strict an ignore that
+# ignores nothing is an error too.
+PROGRAM = """
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import onepass
+from onepass import schedules
+
+W: npt.NDArray[np.float32] = np.zeros((3, 2), np.float32)
+b = np.zeros(2, np.float32)
+
+
+def warm(t: int) -> float:
+    return min(1.0, t / 10)
+
+
+one = onepass.Adam(W)
+several = onepass.AdamW([W, b], lr=warm, betas=(0.8, 0.9), clip_norm=1.0, nonfinite="skip", ema=0.9)
+named = onepass.SGD({"W": W, "b": b}, lr=schedules.warmup(schedules.cosine(0.1, 100), 10), momentum=0.9)
+groups: list[dict[str, Any]] = [{"params": [W], "lr": 0.1}, {"params": b}]
+grouped = onepass.RMSprop(groups)
+preset = onepass.Adam(W, **onepass.presets["keras"])
+for kind in (onepass.Adamax, onepass.NAdam, onepass.Adagrad, onepass.Adadelta, onepass.Lion):
+    optimizer: onepass.Optimizer = kind(W)
+one.step(W)
+several.step([W, None], grad_scale=0.5)
+named.step({"W": onepass.SparseRows([0, 1], W[:2]), "b": b})
+one.add_group(b, lr=0.5)
+one.groups[0].lr = 0.5
+one.lr = warm
+state: Mapping[Any, dict[str, Any]] = one.state
+steps: int = one.step_count + one.skipped
+norm: float | None = several.grad_norm
+one.load_state_dict(one.state_dict())
+one.save("adam.npz")
+onepass.adam_step(W, W, W, W, 1, lr=0.1, max_exp_avg_sq=W)
+onepass.set_num_threads(onepass.get_num_threads())
+version: str = onepass.__version__
+config: dict[str, Any] = onepass.config()
+onepass.show_config()
+
+onepass.Adam(W, lr="0.1")  # type: ignore[arg-type]
+onepass.Adam(W, beta=0.9)  # type: ignore[call-arg]
+onepass.Adam(W, betas=0.9)  # type: ignore[arg-type]
+onepass.Adam(5)  # type: ignore[arg-type]
+onepass.Adam()  # type: ignore[call-arg]
+one.step()  # type: ignore[call-arg]
+one.step(W, grad_scale="half")  # type: ignore[arg-type]
+one.step_count = 5  # type: ignore[misc]
+length: str = one.step_count  # type: ignore[assignment]
+onepass.set_num_threads("two")  # type: ignore[arg-type]
+onepass.Adm(W)  # type: ignore[attr-defined]
+schedules.cosine("0.1", 100)  # type: ignore[arg-type]
+"""
+
+
+def test_a_users_program_passes_mypys_strict_mode_and_mistakes_do_not(tmp_path: Path) -> None:
+    pytest.importorskip("mypy", reason="make test installs it")
+    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "program.py"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.stdout == "Success: no issues found in 1 source file\n", ran.stdout + ran.stderr
+
+
+def public() -> Iterator[tuple[str, Any]]:
+    """Every public name, the members of classes and of the module of schedules among them."""
+    for name in onepass.__all__:
+        item = getattr(onepass, name)
+        yield name, item
+        if inspect.ismodule(item):
+            yield from ((f"{name}.{member}", getattr(item, member)) for member in item.__all__)
+        elif inspect.isclass(item):
+            members = (member for member in dir(item) if not member.startswith("_"))
+            yield from ((f"{name}.{member}", inspect.getattr_static(item, member)) for member in members)
+
+
+PUBLIC = dict(public())
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name != "presets"])  # a mapping, which can hold none
+def test_everything_public_has_a_docstring(name: str) -> None:
+    assert len(inspect.getdoc(PUBLIC[name]) or "") > 10
+
+
+@pytest.mark.parametrize("name", [name for name, item in PUBLIC.items() if callable(item)])
+def test_everything_that_can_be_called_shows_its_arguments(name: str) -> None:
+    parameters = inspect.signature(PUBLIC[name]).parameters
+    vague = [parameter.name for parameter in parameters.values() if parameter.kind is parameter.VAR_POSITIONAL]
+    assert not vague, "an editor would show nothing but *args"
+
+
+def test_the_types_are_those_of_the_package_and_not_guessed() -> None:
+    folder = Path(onepass.__file__).parent
+    assert (folder / "py.typed").exists()
+    assert (folder / "_core.pyi").exists()
