@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
 import os
-import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -169,6 +167,9 @@ def copy_of(array: Array, folder: str | None = None) -> Array:
 
 def _mapped(size: int, folder: str) -> Array:
     """Zeros in a file that nobody else sees, and that is gone with the last array in it."""
+    import mmap  # which take long to import, and not everyone needs them
+    import tempfile
+
     with tempfile.TemporaryFile(dir=folder, prefix="onepass-") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, and not a signal in a step
