@@ -7,7 +7,7 @@ place, on the threads that `onepass.set_num_threads` says, and take subnormal nu
 
 Parameters must be dense, contiguous in some order of their dimensions, on the CPU, of dtype float32 or float64.
 ``capturable`` and ``differentiable`` are refused; ``foreach`` and ``fused`` choose among PyTorch's own implementations,
-none of which runs here. Options must be what `onepass` takes: no negative learning rate, for one. A sparse gradient
+none of which runs here. Options must be what onepass takes: no negative learning rate, for one. A sparse gradient
 touches its rows alone, in the parameter and in its state: momentum does not move the others (PyTorch's SGD moves all,
 its Adam, Adamax, NAdam, RMSprop and Adadelta refuse such gradients).
 
