@@ -93,7 +93,7 @@ class Exchange:
         self.said.append(f"part {k}")
 
 
-SHAPES = [3, 5000, 0, 4096, 9000]
+SHAPES = [3, 5000, 4096, 0, 9000]
 PARTS = [[1, 4], [], [0, 2, 3]]
 
 
