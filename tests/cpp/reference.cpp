@@ -240,7 +240,10 @@ Element<T> fold(const onepass::Rule& rule, const double* options, const onepass:
   const T rest = averaged ? o.number(1 - common.ema_decay) : T(0);
   if (o.overflows) return {};
   return [=](T& p, T g, T* state, T* average) {
-    if (s != 1) g = g * s;
+    if (s != 1) {
+      const volatile T scaled = g * s;  // Clang would make a product with 1 of the other case, which flushes
+      g = scaled;
+    }
     if (clamped) g = select(g < -c, -c, g);
     if (clamped) g = select(g > c, c, g);
     if (coupled) g = g + decay * p;
