@@ -464,7 +464,7 @@ class Optimizer {
     const void* const data = parameter.size == 0 ? &nothing : found.address();
     if (data == nullptr || !is_disjoint(i, data)) return false;
     // The one lazy negation that can lie so: the imaginary part of a conjugate, which is each second number.
-    if (parameter.size == 1 && gradient.attr("is_neg")().cast<bool>()) return false;
+    if (parameter.size == 1 && call(gradient.attr("is_neg"), py::tuple()).cast<bool>()) return false;
     pointers_[i].data = data;
     return true;
   }
@@ -537,7 +537,7 @@ class Optimizer {
     onepass::Measured measured;
     const bool norm = clip_norm != no_clip_norm;
     const bool finite = nonfinite != Nonfinite::propagate;
-    if (in_parts != nullptr) in_parts->exchange.attr("_agree")(core_.digest(), norm || finite);
+    if (in_parts != nullptr) call(in_parts->exchange.attr("_agree"), py::make_tuple(core_.digest(), norm || finite));
     if ((norm || finite) && in_parts != nullptr) {
       measured = measure_with_others(scale, norm, finite, large, in_parts->exchange);
     } else if (norm || finite) {
@@ -560,7 +560,7 @@ class Optimizer {
       without_gil_if(large, [this] { core_.apply(); });
     } else {
       for (std::size_t k = 0; k < in_parts->parts.size(); ++k) {
-        in_parts->exchange.attr("_ready")(k);
+        call(in_parts->exchange.attr("_ready"), py::make_tuple(k));
         without_gil_if(large, [&] { core_.apply_some(in_parts->parts[k]); });
       }
       core_.count_step();
@@ -575,7 +575,7 @@ class Optimizer {
     auto* const room = reinterpret_cast<onepass::Block*>(blocks.mutable_data());
     without_gil_if(large, [&] { core_.measure_blocks(pointers_.data(), scale, norm, finite, room); });
     const auto [found, first] =
-        exchange.attr("_measured")(blocks).cast<std::pair<double, std::optional<std::size_t>>>();
+        call(exchange.attr("_measured"), py::make_tuple(blocks)).cast<std::pair<double, std::optional<std::size_t>>>();
     return {found, first.value_or(onepass::Measured::none)};
   }
 
@@ -903,6 +903,7 @@ class Tensors {
   // Whether two lists hold the very same objects.
   static int are_items(const py::object& list, const py::object& known) {
     if (!PyList_CheckExact(list.ptr()) || !PyList_CheckExact(known.ptr())) return 0;
+    const py::scoped_critical_section section(list);
     const Py_ssize_t count = PyList_GET_SIZE(known.ptr());
     if (PyList_GET_SIZE(list.ptr()) != count) return 0;
     for (Py_ssize_t i = 0; i < count; ++i) {

@@ -151,3 +151,26 @@ def test_state_larger_than_a_limit_on_memory_trains_on_disk_and_goes_on_after_a_
     assert again.startswith("4 steps")
     train("free", "free", "kill")
     assert train("free", "free").splitlines()[1] == again.splitlines()[1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on open files")
+def test_many_arrays_take_a_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder may also be named from where the program was when it made the optimizer."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    params = [np.ones(3, np.float32) for _ in range(300)]
+    monkeypatch.chdir(tmp_path)
+    Path("state").mkdir()
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+        with onepass.state_dir("state"):
+            opt = onepass.Adam(params, ema=0.9)
+        opt.step(params)
+        opt.save("saved.npz")
+        monkeypatch.chdir("/")
+        opt.step(params)
+        opt.load(tmp_path / "saved.npz")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert opt.step_count == 1

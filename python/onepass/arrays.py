@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -158,13 +159,6 @@ def all_zeros_like(arrays: list[Array], folder: str | None = None) -> list[Array
     return made
 
 
-def copy_of(array: Array, folder: str | None = None) -> Array:
-    """A copy that lies as `zeros_like` would."""
-    copy = all_zeros_like([array], folder)[0]
-    np.copyto(copy, array)
-    return copy
-
-
 def _mapped(size: int, folder: str) -> Array:
     """Zeros in a file that nobody else sees, and that is gone with the last array in it."""
     import mmap  # which take long to import, and not everyone needs them
@@ -188,7 +182,7 @@ def state_folder() -> str | None:
 
 @contextmanager
 def state_dir(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Optimizers that are made in this block keep their state in files in this folder, mapped into memory.
+    """Optimizers made in this block, by its thread, keep their state in files in this folder, mapped into memory.
 
     For state that is larger than memory: the system reads its pages when a step comes to them, in their order, writes
     them back when it needs the room, and counts them as files and not as the memory of the process. Parameters stay
@@ -215,7 +209,7 @@ def state_dir(folder: str | os.PathLike[str]) -> Iterator[None]:
         >>> w
         array([-0.1, -0.1, -0.1], dtype=float32)
     """
-    token = _state_folder.set(os.fsdecode(folder))
+    token = _state_folder.set(str(Path(os.fsdecode(folder)).absolute()))
     try:
         yield
     finally:

@@ -21,7 +21,6 @@ from .arrays import (
     check_storage,
     checked_gradient,
     copy_into,
-    copy_of,
     group_params,
     grouped,
     pin,
@@ -158,7 +157,8 @@ class Optimizer(_core.Optimizer):
         states: list[list[dict[str, Array]]] = []
         for group in made:
             names = _core.rules[self._rule(group)[0]][1]
-            rooms = iter(all_zeros_like([array for array in group.params for _ in names], self._state_folder))
+            count = len(names) + (group.ema is not None)
+            rooms = iter(all_zeros_like([array for array in group.params for _ in range(count)], self._state_folder))
             states.append([])
             for array in group.params:
                 state = {name: next(rooms) for name in names}
@@ -169,7 +169,8 @@ class Optimizer(_core.Optimizer):
                         if not np.isfinite(values).all():
                             raise ValueError(f"{first!r}, which state starts with, overflows {values.dtype}")
                 if group.ema is not None:
-                    state["ema"] = copy_of(array, self._state_folder)
+                    state["ema"] = next(rooms)
+                    np.copyto(state["ema"], array)
                 states[-1].append(state)
 
         for group, (named, _), own in zip(made, groups, states):
@@ -482,7 +483,15 @@ class Optimizer(_core.Optimizer):
         """
         from . import checkpoint
 
-        found = checkpoint.read(path, self._snapshot(), room=lambda own: all_zeros_like([own], self._state_folder)[0])
+        own, rooms = self._snapshot(), dict[int, Array]()
+
+        def room(array: Array) -> Array:
+            if not rooms:  # all at once: with a folder for state that is one file
+                arrays = checkpoint.arrays(own)
+                rooms.update(zip(map(id, arrays), all_zeros_like(arrays, self._state_folder)))
+            return rooms[id(array)]
+
+        found = checkpoint.read(path, own, room=room)
         try:
             self.load_state_dict(found)
         except (TypeError, ValueError) as error:  # an option that is out of its range, say

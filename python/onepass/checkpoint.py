@@ -150,6 +150,11 @@ def _labels(like: StateDict) -> dict[int, str]:
 # ---- The two halves of a file ----
 
 
+def arrays(state_dict: StateDict) -> list[Array]:
+    """All arrays of state."""
+    return [*_arrays(state_dict).values()]
+
+
 def _arrays(state_dict: StateDict) -> dict[tuple[int, str], Array]:
     """All arrays of state, by parameter and name."""
     states = sorted(state_dict["state"].items())

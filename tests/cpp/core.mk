@@ -28,7 +28,6 @@ sanitize-core: $(call installed,build)
 	$(call core_test,address-g++,-DCMAKE_CXX_COMPILER=g++ -DONEPASS_TOOL=address -DONEPASS_FLAGS="$(sanitize_flags)")
 	$(call core_test,address-clang++,-DCMAKE_CXX_COMPILER=clang++ -DONEPASS_TOOL=address -DONEPASS_FLAGS="$(sanitize_flags)")
 	$(call core_test,thread-g++,-DCMAKE_CXX_COMPILER=g++ -DONEPASS_TOOL=thread -DONEPASS_FLAGS=-fsanitize=thread,-LE 'fork|digest')
-	$(call core_test,thread-clang++,-DCMAKE_CXX_COMPILER=clang++ -DONEPASS_TOOL=thread -DONEPASS_FLAGS=-fsanitize=thread,-LE 'fork|digest')
 
 # A vector that is read partly beyond its array is an error here; operators new and delete of ours are not replaced. Leaks
 # are AddressSanitizer's: a forked child gives up its parent's pool, which valgrind would call one.

@@ -1,5 +1,6 @@
 // Faults planted in a core like ours, so that a tool that would not see them is seen: planted read | write | freed |
 // race | uninitialised | overflow. Most run through the same functions as a step.
+#include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <limits>
@@ -52,12 +53,14 @@ void freed() {
   step(param.get(), stale, size);
 }
 
-// Two threads step the same parameter.
+// Two threads step the same parameter, at the same time: one after the other they would meet at the pool's locks.
 void race() {
   const auto param = std::make_unique<float[]>(size);
   const auto grad = std::make_unique<float[]>(size);
+  std::atomic<int> there{0};
   const auto work = [&] {
-    for (int i = 0; i < 1000; ++i) step(param.get(), grad.get(), size);
+    for (++there; there != 2;) std::this_thread::yield();
+    for (int i = 0; i < 20000; ++i) step(param.get(), grad.get(), size);
   };
   std::thread other(work);
   work();

@@ -621,6 +621,22 @@ def test_betas_that_are_tensors_may_be_changed_in_place() -> None:
     assert_close(runs[:1], runs[1:])
 
 
+def test_a_step_whose_end_was_interrupted_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer = ours.Adam([p], lr=0.1)
+    for t in range(3):
+        p.grad = torch.ones(2)
+        if t == 1:
+            optimizer._known = None  # the slow way
+            with monkeypatch.context() as interrupted:
+                interrupted.setattr(ours._Engine, "_tell", lambda engine: (_ for _ in ()).throw(KeyboardInterrupt()))
+                with pytest.raises(KeyboardInterrupt):
+                    optimizer.step()
+        else:
+            optimizer.step()
+    assert optimizer.state[p]["step"] == 3
+
+
 def test_groups_without_parameters_are_no_hindrance() -> None:
     optimizer = ours.Adam([{"params": []}])
     optimizer.step()

@@ -99,6 +99,7 @@ class _Engine:
         # What PyTorch sees of the counts: a tensor of each.
         self.counts = np.zeros(len(arrays), np.float64 if torch.get_default_dtype() == torch.float64 else np.float32)
         self.products = np.ones_like(self.counts)
+        self.untold = False
         self._take_over()
 
     def _take_over(self) -> None:
@@ -160,8 +161,15 @@ class _Engine:
         steps, products = map(self.core._parameter_step, every), map(self.core._mu_product, every)
         return np.array([*steps], self.counts.dtype), np.array([*products], self.products.dtype)
 
+    def _tell(self) -> None:
+        """Show PyTorch the core's counts."""
+        self.counts[:], self.products[:] = self._told()
+        self.untold = False
+
     def fits(self, optimizer: _OnePass) -> bool:
         """Whether it is still good, once changed options are handed on."""
+        if self.untold:  # Ctrl-C came between a step and its counts
+            self._tell()
         if optimizer.state is not self.state or len(optimizer.param_groups) != len(self.said):
             return False
         if [_layout(tensor) for tensor in self.tensors] != self.layouts:
@@ -190,9 +198,10 @@ class _Engine:
     def step_slowly(self) -> None:
         """Take a step along gradients of any kind."""
         gradients = [_gradient(tensor, plain) for tensor, plain in zip(self.tensors, self.plain)]
+        self.untold = True
         self.core.step(gradients)
+        self._tell()
         stepped = [i for i, gradient in enumerate(gradients) if gradient is not None]
-        self.counts[:], self.products[:] = self._told()
         for i in stepped:
             if not self.shown[i]:
                 self._show(i)
