@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import weakref
 from collections import Counter
 from collections.abc import Mapping
 from fractions import Fraction
@@ -22,18 +23,17 @@ with needed("mpi4py", "mpi"):
 OPTIONS = "options of the groups, or schedules that say something else"  # a thing to agree on that has no short words
 
 
-_keyvals: list[int] = []  # of a communicator's duplicate among its attributes
-
-
-def own_comm(comm: MPI.Intracomm) -> MPI.Intracomm:
-    """The communicator's duplicate, where nobody else's messages are; one for all optimizers."""
-    if not _keyvals:
-        _keyvals.append(MPI.Comm.Create_keyval(delete_fn=lambda comm, keyval, own: own.Free()))
-    known: Any = comm.Get_attr(_keyvals[0])
-    own: MPI.Intracomm = known or comm.Dup()
-    if known is None:
-        comm.Set_attr(_keyvals[0], own)
+def own_comm(comm: MPI.Intracomm, owner: object) -> MPI.Intracomm:
+    """A duplicate for this owner alone, so that nothing else is ever matched with its messages. Collective."""
+    own = comm.Dup()
+    # Whenever the owner goes, rank by rank: MPICH and Open MPI let go of a communicator without asking the others.
+    weakref.finalize(owner, _freed, own).atexit = False
     return own
+
+
+def _freed(own: MPI.Intracomm) -> None:
+    if not MPI.Is_finalized():
+        own.Free()
 
 
 def agree(comm: MPI.Intracomm, error: BaseException | None, said: Mapping[str, Any]) -> None:

@@ -47,6 +47,8 @@ with needed("mpi4py", "mpi"):
 
 __all__ = ["ShardedOptimizer"]
 
+_kept: list[Any] = []  # what MPI may still read and write for steps that broke off
+
 
 class ShardedOptimizer(Saved):
     r"""An optimizer whose state is divided among the ranks of a communicator.
@@ -70,7 +72,8 @@ class ShardedOptimizer(Saved):
     environment says how many threads to use.
 
     Args:
-        comm: an intracommunicator of mpi4py, say ``MPI.COMM_WORLD``. Its duplicate is what is used.
+        comm: an intracommunicator of mpi4py, say ``MPI.COMM_WORLD``. What is used is a duplicate of it,
+            the optimizer's own, which is freed with it.
         kind: the optimizer, say `onepass.AdamW`.
         params: as in `Adam`, groups too. All ranks have the same, in the same order.
         average: step along the mean of the ranks' gradients; False: along their sum. The division is part of the step.
@@ -99,7 +102,7 @@ class ShardedOptimizer(Saved):
         """Collective."""
         if not isinstance(comm, MPI.Intracomm):
             raise TypeError(f"comm must be an mpi4py intracommunicator, not {type(comm).__name__}")
-        self._comm = own_comm(comm)
+        self._comm = own_comm(comm, self)
         self._lock = threading.RLock()
         self._broken = False
         self._requests: dict[tuple[str, int], MPI.Request] = {}  # chunks on their way
@@ -235,6 +238,9 @@ class ShardedOptimizer(Saved):
             except BaseException as error:
                 if not self._agreed:
                     agree(self._comm, error, {})
+                if self._requests and not self._broken:
+                    _kept.append((self._requests, self._share, self._sending, self._taking, self._flat))
+                    _kept.append((self._given, self._given_flat))
                 self._broken = self._broken or self._changing or bool(self._requests)
                 raise
             finally:
@@ -342,6 +348,7 @@ class ShardedOptimizer(Saved):
                 chunk = self._chunks[k]
                 flat = self._given_flat[chunk.dtype]
                 mine = self._packed(k) if flat is None else flat[chunk.start : chunk.start + chunk.size]
+                self._requests["reduce", k] = MPI.REQUEST_NULL  # what is interrupted here counts as begun
                 self._requests["reduce", k] = self._comm.Ireduce_scatter(mine, self._share[k], chunk.counts())
 
     def _reduced(self, k: int) -> None:
@@ -386,6 +393,7 @@ class ShardedOptimizer(Saved):
             room = self._room(self._taking, k)
             for index, start, stop, at in chunk.share(self._comm.rank):
                 room[at : at + stop - start] = self._lines[index][start:stop]
+        self._requests["gather", k] = MPI.REQUEST_NULL
         self._requests["gather", k] = self._comm.Iallgatherv(MPI.IN_PLACE, by_rank(room, chunk.counts()))
 
     def _handed_out(self, k: int) -> None:

@@ -5,12 +5,14 @@ Each check is run by all ranks; rank 0 prints its name when all have passed. One
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import pathlib
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -247,6 +249,16 @@ def check_shares_and_state_are_equal_to_within_a_block() -> None:
 
 
 @contextmanager
+def time_limit(seconds: float = 30) -> Iterator[None]:
+    """Whoever is still in the block then says where, and all ranks end."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@contextmanager
 def raises(error: type[BaseException], message: str, *others: Any) -> Iterator[None]:
     """The block raises this on this rank; the others meanwhile may raise other things, but never hang."""
     try:
@@ -446,6 +458,53 @@ def check_a_step_that_breaks_off_in_the_middle_is_not_gone_on_from() -> None:
         sharded._broken = WORLD.rank == 0  # and on one rank alone the others are told
         with raises(RuntimeError, "broke off in the middle"):
             call()
+
+
+def check_a_new_optimizer_is_not_disturbed_by_one_that_broke_off_elsewhere_on_each_rank() -> None:
+    size, ready = 100_000, ShardedOptimizer._ready
+
+    def broken(self: ShardedOptimizer, k: int) -> None:
+        if k == 1 and WORLD.rank == 0:
+            raise KeyboardInterrupt
+        ready(self, k)
+        if k == 1:
+            raise KeyboardInterrupt
+
+    for flat in (True, False):
+        params = [np.ones(size, np.float32), np.ones(3, np.float32)]
+        sharded = ShardedOptimizer(WORLD, onepass.SGD, onepass.flatten(params) if flat else params, chunk=SMALL)
+        ShardedOptimizer._ready = broken  # type: ignore[method-assign]
+        with time_limit(), raises(KeyboardInterrupt, ""):
+            sharded.step([np.ones(size, np.float32), np.ones(3, np.float32)])
+        ShardedOptimizer._ready = ready  # type: ignore[method-assign]
+        del sharded, params
+        with time_limit():
+            compare(WORLD, onepass.Adam, {}, flat=flat)
+
+
+def check_optimizers_are_stepped_in_threads_of_their_own_after_the_communicator_is_freed() -> None:
+    assert MPI.Query_thread() == MPI.THREAD_MULTIPLE
+    comm = WORLD.Dup()
+    mine = [np.ones(30_000, np.float32) for _ in range(2)]
+    optimizers = [ShardedOptimizer(comm, onepass.SGD, w, lr=0.5, chunk=SMALL) for w in mine]
+    comm.Free()
+    failed = []
+
+    def run(sharded: ShardedOptimizer, factor: int) -> None:
+        try:
+            for _ in range(50):
+                sharded.step(np.full(30_000, factor, np.float32))
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run, args=(each, k + 1)) for k, each in enumerate(optimizers)]
+    with time_limit():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failed, failed
+    assert [set(w.tolist()) for w in mine] == [{1 - 25.0}, {1 - 50.0}]
 
 
 # ---- Checkpoints ----
