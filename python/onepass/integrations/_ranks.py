@@ -36,41 +36,52 @@ def _freed(own: MPI.Intracomm) -> None:
         own.Free()
 
 
-def agree(comm: MPI.Intracomm, error: BaseException | None, said: Mapping[str, Any]) -> None:
-    """Raise on all ranks where one of them has an error, or where they do not all say the same.
+def agree(comm: MPI.Intracomm, call: str, error: BaseException | None, said: Mapping[str, Any]) -> None:
+    """Raise on all ranks where one of them has an error, is in another call, or does not say the same.
 
-    Collective: one reduction of three numbers while all is well.
+    Collective: one reduction of three numbers while all is well. What could raise is done before or after it.
     """
-    digest = int.from_bytes(hashlib.blake2b(repr(said).encode(), digest_size=7).digest(), "little")
+    digest = int.from_bytes(hashlib.blake2b(repr((call, said)).encode(), digest_size=7).digest(), "little")
     numbers = np.array([error is not None, digest, -digest], np.int64)
+    words = None if error is None else _words(error)
     comm.Allreduce(MPI.IN_PLACE, numbers, MPI.MAX)
     if numbers[0]:
-        told = comm.allgather(None if error is None else f"{type(error).__name__}: {error}")
+        told = comm.allgather(words)
         if error is not None:
             raise error
         rank, words = next((rank, words) for rank, words in enumerate(told) if words is not None)
         raise RuntimeError(f"rank {rank} raised {words}")
     if numbers[1] != -numbers[2]:
-        first = comm.bcast(said, root=0)
-        told = comm.allgather(_difference(first, said))
-        rank, words = next((rank, words) for rank, words in enumerate(told) if words is not None)
+        their_call, first = comm.bcast((call, said), root=0)
+        told = comm.allgather(_difference(their_call, first, call, said))
+        different = ((rank, words) for rank, words in enumerate(told) if words is not None)
+        rank, words = next(different, (comm.size - 1, "something else than rank 0"))
         raise ValueError(f"the ranks disagree: rank {rank} has {words}")
 
 
-def _difference(first: Mapping[str, Any], said: Mapping[str, Any]) -> str | None:
-    """What differs from rank 0, in words."""
+def _words(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # it cannot say what it is
+        return type(error).__name__
+
+
+def _difference(their_call: str, first: Mapping[str, Any], call: str, said: Mapping[str, Any]) -> str | None:
+    """What differs from rank 0, in words. Things are compared by what they look like, as in the digest."""
+    if call != their_call:
+        return f"called {call}, rank 0 {their_call}"
     for name, theirs in first.items():
-        mine = said[name]
-        if mine == theirs:
+        mine = said.get(name)
+        if repr(mine) == repr(theirs):
             continue
         if name == OPTIONS:
             return f"other {name} than rank 0"
-        if isinstance(mine, list) and len(mine) != len(theirs):
+        if not (isinstance(mine, list) and isinstance(theirs, list)):
+            return f"{name} {mine}, rank 0 {theirs}"
+        if len(mine) != len(theirs):
             return f"{len(mine)} {name}, rank 0 {len(theirs)}"
-        if isinstance(mine, list):
-            one, other = next((a, b) for a, b in zip(mine, theirs) if a != b)
-            return f"{one}, rank 0 {other.rpartition(': ')[2]}"
-        return f"{name} {mine}, rank 0 {theirs}"
+        one, other = next((a, b) for a, b in zip(mine, theirs) if repr(a) != repr(b))
+        return f"{one}, rank 0 {str(other).rpartition(': ')[2]}"
     return None
 
 

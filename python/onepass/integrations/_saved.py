@@ -36,6 +36,7 @@ class Saved:
 
     _comm: MPI.Intracomm
     _lock: threading.RLock
+    _broken: bool
     _whole: Optimizer  # of the whole parameters, without state
     _optimizer: Optimizer  # of this rank's pieces
     _params: list[Array]  # whole
@@ -50,30 +51,40 @@ class Saved:
         raise NotImplementedError
 
     def averages(self) -> Any:
-        """The running averages, gathered, in the form of the parameters; None without ``ema``. Collective."""
+        """The running averages, gathered, in the form of the parameters; None without ``ema``. Collective.
+
+        Raises:
+            MemoryError: no room; RuntimeError: another rank raised.
+        """
         with self._lock:
-            if self._optimizer.groups[0].ema is None:
+            has = self._optimizer.groups[0].ema is not None
+            states = self._gathered("averages", ["ema"] if has else [], None)
+            if not has:
                 return None
-            states = self._gathered(["ema"], None)
             return self._whole._formed([state["ema"] for state in states])
 
     def state_dict(self) -> dict[str, Any]:
-        """What the ordinary optimizer's ``state_dict`` would be, gathered on every rank. Collective."""
+        """What the ordinary optimizer's ``state_dict`` would be, gathered on every rank. Collective.
+
+        Raises:
+            MemoryError: no room; RuntimeError: another rank raised.
+        """
         with self._lock:
-            return self._said_of_whole(self._gathered(self._state_names(), None))
+            return self._said_of_whole(self._gathered("state_dict", self._state_names(), None))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue where an optimizer was, this or an ordinary one, whose `state_dict` all ranks have. Collective.
 
         Raises:
-            TypeError, ValueError: as the ordinary optimizer's; RuntimeError: another rank raised. Nothing has changed.
+            TypeError, ValueError: as the ordinary optimizer's; RuntimeError: another rank raised. Nothing has changed,
+                unless a rank failed while it took over what had been checked: the optimizer then refuses to go on.
         """
 
         def checked() -> dict[str, Any]:
             checkpoint.check(state_dict, self._like_whole())
             return self._piecewise(state_dict, self._cut)
 
-        self._load(checked)
+        self._load("load_state_dict", checked)
 
     def save(self, path: str | os.PathLike[str], *, gathered: bool = False) -> None:
         """Write the state, as the ordinary optimizer's ``save`` does, to a folder that all ranks see. Collective.
@@ -91,33 +102,34 @@ class Saved:
             OSError: the file could not be written; RuntimeError: that of another rank. What was there before still is.
         """
         with self._lock:
-            with self._together():
+            with self._together("save", gathered=bool(gathered)):
                 self._check_whole()
+                folder = Path(os.fsdecode(path))
             if gathered:
-                states = self._gathered(self._state_names(), 0)
-                with self._together():
+                states = self._gathered("save", self._state_names(), 0)
+                with self._together("save"):
                     if self._comm.rank == 0:
                         checkpoint.write(path, self._said_of_whole(states))
             else:
-                self._save_set(Path(os.fsdecode(path)))
+                self._save_set(folder)
 
     def _save_set(self, folder: Path) -> None:
         first = self._comm.rank == 0
-        with self._together():
+        with self._together("save"):
             if first:
                 folder.mkdir(parents=True, exist_ok=True)
         token = self._comm.bcast(secrets.token_hex(8) if first else None, root=0)
         names = [f"{token}-{rank}.npz" for rank in range(self._comm.size)]
         mine = folder / names[self._comm.rank]
         try:
-            with self._together():
+            with self._together("save"):
                 checkpoint.write(mine, self._optimizer._snapshot())
         except BaseException:
             with suppress(OSError):
                 mine.unlink()
             raise
         pieces = self._comm.gather([list(piece[:3]) for piece in self._pieces], root=0)
-        with self._together():
+        with self._together("save"):
             if pieces is not None:
                 manifest = {
                     "version": VERSION,
@@ -137,7 +149,8 @@ class Saved:
         Raises:
             OSError: it could not be read, `FileNotFoundError` if there is none or no manifest.
             ValueError: it is damaged or foreign, or does not fit.
-            RuntimeError: another rank raised. Nothing has changed.
+            RuntimeError: another rank raised. Nothing has changed, unless a rank failed while it took over what had
+                been read and checked: the optimizer then refuses to go on.
         """
 
         def read() -> dict[str, Any]:
@@ -150,11 +163,13 @@ class Saved:
             except TypeError as error:
                 raise ValueError(f"cannot load {os.fspath(path)!r}: {error}") from error
 
-        self._load(read)
+        self._load("load", read)
 
-    def _load(self, read: Callable[[], dict[str, Any]]) -> None:
+    def _load(self, call: str, read: Callable[[], dict[str, Any]]) -> None:
         with self._lock:
-            error, found, said = None, {}, {}
+            error: BaseException | None = None
+            found: dict[str, Any] = {}
+            said = {}
             try:
                 self._check_whole()
                 found = read()
@@ -164,29 +179,43 @@ class Saved:
                         checkpoint._scalars({**found, "state": {}, "param_groups": _options_of(found)})
                     )
                 }
-            except Exception as failed:
+            except BaseException as failed:
                 error = failed
-            agree(self._comm, error, said)
-            self._optimizer.load_state_dict(found)
+            agree(self._comm, call, error, said)
+            self._broken = True  # until all have taken it
+            with self._together(call):
+                self._optimizer.load_state_dict(found)
+            self._broken = False
 
     @contextmanager
-    def _together(self) -> Iterator[None]:
-        """A block that all ranks leave in the same way: if one raises, all do."""
+    def _together(self, call: str, **said: Any) -> Iterator[None]:
+        """A block of this call that all ranks leave in the same way: if one raises, or says other things, all do."""
         error: BaseException | None = None
         try:
             yield
-        except Exception as failed:
+        except BaseException as failed:  # an interrupt too: the others wait for this rank
             error = failed
-        agree(self._comm, error, {})
+        agree(self._comm, call, error, said)
 
     def _state_names(self) -> list[str]:
         """Those of all state arrays of any parameter."""
         return list(dict.fromkeys(name for state in self._optimizer._states for name in state))
 
-    def _gathered(self, names: list[str], root: int | None) -> list[dict[str, Array]]:
+    def _gathered(self, call: str, names: list[str], root: int | None) -> list[dict[str, Array]]:
         """Whole state arrays of these names, by parameter: on all ranks, or on one while the others' stay empty."""
-        states = self._empty_states(names) if root in (None, self._comm.rank) else []
-        lines = [{name: in_line(array, order) for name, array in s.items()} for s, order in zip(states, self._orders)]
+        rank = self._comm.rank
+        # All room first, while what fails on one rank still fails on all.
+        with self._together(call, state=names):
+            self._check_whole()
+            states = self._empty_states(names) if root in (None, rank) else []
+            lines = [{n: in_line(array, order) for n, array in s.items()} for s, order in zip(states, self._orders)]
+            own = {chunk.dtype: np.zeros(0, chunk.dtype) for chunk in self._chunks}
+            all_ranks = dict(own)
+            for chunk in self._chunks:
+                if own[chunk.dtype].size < chunk.counts()[rank]:
+                    own[chunk.dtype] = np.zeros(chunk.counts()[rank], chunk.dtype)
+                if states and all_ranks[chunk.dtype].size < chunk.size:
+                    all_ranks[chunk.dtype] = np.empty(chunk.size, chunk.dtype)
         for name in names:
             for chunk, part in zip(self._chunks, self._parts):
                 has = {
@@ -196,13 +225,13 @@ class Saved:
                 }
                 if not has:
                     continue
-                begin, end = chunk.cuts[self._comm.rank : self._comm.rank + 2]
-                mine = np.zeros(end - begin, chunk.dtype)
+                begin, end = chunk.cuts[rank : rank + 2]
+                mine = own[chunk.dtype][: end - begin]
                 for index in part:
                     parameter, start, stop, at = self._pieces[index]
                     if parameter in has:
                         mine[at - begin : at - begin + stop - start] = self._optimizer._states[index][name]
-                room = np.empty(chunk.size if states else 0, chunk.dtype)
+                room = all_ranks[chunk.dtype][: chunk.size]
                 target = by_rank(room, chunk.counts())
                 if root is None:
                     self._comm.Allgatherv(mine, target)

@@ -65,8 +65,8 @@ class ShardedOptimizer(Saved):
     While one chunk is stepped, the next ones are being reduced and those before gathered; with ``clip_norm`` or
     ``nonfinite`` all gradients are reduced first.
 
-    Methods named as collective must be called by all ranks. Where one of them fails, or ranks disagree, before anything
-    has changed, all of them raise, and none waits for another.
+    Methods named as collective must be called by all ranks. Where one of them fails or is interrupted, ranks disagree,
+    or one calls another of these methods, before anything has changed, all of them raise, and none waits for another.
 
     On a node with several ranks each uses its part of the processors: `onepass.set_num_threads` is called, unless the
     environment says how many threads to use.
@@ -106,12 +106,13 @@ class ShardedOptimizer(Saved):
         self._lock = threading.RLock()
         self._broken = False
         self._requests: dict[tuple[str, int], MPI.Request] = {}  # chunks on their way
-        error, said = None, {}
+        error: BaseException | None = None
+        said: dict[str, Any] = {}
         try:
             said = self._make(kind, params, average, chunk, options)
-        except Exception as failed:
+        except BaseException as failed:  # an interrupt too: the others wait for this rank
             error = failed
-        agree(self._comm, error, said)
+        agree(self._comm, "ShardedOptimizer", error, said)
         share_processors(self._comm)
 
     def _make(self, kind: Any, params: Params, average: bool, chunk: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -184,6 +185,7 @@ class ShardedOptimizer(Saved):
         # Where each rank's blocks of the norm belong.
         found = owners(kinds, ranks, self._chunks)
         self._block_order = np.argsort(found, kind="stable")
+        self._block_rooms = np.empty((2, len(found), 2))
         self._rank_blocks = np.bincount(found, minlength=ranks)
         self._block_counts = [-(-array.size // _core.norm_block) for array in self._params]
 
@@ -237,11 +239,11 @@ class ShardedOptimizer(Saved):
                     self._finish()
             except BaseException as error:
                 if not self._agreed:
-                    agree(self._comm, error, {})
+                    agree(self._comm, "step", error, {})
                 if self._requests and not self._broken:
                     _kept.append((self._requests, self._share, self._sending, self._taking, self._flat))
                     _kept.append((self._given, self._given_flat))
-                self._broken = self._broken or self._changing or bool(self._requests)
+                self._broken = self._broken or self._changing
                 raise
             finally:
                 self._given: list[Array | None] = []
@@ -277,6 +279,11 @@ class ShardedOptimizer(Saved):
                 for g, _, o in own
             )
             self._given_flat[dtype] = one_array([g for g, _, _ in own if g is not None], dtype) if lies_so else None
+        for k, chunk in enumerate(self._chunks):  # while what fails here still fails on all ranks
+            if self._is_stepped(k) and self._given_flat[chunk.dtype] is None:
+                self._room(self._sending, k)
+            if self._is_stepped(k) and self._flat[chunk.dtype] is None:
+                self._room(self._taking, k)
 
     def _overlaps(self, array: Array) -> bool:
         """Whether a gradient may share memory with a parameter, which changes while gradients are still being read."""
@@ -289,7 +296,6 @@ class ShardedOptimizer(Saved):
 
     def _agree(self, digest: int, whole: bool) -> None:
         """All is ready on this rank; wait until it is on the others."""
-        self._agreed = True
         optimizer = self._optimizer
         missing = [self._whole._label(index) for index, none in enumerate(self._missing) if none]
         said = {
@@ -300,39 +306,41 @@ class ShardedOptimizer(Saved):
             "nonfinite": optimizer.nonfinite,
             OPTIONS: digest,
         }
-        agree(self._comm, None, said)
+        self._agreed = self._changing = True  # from here on a rank that leaves leaves the others behind
+        try:
+            agree(self._comm, "step", None, said)
+        except (RuntimeError, ValueError) as refused:  # on all ranks, unless MPI itself failed
+            self._changing = isinstance(refused, MPI.Exception)
+            raise
         self._reduce_up_to(2)
         for k in range(len(self._chunks) if whole else 0):
             self._reduced(k)
 
     def _measured(self, blocks: Array) -> tuple[float, int | None]:
         """What the blocks of all ranks say together, given this rank's: the norm, and which gradient is not finite."""
-        gathered = np.empty((len(self._block_order), 2))
+        gathered, ordered = self._block_rooms
         counts = 2 * self._rank_blocks
         self._comm.Allgatherv(blocks, [gathered, (counts, displacements(counts))])
-        ordered = np.empty_like(gathered)
         ordered[self._block_order] = gathered
         finite = self._optimizer.nonfinite != "propagate"
         norm, first = _core.total(ordered, self._block_counts, self._scale, finite)
         if first is not None and self._optimizer.nonfinite == "raise":
+            self._changing = False  # nothing has, on any rank
             self._whole._nonfinite_gradient(first)
         return norm, first
 
     def _ready(self, k: int) -> None:
         """Chunk k is about to be stepped, and the one before it has been."""
         if k:
-            self._changing = True
             self._hand_out(k - 1)
         self._reduced(k)
 
     def _finish(self) -> None:
         """All chunks have been stepped."""
-        self._changing = True
         if self._chunks:
             self._hand_out(len(self._chunks) - 1)
         for k in range(len(self._chunks)):
             self._handed_out(k)
-        self._changing = False
 
     # The chunks on their way.
 

@@ -15,8 +15,9 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from mpi4py import MPI
@@ -24,6 +25,7 @@ from mpi4py import MPI
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 import onepass
+from onepass import _core
 from onepass.integrations.mpi import ShardedOptimizer
 from support import assert_same_bits, hostile, snapshot
 
@@ -505,6 +507,142 @@ def check_optimizers_are_stepped_in_threads_of_their_own_after_the_communicator_
             thread.join()
     assert not failed, failed
     assert [set(w.tolist()) for w in mine] == [{1 - 25.0}, {1 - 50.0}]
+
+
+def on_first(error: type[BaseException], message: str) -> Any:
+    """This on rank 0, and the others are told."""
+    if WORLD.rank == 0:
+        return raises(error, message)
+    return raises(RuntimeError, f"rank 0 raised {error.__name__}: {message}".rstrip())
+
+
+@contextmanager
+def replaced(where: Any, name: str, function: Any, rank: int = 0) -> Iterator[None]:
+    """The function stands in for another while the block runs, on one rank."""
+    with patch.object(where, name, function) if WORLD.rank == rank else nullcontext():
+        yield
+
+
+def raising(error: type[BaseException], message: str) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        raise error(message)
+
+    return call
+
+
+def check_an_interrupt_on_one_rank_raises_on_all() -> None:
+    folder, interrupt = shared_folder(), raising(KeyboardInterrupt, "now")
+    w = np.ones(20_000, np.float32)
+    sharded = ShardedOptimizer(WORLD, onepass.Adam, w)
+    with time_limit():
+        with on_first(KeyboardInterrupt, "now"), replaced(ShardedOptimizer, "_make", interrupt):
+            ShardedOptimizer(WORLD, onepass.Adam, w)
+        with on_first(KeyboardInterrupt, "now"), replaced(ShardedOptimizer, "_take", interrupt):
+            sharded.step(w)
+        with on_first(KeyboardInterrupt, "now"), replaced(onepass.checkpoint, "write", interrupt):  # type: ignore[attr-defined]
+            sharded.save(folder / "set")
+        sharded.save(folder / "set")
+        with on_first(KeyboardInterrupt, "now"), replaced(ShardedOptimizer, "_read_set", interrupt):
+            sharded.load(folder / "set")
+        sharded.step(w)
+    assert sharded.step_count == 1
+
+
+def check_an_interrupt_on_one_rank_after_the_agreement_breaks_the_optimizer() -> None:
+    w = np.ones(20_000, np.float32)
+    sharded = ShardedOptimizer(WORLD, onepass.Adam, w, clip_norm=1.0)
+    with time_limit():
+        with raises(KeyboardInterrupt, "now"), patch.object(_core, "total", raising(KeyboardInterrupt, "now")):
+            sharded.step(w)
+        with raises(RuntimeError, "broke off in the middle"):
+            sharded.step(w)
+
+
+def check_ranks_in_different_calls_are_told_so() -> None:
+    if WORLD.size == 1:
+        return
+    folder, last = shared_folder(), WORLD.size - 1
+    w = np.ones(20_000, np.float32)
+    sharded = ShardedOptimizer(WORLD, onepass.Adam, w, ema=0.5)
+    calls: dict[str, Callable[[], Any]] = {
+        "step": lambda: sharded.step(w),
+        "save": lambda: sharded.save(folder / "set"),
+        "load": lambda: sharded.load(folder / "other"),
+        "state_dict": sharded.state_dict,
+        "averages": sharded.averages,
+        "load_state_dict": lambda: sharded.load_state_dict(kept),
+    }
+    with time_limit():
+        calls["save"]()
+        ShardedOptimizer(WORLD, onepass.Adam, w, ema=0.5).save(folder / "other")
+        kept = sharded.state_dict()
+        for mine, one in calls.items():
+            for theirs, other in calls.items():
+                if mine != theirs:
+                    with raises(ValueError, f"the ranks disagree: rank {last} has called {mine}, rank 0 {theirs}"):
+                        (one if WORLD.rank == last else other)()
+        with raises(ValueError, f"rank {last} has gathered True, rank 0 False"):
+            sharded.save(folder / "set", gathered=WORLD.rank == last)
+        with raises(ValueError, f"rank {last} has grad_scale -0.0, rank 0 0.0"):
+            sharded.step(w, grad_scale=-0.0 if WORLD.rank == last else 0.0)
+        with raises(ValueError, f"rank {last} has lr=-0.0 in group 0, rank 0 lr=0.0 in group 0"):
+            ShardedOptimizer(WORLD, onepass.Adam, w, lr=-0.0 if WORLD.rank == last else 0.0)
+        sharded.step(w)
+    assert sharded.step_count == 1
+
+
+class Untold(ValueError):
+    def __str__(self) -> str:
+        raise AttributeError("words")
+
+
+def check_an_error_without_words_raises_on_all() -> None:
+    w = np.ones(3, np.float32)
+    sharded = ShardedOptimizer(WORLD, onepass.Adam, w)
+    with time_limit(), replaced(sharded, "_take", raising(Untold, "")):
+        if WORLD.rank:
+            with raises(RuntimeError, "rank 0 raised Untold"):
+                sharded.step(w)
+        else:
+            with suppress(Untold):
+                sharded.step(w)
+    assert sharded.step_count == 0
+
+
+def check_want_of_room_on_one_rank_raises_on_all() -> None:
+    folder, full = shared_folder(), raising(MemoryError, "no room")
+    sharded = trained(WORLD, parameters(), range(1), ema=0.5)
+    calls: list[Callable[[], Any]] = [
+        lambda: sharded.save(folder / "whole.npz", gathered=True),
+        sharded.state_dict,
+        sharded.averages,
+    ]
+    with time_limit():
+        for call in calls:
+            with on_first(MemoryError, "no room"), replaced(ShardedOptimizer, "_empty_states", full):
+                call()
+            sharded._broken = WORLD.rank == 0
+            with on_first(RuntimeError, "an earlier step or load broke off"):
+                call()
+            sharded._broken = False
+            call()
+        other = ShardedOptimizer(WORLD, onepass.Adam, parameters(), chunk=SMALL)
+        with on_first(MemoryError, "no room"), replaced(ShardedOptimizer, "_room", full):
+            other.step(parameters())
+        assert other.step_count == 0
+        other.step(parameters())
+
+
+def check_a_load_that_fails_late_on_one_rank_breaks_all() -> None:
+    folder = shared_folder() / "set"
+    sharded = trained(WORLD, parameters(), range(1))
+    sharded.save(folder)
+    with time_limit():
+        full = raising(MemoryError, "no room")
+        with on_first(MemoryError, "no room"), replaced(onepass.AdamW, "load_state_dict", full):
+            sharded.load(folder)
+        with raises(RuntimeError, "broke off in the middle"):
+            sharded.step(parameters())
 
 
 # ---- Checkpoints ----
