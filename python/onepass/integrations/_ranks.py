@@ -61,7 +61,7 @@ def agree(comm: MPI.Intracomm, call: str, error: BaseException | None, said: Map
 
 def _words(error: BaseException) -> str:
     try:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {error}".removesuffix(": ")
     except Exception:  # it cannot say what it is
         return type(error).__name__
 

@@ -136,8 +136,15 @@ class Saved:
                     "parameters": self._described(),
                     "files": [{"name": name, "pieces": own} for name, own in zip(names, pieces)],
                 }
-                with checkpoint.replaced(folder / MANIFEST) as file:
-                    file.write(json.dumps(manifest).encode())
+                try:
+                    with checkpoint.replaced(folder / MANIFEST) as file:
+                        file.write(json.dumps(manifest).encode())
+                except BaseException:
+                    with suppress(OSError):
+                        if not _names(folder / MANIFEST, token):  # or it is in its place, and what failed came later
+                            for name in names:
+                                (folder / name).unlink(missing_ok=True)
+                    raise
                 for old in folder.iterdir():
                     if _OURS.fullmatch(old.name) and old.name not in names:
                         with suppress(OSError):
@@ -380,6 +387,14 @@ class Saved:
             return files
         except Exception as error:  # whatever is wrong with it
             raise ValueError(f"cannot load {str(path)!r}: {str(error) or type(error).__name__}") from error
+
+
+def _names(manifest: Path, token: str) -> bool:
+    """Whether this is the manifest of the set with this token."""
+    try:
+        return token.encode() in manifest.read_bytes()
+    except FileNotFoundError:
+        return False
 
 
 def _options_of(state_dict: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -813,6 +813,43 @@ def check_a_file_that_cannot_be_written_raises_on_all_and_leaves_the_old_set() -
     sharded.load(folder)
 
 
+def check_a_manifest_that_cannot_be_written_leaves_no_files_of_its_set() -> None:
+    folder, full = shared_folder() / "set", raising(OSError, "No space left on device")
+    sharded = trained(WORLD, parameters(), range(1), **OPTIONS)
+    kept: list[pathlib.Path] = []
+    for _ in range(2):
+        with time_limit(), on_first(OSError, "No space left"), replaced(json, "dumps", full):
+            sharded.save(folder)
+        with time_limit(), on_first(OSError, "No space left"), replaced(pathlib.Path, "replace", refused_manifest):
+            sharded.save(folder)
+        WORLD.Barrier()
+        assert sorted(folder.iterdir()) == kept
+        WORLD.Barrier()
+        sharded.save(folder)
+        kept = sorted(folder.iterdir())
+    # What fails once the manifest is in its place leaves the new set, and the old files beside it.
+    flush = onepass.checkpoint._flush_folder  # type: ignore[attr-defined]
+
+    def unflushed(where: pathlib.Path) -> None:
+        flush(where)
+        if kept[-1].read_bytes() != manifest:
+            raise OSError("late")
+
+    manifest = kept[-1].read_bytes()
+    assert kept[-1].name == "manifest.json"
+    WORLD.Barrier()
+    with time_limit(), on_first(OSError, "late"), replaced(onepass.checkpoint, "_flush_folder", unflushed):  # type: ignore[attr-defined]
+        sharded.save(folder)
+    assert kept[-1].read_bytes() != manifest
+    sharded.load(folder)
+
+
+def refused_manifest(source: pathlib.Path, target: pathlib.Path, replace: Any = pathlib.Path.replace) -> None:
+    if target.name == "manifest.json":
+        raise OSError("No space left on device")
+    replace(source, target)
+
+
 def check_each_rank_uses_its_part_of_the_processors() -> None:
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     onepass.set_num_threads(7)
