@@ -7,6 +7,8 @@ from typing import Any
 
 from . import _core
 
+was_told = False  # whether set_num_threads was called
+
 
 def config() -> dict[str, Any]:
     """How onepass was built and what it uses here.
@@ -59,6 +61,8 @@ def set_num_threads(count: int) -> None:
         raise TypeError(f"the number of threads must be an integer, not {count!r}") from None
     if not 1 <= number <= 4096:
         raise ValueError(f"the number of threads must be at least 1 and at most 4096, not {number}")
+    global was_told
+    was_told = True
     _core.set_num_threads(number)
 
 

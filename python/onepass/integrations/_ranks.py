@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import _core, machine
 from ..arrays import Array
-from ..machine import set_num_threads
 from . import needed
 
 with needed("mpi4py", "mpi"):
@@ -23,17 +23,32 @@ with needed("mpi4py", "mpi"):
 OPTIONS = "options of the groups, or schedules that say something else"  # a thing to agree on that has no short words
 
 
-def own_comm(comm: MPI.Intracomm, owner: object) -> MPI.Intracomm:
-    """A duplicate for this owner alone, so that nothing else is ever matched with its messages. Collective."""
+_keyvals: list[int] = []  # of a communicator's duplicates among its attributes
+
+
+def own_comm(comm: MPI.Intracomm) -> MPI.Intracomm:
+    """A duplicate for one owner alone, so that nothing else is ever matched with its messages. Collective.
+
+    It is freed some time after its owner has forgotten it. Freeing is collective too, and ranks forget at different
+    moments, so it waits for the next duplicate of the same communicator, or until that is freed.
+    """
+    if not _keyvals:
+        _keyvals.append(MPI.Comm.Create_keyval(delete_fn=lambda comm, keyval, made: _free_forgotten(comm, made)))
+    made: Any = comm.Get_attr(_keyvals[0])
+    if made is None:
+        made = []
+        comm.Set_attr(_keyvals[0], made)
     own = comm.Dup()
-    # Whenever the owner goes, rank by rank: MPICH and Open MPI let go of a communicator without asking the others.
-    weakref.finalize(owner, _freed, own).atexit = False
+    _free_forgotten(own, made)
+    made.append((MPI.Intracomm(own), weakref.ref(own)))
     return own
 
 
-def _freed(own: MPI.Intracomm) -> None:
-    if not MPI.Is_finalized():
-        own.Free()
+def _free_forgotten(comm: MPI.Intracomm, made: list[Any]) -> None:
+    """Free those duplicates that all ranks have forgotten."""
+    forgotten = {index for index, (_, known) in enumerate(made) if known() is None}
+    for index in sorted(set.intersection(*comm.allgather(forgotten)), reverse=True):
+        made.pop(index)[0].Free()
 
 
 def agree(comm: MPI.Intracomm, call: str, error: BaseException | None, said: Mapping[str, Any]) -> None:
@@ -86,7 +101,7 @@ def _difference(their_call: str, first: Mapping[str, Any], call: str, said: Mapp
 
 
 def share_processors(comm: MPI.Intracomm) -> None:
-    """Give each rank of a node its part of the processors, unless the environment says how many threads to use."""
+    """Give each rank of a node its part of the processors, unless somebody says how many threads to use."""
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     try:
         mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
@@ -94,8 +109,9 @@ def share_processors(comm: MPI.Intracomm) -> None:
         ranks = node.size
     finally:
         node.Free()
-    if ranks > 1 and not any(os.environ.get(name) for name in ("ONEPASS_NUM_THREADS", "OMP_NUM_THREADS")):
-        set_num_threads(max(1, int(sum(Fraction(1, all_of_node[processor]) for processor in mine))))
+    told = machine.was_told or any(os.environ.get(name) for name in ("ONEPASS_NUM_THREADS", "OMP_NUM_THREADS"))
+    if ranks > 1 and not told:
+        _core.set_num_threads(max(1, int(sum(Fraction(1, all_of_node[processor]) for processor in mine))))
 
 
 def displacements(counts: npt.ArrayLike) -> list[int]:

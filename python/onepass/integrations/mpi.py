@@ -68,12 +68,13 @@ class ShardedOptimizer(Saved):
     Methods named as collective must be called by all ranks. Where one of them fails or is interrupted, ranks disagree,
     or one calls another of these methods, before anything has changed, all of them raise, and none waits for another.
 
-    On a node with several ranks each uses its part of the processors: `onepass.set_num_threads` is called, unless the
-    environment says how many threads to use.
+    On a node with several ranks each uses its part of the processors, unless the environment or a call of
+    `onepass.set_num_threads` says how many threads to use.
 
     Args:
         comm: an intracommunicator of mpi4py, say ``MPI.COMM_WORLD``. What is used is a duplicate of it,
-            the optimizer's own, which is freed with it.
+            the optimizer's own. It is freed
+            when a later optimizer is made on the same communicator, or that is freed.
         kind: the optimizer, say `onepass.AdamW`.
         params: as in `Adam`, groups too. All ranks have the same, in the same order.
         average: step along the mean of the ranks' gradients; False: along their sum. The division is part of the step.
@@ -102,7 +103,7 @@ class ShardedOptimizer(Saved):
         """Collective."""
         if not isinstance(comm, MPI.Intracomm):
             raise TypeError(f"comm must be an mpi4py intracommunicator, not {type(comm).__name__}")
-        self._comm = own_comm(comm, self)
+        self._comm = own_comm(comm)
         self._lock = threading.RLock()
         self._broken = False
         self._requests: dict[tuple[str, int], MPI.Request] = {}  # chunks on their way
@@ -242,7 +243,7 @@ class ShardedOptimizer(Saved):
                     agree(self._comm, "step", error, {})
                 if self._requests and not self._broken:
                     _kept.append((self._requests, self._share, self._sending, self._taking, self._flat))
-                    _kept.append((self._given, self._given_flat))
+                    _kept.append((self._given, self._given_flat, self._comm))
                 self._broken = self._broken or self._changing
                 raise
             finally:

@@ -27,7 +27,7 @@ def mpiexec(ranks: int, *command: object, seconds: float = 120, **variables: str
     """The exit status and what was printed. Whoever still runs after that time is killed, and the test fails."""
     assert MPIEXEC, "no mpiexec: pip install mpich"
     # Two processors serve four ranks: one thread each.
-    environment = {**os.environ, "OMP_NUM_THREADS": "", **variables}
+    environment = {**os.environ, "OMP_NUM_THREADS": "", "RANKS": str(ranks), **variables}
     process = subprocess.Popen(
         [MPIEXEC, "-n", str(ranks), sys.executable, *map(str, command)],
         cwd=ROOT,
@@ -51,6 +51,12 @@ def checked(ranks: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         status, printed = mpiexec(ranks, RANKS, RANKS_FOLDER=folder)
     return printed + f"exit status {status}"
+
+
+def test_an_mpi_that_starts_another_number_of_ranks_fails() -> None:
+    status, printed = mpiexec(1, RANKS, "nothing_to_step_is_a_step_all_the_same", RANKS="2")
+    assert status != 0
+    assert "there are 1 ranks, not 2" in printed
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
