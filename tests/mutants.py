@@ -333,7 +333,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
         "return &sweep<Around::scaled_averaged, T, Rule>;",
         "return &sweep<Around::scaled, T, Rule>;",
     ),
-    "ema's first value": (BASE, "copy_of(array, self._state_folder)", "zeros_like(array)"),
+    "ema's first value": (BASE, 'np.copyto(state["ema"], array)', "pass"),
     "ema of the group": (GROUPS, "ema_decay=ema,", "ema_decay=0.0,"),
     "the tail": (SWEEP, "i < count; ++i", "i < count - count % 8; ++i"),
     "one element too many": (SWEEP, "i < count; ++i", "i < count + (count % 8 == 3); ++i"),
