@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -209,6 +208,8 @@ def state_dir(folder: str | os.PathLike[str]) -> Iterator[None]:
         >>> w
         array([-0.1, -0.1, -0.1], dtype=float32)
     """
+    from pathlib import Path  # which takes as long to import as all of onepass
+
     token = _state_folder.set(str(Path(os.fsdecode(folder)).absolute()))
     try:
         yield
