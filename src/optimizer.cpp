@@ -79,6 +79,12 @@ void Group::set(std::vector<double> options, const CommonOptions& common) {
   common_ = common;
 }
 
+void Group::set_lr(double lr, bool scheduled) {
+  const std::scoped_lock lock(mutex_);
+  common_.lr = lr;
+  common_.scheduled = scheduled;
+}
+
 void Optimizer::add_group(std::shared_ptr<Group> group, const std::vector<Parameter>& parameters) {
   const std::size_t count = parameters_.size() + parameters.size();
   // Whatever may fail comes first. A plan finds all its room here.

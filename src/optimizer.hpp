@@ -20,6 +20,7 @@ class Group {
   Group(const Rule& rule, std::vector<double> options, const CommonOptions& common);
 
   void set(std::vector<double> options, const CommonOptions& common);
+  void set_lr(double lr, bool scheduled);  // and nothing else
 
  private:
   friend class Optimizer;

@@ -36,7 +36,7 @@ WIDER = ["avx2", "avx512"]
 RULES = "src/rules/"
 ADAM, ADAMAX, NADAM, RMSPROP = (RULES + name for name in ("adam.hpp", "adamax.hpp", "nadam.hpp", "rmsprop.hpp"))
 ADAGRAD, ADADELTA, SGD, LION = (RULES + name for name in ("adagrad.hpp", "adadelta.hpp", "sgd.hpp", "lion.hpp"))
-SWEEP, MEASURE, CORE, MODULE = "src/sweep.hpp", "src/measure.hpp", "src/optimizer.cpp", "src/module.cpp"
+SWEEP, MEASURE, CORE, MODULE = "src/sweep.hpp", "src/measure.hpp", "src/optimizer.cpp", "src/py_optimizer.hpp"
 PYTHON, BASE, GROUPS = "python/onepass/optimizers.py", "python/onepass/base.py", "python/onepass/groups.py"
 STEP, SPARSE = "python/onepass/functional.py", "python/onepass/sparse.py"
 

@@ -1,11 +1,13 @@
 # The compiled core: private, and free to change.
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy.typing as npt
 
 _Array = npt.NDArray[Any]
+_SeenDict = tuple[dict[Any, Any], tuple[Any, ...], tuple[Any, ...]]
+_SeenGroup = tuple[dict[str, Any], tuple[str, ...], tuple[Any, ...], list[Any], tuple[Any, ...]]
 
 __version__: str
 compiler: str
@@ -34,6 +36,7 @@ class CommonOptions:
 class Group:
     def __init__(self, rule: str, options: list[float], common: CommonOptions) -> None: ...
     def set(self, options: list[float], common: CommonOptions, object: Any, slots: dict[str, Any]) -> None: ...
+    def set_lr(self, lr: float, scheduled: bool, object: Any, slots: dict[str, Any]) -> None: ...
 
 class Optimizer:
     class Form(enum.Enum):
@@ -111,13 +114,12 @@ class Tensors:
         optimizer: Optimizer,
         tensors: tuple[Any, ...],
         shown: list[bool],
-        names: tuple[str, ...],
-        said: list[list[Any]],
-        state: dict[Any, Any],
-        entries: tuple[tuple[Any, tuple[Any, ...]], ...],
+        groups: Sequence[_SeenGroup],
+        state: Sequence[_SeenDict],
         steps: _Array,
         mu_products: _Array,
         changed: Callable[[Any], Any],
         exchange: Any,
     ) -> None: ...
+    def see(self, index: int, group: _SeenGroup) -> None: ...
     def step(self, groups: list[dict[str, Any]], state: Any) -> bool: ...

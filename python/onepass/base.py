@@ -566,10 +566,11 @@ class Optimizer(_core.Optimizer):
 
     def _scheduled(self, group: int, t: int) -> tuple[float, float]:
         """The learning rate of a group at step t, and the decay of its average."""
-        options = self._groups[group]
-        lr = asked(f"the schedule of group {group}", options.lr, "lr", checks.non_negative, t)
-        ema = 0.0 if options.ema is None else asked(f"the ema of group {group}", options.ema, "ema", checks.decay, t)
-        return lr, ema
+        options = self._groups[group]._values
+        lr = asked(f"the schedule of group {group}", options["lr"], "lr", checks.non_negative, t)
+        if options["ema"] is None:
+            return lr, 0.0
+        return lr, asked(f"the ema of group {group}", options["ema"], "ema", checks.decay, t)
 
     def _overflow(self, index: int, t: int, grad_scale: float) -> None:
         array = self._params[index]

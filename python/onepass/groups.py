@@ -53,8 +53,7 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
     def _common(self, values: Mapping[str, Any]) -> _core.CommonOptions:
         """The options that every rule shares, as the core takes them."""
         clip_value = values["clip_value"]
-        # What a function says is asked for before each step.
-        lr, ema = (0.0 if value is None or callable(value) else value for value in (values["lr"], values["ema"]))
+        lr, ema, scheduled = _rates(values)
         return _core.CommonOptions(
             lr=lr,
             weight_decay=values["weight_decay"],
@@ -63,7 +62,7 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
             decoupled=self._kind._decoupled(values),
             maximize=values["maximize"],
             averaged=values["ema"] is not None,
-            scheduled=callable(values["lr"]) or callable(values["ema"]),
+            scheduled=scheduled,
         )
 
     def _numbers(self, values: Mapping[str, Any]) -> tuple[list[float], _core.CommonOptions, Group, dict[str, Any]]:
@@ -103,6 +102,11 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
     def _set(self, changes: Mapping[str, Any]) -> None:
         """Change options: all of them or, when it raises, none."""
         with self._lock:  # another thread may be setting another option
+            if changes.keys() == {"lr"}:  # by itself, before every step, is how many have it
+                values = {**self._values, "lr": self._kind._checks["lr"]("lr", changes["lr"])}
+                lr, _, scheduled = _rates(values)
+                self._core.set_lr(lr, scheduled, self, {"_values": values})
+                return
             values = self._changed(changes)
             for name in self._kind._initial:
                 if values[name] != self._values[name]:
@@ -132,6 +136,13 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
 
     def __repr__(self) -> str:
         return f"Group({', '.join(f'{name}={value!r}' for name, value in self._values.items())})"
+
+
+def _rates(values: Mapping[str, Any]) -> tuple[float, float, bool]:
+    """The learning rate and the average's decay, 0 where a function says it before each step, and whether one does."""
+    lr, ema = values["lr"], values["ema"]
+    scheduled = callable(lr), callable(ema)
+    return 0.0 if scheduled[0] else lr, 0.0 if ema is None or scheduled[1] else ema, any(scheduled)
 
 
 def in_order(rule: str, numbers: Mapping[str, float]) -> list[float]:

@@ -66,7 +66,11 @@ void Twin::add_group(const std::string& rule_name, const std::vector<double>& op
 void Twin::set(std::size_t group, const std::vector<double>& options, const onepass::CommonOptions& common) {
   groups_[group].options = options;
   groups_[group].common = common;
-  groups_[group].core->set(options, common);
+  onepass::CommonOptions others = common;
+  others.lr += 1;
+  others.scheduled = !others.scheduled;
+  groups_[group].core->set(options, others);
+  groups_[group].core->set_lr(common.lr, common.scheduled);
 }
 
 void Twin::restore(std::int64_t step_count, const std::vector<std::int64_t>& steps,

@@ -621,13 +621,57 @@ def test_betas_that_are_tensors_may_be_changed_in_place() -> None:
     assert_close(runs[:1], runs[1:])
 
 
+def test_options_that_change_are_handed_on_without_a_look_at_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    for module in (ours, torch.optim):
+        first, second = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+        groups = [{"params": [first]}, {"params": []}, {"params": [second], "weight_decay": 0.1}]
+        optimizer = module.Adam(groups, lr=torch.tensor(0.1), foreach=False)
+        with monkeypatch.context() as patched:
+            for t in range(1, 6):
+                first.grad, second.grad = torch.full((2,), 1.0 / t), torch.full((2,), -1.0 * t)
+                optimizer.param_groups[0]["lr"] = [torch.tensor(0.1), 0.1 / t][t > 2]
+                optimizer.param_groups[2]["lr"].mul_(0.5)
+                optimizer.param_groups[2]["betas"] = (0.9 / t, 0.99)
+                optimizer.step()
+                if module is ours:
+                    patched.setattr(ours._Engine, "fits", lambda *_: pytest.fail("a look at everything"))
+        runs.append([first, second])
+    assert_close(*runs)
+
+
+@pytest.mark.parametrize("option", ["capturable", "differentiable"])
+def test_what_is_refused_at_first_is_refused_later(option: str) -> None:
+    p = torch.nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    optimizer = ours.Adam([p], lr=0.5)
+    optimizer.step()
+    optimizer.param_groups[0][option] = True
+    with pytest.raises(ValueError, match=f"{option}=True is not possible"):
+        optimizer.step()
+    optimizer.param_groups[0][option] = False
+    optimizer.step()
+    assert optimizer.state[p]["step"] == 2
+
+
+def test_state_under_another_name_is_missed() -> None:
+    p = torch.nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    optimizer = ours.Adam([p], lr=0.5)
+    optimizer.step()
+    optimizer.step()
+    optimizer.state[p]["other"] = optimizer.state[p].pop("exp_avg_sq")  # in the same place, with the same value
+    with pytest.raises(KeyError, match="no tensor 'exp_avg_sq'"):
+        optimizer.step()
+
+
 def test_a_step_whose_end_was_interrupted_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     p = torch.nn.Parameter(torch.ones(2))
     optimizer = ours.Adam([p], lr=0.1)
     for t in range(3):
         p.grad = torch.ones(2)
         if t == 1:
-            optimizer._known = None  # the slow way
+            p.grad = torch.ones(1).expand(2)  # which takes the slow way
             with monkeypatch.context() as interrupted:
                 interrupted.setattr(ours._Engine, "_tell", lambda engine: (_ for _ in ()).throw(KeyboardInterrupt()))
                 with pytest.raises(KeyboardInterrupt):

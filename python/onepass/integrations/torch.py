@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from itertools import chain
 from operator import is_
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -67,37 +67,57 @@ _OF_GROUPS = {"bias_correction": True, "eps_mode": "paper", "clip_value": None, 
 _OF_ALL = {"clip_norm": None, "nonfinite": "propagate", "flush_denormals": True}
 
 
+class _Group(NamedTuple):
+    """A parameter group as it was seen. What it held is told apart by which objects they are: tensors may be equal."""
+
+    group: dict[str, Any]
+    keys: tuple[str, ...]
+    values: tuple[Any, ...]
+    params: list[torch.Tensor]
+    tensors: tuple[torch.Tensor, ...]
+    options: list[Any]  # those that are onepass's too
+
+    @classmethod
+    def of(cls, group: dict[str, Any], names: list[str]) -> _Group:
+        keys, values = tuple(group), tuple(group.values())
+        held = dict(zip(keys, values))
+        params = held["params"]
+        return cls(group, keys, values, params, tuple(params), [held[name] for name in names])
+
+
 class _Engine:
     """One of onepass's optimizers in the memory of tensors: good as long as they, groups and state stay as they are."""
 
     def __init__(self, optimizer: _OnePass) -> None:
         kind = optimizer._kind
-        self.groups, self.state = optimizer.param_groups, optimizer.state
-        for group in self.groups:
+        self.state = optimizer.state
+        for group in optimizer.param_groups:
             _check_options(kind, group)
-        self.names = ["params", *(name for name in kind._checks if name in self.groups[0])]
-        self.said = [[list(group["params"]), *_options(group, self.names[1:])] for group in self.groups]
-        self.tensors = tuple(chain.from_iterable(group["params"] for group in self.groups))
+        self.names = [name for name in kind._checks if name in optimizer.param_groups[0]]
+        self.groups = [_Group.of(group, self.names) for group in optimizer.param_groups]
+        self.changeable = self._are_changeable()
+        self.tensors = tuple(chain.from_iterable(seen.tensors for seen in self.groups))
         # Those of another layout (channels last) are updated as the flat memory that they are.
         for i, tensor in enumerate(self.tensors):
             _check_tensor(f"parameter {i}", tensor)
         self.plain = [tensor.is_contiguous() for tensor in self.tensors]
         self.layouts = list(map(_layout, self.tensors))
-        arrays = [_array(tensor, plain) for tensor, plain in zip(self.tensors, self.plain)]
+        arrays = iter([_array(tensor, plain) for tensor, plain in zip(self.tensors, self.plain)])
 
-        groups: list[tuple[dict[Any, Any], dict[str, Any]]] = []
-        first = 0
         defaults = {name: value for name, value in {**_OF_GROUPS, **optimizer._older}.items() if name in kind._checks}
-        for params, *values in self.said:
-            named = {first + i: arrays[first + i] for i in range(len(params))}
-            if named:
-                groups.append((named, defaults | _numbers(kind, self.names[1:], values)))
-            first += len(params)
+        keys = iter(range(len(self.tensors)))
+        options = [
+            ({next(keys): next(arrays) for _ in seen.tensors}, defaults | _numbers(kind, self.names, seen.options))
+            for seen in self.groups
+        ]
         self.core = kind.__new__(kind)
-        self.core._make(_core.Optimizer.Form.sequence, False, groups, _OF_ALL)
+        self.core._make(_core.Optimizer.Form.sequence, False, [each for each in options if each[0]], _OF_ALL)
+        own = iter(self.core.groups)
+        self.own = [next(own) if seen.tensors else None for seen in self.groups]
 
         # What PyTorch sees of the counts: a tensor of each.
-        self.counts = np.zeros(len(arrays), np.float64 if torch.get_default_dtype() == torch.float64 else np.float32)
+        single = torch.get_default_dtype() != torch.float64
+        self.counts = np.zeros(len(self.tensors), np.float32 if single else np.float64)
         self.products = np.ones_like(self.counts)
         self.untold = False
         self._take_over()
@@ -145,15 +165,29 @@ class _Engine:
 
     def _look(self) -> None:
         """Take in what groups and state hold, so that changes are noticed."""
-        self.entries = tuple((state, tuple(state.values())) for state in self.state.values())
+        self.entries = self._entries()
         self.shown = [bool(self.state.get(tensor)) or not self.core._states[i] for i, tensor in enumerate(self.tensors)]
         # The way without Python. Before PyTorch 2.10 there was none to the tensors' memory.
         exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-        changeable = any(_is_changeable(value) for said in self.said for value in said[1:])
         self.known: _core.Tensors | None = None
-        if exchange is not None and not changeable:
-            known = (tuple(self.names), self.said, self.state, self.entries, self.counts, self.products)
-            self.known = _core.Tensors(self.core, self.tensors, self.shown, *known, _increment_version, exchange)
+        if exchange is not None and all(isinstance(seen.params, list) for seen in self.groups):
+            groups = [seen[:5] for seen in self.groups]
+            counts = self.counts, self.products
+            self.known = _core.Tensors(
+                self.core, self.tensors, self.shown, groups, self.entries, *counts, _increment_version, exchange
+            )
+
+    def _entries(self) -> list[tuple[dict[Any, Any], tuple[Any, ...], tuple[Any, ...]]]:
+        """Each dict of state, its keys and its values; first the one that holds the others."""
+        return [(held, tuple(held), tuple(held.values())) for held in (self.state, *self.state.values())]
+
+    @property
+    def direct(self) -> _core.Tensors | None:
+        """What takes a step without a look at the options, where these do not change in place."""
+        return None if self.changeable else self.known
+
+    def _are_changeable(self) -> bool:
+        return any(map(_is_changeable, chain.from_iterable(seen.options for seen in self.groups)))
 
     def _told(self) -> tuple[Array, Array]:
         """The core's counts as PyTorch is told them."""
@@ -170,30 +204,38 @@ class _Engine:
         """Whether it is still good, once changed options are handed on."""
         if self.untold:  # Ctrl-C came between a step and its counts
             self._tell()
-        if optimizer.state is not self.state or len(optimizer.param_groups) != len(self.said):
+        return (
+            optimizer.state is self.state
+            and [_layout(tensor) for tensor in self.tensors] == self.layouts
+            and all(map(np.array_equal, self._told(), (self.counts, self.products)))
+            and all(map(_is_same, self._entries(), self.entries))  # the first has them all
+            and self.renew(optimizer.param_groups)
+        )
+
+    def renew(self, groups: list[dict[str, Any]]) -> bool:
+        """Hand changed options on; False where they cannot be, or where the groups' tensors have changed."""
+        if len(groups) != len(self.groups):
             return False
-        if [_layout(tensor) for tensor in self.tensors] != self.layouts:
-            return False
-        if not all(map(np.array_equal, self._told(), (self.counts, self.products))):
-            return False
-        entries = [(state, tuple(state.values())) for state in self.state.values()]
-        if not all(
-            a is b and len(x) == len(y) and all(map(is_, x, y)) for (a, x), (b, y) in zip(entries, self.entries)
-        ):
-            return False
-        own = iter(self.core.groups)
-        for said, group in zip(self.said, optimizer.param_groups):
-            params, values = group["params"], _options(group, self.names[1:])
-            if len(params) != len(said[0]) or not all(map(is_, params, said[0])):
+        for g, (group, known, own) in enumerate(zip(groups, self.groups, self.own)):
+            seen = _Group.of(group, self.names)
+            if not _are_same(seen.tensors, known.tensors):
                 return False
-            if not params:
-                continue
-            try:
-                next(own)._set(_numbers(optimizer._kind, self.names[1:], values))
-            except AttributeError:  # of what decides which buffers there are
-                return False
-            said[1:] = values
-        return len(entries) == len(self.entries)
+            _refuse(group)
+            changes = {
+                name: _number(value, self.core._checks[name])
+                for name, value, before in zip(self.names, seen.options, known.options)
+                if self.changeable or value is not before
+            }
+            if changes and own is not None:
+                try:
+                    own._set(changes)
+                except AttributeError:  # of what decides which buffers there are
+                    return False
+            self.groups[g] = seen
+            if self.known is not None:
+                self.known.see(g, seen[:5])
+        self.changeable = self._are_changeable()
+        return True
 
     def step_slowly(self) -> None:
         """Take a step along gradients of any kind."""
@@ -209,8 +251,14 @@ class _Engine:
         self._look()
 
 
-def _options(group: Mapping[str, Any], names: list[str]) -> list[Any]:
-    return [group[name] for name in names]
+def _is_same(held: tuple[dict[Any, Any], tuple[Any, ...], tuple[Any, ...]], known: Any) -> bool:
+    """Whether it is the very same dict, with the very same keys and values."""
+    return held[0] is known[0] and _are_same(held[1], known[1]) and _are_same(held[2], known[2])
+
+
+def _are_same(some: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
+    """Whether they are the very same objects."""
+    return len(some) == len(others) and all(map(is_, some, others))
 
 
 def _numbers(kind: type[CoreOptimizer], names: list[str], values: list[Any]) -> dict[str, Any]:
@@ -227,8 +275,13 @@ def _number(value: Any, check: Any) -> Any:
     return bool(value) if check is checks.flag else value
 
 
+_UNCHANGEABLE = frozenset({bool, float, int, str, type(None)})
+
+
 def _is_changeable(value: Any) -> bool:
     """Whether an option's value may change in place."""
+    if type(value) in _UNCHANGEABLE:
+        return False
     if isinstance(value, (tuple, list)):
         return any(map(_is_changeable, value))
     return isinstance(value, (torch.Tensor, np.ndarray))
@@ -321,13 +374,20 @@ class _OnePass(torch.optim.Optimizer):
 
     def _step_slowly(self) -> None:
         """Take a step where something is new or unusual."""
+        engine = self._engine
         if not any(group["params"] for group in self.param_groups):
             return
-        if self._engine is None or not self._engine.fits(self):
-            self._forget()
-            self._engine = _Engine(self)
-        self._engine.step_slowly()
-        self._known = self._engine.known
+        # Often it is no more than a learning rate that has changed.
+        if engine is None or not self._step_renewed(engine):
+            if engine is None or not engine.fits(self):
+                self._forget()
+                engine = self._engine = _Engine(self)
+            engine.step_slowly()
+        self._known = engine.direct
+
+    def _step_renewed(self, engine: _Engine) -> bool:
+        known = engine.known
+        return known is not None and engine.renew(self.param_groups) and known.step(self.param_groups, self.state)
 
     def _forget(self) -> None:
         self._engine = self._known = None
@@ -366,6 +426,10 @@ def _check_options(kind: type[CoreOptimizer], group: Mapping[str, Any]) -> None:
     for name, check in kind._checks.items():
         if name in group:
             check(name, _number(group[name], check))
+    _refuse(group)
+
+
+def _refuse(group: Mapping[str, Any]) -> None:
     for name in ("capturable", "differentiable"):
         if group.get(name):
             raise ValueError(
