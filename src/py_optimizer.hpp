@@ -535,7 +535,7 @@ class Optimizer {
 };
 
 inline Optimizer& of(py::handle self) {
-  Optimizer* const optimizer = find<Optimizer>(self.ptr());
+  auto* const optimizer = find<Optimizer>(self.ptr());
   if (optimizer == nullptr) throw py::type_error("the optimizer's __init__ was not called");
   return *optimizer;
 }

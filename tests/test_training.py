@@ -381,8 +381,8 @@ def test_the_decay_of_the_average_may_be_a_function_and_be_set() -> None:
 def test_a_rate_that_is_set_leaves_the_other_options_as_they_were() -> None:
     options = {"betas": (0.5, 0.25), "weight_decay": 0.5, "clip_value": 2.0, "maximize": True}
     ours, fresh = ones(3), ones(3)
-    optimizer = onepass.AdamW(ours, lr=9.0, ema=lambda t: 1 / t, **options)
-    reference = onepass.AdamW(fresh, lr=lambda t: 0.5 / t, ema=lambda t: 1 / t, **options)
+    optimizer = onepass.AdamW(ours, lr=9.0, ema=lambda t: 0.5 / t, **options)
+    reference = onepass.AdamW(fresh, lr=lambda t: 0.5 / t, ema=lambda t: 0.5 / t, **options)
     for t in range(1, 7):
         optimizer.lr = 0.5 / t if t < 4 else lambda t: 0.5 / t
         for each in (optimizer, reference):
