@@ -47,20 +47,21 @@ class Getter {
 // An array of float32 or float64 in which numbers are told, and looked at again.
 class Told {
  public:
-  explicit Told(py::array array) : array_(std::move(array)), single_(dtype_of(array_.ptr()) == float32) {
+  explicit Told(py::array array)
+      : array_(std::move(array)), data_(array_.mutable_data()), single_(dtype_of(array_.ptr()) == float32) {
     if (!dtype_of(array_.ptr())) throw py::value_error("numbers are told in float32 or float64");
   }
 
   bool says(std::size_t i, double value) const {
-    return single_ ? static_cast<const float*>(array_.data())[i] == static_cast<float>(value)
-                   : static_cast<const double*>(array_.data())[i] == value;
+    return single_ ? static_cast<const float*>(data_)[i] == static_cast<float>(value)
+                   : static_cast<const double*>(data_)[i] == value;
   }
 
   void tell(std::size_t i, double value) {
     if (single_) {
-      static_cast<float*>(array_.mutable_data())[i] = static_cast<float>(value);
+      static_cast<float*>(data_)[i] = static_cast<float>(value);
     } else {
-      static_cast<double*>(array_.mutable_data())[i] = value;
+      static_cast<double*>(data_)[i] = value;
     }
   }
 
@@ -68,6 +69,7 @@ class Told {
 
  private:
   py::array array_;
+  void* data_;
   bool single_;
 };
 
@@ -95,7 +97,7 @@ class SeenDict {
   bool is_same() const {
     const py::scoped_critical_section section(dict_);
     const Py_ssize_t count = PyTuple_GET_SIZE(keys_.ptr());
-    if (PyDict_Size(dict_.ptr()) != count) return false;
+    if (PyDict_GET_SIZE(dict_.ptr()) != count) return false;
     Py_ssize_t at = 0;
     for (Py_ssize_t i = 0; i < count; ++i) {
       PyObject* key = nullptr;
