@@ -203,13 +203,6 @@ TEST(what_does_not_fit_a_rule_is_refused) {
 }
 
 // Memory that runs out, at every allocation in turn. --wrap would not see those in libstdc++; these operators do.
-// Clang's ThreadSanitizer has operators of its own, which it does not let go.
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define OPERATORS_ARE_TAKEN
-#endif
-#endif
-#if !defined(OPERATORS_ARE_TAKEN)
 namespace {
 
 thread_local long allocations_left = -1;  // negative: no end
@@ -301,5 +294,3 @@ TEST(a_step_allocates_nothing) {
   }
   CHECK_EQUAL(twin.core().step_count(), std::int64_t{3});
 }
-
-#endif
