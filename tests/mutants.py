@@ -3,7 +3,7 @@
 Builds a copy of the sources with one change, runs the tests against it, and prints a table: what was broken, the first
 test that failed, and the first that failed of those that know nothing of the executable specification (where it is not
 "-", a mistake that the kernel and the specification share would be noticed too). With words, only the mutants whose
-description holds one of them. Exits with 1 if a mutant survives.
+description or file holds one of them. Exits with 1 if a mutant survives.
 """
 
 from __future__ import annotations
@@ -601,7 +601,9 @@ def tried(tree: Path, file: str, old: str, new: str) -> tuple[str | None, str | 
 
 
 def main(words: list[str]) -> int:
-    chosen = {name: m for name, m in MUTANTS.items() if not words or any(word in name for word in words)}
+    chosen = {
+        name: m for name, m in MUTANTS.items() if not words or any(word in name or word in m[0] for word in words)
+    }
     trees: queue.SimpleQueue[Path] = queue.SimpleQueue()
     for worker in range(os.cpu_count() or 1):
         prepare(TREES / str(worker))
