@@ -24,7 +24,7 @@ NO_STEP = ("stream limit", "no optimizer")  # what is measured beside the others
 
 # What each image shows, and the case that it is of; None: of several.
 FIGURES: dict[str, tuple[str | None, str]] = {
-    "bars": (None, "How many times as fast as others onepass is, wherever a bar was set against another library"),
+    "bars": (None, "How many times as fast as other ways to take the same step onepass is, wherever a bar was set"),
     "speed": ("sizes", "Time of one Adam step against the number of parameters, for all peers"),
     "tensors": ("tensors", "Time of one Adam step against the number of tensors of 100 elements"),
     "threads": ("threads", "Elements stepped in a nanosecond against the number of threads"),
