@@ -32,5 +32,6 @@ def test_the_line_for_pytorch_in_readme_runs_in_a_new_process() -> None:
     text = (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
     (imported,) = re.findall(r"`(import onepass\.integrations[^`]*)`", text)
     (line,) = re.findall(r"`(optimizer = [^`]*)`", text)
-    before, after = "import torch\nmodel = torch.nn.Linear(2, 1)", "model(torch.ones(2)).sum().backward()\noptimizer.step()"
-    subprocess.run([sys.executable, "-c", "\n".join([before, imported, line, after])], check=True)
+    code = ["import torch", "model = torch.nn.Linear(2, 1)", imported, line]
+    code += ["model(torch.ones(2)).sum().backward()", "optimizer.step()"]
+    subprocess.run([sys.executable, "-c", "\n".join(code)], check=True)
