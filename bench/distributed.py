@@ -334,7 +334,8 @@ def overlap_block(record: dict[str, Any]) -> str:
 
 
 def chunk_block(record: dict[str, Any]) -> str:
-    rows = [["elements in a chunk", *(f"{n} rank{'s' * (n > 1)}" for n in (found["ranks"] for found in record["ranks"]))]]
+    ranks = [found["ranks"] for found in record["ranks"]]
+    rows = [["elements in a chunk", *(f"{n} rank{'s' * (n > 1)}" for n in ranks)]]
     for chunk in CHUNKS:
         rows.append([f"{chunk:,}", *(seconds(found["chunks"][str(chunk)]) for found in record["ranks"])])
     return table(rows)
