@@ -2,7 +2,7 @@
 #
 #   make demo          train on handwritten digits with onepass and with textbook NumPy, and compare
 #   make comparison    the Adam paper's comparison of five optimizers; writes its figures into docs/
-#   make test          the tests, about a minute
+#   make test          the tests, two to three minutes on two cores
 #   make test-integrations   the tests beside other libraries, which it installs (PyTorch, optax and more)
 #   make test-spacy    the tests beside spaCy and the thinc that it brings (part of test-integrations)
 #   make test-mpi      the tests of training on several processes, with the MPI that pip installs (part of test-integrations)
@@ -11,7 +11,7 @@
 #   make bench-guard   count the instructions of the hot loops: no more than recorded
 #   make docs          the documentation site, in build/docs/
 #   make lint          format, style, types, compiler warnings, what the machine code must be
-#   make format        let the formatters have their way
+#   make format        format the Python and the C++
 #   make mutants       break each term of the rules in turn: a test must fail
 #   make fuzz-api      the interface in random order beside the reference: EXAMPLES (1000) sequences of calls
 #   make soak          a billion elements of every rule on every instruction set (hours); make soak ELEMENTS=1e7: less
@@ -20,7 +20,9 @@
 #   make valgrind      the core's own tests under valgrind
 #   make cross         the core's own tests on 64-bit Arm and on a big-endian processor, emulated
 #   make digests       a table: which compilers, flags and processors give the same bits
-#   make fuzz          random steps of the core and random checkpoints, each for SECONDS=60
+#   make fuzz          make fuzz-step and make fuzz-checkpoint, each for SECONDS=60
+#   make fuzz-step     random steps of the core beside scalar arithmetic
+#   make fuzz-checkpoint   random checkpoints
 #   make coverage-cpp  lines and branches of the core that its own tests reach
 #   make toolchains    the same bits from every compiler here, optimising or not, and with the oldest CMake
 #   make wheel         for each Python here: a wheel, checked, installed and tested with the oldest and newest NumPy

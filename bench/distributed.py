@@ -11,6 +11,7 @@ import datetime
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -293,6 +294,14 @@ def size(value: float) -> str:
     return f"{value:.3g} GB"
 
 
+def roughly(value: float, write: Callable[[float], str]) -> str:
+    """Write a number with two digits, which is more than a model knows."""
+    rounded = float(f"{value:.1e}")
+    found = re.fullmatch(r"([0-9.,]+)(.*)", write(rounded))
+    assert found
+    return f"{float(found[1].replace(',', '')):g}{found[2]}"
+
+
 def machine_block(record: dict[str, Any]) -> str:
     software = record["software"]
     return (
@@ -325,7 +334,8 @@ def overlap_block(record: dict[str, Any]) -> str:
 
 
 def chunk_block(record: dict[str, Any]) -> str:
-    rows = [["elements in a chunk", *(f"{found['ranks']} ranks" for found in record["ranks"])]]
+    ranks = [found["ranks"] for found in record["ranks"]]
+    rows = [["elements in a chunk", *(f"{n} rank{'s' * (n > 1)}" for n in ranks)]]
     for chunk in CHUNKS:
         rows.append([f"{chunk:,}", *(seconds(found["chunks"][str(chunk)]) for found in record["ranks"])])
     return table(rows)
@@ -362,8 +372,8 @@ def model_block(record: dict[str, Any]) -> str:
             rows = [[*head, "state not divided"]]
             for ranks in MODEL_RANKS:
                 found = predicted(ranks, elements, alpha, beta, record["tau"])
-                cells = [seconds(found[name]) for name in ("latency", "bandwidth", "compute")]
-                ends = [f"{found['hidden']:.1%}", seconds(found["step"]), seconds(found["replicated"])]
+                cells = [roughly(found[name], seconds) for name in ("latency", "bandwidth", "compute")]
+                ends = [f"{found['hidden']:.0%}", *(roughly(found[name], seconds) for name in ("step", "replicated"))]
                 rows.append([f"{ranks:,}", size(found["state_bytes"]), f"{found['chunks']:,}", *cells, *ends])
             texts.append(f"{elements / 1e6:,.0f} million parameters, {name}:\n\n{table(rows)}")
     return "\n\n".join(texts)

@@ -165,7 +165,7 @@ def bars(record: Record) -> Any | None:
     height = 1.75 + 0.27 * len(judged)
     figure = card(
         "How many times as fast as others",
-        "The other's time over onepass's. The tick is what was to be reached; solid where it is.",
+        "The other's time over onepass's. The tick is the bar, set before measuring; pale where it was missed.",
         report.machine_line(record["machine"]),
         width=10.4,
         height=height,

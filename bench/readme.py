@@ -20,10 +20,11 @@ DOCUMENTS = (records.ROOT / "README.md", records.ROOT / "docs" / "benchmarks.md"
 MARK = re.compile(r"<!-- ([a-z0-9 -]+): (begin|end) -->")
 COLUMNS = ("onepass", "torch fused", "Numba", "thinc", "in-place NumPy", "textbook NumPy", "pure Python")
 RULE_COLUMNS = ("torch fused", "torch foreach", "torch default")
+NO_STEP = ("stream limit", "no optimizer")  # what is measured beside the others and takes no step of Adam
 
 # What each image shows, and the case that it is of; None: of several.
 FIGURES: dict[str, tuple[str | None, str]] = {
-    "bars": (None, "How many times as fast as others onepass is, wherever a bar was set"),
+    "bars": (None, "How many times as fast as other ways to take the same step onepass is, wherever a bar was set"),
     "speed": ("sizes", "Time of one Adam step against the number of parameters, for all peers"),
     "tensors": ("tensors", "Time of one Adam step against the number of tensors of 100 elements"),
     "threads": ("threads", "Elements stepped in a nanosecond against the number of threads"),
@@ -36,12 +37,22 @@ def table(rows: Sequence[Sequence[str]], left: int = 0) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], marks, *rows[1:]))
 
 
-def cell(point: Point, name: str, bold: bool = False) -> str:
-    """Write a peer's time, and in brackets how many times onepass's it is; nothing where it was not measured."""
+def cell(point: Point, name: str, among: Sequence[str], own: str = "onepass") -> str:
+    """Write a peer's time, bold if none of the others is faster, and in brackets how many times onepass's it is.
+
+    Nothing where it was not measured, and no brackets for onepass itself, whose name in this case is `own`.
+    """
     if name not in point["timings"]:
         return ""
     median = report.duration(point["timings"][name]["median_ns"])
-    return f"**{median}**" if bold else f"{median} ({report.times(point['over_onepass'][name]['of_medians'])})"
+    text = f"**{median}**" if name == ranking(point, among)[0] else median
+    return text if name == own else f"{text} ({report.times(point['over_onepass'][name]['of_medians'])})"
+
+
+def ranking(point: Point, among: Sequence[str]) -> list[str]:
+    """Those of these peers that were measured and take a step, the fastest first."""
+    measured = [name for name in among if name in point["timings"] and name not in NO_STEP]
+    return sorted(measured, key=lambda name: point["timings"][name]["median_ns"])
 
 
 def of_limit(point: Point, name: str) -> str:
@@ -57,17 +68,29 @@ def speed_table(record: Record, name: str) -> str:
     columns = [column for column in COLUMNS if any(column in point["timings"] for point in case["points"])]
     rows = [["float32 parameters", *columns, "of the stream limit"]]
     for point in case["points"]:
-        cells = [cell(point, column, bold=column == "onepass") for column in columns]
+        cells = [cell(point, column, columns) for column in columns]
         rows.append([report.count(point["elements"]), *cells, of_limit(point, "onepass")])
     rounds = sorted(point["rounds"] for point in case["points"])
     return (
         f"{table(rows)}\n\n"
         f"Time of one Adam step on one tensor, one thread: medians of {rounds[0]} to {rounds[-1]} interleaved "
-        f"rounds, in brackets the time over onepass's. The stream limit is the time that the same memory traffic "
-        f"takes with next to no arithmetic; on small tensors both are the cost of a call. Measured on "
+        f"rounds, the fastest in bold, in brackets the time over onepass's. Numba's loop is compiled with `fastmath`, "
+        f"which may round differently. The stream limit is the time that the same memory traffic takes with next to no "
+        f"arithmetic; on small tensors both are the cost of a call. Measured on "
         f"{case['date']} on {report.machine_line(record['machine'])}, with {report.software_line(case['software'])}; "
         f"all figures are in [{name}.json](bench/results/{name}.json). Measure your own machine with `make bench`."
     )
+
+
+def speed_figure(record: Record, name: str) -> str:
+    """README's image, and for those who cannot see it who is how fast at both of its ends."""
+    points = record["cases"]["sizes"]["points"]
+    orders = []
+    for point in (points[0], points[-1]):
+        order = ", ".join(ranking(point, list(point["timings"])))
+        orders.append(f"{report.count(point['elements'])} parameters, the fastest first: {order}")
+    alt = f"{FIGURES['speed'][1]}. At {'; at '.join(orders)}."
+    return f"![{alt}](docs/images/speed.png)"
 
 
 def machine(record: Record, name: str) -> str:
@@ -101,11 +124,11 @@ def rules(record: Record, name: str) -> str:
                 point["rule"],
                 point["dtype"],
                 str(point["streams"]),
-                cell(point, "onepass", bold=True),
+                cell(point, "onepass", ("onepass", *RULE_COLUMNS)),
                 report.digits(ns / point["elements"]),
                 report.digits(moved * {"float32": 4, "float64": 8}[point["dtype"]] / ns),
                 of_limit(point, "onepass"),
-                *(cell(point, column) for column in RULE_COLUMNS),
+                *(cell(point, column, ("onepass", *RULE_COLUMNS)) for column in RULE_COLUMNS),
             ]
         )
     return f"{table(rows, left=2)}\n\n{measured_with(record, 'rules')}"
@@ -116,7 +139,7 @@ def tables(record: Record, case: str) -> str:
     if case not in record["cases"]:
         return not_measured(case)
     points = record["cases"][case]["points"]
-    names = dict.fromkeys(name for point in points for name in point["timings"])
+    names = list(dict.fromkeys(name for point in points for name in point["timings"]))
     limits = any("stream limit" in point["timings"] for point in points)
     head = [text for point in points for text in (point["problem"], *["of the limit"] * limits)]
     rows = [["", *head]]
@@ -124,7 +147,7 @@ def tables(record: Record, case: str) -> str:
         cells = (
             text
             for point in points
-            for text in (cell(point, name, bold=name == next(iter(names))), *[of_limit(point, name)] * limits)
+            for text in (cell(point, name, names, own=names[0]), *[of_limit(point, name)] * limits)
         )
         rows.append([name, *cells])
     return f"{table(rows, left=1)}\n\n{measured_with(record, case)}"
@@ -151,6 +174,7 @@ def not_measured(case: str) -> str:
 
 
 BLOCKS: dict[str, Callable[[Record, str], str]] = {
+    "speed figure": speed_figure,
     "speed table": speed_table,
     "machine": machine,
     "bars": bars,

@@ -214,7 +214,8 @@ def explain(results: dict[str, Any]) -> str:
     seeds, rates = results["seeds"], len(next(iter(results["tasks"][0]["optimizers"].values()))["search"])
     worse, neighbours = beside_the_best(results)
     alone = " and ".join(name for name, optimizer in OPTIMIZERS.items() if optimizer.decays)
-    edge = "; edge: the lowest or the highest of them" * (rates > 2)
+    at_the_edge = any(found["at_the_edge"] for task in results["tasks"] for found in task["optimizers"].values())
+    edge = "; edge: the lowest or the highest of them" * at_the_edge
     lines = [
         f"Training cost: of the last epoch, the mean of {len(seeds)} seed{'s' * (len(seeds) > 1)} and its range.",
         f"Learning rate: the best of {rates}, tried with seed {seeds[0]}{edge}.",

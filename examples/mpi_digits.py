@@ -1,6 +1,6 @@
 """Train on handwritten digits on one or two processes: the same bits on both.
 
-    pip install onepass[mpi] mpich scikit-learn
+    pip install ".[mpi]" mpich scikit-learn
     mpiexec -n 2 python -m mpi4py examples/mpi_digits.py --save out/digits
     python examples/mpi_digits.py                       # the same on one
 

@@ -223,6 +223,31 @@ def test_what_readme_and_docs_show_is_what_the_results_file_holds(bench: SimpleN
         assert bench.readme.rewritten(text, record, name) == text, document.name
 
 
+def test_the_fastest_is_bold_whoever_it_is(bench: SimpleNamespace) -> None:
+    medians = {"onepass": 2e3, "stream limit": 1e3, "Numba": 1.5e3, "thinc": 3e3}
+    point: Any = {
+        "timings": {name: {"median_ns": median} for name, median in medians.items()},
+        "over_onepass": {name: {"of_medians": median / 2e3} for name, median in medians.items()},
+    }
+    among = [*medians, "absent"]
+    cells = {name: bench.readme.cell(point, name, among) for name in among}
+    assert (cells["onepass"], cells["Numba"]) == ("2.00 µs", "**1.50 µs** (0.75×)")
+    assert (cells["stream limit"], cells["thinc"], cells["absent"]) == ("1.00 µs (0.50×)", "3.00 µs (1.50×)", "")
+    assert bench.readme.ranking(point, among) == ["Numba", "onepass", "thinc"]
+    assert bench.readme.cell(point, "onepass", ["onepass", "thinc"]) == "**2.00 µs**"
+
+
+def test_the_image_of_readme_is_described_by_the_figures_that_it_shows(bench: SimpleNamespace) -> None:
+    name = bench.readme.cited(bench.readme.DOCUMENTS[0].read_text(encoding="utf-8"))
+    record = bench.records.load(bench.records.path_of(name))
+    text = bench.readme.speed_figure(record, name)
+    for place in (0, -1):
+        point = record["cases"]["sizes"]["points"][place]
+        names = sorted(set(point["timings"]) - {"stream limit"}, key=lambda name: point["timings"][name]["median_ns"])
+        assert len(names) > 5
+        assert f"t {bench.report.count(point['elements'])} parameters, the fastest first: {', '.join(names)}" in text
+
+
 def test_every_results_file_can_be_read(bench: SimpleNamespace) -> None:
     page = bench.readme.DOCUMENTS[1].read_text(encoding="utf-8")
     for path in bench.records.RESULTS.glob("*.json"):
@@ -344,6 +369,12 @@ def test_every_rule_is_known_with_the_arrays_that_it_moves(bench: SimpleNamespac
 
 def test_the_page_of_several_processes_is_what_its_results_file_holds() -> None:
     run("-m", "bench.distributed", "--check")
+
+
+def test_what_the_model_of_several_processes_predicts_has_two_digits(bench: SimpleNamespace) -> None:
+    times = {0.1084: "110 ms", 2.39e-3: "2.4 ms", 7.48e-6: "7.5 µs", 0.9961: "1 s", 12.6: "13 s", 551e-6: "550 µs"}
+    for value, text in times.items():
+        assert bench.distributed.roughly(value, bench.distributed.seconds) == text
 
 
 def test_the_model_of_several_processes_adds_up(bench: SimpleNamespace) -> None:

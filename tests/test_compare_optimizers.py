@@ -526,6 +526,13 @@ def test_the_pages_numbers_are_those_of_the_figures_in_the_repository(program: M
     assert not any(found["at_the_edge"] for task in results["tasks"] for found in task["optimizers"].values())
 
 
+def test_the_edge_is_explained_only_where_the_table_has_one(program: ModuleType) -> None:
+    results = json.loads((ROOT / "docs" / "images" / "comparison.json").read_text(encoding="utf-8"))
+    assert "edge" not in program.table(results) + program.explain(results)
+    results["tasks"][1]["optimizers"]["Adam"]["at_the_edge"] = True
+    assert "(edge)" in program.table(results) and "; edge: the lowest" in program.explain(results)
+
+
 def test_a_page_without_the_marks_is_refused_and_left_alone(program: ModuleType, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- comparison: begin -->\nold\n<!-- comparison: end -->\nb\n")

@@ -65,6 +65,13 @@ class TestReadme:
             for target in re.findall(r"\bmake ([a-z-]+)\b", document.read_text()):
                 assert target in targets or target == "is", f"{document.name}: make {target}"
 
+    def test_contributing_lists_what_make_help_lists(self) -> None:
+        helped = re.findall(r"^#   make ([a-z-]+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        listed = re.findall(r"^\| `make ([a-z-]+)`", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+        assert len(helped) > 20 and sorted(helped) == sorted(listed)
+        hidden = {"help", "install", "clean", "lint-build", "lint-run", "sanitize-core", "sanitize-python"}
+        assert set(helped) == make_targets(ROOT) - hidden
+
     def test_its_links_and_those_of_the_benchmarks_page_lead_somewhere(self) -> None:
         for document in (README, BENCHMARKS):
             for link in re.findall(r"\]\(([^)#]+)\)|srcset=\"([^\"]+)\"|src=\"([^\"]+)\"", document.read_text()):

@@ -37,7 +37,8 @@ def run(preloaded: Path, folder: Path, code: str, **environment: str) -> str:
         [sys.executable, "-X", "faulthandler", "-c", PROGRAM + code],
         cwd=folder,
         env={
-            **os.environ,
+            # Not those with which `make coverage` has it traced: its own objects would be refused memory too.
+            **{name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")},
             "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
             "LD_PRELOAD": str(preloaded),
             "PYTHONMALLOC": "malloc",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import onepass
+import release
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,3 +54,63 @@ def test_each_job_says_what_it_is_for() -> None:
         for number, line in enumerate(lines):
             if re.fullmatch(r"  [\w-]+:", line):
                 assert number > 0 and lines[number - 1].startswith("  # "), f"{file.name}: {line.strip()}"
+
+
+# ---- What keeps the repository from being released ----
+
+READY = {
+    "README.md": "`pip install onepass`, and the [docs](docs/installing.md)\n",
+    "docs/installing.md": "There is a release.\n",
+    "docs/api/index.md": "The release notes yet to come.\n",
+    "SECURITY.md": "Report it at https://example.org/onepass/security.\n",
+    "python/onepass/__main__.py": "ADDRESS = 'https://example.org/onepass/issues'\n",
+    "pyproject.toml": """\
+[project]
+dynamic = ["readme"]
+
+[project.urls]
+Changelog = "https://example.org/onepass/changelog"
+Repository = "https://example.org/onepass"
+
+[tool.scikit-build]
+metadata.readme.provider = "scikit_build_core.metadata.fancy_pypi_readme"
+""",
+}
+
+
+def written(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    return root
+
+
+def test_a_repository_that_lacks_nothing_is_ready_for_a_release(tmp_path: Path) -> None:
+    assert release.unready(written(tmp_path, READY)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "said"),
+    [
+        ("README.md", "`pip", "There is no release yet. `pip", "README.md: still says"),
+        ("docs/installing.md", "a release", "no\nrelease yet", "docs/installing.md: still says"),
+        ("docs/installing.md", "There is a", "With a release there will be a", "docs/installing.md: still says"),
+        ("docs/api/index.md", "The", "(There is no release yet.) The", "docs/api/index.md: still says"),
+        ("SECURITY.md", "https://example.org/onepass", "the repository", "SECURITY.md: lacks"),
+        ("python/onepass/__main__.py", "example.org", "example.com", "__main__.py: lacks"),
+        ("pyproject.toml", "fancy_pypi_readme", "nothing", "README.md: 1 links are relative, docs/installing.md"),
+        ("pyproject.toml", "\nRepository", "\n[tool.x]\nRepository", "pyproject.toml: [project.urls] has no"),
+        ("pyproject.toml", "[project.urls]", "[tool.x]", "pyproject.toml: [project.urls] has no"),
+    ],
+)
+def test_a_release_is_refused_for_whatever_is_missing(tmp_path: Path, name: str, old: str, new: str, said: str) -> None:
+    assert old in READY[name]
+    found = release.unready(written(tmp_path, {**READY, name: READY[name].replace(old, new, 1)}))
+    assert any(said in sentence for sentence in found), found
+
+
+def test_the_pages_agree_on_whether_there_is_a_release() -> None:
+    install = ["README.md", "docs/distributed.md", "docs/index.md", "docs/installing.md", "docs/quickstart.md"]
+    assert release.before_a_release(ROOT) in ([], install)
+    text = (ROOT / "RELEASING.md").read_text(encoding="utf-8")
+    assert "python tests/release.py" in text

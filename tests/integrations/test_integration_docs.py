@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,3 +25,13 @@ def test_a_snippet_runs(code: str) -> None:
 
 def test_there_are_snippets() -> None:
     assert len(SNIPPETS) == 3
+
+
+def test_the_line_for_pytorch_in_readme_runs_in_a_new_process() -> None:
+    pytest.importorskip("torch")
+    text = (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
+    (imported,) = re.findall(r"`(import onepass\.integrations[^`]*)`", text)
+    (line,) = re.findall(r"`(optimizer = [^`]*)`", text)
+    code = ["import torch", "model = torch.nn.Linear(2, 1)", imported, line]
+    code += ["model(torch.ones(2)).sum().backward()", "optimizer.step()"]
+    subprocess.run([sys.executable, "-c", "\n".join(code)], check=True)
