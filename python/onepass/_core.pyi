@@ -39,19 +39,19 @@ class Group:
     def set_lr(self, lr: float, scheduled: bool, object: Any, slots: dict[str, Any]) -> None: ...
 
 class Optimizer:
-    class Form(enum.Enum):
+    class _Form(enum.Enum):
         array = ...
         sequence = ...
         mapping = ...
 
-    class Nonfinite(enum.Enum):
+    class _Nonfinite(enum.Enum):
         propagate = ...
         skip = ...
         # and raise, which is no name in Python
 
     _clip_norm: float
-    _nonfinite: Nonfinite
-    def __init__(self, flush_denormals: bool) -> None: ...
+    _nonfinite: _Nonfinite
+    def __init__(self, flush_denormals: bool, in_files: bool) -> None: ...
     def step(self, grads: Any, grad_scale: float = 1.0) -> None: ...
     @property
     def step_count(self) -> int: ...
@@ -61,7 +61,7 @@ class Optimizer:
     def grad_norm(self) -> float | None: ...
     def _add_group(
         self,
-        form: Form,
+        form: _Form,
         group: Group,
         keys: list[Any],
         params: list[_Array],
@@ -74,7 +74,7 @@ class Optimizer:
         copies: list[tuple[_Array, _Array]],
         options: list[tuple[Group, list[float], CommonOptions, Any, dict[str, Any]]],
         clip_norm: float,
-        nonfinite: Nonfinite,
+        nonfinite: _Nonfinite,
         step_count: int,
         skipped: int,
         steps: list[int],

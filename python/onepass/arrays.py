@@ -21,9 +21,9 @@ Params = Array | Iterable[Array] | Mapping[Any, Array] | Iterable[Mapping[str, A
 _CACHE_LINE = 64  # bytes
 
 
-def grouped(params: Params) -> tuple[_core.Optimizer.Form, list[tuple[dict[Any, Any], dict[str, Any]]]]:
+def grouped(params: Params) -> tuple[_core.Optimizer._Form, list[tuple[dict[Any, Any], dict[str, Any]]]]:
     """The form in which parameters came, and the groups: each parameter under its key, and what options they bring."""
-    form = _core.Optimizer.Form
+    form = _core.Optimizer._Form
     groups: list[tuple[dict[Any, Any], dict[str, Any]]]
     if isinstance(params, np.ndarray):
         return form.array, [({0: params}, {})]

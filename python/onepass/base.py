@@ -110,18 +110,18 @@ class Optimizer(_core.Optimizer):
 
     def _make(
         self,
-        form: _core.Optimizer.Form,
+        form: _core.Optimizer._Form,
         as_tuple: bool,
         groups: list[tuple[dict[Any, Any], dict[str, Any]]],
         whole: Mapping[str, Any],
     ) -> None:
         if hasattr(self, "_groups"):
             raise RuntimeError(f"this {type(self).__name__} has been made already: make another, or use add_group")
-        _core.Optimizer.__init__(self, whole["flush_denormals"])
+        self._state_folder = state_folder()
+        _core.Optimizer.__init__(self, whole["flush_denormals"], self._state_folder is not None)
         self._form = form
         self._as_tuple = as_tuple and len(groups) == 1
         self._flush_denormals = whole["flush_denormals"]
-        self._state_folder = state_folder()
         self._lock = threading.RLock()  # of all groups' options
         self._groups: list[Group] = []
         self._index: dict[Any, int] = {}
@@ -135,7 +135,7 @@ class Optimizer(_core.Optimizer):
         self.nonfinite = whole["nonfinite"]
         self._add(form, groups)
 
-    def _add(self, form: _core.Optimizer.Form, groups: list[tuple[dict[Any, Any], dict[str, Any]]]) -> None:
+    def _add(self, form: _core.Optimizer._Form, groups: list[tuple[dict[Any, Any], dict[str, Any]]]) -> None:
         """Take groups in: all of them or, when it raises, none."""
         arrays = dict(zip(self._keys, self._params))
         made: list[Group] = []
@@ -176,7 +176,7 @@ class Optimizer(_core.Optimizer):
         for group, (named, _), own in zip(made, groups, states):
             self._take(form, group, list(named), own)
 
-    def _take(self, form: _core.Optimizer.Form, group: Group, keys: list[Any], states: list[dict[str, Array]]) -> None:
+    def _take(self, form: _core.Optimizer._Form, group: Group, keys: list[Any], states: list[dict[str, Array]]) -> None:
         """Take one group in, and remember it, in one moment."""
         pins = [pin(array) for array in group.params]
         pins += [pin(array) for state in states for array in state.values()]
@@ -294,7 +294,7 @@ class Optimizer(_core.Optimizer):
 
     @nonfinite.setter
     def nonfinite(self, value: str) -> None:
-        self._nonfinite = _core.Optimizer.Nonfinite[checks.nonfinite("nonfinite", value)]
+        self._nonfinite = _core.Optimizer._Nonfinite[checks.nonfinite("nonfinite", value)]
 
     @property
     def flush_denormals(self) -> bool:
@@ -437,7 +437,7 @@ class Optimizer(_core.Optimizer):
             copies,
             core_groups,
             _in_core(whole["clip_norm"]),
-            _core.Optimizer.Nonfinite[whole["nonfinite"]],
+            _core.Optimizer._Nonfinite[whole["nonfinite"]],
             state_dict["step_count"],
             state_dict["skipped"],
             [int(state["step"]) for state in saved_states],
@@ -524,7 +524,7 @@ class Optimizer(_core.Optimizer):
 
     # What the core asks for when its fast path does not serve.
 
-    def _parameter(self, key: Any, form: _core.Optimizer.Form) -> str:
+    def _parameter(self, key: Any, form: _core.Optimizer._Form) -> str:
         return "the parameter" if form is form.array else f"parameter {key!r}"
 
     def _label(self, index: int) -> str:
@@ -603,7 +603,7 @@ def _unpickled(kind: type[Optimizer], *made_of: Any) -> Optimizer:
 
 def _fill(
     optimizer: Optimizer,
-    form: _core.Optimizer.Form,
+    form: _core.Optimizer._Form,
     as_tuple: bool,
     groups: list[tuple[dict[Any, Any], dict[str, Any]]],
     whole: dict[str, Any],
