@@ -66,8 +66,19 @@ def test_state_on_disk_has_the_bits_of_state_in_memory(kind: Any, options: Any, 
 
 
 def test_a_folder_that_is_not_there_or_too_small_is_an_error_at_once(tmp_path: Path) -> None:
-    with onepass.state_dir(tmp_path / "none"), pytest.raises(FileNotFoundError):
-        onepass.Adam(np.zeros(3, np.float32))
+    (tmp_path / "file").touch()
+    for name, error in (("none", FileNotFoundError), ("file", NotADirectoryError)):
+        with pytest.raises(error) as caught, onepass.state_dir(tmp_path / name):
+            pass
+        assert caught.value.filename == str(tmp_path / name)
+    (tmp_path / "gone").mkdir()
+    with onepass.state_dir(tmp_path / "gone"):
+        (tmp_path / "gone").rmdir()
+        with pytest.raises(FileNotFoundError) as caught:
+            onepass.Adam(np.zeros(3, np.float32))
+    assert caught.value.filename == str(tmp_path / "gone")
+    with onepass.state_dir(tmp_path):  # only in the block
+        pass
     assert not is_mapped(onepass.Adam(np.zeros(3, np.float32)).state[0]["exp_avg"])
     if sys.platform == "linux":
         script = """

@@ -48,12 +48,17 @@ __all__ = [
 __version__ = _core.__version__
 
 if TYPE_CHECKING:  # a checker must not think that every name is there
+    from . import integrations as integrations
     from . import schedules
 else:
 
     def __getattr__(name: str) -> Any:
-        if name == "schedules":  # takes long to import, and not everyone has one
+        if name in ("integrations", "schedules"):  # take long to import, and not everyone needs them
             from importlib import import_module
 
-            return import_module("onepass.schedules")
+            return import_module(f"onepass.{name}")
         raise AttributeError(f"module 'onepass' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, "integrations", *(name for name in globals() if name.startswith("__"))})

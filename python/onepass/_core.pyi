@@ -1,11 +1,17 @@
 # The compiled core: private, and free to change.
 import enum
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, SupportsFloat
 
+import numpy as np
 import numpy.typing as npt
 
+from .sparse import SparseRows
+
 _Array = npt.NDArray[Any]
+_Gradient = _Array | np.floating[Any] | SparseRows | None
+# As the parameters came. Any: or mypy would not take {...} with gradients of several kinds for a mapping.
+_Gradients = _Gradient | Mapping[Any, _Gradient | Any] | Iterable[_Gradient]
 _SeenDict = tuple[dict[Any, Any], tuple[Any, ...], tuple[Any, ...]]
 _SeenGroup = tuple[dict[str, Any], tuple[str, ...], tuple[Any, ...], list[Any], tuple[Any, ...]]
 
@@ -52,7 +58,7 @@ class Optimizer:
     _clip_norm: float
     _nonfinite: _Nonfinite
     def __init__(self, flush_denormals: bool, in_files: bool) -> None: ...
-    def step(self, grads: Any, grad_scale: float = 1.0) -> None: ...
+    def step(self, grads: _Gradients, grad_scale: SupportsFloat = 1.0) -> None: ...
     @property
     def step_count(self) -> int: ...
     @property

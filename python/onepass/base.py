@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from bisect import bisect_left
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from copy import deepcopy
-from typing import Any, ClassVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsFloat
 
 import numpy as np
 
@@ -27,8 +29,8 @@ from .arrays import (
     state_folder,
     zeros_like,
 )
-from .checks import Check, LearningRate
-from .groups import Group, asked
+from .checks import Check, LearningRate, Nonfinite, Schedule, counted
+from .groups import Group, asked, meant
 from .sparse import SparseRows, coalesced
 
 
@@ -99,10 +101,18 @@ class Optimizer(_core.Optimizer):
         """What fills the state array of that name at first."""
         return 0.0
 
-    def __init__(self, params: Params, options: Mapping[str, Any]) -> None:
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Has a constructor that is given an unknown option say which ones there are."""
+        super().__init_subclass__(**keywords)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _knowing(cls.__init__)  # type: ignore[method-assign]
+
+    def __init__(self, params: Params, **options: Any) -> None:
+        """The arguments are described with the class."""
+        raise TypeError("Optimizer is what the optimizers share: use onepass.Adam or another")
+
+    def _begin(self, params: Params, options: Mapping[str, Any]) -> None:
         """Takes the arguments of a subclass's constructor by name; any others are left alone."""
-        if not hasattr(self, "_checks"):
-            raise TypeError("Optimizer is what the optimizers share: make one of them, say onepass.Adam")
         form, groups = grouped(params)
         whole = {name: check(name, options[name]) for name, check in checks.WHOLE.items()}
         defaults = {name: options[name] for name in self._checks}
@@ -219,6 +229,8 @@ class Optimizer(_core.Optimizer):
         """
         form = self._form.mapping if self._form is self._form.mapping else self._form.sequence
         items: dict[Any, Any] | list[Any]
+        if isinstance(params, Mapping) and "params" in params:  # PyTorch's way
+            raise TypeError("add_group takes the parameters, and their options as arguments: add_group(params, lr=...)")
         if form is form.mapping:
             if not isinstance(params, Mapping):
                 raise TypeError("the parameters have names: add a mapping of names to arrays")
@@ -265,7 +277,7 @@ class Optimizer(_core.Optimizer):
         return self.groups
 
     @property
-    def lr(self) -> LearningRate:
+    def lr(self) -> float | Schedule:
         """The learning rate of the only group: a number, or a function of the step ``t = 1, 2, …`` that returns one."""
         return self._only_group().lr  # type: ignore[no-any-return]
 
@@ -275,8 +287,14 @@ class Optimizer(_core.Optimizer):
 
     def _only_group(self) -> Group:
         if len(self._groups) != 1:
-            raise AttributeError(f"there are {len(self._groups)} groups, each with an lr of its own: use groups[i].lr")
+            raise AttributeError(self._whose("lr"))
         return self._groups[0]
+
+    def _whose(self, name: str, verb: str = "use") -> str:
+        """That an option is the groups'."""
+        if len(self._groups) == 1:
+            return f"{name} is an option of the groups: {verb} opt.groups[0].{name}"
+        return f"there are {len(self._groups)} groups, each with {name} of its own: {verb} opt.groups[i].{name}"
 
     @property
     def clip_norm(self) -> float | None:
@@ -284,16 +302,16 @@ class Optimizer(_core.Optimizer):
         return None if self._clip_norm == _core.no_clip_norm else self._clip_norm
 
     @clip_norm.setter
-    def clip_norm(self, value: float | None) -> None:
+    def clip_norm(self, value: SupportsFloat | None) -> None:
         self._clip_norm = _in_core(checks.limit("clip_norm", value))
 
     @property
-    def nonfinite(self) -> str:
+    def nonfinite(self) -> Nonfinite:
         """What becomes of a step whose gradients are not finite: ``"propagate"``, ``"skip"`` or ``"raise"``."""
-        return self._nonfinite.name
+        return self._nonfinite.name  # type: ignore[return-value]
 
     @nonfinite.setter
-    def nonfinite(self, value: str) -> None:
+    def nonfinite(self, value: Nonfinite) -> None:
         self._nonfinite = _core.Optimizer._Nonfinite[checks.nonfinite("nonfinite", value)]
 
     @property
@@ -301,10 +319,27 @@ class Optimizer(_core.Optimizer):
         """Whether subnormal numbers count as zero while stepping."""
         return bool(self._flush_denormals)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._checks and name != "lr":
-            raise AttributeError(f"{name} is an option of the groups: set opt.groups[0].{name}")
-        super().__setattr__(name, value)
+    # A type checker must not think that every name is there.
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:  # asked where nothing else is found, or a property raised this error
+            kind = type(self)
+            if name in getattr(kind, "_checks", ()):
+                raise AttributeError(self._whose(name))
+            raise AttributeError(f"{kind.__name__!r} object has no attribute {name!r}", name=name, obj=self)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name in self._checks and name != "lr":
+                with suppress(TypeError, ValueError):
+                    self._groups[0]._settable({name: value})  # or it says why that cannot be
+                raise AttributeError(self._whose(name, "set"))
+            try:
+                super().__setattr__(name, value)
+            except AttributeError:
+                found = getattr(type(self), name, None)
+                if isinstance(found, property) and found.fset is None:
+                    raise AttributeError(f"{name} of {type(self).__name__} can only be read") from None
+                raise
 
     @property
     def state(self) -> Mapping[Any, dict[str, Any]]:
@@ -336,7 +371,8 @@ class Optimizer(_core.Optimizer):
             said = f", {repr(self._groups[0]).partition('(')[2][:-1]}{said}"
         else:
             said = f"{said}, {self._groups!r}"
-        return f"{type(self).__name__}({len(self._params)} parameters, {elements} elements{said})"
+        size = f"{counted(len(self._params), 'parameter')}, {counted(elements, 'element')}"
+        return f"{type(self).__name__}({size}{said})"
 
     # Saving.
 
@@ -453,7 +489,8 @@ class Optimizer(_core.Optimizer):
         and renamed. `numpy.load` can read it; nothing in it is pickled.
 
         Raises:
-            OSError: the file could not be written; what was there before still is.
+            OSError: the file could not be written, and what was there before still is; or the folder could not be
+                flushed, and the new file is in its place but may not outlive a loss of power.
 
         Example:
             >>> import numpy as np, onepass, pathlib, tempfile
@@ -548,15 +585,26 @@ class Optimizer(_core.Optimizer):
             )
         arranged = list(grads)
         if len(arranged) != len(self._keys):
+            want = self._flat_hint(*arranged) or "pass one for each, or None"
+            verb = "is" if len(self._keys) == 1 else "are"
             raise ValueError(
-                f"there are {len(self._keys)} parameters but {len(arranged)} gradients: pass one for each, or None"
+                f"there {verb} {counted(len(self._keys), 'parameter')} but {counted(len(arranged), 'gradient')}: {want}"
             )
         return arranged
+
+    def _flat_hint(self, *grads: Any) -> str:
+        """What to say of a sequence among gradients, if there is one and it is there for a group."""
+        nested = len(self._groups) > 1 and any(isinstance(grad, (list, tuple)) for grad in grads)
+        return "gradients come as one flat sequence, in the order of the groups" if nested else ""
 
     def _convert(self, index: int, grad: Any) -> Array | tuple[Array, Array]:
         """A gradient that the core can read: the given one if it only looked different, or a copy; rows as a pair."""
         if isinstance(grad, SparseRows):
             return coalesced(self._label(index), grad, self._params[index])
+        if isinstance(grad, (list, tuple, Mapping)):
+            alone = "pass the gradient itself, as the parameter was" if self._form is self._form.array else ""
+            if hint := alone or self._flat_hint(grad):
+                raise TypeError(f"{self._label(index)} must be a NumPy array, not {type(grad).__name__}: {hint}")
         array = checked_gradient(self._label(index), grad, self._shapes[index])
         if self._fits(index, array):
             return array
@@ -588,6 +636,27 @@ class Optimizer(_core.Optimizer):
         change = "was made read-only" if same_memory else "was given other memory"
         label = self._parameter(self._keys[index], self._form)
         raise ValueError(f"{label} {change} after the optimizer was made: make a new optimizer")
+
+
+def _knowing(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that says which options there are when it is given another."""
+    code = getattr(init, "__code__", None)
+    if code is None or code.co_flags & 0x08:  # it takes any
+        return init
+    named = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+    options = [name for name in named if name != "params"]
+
+    @wraps(init)
+    def checked(self: Any, *args: Any, **given: Any) -> None:
+        if unknown := [name for name in given if name not in named]:
+            hint = meant(unknown[0], options)
+            raise TypeError(
+                f"{type(self).__name__}() got an unexpected keyword argument {unknown[0]!r}{hint}: "
+                f"its options are {options}"
+            )
+        init(self, *args, **given)
+
+    return checked
 
 
 def _in_core(clip_norm: float | None) -> float:
