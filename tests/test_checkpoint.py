@@ -814,7 +814,7 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
     "no names": (
         drop(*GROUP, "param_names"),
         ValueError,
-        "it is the state of parameters without names, but this optimizer's have names: make the optimizer with an array",
+        "it is the state of parameters without names, but this optimizer's have names: make the optimizer with an",
     ),
     "other names": (
         put(["w", "c"], *GROUP, "param_names"),

@@ -12,7 +12,12 @@ Example:
 from typing import TYPE_CHECKING, Any
 
 from . import _alone as _alone  # in this order
-from . import _core
+
+try:
+    from . import _core
+except ImportError as error:  # about ONEPASS_ISA, say
+    error.name = error.name or __name__  # python -m onepass then shows what it says, and no traceback
+    raise
 from .arrays import flatten, state_dir
 from .base import Optimizer
 from .functional import adam_step
