@@ -164,6 +164,12 @@ def test_the_types_know_the_options_of_every_optimizer() -> None:
     assert {name for name in onepass.Group.__annotations__ if not name.startswith("_")} == options
 
 
+def test_help_says_of_each_constructor_what_is_so() -> None:
+    for name in ("Optimizer", "Adam", "AdamW", "SGD"):
+        assert inspect.getdoc(getattr(onepass, name).__init__) == "The arguments are described with the class."
+        assert inspect.signature(getattr(onepass, name)).parameters["params"].default is inspect.Parameter.empty
+
+
 def test_what_is_shown_is_what_is_public() -> None:
     for module, more in ((onepass, {"integrations"}), (onepass.schedules, set())):
         assert {name for name in dir(module) if not name.startswith("__")} == {*module.__all__} | more

@@ -294,6 +294,7 @@ def test_an_option_of_the_groups_that_is_asked_of_the_optimizer() -> None:
     optimizer: Any = onepass.Adam([ones(3)])
     with refused(AttributeError, "betas is an option of the groups: use opt.groups[0].betas", optimizer):
         _ = optimizer.betas
+    assert not hasattr(optimizer, "betas") and "betas" not in dir(optimizer) and {"lr", "step"} < set(dir(optimizer))
     with refused(AttributeError, "betas is an option of the groups: set opt.groups[0].betas", optimizer):
         optimizer.betas = (0.1, 0.2)
     with refused(AttributeError, "ema decides which buffers exist: it is fixed when the optimizer is made", optimizer):

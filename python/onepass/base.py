@@ -59,6 +59,20 @@ class _State(Mapping[Any, "dict[str, Any]"]):
         return repr(dict(self))
 
 
+class _OfGroups:
+    """Stands where an option is looked for that is the groups', and says so."""  # __getattr__ would slow each step
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, optimizer: Optimizer | None, kind: type[Optimizer]) -> _OfGroups:
+        if optimizer is None:
+            return self
+        raise AttributeError(optimizer._whose(self._name))
+
+
 class Optimizer(_core.Optimizer):
     """What all optimizers share. Use one of its subclasses: `Adam`, `SGD` and the others."""
 
@@ -102,8 +116,11 @@ class Optimizer(_core.Optimizer):
         return 0.0
 
     def __init_subclass__(cls, **keywords: Any) -> None:
-        """Has a constructor that is given an unknown option say which ones there are."""
+        """Has a constructor say which options there are, and a group's option that is looked for here say so."""
         super().__init_subclass__(**keywords)
+        for name in cls.__dict__.get("_checks", ()):
+            if not hasattr(cls, name):
+                setattr(cls, name, _OfGroups(name))
         if "__init__" in cls.__dict__:
             cls.__init__ = _knowing(cls.__init__)  # type: ignore[method-assign]
 
@@ -319,14 +336,7 @@ class Optimizer(_core.Optimizer):
         """Whether subnormal numbers count as zero while stepping."""
         return bool(self._flush_denormals)
 
-    # A type checker must not think that every name is there.
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:  # asked where nothing else is found, or a property raised this error
-            kind = type(self)
-            if name in getattr(kind, "_checks", ()):
-                raise AttributeError(self._whose(name))
-            raise AttributeError(f"{kind.__name__!r} object has no attribute {name!r}", name=name, obj=self)
+    if not TYPE_CHECKING:  # a checker must not think that every name is there
 
         def __setattr__(self, name: str, value: Any) -> None:
             if name in self._checks and name != "lr":
@@ -340,6 +350,10 @@ class Optimizer(_core.Optimizer):
                 if isinstance(found, property) and found.fset is None:
                     raise AttributeError(f"{name} of {type(self).__name__} can only be read") from None
                 raise
+
+    def __dir__(self) -> list[str]:
+        kind = type(self)
+        return [name for name in super().__dir__() if not isinstance(getattr(kind, name, None), _OfGroups)]
 
     @property
     def state(self) -> Mapping[Any, dict[str, Any]]:
