@@ -303,7 +303,7 @@ def test_an_optimizer_that_was_never_made_says_so() -> None:
 
 
 def test_the_common_class_is_none_that_can_be_made() -> None:
-    with pytest.raises(TypeError, match="use onepass.Adam or another"):
+    with pytest.raises(TypeError, match=r"use onepass\.Adam or another"):
         onepass.Optimizer([ones(2)])
 
 
