@@ -59,7 +59,7 @@ def main() -> None:
     scans = load_digits()
     images, labels = (scans.data / 16).astype(np.float32), scans.target
     rng = np.random.default_rng(0)  # the same numbers on every rank
-    params = onepass.flatten(  # so that weights are sent without a copy
+    params: dict[str, Any] = onepass.flatten(  # so that weights are sent without a copy
         {
             "W1": (rng.standard_normal((64, 128)) * np.sqrt(2 / 64)).astype(np.float32),
             "b1": np.zeros(128, np.float32),

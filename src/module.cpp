@@ -246,18 +246,18 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
           py::arg("lr"), py::arg("scheduled"), py::arg("object"), py::arg("slots"));
 
   py::class_<Optimizer> optimizer(m, "Optimizer", py::custom_type_setup(&set_up_collection<Optimizer>));
-  py::native_enum<Optimizer::Form>(optimizer, "Form", "enum.Enum")
+  py::native_enum<Optimizer::Form>(optimizer, "_Form", "enum.Enum")
       .value("array", Optimizer::Form::array)
       .value("sequence", Optimizer::Form::sequence)
       .value("mapping", Optimizer::Form::mapping)
       .finalize();
-  py::native_enum<Optimizer::Nonfinite>(optimizer, "Nonfinite", "enum.Enum")
+  py::native_enum<Optimizer::Nonfinite>(optimizer, "_Nonfinite", "enum.Enum")
       .value("propagate", Optimizer::Nonfinite::propagate)
       .value("skip", Optimizer::Nonfinite::skip)
       .value("raise", Optimizer::Nonfinite::raise)
       .finalize();
   // Properties take the object itself: pybind11 would hand over an optimizer that was never made.
-  optimizer.def(py::init<bool>(), py::arg("flush_denormals"))
+  optimizer.def(py::init<bool, bool>(), py::arg("flush_denormals"), py::arg("in_files"))
       .def("_add_group", &Optimizer::add_group, py::arg("form"), py::arg("group"), py::arg("keys"), py::arg("params"),
            py::arg("states"), py::arg("averages"), py::arg("slots"))
       .def("_restore", &Optimizer::restore, py::arg("copies"), py::arg("options"), py::arg("clip_norm"),

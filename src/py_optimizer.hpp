@@ -38,7 +38,9 @@ class Optimizer {
   enum class Form : unsigned char { array, sequence, mapping };
   enum class Nonfinite : unsigned char { propagate, skip, raise };
 
-  explicit Optimizer(bool flush_denormals) : core_(flush_denormals), ndarray_(NumPy::get().PyArray_Type_) {}
+  // in_files: state lies in files, which forked processes share.
+  Optimizer(bool flush_denormals, bool in_files)
+      : core_(flush_denormals), ndarray_(NumPy::get().PyArray_Type_), in_files_(in_files) {}
   Optimizer(const Optimizer&) = delete;
   Optimizer& operator=(const Optimizer&) = delete;
   ~Optimizer() = default;
@@ -51,6 +53,7 @@ class Optimizer {
                  const std::vector<std::optional<py::array>>& averages, const py::dict& slots) {
     std::optional<Turn> turn;
     if (!Turn::is_mine(*this) || !is_locked_) turn.emplace(*this);
+    check_process();
     std::vector<Parameter> parameters;
     std::vector<Held> held = held_;
     std::vector<Range> ranges = ranges_;
@@ -88,6 +91,7 @@ class Optimizer {
                const std::vector<std::int64_t>& steps, const std::vector<double>& mu_products) {
     std::optional<Turn> turn;
     if (!Turn::is_mine(*this) || !is_locked_) turn.emplace(*this);
+    check_process();
     if (steps.size() != held_.size() || mu_products.size() != held_.size()) {
       throw py::value_error("one count for each parameter");
     }
@@ -121,6 +125,7 @@ class Optimizer {
 
   void step(py::handle grads, py::handle grad_scale) {
     const Turn turn(*this);
+    check_process();
     const Release release{gradients_};
 
     const double scale = number(grad_scale);
@@ -136,6 +141,7 @@ class Optimizer {
   void step_in_parts(py::handle grads, double scale, const std::vector<std::vector<std::size_t>>& parts,
                      const py::object& exchange) {
     const Turn turn(*this);
+    check_process();
     const Release release{gradients_};
     collect(grads);
     take_pointers();
@@ -155,6 +161,7 @@ class Optimizer {
   template <class Source>
   bool step_from(Source& source) {
     const Turn turn(*this);
+    check_process();
     const Release release{gradients_};
     for (std::size_t i = 0; i < held_.size(); ++i) {
       const void* data = nullptr;
@@ -280,6 +287,16 @@ class Optimizer {
    private:
     const Optimizer& optimizer_;
   };
+
+  // Refuses to change state that is also another process's. Reading it does no harm.
+  void check_process() const {
+    if (in_files_ && onepass::forks() != made_forks_) {
+      throw std::runtime_error(
+          "this optimizer was made before a fork and its state lies in files (state_dir), which this process shares "
+          "with its parent: what changes here would change there; make another optimizer in this process and load "
+          "what was saved, or this one's state_dict()");
+    }
+  }
 
   // Reads the core's counts between steps; in the middle of one, its own thread may.
   template <class Function>
@@ -520,6 +537,8 @@ class Optimizer {
   onepass::Optimizer core_;
   Form form_ = Form::array;
   PyTypeObject* ndarray_;
+  bool in_files_;
+  unsigned made_forks_ = onepass::forks();  // in which process
   std::vector<Held> held_;
   std::vector<Range> ranges_;  // of all parameters and state, sorted
   // Room for a step's gradients.

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import onepass
 from onepass import checkpoint
 from support import DTYPES, bits, hostile
 
@@ -354,6 +355,7 @@ PROGRAM = """
 import os, random, resource, signal, sys, time
 from pathlib import Path
 import numpy as np
+import onepass
 from onepass import checkpoint
 def state(n):
     arrays = {name: np.full(SIZE, n, np.float32) for name in ("exp_avg", "exp_avg_sq")}
@@ -603,8 +605,8 @@ MEMBERS: dict[str, tuple[dict[str, bytes | None], str]] = {
     "a scalar": ({EXP_AVG: npy(np.float32(1))}, "('w') must have shape (3,), not ()"),
     "objects": ({EXP_AVG: npy(np.array([1, 2, print], object))}, "must be of dtype '<f4', not '|O'"),
     "a structure": ({EXP_AVG: npy(np.zeros(3, [("a", "f4")]))}, "exp_avg.npy does not have the header of a plain"),
-    "no header": ({EXP_AVG: b"numbers"}, "magic"),
-    "an empty member": ({EXP_AVG: b""}, "magic"),
+    "no header": ({EXP_AVG: b"numbers"}, "the file is damaged, or no checkpoint ("),
+    "an empty member": ({EXP_AVG: b""}, "ends too early)"),
     "the version 2 of headers": ({EXP_AVG: b"\x93NUMPY\x02\x00" + npy(np.zeros(3, "f4"))[8:]}, "does not have the he"),
     "too few numbers": ({EXP_AVG: npy(np.zeros(3, "f4"))[:-4]}, "bytes, wrong for (3,) float32"),
     "too many numbers": ({EXP_AVG: npy(np.zeros(3, "f4")) + b"\0"}, "bytes, wrong for (3,) float32"),
@@ -681,7 +683,7 @@ def test_what_the_zip_reader_said_is_the_cause(saved: Path) -> None:
     data[data.index(np.float32(-2).tobytes())] ^= 1
     saved.write_bytes(data)
     message = refused(saved, small_state(), cause=zipfile.BadZipFile)
-    assert "Bad CRC-32 for file 'state/0/exp_avg.npy'" in message
+    assert "the file is damaged, or no checkpoint (Bad CRC-32 for file 'state/0/exp_avg.npy')" in message
 
 
 def header(text: bytes, version: int = 1) -> bytes:
@@ -809,7 +811,11 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
     "a missing option": (drop(*GROUP, "eps"), ValueError, "group 0 lacks ['eps']"),
     "an unknown option": (put(1, *GROUP, "rho"), ValueError, "group 0 has unknown ['rho']"),
     "missing and unknown": (put([{"params": [0]}], "param_groups"), ValueError, "group 0 lacks ['param_names', 'lr', "),
-    "no names": (drop(*GROUP, "param_names"), ValueError, "group 0 lacks ['param_names']"),
+    "no names": (
+        drop(*GROUP, "param_names"),
+        ValueError,
+        "it is the state of parameters without names, but this optimizer's have names: make the optimizer with an",
+    ),
     "other names": (
         put(["w", "c"], *GROUP, "param_names"),
         ValueError,
@@ -820,7 +826,7 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
     "fewer in a group": (
         put([0], *GROUP, "params"),
         ValueError,
-        "it holds 1 params of group 0, the optimizer",
+        "it holds 1 parameter in params of group 0, the optimizer",
     ),
     "another order": (put([1, 0], *GROUP, "params"), ValueError, "params of group 0, item 0, must be 0, not 1"),
     "params of arrays": (put([0, np.zeros(2)], *GROUP, "params"), TypeError, "item 1, must be 1, not array"),
@@ -831,7 +837,7 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
     "an option of texts": (put(["a"], *GROUP, "betas"), TypeError, "an item of betas of group 0 must be a number"),
     "state in a list": (put([], "state"), TypeError, "state must be a mapping, not []"),
     "more parameters": (put({}, "state", 2), ValueError, "it holds 3 parameters, the optimizer has 2"),
-    "fewer parameters": (drop("state", 0), ValueError, "it holds 1 parameters, the optimizer has 2"),
+    "fewer parameters": (drop("state", 0), ValueError, "it holds 1 parameter, the optimizer has 2"),
     "other keys": (
         lambda d: d["state"].update({"1": d["state"].pop(1)}),
         ValueError,
@@ -887,3 +893,35 @@ def test_parameters_without_names_are_numbered() -> None:
     del state["state"][1]["step"]
     with pytest.raises(ValueError, match=r"the state of parameter 1 lacks \['step'\]"):
         checkpoint.check(state, state_of(np.zeros(3), np.zeros(2)))
+
+
+def test_names_on_one_side_only_are_said_in_words(tmp_path: Path) -> None:
+    w = np.zeros(2, np.float32)
+    named, bare = onepass.Adam({"w": w}), onepass.Adam(w)
+    for saved, other, message in (
+        (bare, named, "parameters without names, but this optimizer's have names: make the optimizer with an array"),
+        (
+            named,
+            bare,
+            "parameters with names, ['w'], but this optimizer's have none: make the optimizer with a mapping",
+        ),
+    ):
+        saved.save(tmp_path / "adam.npz")
+        with pytest.raises(ValueError, match=re.escape(f"it is the state of {message}")):
+            other.load(tmp_path / "adam.npz")
+        with pytest.raises(ValueError, match=re.escape(f"it is the state of {message}")):
+            other.load_state_dict(saved.state_dict())
+
+
+def test_a_folder_of_several_ranks_is_no_file(tmp_path: Path) -> None:
+    optimizer = onepass.Adam(np.zeros(2, np.float32))
+    with pytest.raises(OSError, match=re.escape(str(tmp_path))) as caught:
+        optimizer.load(tmp_path)
+    assert "ShardedOptimizer" not in str(caught.value)
+    (tmp_path / "manifest.json").touch()
+    with pytest.raises(
+        IsADirectoryError, match="the folder of a ShardedOptimizer: load it with one, or have one save "
+    ):
+        optimizer.load(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        optimizer.load(tmp_path / "none")

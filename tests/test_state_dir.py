@@ -66,8 +66,19 @@ def test_state_on_disk_has_the_bits_of_state_in_memory(kind: Any, options: Any, 
 
 
 def test_a_folder_that_is_not_there_or_too_small_is_an_error_at_once(tmp_path: Path) -> None:
-    with onepass.state_dir(tmp_path / "none"), pytest.raises(FileNotFoundError):
-        onepass.Adam(np.zeros(3, np.float32))
+    (tmp_path / "file").touch()
+    for name, error in (("none", FileNotFoundError), ("file", NotADirectoryError)):
+        with pytest.raises(error) as caught, onepass.state_dir(tmp_path / name):
+            pass
+        assert caught.value.filename == str(tmp_path / name)
+    (tmp_path / "gone").mkdir()
+    with onepass.state_dir(tmp_path / "gone"):
+        (tmp_path / "gone").rmdir()
+        with pytest.raises(FileNotFoundError) as caught:
+            onepass.Adam(np.zeros(3, np.float32))
+    assert caught.value.filename == str(tmp_path / "gone")
+    with onepass.state_dir(tmp_path):  # only in the block
+        pass
     assert not is_mapped(onepass.Adam(np.zeros(3, np.float32)).state[0]["exp_avg"])
     if sys.platform == "linux":
         script = """
@@ -174,3 +185,55 @@ def test_many_arrays_take_a_few_files(tmp_path: Path, monkeypatch: pytest.Monkey
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert opt.step_count == 1
+
+
+FORK = """
+import os, sys, zlib, numpy as np, onepass
+w, g = np.ones(1000, np.float32), np.ones(1000, np.float32)
+with onepass.state_dir(sys.argv[1]):
+    opt = onepass.Adam(w, ema=0.5)
+in_memory = onepass.Adam(np.ones(1000, np.float32))
+opt.step(g)
+saved, path = opt.state_dict(), os.path.join(sys.argv[1], "adam.npz")
+opt.save(path)
+opt.step(g)
+
+def state():
+    return [zlib.crc32(a) for a in (w, opt.ema, opt.state[0]["exp_avg"], opt.state[0]["exp_avg_sq"])]
+
+before = state()
+if os.fork() == 0:
+    calls = {
+        "step": lambda: opt.step(g),
+        "load": lambda: opt.load(path),
+        "load_state_dict": lambda: opt.load_state_dict(saved),
+        "add_group": lambda: opt.add_group(np.ones(3, np.float32)),
+    }
+    for name, call in calls.items():
+        try:
+            call()
+        except RuntimeError as error:
+            assert "make another optimizer in this process" in str(error), error
+            print(name, "refused,", state() == before)
+    again = onepass.Adam(w, ema=0.5)
+    again.load_state_dict(opt.state_dict())
+    again.step(g)
+    with onepass.state_dir(sys.argv[1]):
+        own = onepass.Adam(np.ones(1000, np.float32), ema=0.5)
+    own.load(path)
+    own.step(g)
+    in_memory.step(g)
+    print(opt.step_count, again.step_count, own.step_count, in_memory.step_count, state()[1:] == before[1:], flush=True)
+    os._exit(0)
+os.wait()
+print(state() == before, len(opt.params.shape), opt.step_count)
+opt.step(g)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_reads_state_in_files_but_does_not_change_it(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FORK, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    refused = [f"{name} refused, True" for name in ("step", "load", "load_state_dict", "add_group")]
+    assert done.stdout.splitlines() == [*refused, "2 3 2 1 True", "True 1 2"]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import onepass
@@ -39,15 +40,41 @@ several = onepass.AdamW([W, b], lr=warm, betas=(0.8, 0.9), clip_norm=1.0, nonfin
 named = onepass.SGD({"W": W, "b": b}, lr=schedules.warmup(schedules.cosine(0.1, 100), 10), momentum=0.9)
 groups: list[dict[str, Any]] = [{"params": [W], "lr": 0.1}, {"params": b}]
 grouped = onepass.RMSprop(groups)
+onepass.Adam([{"params": [W], "weight_decay": 0.1}, {"params": b}])
+onepass.Adam([{"params": [W], "weight_decay": 0.1}, {"params": [b]}], lr=1e-3)
+weights: list[npt.NDArray[Any]] = [W, np.zeros(3)]
+mixed = onepass.Adam(weights)
+mixed.step([W, np.zeros(3)])
+mixed.step(np.ones(p.shape) for p in weights)
+onepass.Adam((W, np.zeros(3)), lr=np.float32(0.1), betas=[0.9, 0.99], eps=np.float64(1e-8), ema=np.float32(0.9))
+onepass.Adam({"W": W, "b": np.zeros(3)}, lr=lambda t: np.float32(0.1)).step({"W": W, "b": None})
+onepass.SGD(np.zeros(())).step(np.float32(1))
+flat: npt.NDArray[Any] = onepass.flatten(W)
+V, c = onepass.flatten([W, b])
+onepass.flatten((V, c))[0].base
+onepass.flatten({"W": V})["W"].sum()
+onepass.flatten([{"params": [W]}, {"params": b}])[0]["params"]
+onepass.adam_step(W, W, W, W, np.int64(1), lr=np.float32(0.1), betas=[0.9, 0.99], eps_mode="hat")
 preset = onepass.Adam(W, **onepass.presets["keras"])
+kinds: list[type[onepass.Optimizer]] = [onepass.Adam, onepass.SGD]
+made = [kind(W, lr=0.1) for kind in kinds]
 for kind in (onepass.Adamax, onepass.NAdam, onepass.Adagrad, onepass.Adadelta, onepass.Lion):
     optimizer: onepass.Optimizer = kind(W)
 one.step(W)
 several.step([W, None], grad_scale=0.5)
+several.step([W, b], np.float32(0.5))
 named.step({"W": onepass.SparseRows([0, 1], W[:2]), "b": b})
 one.add_group(b, lr=0.5)
 one.groups[0].lr = 0.5
+one.groups[0].lr *= 0.5
+one.groups[0].eps = np.float32(1e-6)
+half: float = one.groups[0].eps / 2 + one.groups[0].betas[0]
+one.groups[0].betas = [0.8, 0.9]
+one.param_groups[0]["lr"] *= 0.5
 one.lr = warm
+one.lr = np.float32(0.1)
+one.nonfinite = "skip"
+one.clip_norm = np.float32(1)
 state: Mapping[Any, dict[str, Any]] = one.state
 steps: int = one.step_count + one.skipped
 norm: float | None = several.grad_norm
@@ -60,12 +87,24 @@ config: dict[str, Any] = onepass.config()
 onepass.show_config()
 
 onepass.Adam(W, lr="0.1")  # type: ignore[arg-type]
+onepass.Adam("W")  # type: ignore[arg-type]
+onepass.Adam(W, nonfinite="bad")  # type: ignore[arg-type]
+onepass.Adam(W, eps_mode="bad")  # type: ignore[arg-type]
 onepass.Adam(W, beta=0.9)  # type: ignore[call-arg]
 onepass.Adam(W, betas=0.9)  # type: ignore[arg-type]
 onepass.Adam(5)  # type: ignore[arg-type]
 onepass.Adam()  # type: ignore[call-arg]
 one.step()  # type: ignore[call-arg]
 one.step(W, grad_scale="half")  # type: ignore[arg-type]
+one.step("abc")  # type: ignore[arg-type]
+one.step(0.5)  # type: ignore[arg-type]
+one.step([[1.0]])  # type: ignore[list-item]
+one.betas = (0.8, 0.9)  # type: ignore[attr-defined]
+one.learning_rate = 0.1  # type: ignore[attr-defined]
+one.betas  # type: ignore[attr-defined]
+one.nonfinite = "x"  # type: ignore[assignment]
+one.groups[0].betaz = 3  # type: ignore[attr-defined]
+one.groups[0].eps = "small"  # type: ignore[assignment]
 one.step_count = 5  # type: ignore[misc]
 length: str = one.step_count  # type: ignore[assignment]
 onepass.set_num_threads("two")  # type: ignore[arg-type]
@@ -115,3 +154,25 @@ def test_the_types_are_those_of_the_package_and_not_guessed() -> None:
     folder = Path(onepass.__file__).parent
     assert (folder / "py.typed").exists()
     assert (folder / "_core.pyi").exists()
+
+
+def test_the_types_know_the_options_of_every_optimizer() -> None:
+    kinds = [getattr(onepass, name) for name in onepass.__all__]
+    kinds = [kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, onepass.Optimizer)]
+    options = {name for kind in kinds for name in getattr(kind, "_checks", ())}
+    assert len(options) > 15
+    assert {name for name in onepass.Group.__annotations__ if not name.startswith("_")} == options
+
+
+def test_help_says_of_each_constructor_what_is_so() -> None:
+    for name in ("Optimizer", "Adam", "AdamW", "SGD"):
+        assert inspect.getdoc(getattr(onepass, name).__init__) == "The arguments are described with the class."
+        assert inspect.signature(getattr(onepass, name)).parameters["params"].default is inspect.Parameter.empty
+
+
+def test_what_is_shown_is_what_is_public() -> None:
+    for module, more in ((onepass, {"integrations"}), (onepass.schedules, set())):
+        assert {name for name in dir(module) if not name.startswith("__")} == {*module.__all__} | more
+    assert onepass.integrations.__name__ == "onepass.integrations"
+    for item in (onepass.Optimizer, onepass.Adam(np.zeros(3))):
+        assert [name for name in dir(item) if name[0].isupper()] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -261,6 +262,126 @@ def test_options_that_do_not_exist_cannot_be_set(name: str) -> None:
         _ = optimizer.groups[0].momentum
 
 
+def test_the_options_that_can_be_set_are_those_that_are_said() -> None:
+    """The list is right: each can be set to another value, and nothing else can."""
+    kinds = [onepass.Adam, onepass.NAdam, onepass.RMSprop, onepass.Adagrad, onepass.Adadelta, onepass.SGD, onepass.Lion]
+    more: dict[Any, dict[str, Any]] = {
+        onepass.Adam: {"amsgrad": True, "ema": 0.5},
+        onepass.RMSprop: {"centered": True, "momentum": 0.5},
+        onepass.SGD: {"momentum": 0.5, "nesterov": True, "clip_value": 0.5},
+    }
+    for kind in kinds:
+        for options in ({}, more.get(kind, {}), {"lr": 0.0, "ema": lambda t: 0.5}):
+            group: Any = kind([ones(3)], **options).groups[0]
+            with pytest.raises(AttributeError) as caught:
+                group.learning_rate = 1
+            said = str(caught.value)
+            assert "has no option 'learning_rate' that can be set (say lr): those that can are ['lr', " in said
+            for name in kind._checks:
+                value = group[name]
+                other = "hat" if value == "paper" else (0.25, 0.5) if name == "betas" else 0.25
+                try:
+                    setattr(group, name, not value if isinstance(value, bool) else other)
+                    can = True
+                except ValueError:
+                    can = name in ("nesterov", "dampening")  # not without another
+                except AttributeError:
+                    can = False
+                assert can == (f"{name!r}" in said), (kind, options, name)
+
+
+def test_an_option_of_the_groups_that_is_asked_of_the_optimizer() -> None:
+    optimizer: Any = onepass.Adam([ones(3)])
+    with refused(AttributeError, "betas is an option of the groups: use opt.groups[0].betas", optimizer):
+        _ = optimizer.betas
+    assert not hasattr(optimizer, "betas") and "betas" not in dir(optimizer) and {"lr", "step"} < set(dir(optimizer))
+    with refused(AttributeError, "betas is an option of the groups: set opt.groups[0].betas", optimizer):
+        optimizer.betas = (0.1, 0.2)
+    with refused(AttributeError, "ema decides which buffers exist: it is fixed when the optimizer is made", optimizer):
+        optimizer.ema = 0.9
+    with refused(AttributeError, "initial_accumulator_value is what state starts with"):
+        onepass.Adagrad([ones(3)]).initial_accumulator_value = 1.0  # type: ignore[attr-defined]
+    averaged: Any = onepass.Adam([ones(3)], ema=0.5)
+    with refused(AttributeError, "ema is an option of the groups: set opt.groups[0].ema", averaged):
+        averaged.ema = 0.9
+    two_groups: Any = onepass.Adam([{"params": ones(3)}, {"params": ones(2)}])
+    for name in ("lr", "betas"):
+        said = f"there are 2 groups, each with {name} of its own: "
+        with refused(AttributeError, f"{said}use opt.groups[i].{name}", two_groups):
+            getattr(two_groups, name)
+        with refused(AttributeError, said, two_groups):
+            setattr(two_groups, name, 0.1)
+    for name in ("momentum", "nothing"):
+        with refused(AttributeError, f"'Adam' object has no attribute {name!r}"):
+            getattr(optimizer, name)
+        assert not hasattr(optimizer, name)
+
+
+@pytest.mark.parametrize("name", ["step_count", "skipped", "grad_norm", "flush_denormals", "groups", "params", "state"])
+def test_what_can_only_be_read(name: str) -> None:
+    optimizer = onepass.Adam([ones(3)])
+    with refused(AttributeError, f"{name} of Adam can only be read", optimizer):
+        setattr(optimizer, name, 0)
+
+
+CLASSES = [
+    *[onepass.Adam, onepass.AdamW, onepass.Adamax, onepass.NAdam, onepass.RMSprop, onepass.Adagrad, onepass.Adadelta],
+    *[onepass.SGD, onepass.Lion],
+]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_an_unknown_keyword_hears_which_there_are(cls: Any) -> None:
+    options = list(inspect.signature(cls).parameters)[1:]
+    assert options[0] == "lr" and "ema" in options
+    for name, hint in [("learning_rate", " (say lr)"), ("fused", " (it chooses among PyTorch's own"), ("nothing", "")]:
+        with refused(TypeError, f"{cls.__name__}() got an unexpected keyword argument {name!r}{hint}"):
+            cls(ones(3), **{name: 0.1})
+    with refused(TypeError, f"got an unexpected keyword argument 'nothing': its options are {options}"):
+        cls(ones(3), nothing=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        *[(name, "betas=(beta1, beta2)") for name in ("beta1", "beta2", "beta_1", "b2")],
+        *[("epsilon", "eps"), ("alpha", "lr"), ("clipnorm", "clip_norm"), ("ema_momentum", "ema")],
+    ],
+)
+def test_what_other_libraries_call_an_option(name: str, meant: str) -> None:
+    for make in (
+        lambda: onepass.Adam(ones(3), **{name: 0.1}),
+        lambda: onepass.Adam([{"params": ones(3), name: 0.1}]) if meant != "clip_norm" else onepass.Adam(1, clipnorm=1),
+    ):
+        with refused(TypeError, f"{name!r} (say {meant}): its options are ["):
+            make()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'beta1': "):  # of which there are none
+        onepass.SGD(ones(3), beta1=0.9)  # type: ignore[call-arg]
+
+
+def test_a_subclass_may_take_options_of_its_own() -> None:
+    class Mine(onepass.Adam):
+        def __init__(self, params: Any, *, alpha: float, **options: Any) -> None:
+            self.alpha = alpha
+            super().__init__(params, **options)
+
+    assert Mine(ones(3), alpha=2.0, lr=0.5).alpha == 2
+    with refused(TypeError, "Mine() got an unexpected keyword argument 'epsilon' (say eps)"):
+        Mine(ones(3), alpha=2.0, epsilon=1)
+
+
+def test_what_the_optimizers_share_is_none_itself() -> None:
+    for options in ({}, {"lr": 0.1}):
+        with refused(TypeError, "Optimizer is what the optimizers share: use onepass.Adam or another"):
+            onepass.Optimizer(ones(3), **options)
+
+
+def test_a_preset_that_does_not_exist() -> None:
+    with pytest.raises(KeyError, match=r"there is no preset 'pytorch', only tensorflow, keras, .*torch"):
+        _ = onepass.presets["pytorch"]
+    assert "pytorch" not in onepass.presets and onepass.presets.get("pytorch") is None
+
+
 def test_lr_is_checked_when_set() -> None:
     optimizer = onepass.Adam([ones(3)])
     with refused(ValueError, "lr must be at least 0, not -1", optimizer):
@@ -270,7 +391,7 @@ def test_lr_is_checked_when_set() -> None:
 # ---- Gradients ----
 
 GRADIENTS: dict[str, tuple[Any, type[Exception], str]] = {
-    "too few": ([ones(2, 3)], ValueError, "there are 2 parameters but 1 gradients"),
+    "too few": ([ones(2, 3)], ValueError, "there are 2 parameters but 1 gradient: pass one for each, or None"),
     "too many": ([ones(2, 3), ones(3), ones(3)], ValueError, "there are 2 parameters but 3 gradients"),
     "none at all": ([], ValueError, "there are 2 parameters but 0 gradients"),
     "a bare array": (ones(2, 3), TypeError, "the gradients must be a sequence, as the parameters were, not ndarray"),
@@ -308,6 +429,33 @@ def test_wrong_gradients(case: str) -> None:
         optimizer.step(grads)
     optimizer.step([ones(2, 3), ones(3)])
     assert optimizer.step_count == 2
+
+
+def test_gradients_that_are_wrapped_once_too_often() -> None:
+    g = ones(3)
+    alone = onepass.Adam(ones(3))
+    for grads in ([g], (g,), {"w": g}, [1.0, 1.0, 1.0]):
+        with refused(TypeError, "pass the gradient itself, as the parameter was", alone):
+            alone.step(grads)  # type: ignore[arg-type]
+    flat = "gradients come as one flat sequence, in the order of the groups"
+    groups = onepass.Adam([{"params": [ones(3)]}, {"params": [ones(3)]}])
+    with refused(TypeError, f"gradient 0 must be a NumPy array, not list: {flat}", groups):
+        groups.step([[g], [g]])  # type: ignore[list-item]
+    groups = onepass.Adam([{"params": [ones(3), ones(3)]}, {"params": [ones(3)]}])
+    with refused(ValueError, f"there are 3 parameters but 2 gradients: {flat}", groups):
+        groups.step([[g, g], [g]])  # type: ignore[list-item]
+    one = onepass.Adam([ones(3)])
+    with refused(ValueError, "there is 1 parameter but 2 gradients: pass one for each, or None", one):
+        one.step([g, g])
+    assert repr(one).startswith("Adam(1 parameter, 3 elements, ")
+
+
+def test_a_group_of_names_or_as_pytorch_adds_it() -> None:
+    with pytest.raises(TypeError, match=r"names are for parameters that all come in one mapping$"):
+        onepass.Adam([{"params": {"W": ones(3)}}])
+    for optimizer in (onepass.Adam([ones(3)]), onepass.Adam({"w": ones(3)})):
+        with refused(TypeError, "their options as arguments: add_group(params, lr=...)", optimizer):
+            optimizer.add_group({"params": ones(3), "lr": 0.1})
 
 
 def test_wrong_names() -> None:

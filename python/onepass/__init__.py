@@ -12,7 +12,12 @@ Example:
 from typing import TYPE_CHECKING, Any
 
 from . import _alone as _alone  # in this order
-from . import _core
+
+try:
+    from . import _core
+except ImportError as error:  # about ONEPASS_ISA, say
+    error.name = error.name or __name__  # python -m onepass then shows what it says, and no traceback
+    raise
 from .arrays import flatten, state_dir
 from .base import Optimizer
 from .functional import adam_step
@@ -48,12 +53,17 @@ __all__ = [
 __version__ = _core.__version__
 
 if TYPE_CHECKING:  # a checker must not think that every name is there
+    from . import integrations as integrations
     from . import schedules
 else:
 
     def __getattr__(name: str) -> Any:
-        if name == "schedules":  # takes long to import, and not everyone has one
+        if name in ("integrations", "schedules"):  # take long to import, and not everyone needs them
             from importlib import import_module
 
-            return import_module("onepass.schedules")
+            return import_module(f"onepass.{name}")
         raise AttributeError(f"module 'onepass' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, "integrations", *(name for name in globals() if name.startswith("__"))})

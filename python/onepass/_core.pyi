@@ -1,11 +1,17 @@
 # The compiled core: private, and free to change.
 import enum
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, SupportsFloat
 
+import numpy as np
 import numpy.typing as npt
 
+from .sparse import SparseRows
+
 _Array = npt.NDArray[Any]
+_Gradient = _Array | np.floating[Any] | SparseRows | None
+# As the parameters came. Any: or mypy would not take {...} with gradients of several kinds for a mapping.
+_Gradients = _Gradient | Mapping[Any, _Gradient | Any] | Iterable[_Gradient]
 _SeenDict = tuple[dict[Any, Any], tuple[Any, ...], tuple[Any, ...]]
 _SeenGroup = tuple[dict[str, Any], tuple[str, ...], tuple[Any, ...], list[Any], tuple[Any, ...]]
 
@@ -39,20 +45,20 @@ class Group:
     def set_lr(self, lr: float, scheduled: bool, object: Any, slots: dict[str, Any]) -> None: ...
 
 class Optimizer:
-    class Form(enum.Enum):
+    class _Form(enum.Enum):
         array = ...
         sequence = ...
         mapping = ...
 
-    class Nonfinite(enum.Enum):
+    class _Nonfinite(enum.Enum):
         propagate = ...
         skip = ...
         # and raise, which is no name in Python
 
     _clip_norm: float
-    _nonfinite: Nonfinite
-    def __init__(self, flush_denormals: bool) -> None: ...
-    def step(self, grads: Any, grad_scale: float = 1.0) -> None: ...
+    _nonfinite: _Nonfinite
+    def __init__(self, flush_denormals: bool, in_files: bool) -> None: ...
+    def step(self, grads: _Gradients, grad_scale: SupportsFloat = 1.0) -> None: ...
     @property
     def step_count(self) -> int: ...
     @property
@@ -61,7 +67,7 @@ class Optimizer:
     def grad_norm(self) -> float | None: ...
     def _add_group(
         self,
-        form: Form,
+        form: _Form,
         group: Group,
         keys: list[Any],
         params: list[_Array],
@@ -74,7 +80,7 @@ class Optimizer:
         copies: list[tuple[_Array, _Array]],
         options: list[tuple[Group, list[float], CommonOptions, Any, dict[str, Any]]],
         clip_norm: float,
-        nonfinite: Nonfinite,
+        nonfinite: _Nonfinite,
         step_count: int,
         skipped: int,
         steps: list[int],

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -16,14 +18,17 @@ import numpy.typing as npt
 from . import _core
 
 Array = npt.NDArray[Any]
-Params = Array | Iterable[Array] | Mapping[Any, Array] | Iterable[Mapping[str, Any]]
+# Any: or mypy would not take {...} with arrays of several dtypes for a mapping.
+Params = Array | Mapping[Any, Array | Any] | Iterable[Array | Mapping[str, Any]]
+
+Key = TypeVar("Key")
 
 _CACHE_LINE = 64  # bytes
 
 
-def grouped(params: Params) -> tuple[_core.Optimizer.Form, list[tuple[dict[Any, Any], dict[str, Any]]]]:
+def grouped(params: Params) -> tuple[_core.Optimizer._Form, list[tuple[dict[Any, Any], dict[str, Any]]]]:
     """The form in which parameters came, and the groups: each parameter under its key, and what options they bring."""
-    form = _core.Optimizer.Form
+    form = _core.Optimizer._Form
     groups: list[tuple[dict[Any, Any], dict[str, Any]]]
     if isinstance(params, np.ndarray):
         return form.array, [({0: params}, {})]
@@ -68,8 +73,8 @@ def group_params(params: Any) -> list[Any]:
         return [params]
     if isinstance(params, Mapping):
         raise TypeError(
-            "a group's params must be an array or a sequence, not a mapping: options are arguments of add_group, and "
-            "names are for parameters that all came in one mapping"
+            "a group's params must be an array or a sequence, not a mapping: names are for parameters that all come in "
+            "one mapping"
         )
     return listed("a group's params", params)
 
@@ -163,12 +168,15 @@ def _mapped(size: int, folder: str) -> Array:
     import mmap  # which take long to import, and not everyone needs them
     import tempfile
 
-    with tempfile.TemporaryFile(dir=folder, prefix="onepass-") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, and not a signal in a step
-        else:
-            file.truncate(size)
-        return np.frombuffer(mmap.mmap(file.fileno(), size), np.uint8)
+    try:
+        with tempfile.TemporaryFile(dir=folder, prefix="onepass-") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, and not a signal in a step
+            else:
+                file.truncate(size)
+            return np.frombuffer(mmap.mmap(file.fileno(), size), np.uint8)
+    except OSError as error:  # of a file whose name says nothing
+        raise OSError(error.errno, error.strerror, folder) from error
 
 
 _state_folder: ContextVar[str | None] = ContextVar("state_folder", default=None)
@@ -191,12 +199,14 @@ def state_dir(folder: str | os.PathLike[str]) -> Iterator[None]:
     process, however it ends. What lasts is what ``save`` writes, flushed to disk and whole or not at all, so that
     training goes on from the last save. Neither ``save`` nor ``load`` needs memory for the state: ``load`` uses a
     second set of files while it checks the first. ``state_dict``, ``pickle`` and ``copy.deepcopy`` copy into memory.
+    A forked child shares the files: it can read the state, and must make an optimizer of its own to step.
 
     Args:
         folder: one that exists, on a disk with room; not one that is itself kept in memory, as ``/tmp`` often is.
 
     Raises:
-        OSError: from the optimizer, when there is no such folder or no room in it.
+        FileNotFoundError, NotADirectoryError: there is no such folder.
+        OSError: from the optimizer, when there is no room in it.
 
     Example:
         >>> import numpy as np, onepass, tempfile
@@ -210,7 +220,10 @@ def state_dir(folder: str | os.PathLike[str]) -> Iterator[None]:
     """
     from pathlib import Path  # which takes as long to import as all of onepass
 
-    token = _state_folder.set(str(Path(os.fsdecode(folder)).absolute()))
+    path = Path(os.fsdecode(folder)).absolute()
+    if not stat.S_ISDIR(path.stat().st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    token = _state_folder.set(str(path))
     try:
         yield
     finally:
@@ -233,6 +246,16 @@ def pin(array: Array) -> list[weakref.ref[Any]]:
 # ---- One buffer ----
 
 
+@overload
+def flatten(params: Array) -> Array: ...  # type: ignore[overload-overlap]
+@overload
+def flatten(params: Mapping[Key, Array]) -> dict[Key, Array]: ...  # type: ignore[overload-overlap]
+@overload
+def flatten(params: tuple[Array, ...]) -> tuple[Array, ...]: ...  # type: ignore[overload-overlap]
+@overload
+def flatten(params: Iterable[Array]) -> list[Array]: ...
+@overload
+def flatten(params: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]: ...
 def flatten(params: Params) -> Any:
     """Copies of the parameters, in the form in which they came, that lie one behind the other in one array per dtype.
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from bisect import bisect_left
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from copy import deepcopy
-from typing import Any, ClassVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsFloat
 
 import numpy as np
 
@@ -27,8 +29,8 @@ from .arrays import (
     state_folder,
     zeros_like,
 )
-from .checks import Check, LearningRate
-from .groups import Group, asked
+from .checks import Check, LearningRate, Nonfinite, Schedule, counted
+from .groups import Group, asked, meant
 from .sparse import SparseRows, coalesced
 
 
@@ -55,6 +57,20 @@ class _State(Mapping[Any, "dict[str, Any]"]):
 
     def __repr__(self) -> str:
         return repr(dict(self))
+
+
+class _OfGroups:
+    """Stands where an option is looked for that is the groups', and says so."""  # __getattr__ would slow each step
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, optimizer: Optimizer | None, kind: type[Optimizer]) -> _OfGroups:
+        if optimizer is None:
+            return self
+        raise AttributeError(optimizer._whose(self._name))
 
 
 class Optimizer(_core.Optimizer):
@@ -99,10 +115,21 @@ class Optimizer(_core.Optimizer):
         """What fills the state array of that name at first."""
         return 0.0
 
-    def __init__(self, params: Params, options: Mapping[str, Any]) -> None:
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Has a constructor say which options there are, and a group's option that is looked for here say so."""
+        super().__init_subclass__(**keywords)
+        for name in cls.__dict__.get("_checks", ()):
+            if not hasattr(cls, name):
+                setattr(cls, name, _OfGroups(name))
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _knowing(cls.__init__)  # type: ignore[method-assign]
+
+    def __init__(self, params: Params, **options: Any) -> None:
+        """The arguments are described with the class."""
+        raise TypeError("Optimizer is what the optimizers share: use onepass.Adam or another")
+
+    def _begin(self, params: Params, options: Mapping[str, Any]) -> None:
         """Takes the arguments of a subclass's constructor by name; any others are left alone."""
-        if not hasattr(self, "_checks"):
-            raise TypeError("Optimizer is what the optimizers share: make one of them, say onepass.Adam")
         form, groups = grouped(params)
         whole = {name: check(name, options[name]) for name, check in checks.WHOLE.items()}
         defaults = {name: options[name] for name in self._checks}
@@ -110,18 +137,18 @@ class Optimizer(_core.Optimizer):
 
     def _make(
         self,
-        form: _core.Optimizer.Form,
+        form: _core.Optimizer._Form,
         as_tuple: bool,
         groups: list[tuple[dict[Any, Any], dict[str, Any]]],
         whole: Mapping[str, Any],
     ) -> None:
         if hasattr(self, "_groups"):
             raise RuntimeError(f"this {type(self).__name__} has been made already: make another, or use add_group")
-        _core.Optimizer.__init__(self, whole["flush_denormals"])
+        self._state_folder = state_folder()
+        _core.Optimizer.__init__(self, whole["flush_denormals"], self._state_folder is not None)
         self._form = form
         self._as_tuple = as_tuple and len(groups) == 1
         self._flush_denormals = whole["flush_denormals"]
-        self._state_folder = state_folder()
         self._lock = threading.RLock()  # of all groups' options
         self._groups: list[Group] = []
         self._index: dict[Any, int] = {}
@@ -135,7 +162,7 @@ class Optimizer(_core.Optimizer):
         self.nonfinite = whole["nonfinite"]
         self._add(form, groups)
 
-    def _add(self, form: _core.Optimizer.Form, groups: list[tuple[dict[Any, Any], dict[str, Any]]]) -> None:
+    def _add(self, form: _core.Optimizer._Form, groups: list[tuple[dict[Any, Any], dict[str, Any]]]) -> None:
         """Take groups in: all of them or, when it raises, none."""
         arrays = dict(zip(self._keys, self._params))
         made: list[Group] = []
@@ -176,7 +203,7 @@ class Optimizer(_core.Optimizer):
         for group, (named, _), own in zip(made, groups, states):
             self._take(form, group, list(named), own)
 
-    def _take(self, form: _core.Optimizer.Form, group: Group, keys: list[Any], states: list[dict[str, Array]]) -> None:
+    def _take(self, form: _core.Optimizer._Form, group: Group, keys: list[Any], states: list[dict[str, Array]]) -> None:
         """Take one group in, and remember it, in one moment."""
         pins = [pin(array) for array in group.params]
         pins += [pin(array) for state in states for array in state.values()]
@@ -219,6 +246,8 @@ class Optimizer(_core.Optimizer):
         """
         form = self._form.mapping if self._form is self._form.mapping else self._form.sequence
         items: dict[Any, Any] | list[Any]
+        if isinstance(params, Mapping) and "params" in params:  # PyTorch's way
+            raise TypeError("add_group takes the parameters, and their options as arguments: add_group(params, lr=...)")
         if form is form.mapping:
             if not isinstance(params, Mapping):
                 raise TypeError("the parameters have names: add a mapping of names to arrays")
@@ -265,7 +294,7 @@ class Optimizer(_core.Optimizer):
         return self.groups
 
     @property
-    def lr(self) -> LearningRate:
+    def lr(self) -> float | Schedule:
         """The learning rate of the only group: a number, or a function of the step ``t = 1, 2, …`` that returns one."""
         return self._only_group().lr  # type: ignore[no-any-return]
 
@@ -275,8 +304,14 @@ class Optimizer(_core.Optimizer):
 
     def _only_group(self) -> Group:
         if len(self._groups) != 1:
-            raise AttributeError(f"there are {len(self._groups)} groups, each with an lr of its own: use groups[i].lr")
+            raise AttributeError(self._whose("lr"))
         return self._groups[0]
+
+    def _whose(self, name: str, verb: str = "use") -> str:
+        """That an option is the groups'."""
+        if len(self._groups) == 1:
+            return f"{name} is an option of the groups: {verb} opt.groups[0].{name}"
+        return f"there are {len(self._groups)} groups, each with {name} of its own: {verb} opt.groups[i].{name}"
 
     @property
     def clip_norm(self) -> float | None:
@@ -284,27 +319,41 @@ class Optimizer(_core.Optimizer):
         return None if self._clip_norm == _core.no_clip_norm else self._clip_norm
 
     @clip_norm.setter
-    def clip_norm(self, value: float | None) -> None:
+    def clip_norm(self, value: SupportsFloat | None) -> None:
         self._clip_norm = _in_core(checks.limit("clip_norm", value))
 
     @property
-    def nonfinite(self) -> str:
+    def nonfinite(self) -> Nonfinite:
         """What becomes of a step whose gradients are not finite: ``"propagate"``, ``"skip"`` or ``"raise"``."""
-        return self._nonfinite.name
+        return self._nonfinite.name  # type: ignore[return-value]
 
     @nonfinite.setter
-    def nonfinite(self, value: str) -> None:
-        self._nonfinite = _core.Optimizer.Nonfinite[checks.nonfinite("nonfinite", value)]
+    def nonfinite(self, value: Nonfinite) -> None:
+        self._nonfinite = _core.Optimizer._Nonfinite[checks.nonfinite("nonfinite", value)]
 
     @property
     def flush_denormals(self) -> bool:
         """Whether subnormal numbers count as zero while stepping."""
         return bool(self._flush_denormals)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._checks and name != "lr":
-            raise AttributeError(f"{name} is an option of the groups: set opt.groups[0].{name}")
-        super().__setattr__(name, value)
+    if not TYPE_CHECKING:  # a checker must not think that every name is there
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name in self._checks and name != "lr":
+                with suppress(TypeError, ValueError):
+                    self._groups[0]._settable({name: value})  # or it says why that cannot be
+                raise AttributeError(self._whose(name, "set"))
+            try:
+                super().__setattr__(name, value)
+            except AttributeError:
+                found = getattr(type(self), name, None)
+                if isinstance(found, property) and found.fset is None:
+                    raise AttributeError(f"{name} of {type(self).__name__} can only be read") from None
+                raise
+
+    def __dir__(self) -> list[str]:
+        kind = type(self)
+        return [name for name in super().__dir__() if not isinstance(getattr(kind, name, None), _OfGroups)]
 
     @property
     def state(self) -> Mapping[Any, dict[str, Any]]:
@@ -336,7 +385,8 @@ class Optimizer(_core.Optimizer):
             said = f", {repr(self._groups[0]).partition('(')[2][:-1]}{said}"
         else:
             said = f"{said}, {self._groups!r}"
-        return f"{type(self).__name__}({len(self._params)} parameters, {elements} elements{said})"
+        size = f"{counted(len(self._params), 'parameter')}, {counted(elements, 'element')}"
+        return f"{type(self).__name__}({size}{said})"
 
     # Saving.
 
@@ -437,7 +487,7 @@ class Optimizer(_core.Optimizer):
             copies,
             core_groups,
             _in_core(whole["clip_norm"]),
-            _core.Optimizer.Nonfinite[whole["nonfinite"]],
+            _core.Optimizer._Nonfinite[whole["nonfinite"]],
             state_dict["step_count"],
             state_dict["skipped"],
             [int(state["step"]) for state in saved_states],
@@ -453,7 +503,8 @@ class Optimizer(_core.Optimizer):
         and renamed. `numpy.load` can read it; nothing in it is pickled.
 
         Raises:
-            OSError: the file could not be written; what was there before still is.
+            OSError: the file could not be written, and what was there before still is; or the folder could not be
+                flushed, and the new file is in its place but may not outlive a loss of power.
 
         Example:
             >>> import numpy as np, onepass, pathlib, tempfile
@@ -524,7 +575,7 @@ class Optimizer(_core.Optimizer):
 
     # What the core asks for when its fast path does not serve.
 
-    def _parameter(self, key: Any, form: _core.Optimizer.Form) -> str:
+    def _parameter(self, key: Any, form: _core.Optimizer._Form) -> str:
         return "the parameter" if form is form.array else f"parameter {key!r}"
 
     def _label(self, index: int) -> str:
@@ -548,15 +599,26 @@ class Optimizer(_core.Optimizer):
             )
         arranged = list(grads)
         if len(arranged) != len(self._keys):
+            want = self._flat_hint(*arranged) or "pass one for each, or None"
+            verb = "is" if len(self._keys) == 1 else "are"
             raise ValueError(
-                f"there are {len(self._keys)} parameters but {len(arranged)} gradients: pass one for each, or None"
+                f"there {verb} {counted(len(self._keys), 'parameter')} but {counted(len(arranged), 'gradient')}: {want}"
             )
         return arranged
+
+    def _flat_hint(self, *grads: Any) -> str:
+        """What to say of a sequence among gradients, if there is one and it is there for a group."""
+        nested = len(self._groups) > 1 and any(isinstance(grad, (list, tuple)) for grad in grads)
+        return "gradients come as one flat sequence, in the order of the groups" if nested else ""
 
     def _convert(self, index: int, grad: Any) -> Array | tuple[Array, Array]:
         """A gradient that the core can read: the given one if it only looked different, or a copy; rows as a pair."""
         if isinstance(grad, SparseRows):
             return coalesced(self._label(index), grad, self._params[index])
+        if isinstance(grad, (list, tuple, Mapping)):
+            alone = "pass the gradient itself, as the parameter was" if self._form is self._form.array else ""
+            if hint := alone or self._flat_hint(grad):
+                raise TypeError(f"{self._label(index)} must be a NumPy array, not {type(grad).__name__}: {hint}")
         array = checked_gradient(self._label(index), grad, self._shapes[index])
         if self._fits(index, array):
             return array
@@ -590,6 +652,27 @@ class Optimizer(_core.Optimizer):
         raise ValueError(f"{label} {change} after the optimizer was made: make a new optimizer")
 
 
+def _knowing(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor that says which options there are when it is given another."""
+    code = getattr(init, "__code__", None)
+    if code is None or code.co_flags & 0x08:  # it takes any
+        return init
+    named = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+    options = [name for name in named if name != "params"]
+
+    @wraps(init)
+    def checked(self: Any, *args: Any, **given: Any) -> None:
+        if unknown := [name for name in given if name not in named]:
+            hint = meant(unknown[0], options)
+            raise TypeError(
+                f"{type(self).__name__}() got an unexpected keyword argument {unknown[0]!r}{hint}: "
+                f"its options are {options}"
+            )
+        init(self, *args, **given)
+
+    return checked
+
+
 def _in_core(clip_norm: float | None) -> float:
     """A norm to clip to, as the core has it."""
     return _core.no_clip_norm if clip_norm is None else clip_norm
@@ -603,7 +686,7 @@ def _unpickled(kind: type[Optimizer], *made_of: Any) -> Optimizer:
 
 def _fill(
     optimizer: Optimizer,
-    form: _core.Optimizer.Form,
+    form: _core.Optimizer._Form,
     as_tuple: bool,
     groups: list[tuple[dict[Any, Any], dict[str, Any]]],
     whole: dict[str, Any],

@@ -24,11 +24,14 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
+from .checks import counted
+
 Array = npt.NDArray[Any]
 StateDict = Mapping[str, Any]
 PathLike = str | os.PathLike[str]
 
 VERSION = 1
+MANIFEST = "manifest.json"  # of a folder that ShardedOptimizer wrote
 _CHUNK = 1 << 16  # bytes: what is copied at once stays in cache
 _SCALARS = "onepass.npy"  # the member that holds all but the arrays
 _HEADER = re.compile(rb"\{'descr': '([^']{,20})', 'fortran_order': (True|False), 'shape': \(([\d, ]{,999})\), \} *\n")
@@ -68,13 +71,14 @@ def check(state_dict: StateDict, like: StateDict) -> None:
     for name in ("step_count", "skipped"):
         _check_count(name, state_dict[name])
     _check_type("param_groups", state_dict["param_groups"], (list, tuple), "a list")
-    _check_length("groups", state_dict["param_groups"], like["param_groups"])
+    _check_length("group", state_dict["param_groups"], like["param_groups"])
     for index, (group, own) in enumerate(zip(state_dict["param_groups"], like["param_groups"])):
+        _check_names(group, own)
         _check_keys(f"group {index}", group, own)
         for name, value in group.items():
             _check_option(f"{name} of group {index}", name, value, own[name])
     _check_type("state", state_dict["state"], Mapping, "a mapping")
-    _check_length("parameters", state_dict["state"], like["state"])
+    _check_length("parameter", state_dict["state"], like["state"])
     _check_keys("state", state_dict["state"], like["state"])
     labels = _labels(like)
     for index, own in like["state"].items():
@@ -96,9 +100,24 @@ def _check_keys(label: str, found: Any, wanted: Iterable[Any]) -> None:
         raise ValueError(f"{label} {' and '.join(wrong)}")
 
 
-def _check_length(what: str, found: Any, wanted: Any) -> None:
+def _check_length(what: str, found: Any, wanted: Any, where: str = "") -> None:
     if len(found) != len(wanted):
-        raise ValueError(f"it holds {len(found)} {what}, the optimizer has {len(wanted)}")
+        raise ValueError(f"it holds {counted(len(found), what)}{where}, the optimizer has {len(wanted)}")
+
+
+def _check_names(group: Any, own: Mapping[str, Any]) -> None:
+    """Say in words what is wrong where one side's parameters have names and the other's have none."""
+    if not isinstance(group, Mapping) or group.keys() ^ own.keys() != {"param_names"}:
+        return
+    if "param_names" in own:
+        raise ValueError(
+            "it is the state of parameters without names, but this optimizer's have names: make the optimizer with an "
+            "array or a sequence, as it was when that was saved"
+        )
+    raise ValueError(
+        f"it is the state of parameters with names, {short(group['param_names'])}, but this optimizer's have none: "
+        "make the optimizer with a mapping, as it was when that was saved"
+    )
 
 
 def _check_count(label: str, value: Any) -> None:
@@ -110,7 +129,7 @@ def _check_count(label: str, value: Any) -> None:
 def _check_option(label: str, name: str, value: Any, own: Any) -> None:
     if name in ("params", "param_names"):
         _check_type(label, value, (list, tuple), "a list")
-        _check_length(label, value, own)
+        _check_length("parameter", value, own, f" in {label}")
         for index, (item, mine) in enumerate(zip(value, own)):
             _check_type(f"{label}, item {index},", item, type(mine), f"{mine!r}")
             if item != mine:
@@ -283,7 +302,7 @@ def read(
         ValueError: it is damaged, was not written by `write`, or does not fit.
     """
     name = os.fsdecode(path)
-    with _Frugal(name) as file:
+    with _opened_to_read(name) as file:
         try:
             file.longest = _CHUNK + 4 * len(_scalars(like)) + 256 * len(_arrays(like))
             with zipfile.ZipFile(file) as archive:
@@ -291,7 +310,20 @@ def read(
         except MemoryError:
             raise
         except Exception as error:  # zipfile raises a dozen kinds
-            raise ValueError(f"cannot load {name!r}: {str(error) or type(error).__name__}") from error
+            detail = str(error) or type(error).__name__
+            if type(error) not in (TypeError, ValueError):  # not what this module has to say
+                detail = f"the file is damaged, or no checkpoint ({detail})"
+            raise ValueError(f"cannot load {name!r}: {detail}") from error
+
+
+def _opened_to_read(name: str) -> _Frugal:
+    try:
+        return _Frugal(name)
+    except OSError:
+        if not (Path(name) / MANIFEST).is_file():
+            raise
+    why = "It is the folder of a ShardedOptimizer: load it with one, or have one save with gathered=True"
+    raise IsADirectoryError(errno.EISDIR, why, name)
 
 
 class _Frugal(io.FileIO):
@@ -351,10 +383,10 @@ def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Stored:
     if info.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{info.filename} is compressed, as onepass never does")
     with archive.open(info) as member:
-        version = npy.read_magic(member)
+        magic = _exactly(member, npy.MAGIC_LEN)
         length = int.from_bytes(_exactly(member, 2), "little")
         match = _HEADER.fullmatch(_exactly(member, length))
-    if version != (1, 0) or match is None:
+    if magic != npy.magic(1, 0) or match is None:
         raise ValueError(f"{info.filename} does not have the header of a plain array")
     dtype, fortran_order, shape = match.groups()
     numbers = tuple(int(number) for number in shape.split(b",") if number.strip())

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Set
-from typing import Any
+from typing import Any, Literal, SupportsFloat
 
 import numpy as np
 
-LearningRate = float | Callable[[int], float]
+# What a user may hand over. A number is whatever float() takes, NumPy's scalars too, but no string.
+Schedule = Callable[[int], SupportsFloat]
+LearningRate = SupportsFloat | Schedule
+Average = SupportsFloat | Schedule | None  # the decay of the running average
+Betas = tuple[SupportsFloat, SupportsFloat] | list[float]
+EpsMode = Literal["paper", "hat"]
+Nonfinite = Literal["propagate", "skip", "raise"]
 Check = Callable[[str, Any], Any]
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of them: "1 parameter", "2 parameters"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def finite(name: str, value: Any) -> float:
@@ -52,7 +63,7 @@ def fraction(name: str, value: Any) -> float:
     return number
 
 
-def learning_rate(name: str, value: Any) -> LearningRate:
+def learning_rate(name: str, value: Any) -> float | Schedule:
     """A number, 0 or more, or a function of the step."""
     return value if callable(value) else non_negative(name, value)
 
@@ -105,7 +116,7 @@ def limit(name: str, value: Any) -> float | None:
     return number
 
 
-def average(name: str, value: Any) -> float | Callable[[int], float] | None:
+def average(name: str, value: Any) -> float | Schedule | None:
     """A decay in [0, 1), a function of the step that returns one, or None."""
     return value if value is None or callable(value) else decay(name, value)
 

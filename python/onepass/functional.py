@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
+from typing import SupportsFloat, SupportsIndex
 
 import numpy as np
 
 from . import _core, checks
 from .arrays import Array, check_disjoint, check_storage, checked_gradient, copy_into, zeros_like
+from .checks import Betas, EpsMode
 from .groups import in_order
 from .optimizers import Adam
 
@@ -18,18 +20,18 @@ def adam_step(
     grad: Array,
     exp_avg: Array,
     exp_avg_sq: Array,
-    step: int,
+    step: SupportsIndex,
     *,
-    lr: float = 1e-3,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
+    lr: SupportsFloat = 1e-3,
+    betas: Betas = (0.9, 0.999),
+    eps: SupportsFloat = 1e-8,
+    weight_decay: SupportsFloat = 0.0,
     decoupled_weight_decay: bool = False,
     max_exp_avg_sq: Array | None = None,
     bias_correction: bool = True,
-    eps_mode: str = "paper",
+    eps_mode: EpsMode = "paper",
     maximize: bool = False,
-    grad_scale: float = 1.0,
+    grad_scale: SupportsFloat = 1.0,
     flush_denormals: bool = True,
 ) -> None:
     """One step of Adam on arrays that the caller keeps: the kernel alone.

@@ -5,15 +5,13 @@ The arithmetic is the core's; `_reference.py` says in NumPy what it computes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, SupportsFloat
 
 from . import checks
 from .arrays import Params
 from .base import Optimizer
-from .checks import LearningRate
-
-Average = float | Callable[[int], float] | None  # the decay of the running average
+from .checks import Average, Betas, EpsMode, LearningRate, Nonfinite
 
 
 class Adam(Optimizer):
@@ -96,21 +94,21 @@ class Adam(Optimizer):
         self,
         params: Params,
         lr: LearningRate = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        betas: Betas = (0.9, 0.999),
+        eps: SupportsFloat = 1e-8,
+        weight_decay: SupportsFloat = 0.0,
         amsgrad: bool = False,
         *,
         bias_correction: bool = True,
-        eps_mode: str = "paper",
+        eps_mode: EpsMode = "paper",
         maximize: bool = False,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
-        nonfinite: str = "propagate",
+        clip_norm: SupportsFloat | None = None,
+        clip_value: SupportsFloat | None = None,
+        nonfinite: Nonfinite = "propagate",
         ema: Average = None,
         flush_denormals: bool = True,
     ) -> None:
-        super().__init__(params, locals())
+        self._begin(params, locals())
 
     @staticmethod
     def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
@@ -152,21 +150,21 @@ class AdamW(Adam):
         self,
         params: Params,
         lr: LearningRate = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
+        betas: Betas = (0.9, 0.999),
+        eps: SupportsFloat = 1e-8,
+        weight_decay: SupportsFloat = 0.01,
         amsgrad: bool = False,
         *,
         bias_correction: bool = True,
-        eps_mode: str = "paper",
+        eps_mode: EpsMode = "paper",
         maximize: bool = False,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
-        nonfinite: str = "propagate",
+        clip_norm: SupportsFloat | None = None,
+        clip_value: SupportsFloat | None = None,
+        nonfinite: Nonfinite = "propagate",
         ema: Average = None,
         flush_denormals: bool = True,
     ) -> None:
-        Optimizer.__init__(self, params, locals())
+        self._begin(params, locals())
 
     @staticmethod
     def _decoupled(options: Mapping[str, Any]) -> bool:
@@ -217,18 +215,18 @@ class Adamax(Optimizer):
         self,
         params: Params,
         lr: LearningRate = 2e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        betas: Betas = (0.9, 0.999),
+        eps: SupportsFloat = 1e-8,
+        weight_decay: SupportsFloat = 0.0,
         *,
         maximize: bool = False,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
-        nonfinite: str = "propagate",
+        clip_norm: SupportsFloat | None = None,
+        clip_value: SupportsFloat | None = None,
+        nonfinite: Nonfinite = "propagate",
         ema: Average = None,
         flush_denormals: bool = True,
     ) -> None:
-        super().__init__(params, locals())
+        self._begin(params, locals())
 
     @staticmethod
     def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
@@ -289,20 +287,20 @@ class NAdam(Optimizer):
         self,
         params: Params,
         lr: LearningRate = 2e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        momentum_decay: float = 4e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: SupportsFloat = 1e-8,
+        weight_decay: SupportsFloat = 0.0,
+        momentum_decay: SupportsFloat = 4e-3,
         decoupled_weight_decay: bool = False,
         *,
         maximize: bool = False,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
-        nonfinite: str = "propagate",
+        clip_norm: SupportsFloat | None = None,
+        clip_value: SupportsFloat | None = None,
+        nonfinite: Nonfinite = "propagate",
         ema: Average = None,
         flush_denormals: bool = True,
     ) -> None:
-        super().__init__(params, locals())
+        self._begin(params, locals())
 
     @staticmethod
     def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
@@ -371,20 +369,20 @@ class RMSprop(Optimizer):
         self,
         params: Params,
         lr: LearningRate = 1e-2,
-        alpha: float = 0.99,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        momentum: float = 0.0,
+        alpha: SupportsFloat = 0.99,
+        eps: SupportsFloat = 1e-8,
+        weight_decay: SupportsFloat = 0.0,
+        momentum: SupportsFloat = 0.0,
         centered: bool = False,
         *,
         maximize: bool = False,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
-        nonfinite: str = "propagate",
+        clip_norm: SupportsFloat | None = None,
+        clip_value: SupportsFloat | None = None,
+        nonfinite: Nonfinite = "propagate",
         ema: Average = None,
         flush_denormals: bool = True,
     ) -> None:
-        super().__init__(params, locals())
+        self._begin(params, locals())
 
     @staticmethod
     def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
@@ -439,19 +437,19 @@ class Adagrad(Optimizer):
         self,
         params: Params,
         lr: LearningRate = 1e-2,
-        lr_decay: float = 0.0,
-        weight_decay: float = 0.0,
-        initial_accumulator_value: float = 0.0,
-        eps: float = 1e-10,
+        lr_decay: SupportsFloat = 0.0,
+        weight_decay: SupportsFloat = 0.0,
+        initial_accumulator_value: SupportsFloat = 0.0,
+        eps: SupportsFloat = 1e-10,
         *,
         maximize: bool = False,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
-        nonfinite: str = "propagate",
+        clip_norm: SupportsFloat | None = None,
+        clip_value: SupportsFloat | None = None,
+        nonfinite: Nonfinite = "propagate",
         ema: Average = None,
         flush_denormals: bool = True,
     ) -> None:
-        super().__init__(params, locals())
+        self._begin(params, locals())
 
     @staticmethod
     def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
@@ -507,18 +505,18 @@ class Adadelta(Optimizer):
         self,
         params: Params,
         lr: LearningRate = 1.0,
-        rho: float = 0.9,
-        eps: float = 1e-6,
-        weight_decay: float = 0.0,
+        rho: SupportsFloat = 0.9,
+        eps: SupportsFloat = 1e-6,
+        weight_decay: SupportsFloat = 0.0,
         *,
         maximize: bool = False,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
-        nonfinite: str = "propagate",
+        clip_norm: SupportsFloat | None = None,
+        clip_value: SupportsFloat | None = None,
+        nonfinite: Nonfinite = "propagate",
         ema: Average = None,
         flush_denormals: bool = True,
     ) -> None:
-        super().__init__(params, locals())
+        self._begin(params, locals())
 
     @staticmethod
     def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
@@ -574,19 +572,19 @@ class SGD(Optimizer):
         self,
         params: Params,
         lr: LearningRate = 1e-3,
-        momentum: float = 0.0,
-        dampening: float = 0.0,
-        weight_decay: float = 0.0,
+        momentum: SupportsFloat = 0.0,
+        dampening: SupportsFloat = 0.0,
+        weight_decay: SupportsFloat = 0.0,
         nesterov: bool = False,
         *,
         maximize: bool = False,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
-        nonfinite: str = "propagate",
+        clip_norm: SupportsFloat | None = None,
+        clip_value: SupportsFloat | None = None,
+        nonfinite: Nonfinite = "propagate",
         ema: Average = None,
         flush_denormals: bool = True,
     ) -> None:
-        super().__init__(params, locals())
+        self._begin(params, locals())
 
     @staticmethod
     def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
@@ -643,17 +641,17 @@ class Lion(Optimizer):
         self,
         params: Params,
         lr: LearningRate = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
+        betas: Betas = (0.9, 0.99),
+        weight_decay: SupportsFloat = 0.0,
         *,
         maximize: bool = False,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
-        nonfinite: str = "propagate",
+        clip_norm: SupportsFloat | None = None,
+        clip_value: SupportsFloat | None = None,
+        nonfinite: Nonfinite = "propagate",
         ema: Average = None,
         flush_denormals: bool = True,
     ) -> None:
-        super().__init__(params, locals())
+        self._begin(params, locals())
 
     @staticmethod
     def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:

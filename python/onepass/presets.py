@@ -53,36 +53,43 @@ def _adam(lr: float, beta1: float, beta2: float, eps: float, eps_mode: str) -> M
     return MappingProxyType({"lr": lr, "betas": (beta1, beta2), "eps": eps, "eps_mode": eps_mode})
 
 
+class _Presets(dict[str, Mapping[str, Any]]):
+    def __missing__(self, name: object) -> Mapping[str, Any]:
+        raise KeyError(f"there is no preset {name!r}, only {', '.join(self)}")
+
+
 presets: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        # The article's list.
-        # tf.train.AdamOptimizer, whose documentation calls it "epsilon hat"; also tf.compat.v1
-        "tensorflow": _adam(0.001, 0.9, 0.999, 1e-8, "hat"),
-        # keras.optimizers.Adam of Keras 1 and early Keras 2 (later 1e-7); decay=0.0 is inverse_time(lr, decay=0.0)
-        "keras": _adam(0.001, 0.9, 0.999, 1e-8, "hat"),
-        # blocks.algorithms.Adam since its decay_factor is 1
-        "blocks": _adam(0.002, 0.9, 0.999, 1e-8, "hat"),
-        # lasagne.updates.adam
-        "lasagne": _adam(0.001, 0.9, 0.999, 1e-8, "hat"),
-        # AdamSolver: momentum, momentum2, and delta, which its source calls eps_hat; base_lr has no default there
-        "caffe": _adam(0.001, 0.9, 0.999, 1e-8, "hat"),
-        # mxnet.optimizer.Adam
-        "mxnet": _adam(0.001, 0.9, 0.999, 1e-8, "hat"),
-        # torch.optim.Adam. Lua Torch's optim.adam and PyTorch until 2019 (its pull request 22628) had these values
-        # with epsilon in the hat place
-        "torch": _adam(0.001, 0.9, 0.999, 1e-8, "paper"),
-        # Today's.
-        # keras.optimizers.Adam, whose documentation calls it "epsilon hat"
-        "keras3": _adam(0.001, 0.9, 0.999, 1e-7, "hat"),
-        # optax.adam: eps, outside the root and after the bias correction (eps_root, inside, is 0); no default rate
-        "optax": _adam(0.001, 0.9, 0.999, 1e-8, "paper"),
-        # sklearn.neural_network.MLPClassifier and MLPRegressor, solver="adam"
-        "sklearn": _adam(0.001, 0.9, 0.999, 1e-8, "hat"),
-        # thinc.optimizers.Adam; by default it also clips each gradient to a norm of 1
-        "thinc": _adam(0.001, 0.9, 0.999, 1e-8, "hat"),
-        # pennylane.AdamOptimizer: 0.01 is what it uses, its documentation says 0.1
-        "pennylane": _adam(0.01, 0.9, 0.99, 1e-8, "hat"),
-        # qiskit_algorithms.optimizers.ADAM: epsilon is its noise_factor; its eps is for finite differences
-        "qiskit": _adam(0.001, 0.9, 0.99, 1e-8, "hat"),
-    }
+    _Presets(
+        {
+            # The article's list.
+            # tf.train.AdamOptimizer, whose documentation calls it "epsilon hat"; also tf.compat.v1
+            "tensorflow": _adam(0.001, 0.9, 0.999, 1e-8, "hat"),
+            # keras.optimizers.Adam of Keras 1 and early Keras 2 (later 1e-7); decay=0.0 is inverse_time(lr, decay=0.0)
+            "keras": _adam(0.001, 0.9, 0.999, 1e-8, "hat"),
+            # blocks.algorithms.Adam since its decay_factor is 1
+            "blocks": _adam(0.002, 0.9, 0.999, 1e-8, "hat"),
+            # lasagne.updates.adam
+            "lasagne": _adam(0.001, 0.9, 0.999, 1e-8, "hat"),
+            # AdamSolver: momentum, momentum2, and delta, which its source calls eps_hat; base_lr has no default there
+            "caffe": _adam(0.001, 0.9, 0.999, 1e-8, "hat"),
+            # mxnet.optimizer.Adam
+            "mxnet": _adam(0.001, 0.9, 0.999, 1e-8, "hat"),
+            # torch.optim.Adam. Lua Torch's optim.adam and PyTorch until 2019 (its pull request 22628) had these values
+            # with epsilon in the hat place
+            "torch": _adam(0.001, 0.9, 0.999, 1e-8, "paper"),
+            # Today's.
+            # keras.optimizers.Adam, whose documentation calls it "epsilon hat"
+            "keras3": _adam(0.001, 0.9, 0.999, 1e-7, "hat"),
+            # optax.adam: eps, outside the root and after the bias correction (eps_root, inside, is 0); no default rate
+            "optax": _adam(0.001, 0.9, 0.999, 1e-8, "paper"),
+            # sklearn.neural_network.MLPClassifier and MLPRegressor, solver="adam"
+            "sklearn": _adam(0.001, 0.9, 0.999, 1e-8, "hat"),
+            # thinc.optimizers.Adam; by default it also clips each gradient to a norm of 1
+            "thinc": _adam(0.001, 0.9, 0.999, 1e-8, "hat"),
+            # pennylane.AdamOptimizer: 0.01 is what it uses, its documentation says 0.1
+            "pennylane": _adam(0.01, 0.9, 0.99, 1e-8, "hat"),
+            # qiskit_algorithms.optimizers.ADAM: epsilon is its noise_factor; its eps is for finite differences
+            "qiskit": _adam(0.001, 0.9, 0.99, 1e-8, "hat"),
+        }
+    )
 )

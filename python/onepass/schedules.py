@@ -47,6 +47,10 @@ from .checks import LearningRate
 __all__ = ["cosine", "exponential", "inverse_sqrt", "inverse_time", "linear", "piecewise", "warmup"]
 
 
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+
+
 @dataclass(frozen=True, slots=True)
 class inverse_sqrt:
     """The rate falls with the root of the step: ``lr / sqrt(t)``.
@@ -279,7 +283,7 @@ class warmup:
 
     def _rate(self, t: int) -> float:
         schedule = self.schedule
-        return checks.non_negative(f"schedule({t})", schedule(t)) if callable(schedule) else schedule
+        return checks.non_negative(f"schedule({t})", schedule(t)) if callable(schedule) else float(schedule)
 
 
 def _keep(self: object, /, **values: Any) -> None:

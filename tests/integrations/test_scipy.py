@@ -191,7 +191,6 @@ def test_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     ({"options": {"maximize": True}}, ValueError, "leave maximize out"),
     ({"options": {"nonfinite": "skip"}}, ValueError, "leave nonfinite out"),
     ({"options": {"lr": -1}}, ValueError, "lr must be at least 0"),
-    ({"options": {"lrr": 1}}, TypeError, "lrr"),
     ({"jac": lambda x: np.zeros(2)}, ValueError, "jac returned 2 numbers, x has 3"),
 ])  # fmt: skip
 def test_wrong_input(keywords: dict[str, Any], error: Any, message: str) -> None:
@@ -199,6 +198,17 @@ def test_wrong_input(keywords: dict[str, Any], error: Any, message: str) -> None
     with pytest.raises(error, match=message):
         optimize.minimize(bowl, start, **{"jac": slope, "method": ours.adam, **keywords})
     assert (start == 0).all()
+
+
+def test_an_unknown_option_is_a_warning_as_of_scipys_own_methods() -> None:
+    def run(method: Any, **options: Any) -> Any:
+        return optimize.minimize(bowl, np.zeros(3), jac=slope, method=method, options=options)
+
+    for method, options in ((ours.adam, {"lr": 0.1, "clip_norm": 1.0}), ("BFGS", {})):
+        with pytest.warns(optimize.OptimizeWarning, match="^Unknown solver options: ftol, learning_rate$") as caught:
+            found = run(method, ftol=1e-3, learning_rate=1, **options)
+        assert caught[0].filename == __file__
+        assert (found.x == run(method, **options).x).all()
 
 
 def test_the_examples_run() -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from .. import checkpoint
 from ..arrays import Array, all_zeros_like, in_line
 from ..base import Optimizer
+from ..checkpoint import MANIFEST
 from ..shares import Chunk, Piece
 from . import needed
 from ._ranks import agree, by_rank
@@ -27,7 +28,6 @@ with needed("mpi4py", "mpi"):
     from mpi4py import MPI
 
 VERSION = 1  # of the manifest
-MANIFEST = "manifest.json"
 _OURS = re.compile(r"[0-9a-f]{16}-\d+\.npz")
 
 
@@ -99,7 +99,8 @@ class Saved:
                 all and must have room for it.
 
         Raises:
-            OSError: the file could not be written; RuntimeError: that of another rank. What was there before still is.
+            OSError: the files could not be written; RuntimeError: that of another rank. What was there before still is,
+                or the folder could not be flushed, and the new set may not outlive a loss of power.
         """
         with self._lock:
             with self._together("save", gathered=bool(gathered)):

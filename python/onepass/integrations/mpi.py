@@ -33,7 +33,7 @@ import numpy as np
 from .. import _core, checks
 from ..arrays import Array, Params, address, checked_gradient, grouped, in_line, listed, one_array
 from ..base import Optimizer
-from ..checks import LearningRate
+from ..checks import LearningRate, Nonfinite, Schedule
 from ..groups import Group
 from ..optimizers import SGD
 from ..shares import Piece, owners, shared_out
@@ -450,7 +450,7 @@ class ShardedOptimizer(Saved):
         return self._optimizer.groups
 
     @property
-    def lr(self) -> LearningRate:
+    def lr(self) -> float | Schedule:
         """The learning rate of the only group, as an ordinary optimizer's; to be set alike on all ranks."""
         return self._optimizer.lr
 
@@ -468,12 +468,12 @@ class ShardedOptimizer(Saved):
         self._optimizer.clip_norm = value
 
     @property
-    def nonfinite(self) -> str:
+    def nonfinite(self) -> Nonfinite:
         """What becomes of a step whose gradients are not finite; to be set alike on all ranks."""
         return self._optimizer.nonfinite
 
     @nonfinite.setter
-    def nonfinite(self, value: str) -> None:
+    def nonfinite(self, value: Nonfinite) -> None:
         self._optimizer.nonfinite = value
 
     @property

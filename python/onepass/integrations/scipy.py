@@ -18,7 +18,8 @@ gradient is not within ``gtol``. ``ema``, ``maximize`` and ``nonfinite`` are ref
 derivatives. Unless ``jac`` is a function or True the gradient is estimated by differences to one side, within the
 bounds. With ``bounds`` every step ends at the nearest point within them. ``callback`` has either of SciPy's signatures
 and ends the search by raising ``StopIteration``; what it returns is ignored, as by most of SciPy's own methods. An
-objective or gradient that is not finite ends the search where both were last finite, without success.
+objective or gradient that is not finite ends the search where both were last finite, without success. An option that is
+none of these is a warning, as of SciPy's own methods.
 
 Example:
     >>> from scipy.optimize import minimize, rosen, rosen_der
@@ -31,6 +32,7 @@ Example:
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -38,10 +40,11 @@ import numpy as np
 
 import onepass
 
+from .. import checks
 from . import needed
 
 with needed("scipy"):
-    from scipy.optimize import Bounds, OptimizeResult
+    from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning
 
 __all__ = ["adadelta", "adagrad", "adam", "adamax", "adamw", "lion", "nadam", "rmsprop", "sgd"]
 
@@ -82,6 +85,10 @@ def _minimize(
             raise ValueError(f"leave {name} out: minimize has no use for it")
     maxiter = 1000 if maxiter is None else maxiter
     gtol = next(limit for limit in (gtol, tol, 1e-5) if limit is not None)
+    known = {*kind._checks, *checks.WHOLE}
+    if unknown := [name for name in options if name not in known]:  # as SciPy's own methods have it
+        warnings.warn(f"Unknown solver options: {', '.join(unknown)}", OptimizeWarning, stacklevel=4)
+    options = {name: value for name, value in options.items() if name in known}
     x = np.array(x0, np.float64).reshape(-1)
     low, high = _limits(bounds, x.size)
     np.clip(x, low, high, out=x)

@@ -111,7 +111,7 @@ class _Engine:
             for seen in self.groups
         ]
         self.core = kind.__new__(kind)
-        self.core._make(_core.Optimizer.Form.sequence, False, [each for each in options if each[0]], _OF_ALL)
+        self.core._make(_core.Optimizer._Form.sequence, False, [each for each in options if each[0]], _OF_ALL)
         own = iter(self.core.groups)
         self.own = [next(own) if seen.tensors else None for seen in self.groups]
 
