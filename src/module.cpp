@@ -232,18 +232,17 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .def(
           "set",
           [](onepass::Group& group, std::vector<double> options, const CommonOptions& common, const py::object& object,
-             const py::dict& slots) {
-            group.set(std::move(options), common);
-            assign(object, slots);
+             const py::object& known, const py::object& values) {
+            return replace(object, remembered(), known, values, [&] { group.set(std::move(options), common); });
           },
-          py::arg("options"), py::arg("common"), py::arg("object"), py::arg("slots"))
+          py::arg("options"), py::arg("common"), py::arg("object"), py::arg("known"), py::arg("values"))
       .def(
           "set_lr",
-          [](onepass::Group& group, double lr, bool scheduled, const py::object& object, const py::dict& slots) {
-            group.set_lr(lr, scheduled);
-            assign(object, slots);
+          [](onepass::Group& group, double lr, bool scheduled, const py::object& object, const py::object& known,
+             const py::object& values) {
+            return replace(object, remembered(), known, values, [&] { group.set_lr(lr, scheduled); });
           },
-          py::arg("lr"), py::arg("scheduled"), py::arg("object"), py::arg("slots"));
+          py::arg("lr"), py::arg("scheduled"), py::arg("object"), py::arg("known"), py::arg("values"));
 
   py::class_<Optimizer> optimizer(m, "Optimizer", py::custom_type_setup(&set_up_collection<Optimizer>));
   py::native_enum<Optimizer::Form>(optimizer, "_Form", "enum.Enum")

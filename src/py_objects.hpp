@@ -1,6 +1,7 @@
 // What every entry from Python shares: who has the interpreter, errors, garbage collection.
 #pragma once
 
+#include <pybind11/critical_section.h>
 #include <pybind11/pybind11.h>
 
 #include <chrono>
@@ -56,11 +57,29 @@ void without_gil_if(bool worth_it, Function function) {
   }
 }
 
-// Fills slots of a Python object, whatever its class makes of assignments. No signal is handled in between.
-inline void assign(py::handle object, const py::dict& slots) {
-  for (const auto& [name, value] : slots) {
-    if (PyObject_GenericSetAttr(object.ptr(), name.ptr(), value.ptr()) != 0) throw py::error_already_set();
-  }
+// Fills a slot of a Python object, whatever its class makes of assignments. No signal is handled meanwhile.
+inline void assign(py::handle object, py::handle slot, py::handle value) {
+  if (PyObject_GenericSetAttr(object.ptr(), slot.ptr(), value.ptr()) != 0) throw py::error_already_set();
+}
+
+// Whether a slot of a Python object holds this very object.
+inline bool is_held(const py::object& object, const py::str& slot, const py::object& value) {
+  const auto found = py::reinterpret_steal<py::object>(PyObject_GenericGetAttr(object.ptr(), slot.ptr()));
+  if (!found) throw py::error_already_set();
+  return found.is(value);
+}
+
+// Has an object remember one value in the place of another that it was known to hold, after the function; does neither
+// where it holds another by now, and returns false. So threads that change what they have read need no lock: one of
+// Python's, taken in a with statement, may stay locked when a signal comes.
+template <class Function>
+bool replace(const py::object& object, const py::str& slot, const py::object& known, const py::object& value,
+             Function before) {
+  const py::scoped_critical_section section(object);
+  if (!is_held(object, slot, known)) return false;
+  before();
+  assign(object, slot, value);
+  return true;
 }
 
 // The optimizer of an object; null before its __init__ was called.

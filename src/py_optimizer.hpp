@@ -30,6 +30,9 @@
 
 namespace onepass::python {
 
+// The slot in which a group's object in Python remembers its options.
+inline py::str remembered() { return "_values"; }
+
 // Holds the arrays of an optimizer and takes gradients in. A Python subclass supplies what the fast path does not know:
 // _arrange (gradients in another container), _convert (a gradient in another form), _scheduled (what schedules say),
 // and the words of its errors: _overflow, _nonfinite_gradient, _parameter_changed.
@@ -80,13 +83,15 @@ class Optimizer {
     held_.swap(held);  // the old one goes when all is done
     ranges_ = std::move(ranges);
     form_ = form;
-    assign(self(), slots);
+    for (const auto& [slot, value] : slots) assign(self(), slot, value);
   }
 
   // Puts other state in place: pairs of arrays of equal size and layout, to and from, the groups' options with what
-  // their slots then hold, the options of the whole, and the counts.
-  using Options = std::tuple<std::shared_ptr<onepass::Group>, std::vector<double>, CommonOptions, py::object, py::dict>;
-  void restore(const std::vector<std::pair<py::array, py::array>>& copies, std::vector<Options> options,
+  // their objects remember of these now and then, the options of the whole, and the counts. Returns false, and has done
+  // nothing, where a group has other options by now.
+  using Options = std::tuple<std::shared_ptr<onepass::Group>, std::vector<double>, CommonOptions, py::object,
+                             py::object, py::object>;
+  bool restore(const std::vector<std::pair<py::array, py::array>>& copies, std::vector<Options> options,
                double clip_norm, Nonfinite nonfinite, std::int64_t step_count, std::int64_t skipped,
                const std::vector<std::int64_t>& steps, const std::vector<double>& mu_products) {
     std::optional<Turn> turn;
@@ -100,6 +105,10 @@ class Optimizer {
         throw py::value_error("the arrays of a pair must have the same layout");
       }
     }
+    const py::str slot = remembered();
+    for (const auto& [group, numbers, common, object, known, values] : options) {
+      if (!is_held(object, slot, known)) return false;
+    }
     for (const auto& [to, from] : copies) {
       std::memmove(fields(to.ptr()).data, fields(from.ptr()).data, static_cast<std::size_t>(to.nbytes()));
     }
@@ -107,10 +116,11 @@ class Optimizer {
     skipped_ = skipped;
     clip_norm_ = clip_norm;
     nonfinite_ = nonfinite;
-    for (auto& [group, numbers, common, object, slots] : options) {
+    for (auto& [group, numbers, common, object, known, values] : options) {
       group->set(std::move(numbers), common);
-      assign(object, slots);
+      assign(object, slot, values);
     }
+    return true;
   }
 
   // Calls the function while nobody steps. It may add groups and restore.

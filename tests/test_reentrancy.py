@@ -231,6 +231,22 @@ def test_two_threads_that_set_options_lose_none() -> None:
     assert group.eps > 100 and group.weight_decay > 100
 
 
+def test_an_option_that_another_thread_sets_while_state_is_loaded_is_not_lost() -> None:
+    optimizer = onepass.SGD(np.zeros(2), lr=lambda t: 0.5)
+    rates = [0.1, 0.2, 0.3, 0.4]
+
+    class Slow(dict[str, Any]):
+        def __getitem__(self, name: str) -> Any:
+            if name == "step_count" and rates:  # it is looked at early, and at the very end
+                thread = threading.Thread(target=setattr, args=(optimizer, "lr", rates.pop()))
+                thread.start()
+                thread.join()
+            return super().__getitem__(name)
+
+    optimizer.load_state_dict(Slow(optimizer.state_dict()))  # which says no rate: it was a function
+    assert optimizer.lr == 0.1 and not rates
+
+
 def test_a_thread_may_add_groups_while_another_steps() -> None:
     optimizer = onepass.SGD({0: np.zeros(1)}, lr=0.5)
     keys = iter(range(1, 10**6))

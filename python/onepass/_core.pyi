@@ -41,8 +41,8 @@ class CommonOptions:
 
 class Group:
     def __init__(self, rule: str, options: list[float], common: CommonOptions) -> None: ...
-    def set(self, options: list[float], common: CommonOptions, object: Any, slots: dict[str, Any]) -> None: ...
-    def set_lr(self, lr: float, scheduled: bool, object: Any, slots: dict[str, Any]) -> None: ...
+    def set(self, options: list[float], common: CommonOptions, object: Any, known: Any, values: Any) -> bool: ...
+    def set_lr(self, lr: float, scheduled: bool, object: Any, known: Any, values: Any) -> bool: ...
 
 class Optimizer:
     class _Form(enum.Enum):
@@ -78,14 +78,14 @@ class Optimizer:
     def _restore(
         self,
         copies: list[tuple[_Array, _Array]],
-        options: list[tuple[Group, list[float], CommonOptions, Any, dict[str, Any]]],
+        options: list[tuple[Group, list[float], CommonOptions, Any, Any, Any]],
         clip_norm: float,
         nonfinite: _Nonfinite,
         step_count: int,
         skipped: int,
         steps: list[int],
         mu_products: list[float],
-    ) -> None: ...
+    ) -> bool: ...
     def _locked(self, function: Callable[[], Any]) -> Any: ...
     def _step_in_parts(
         self, grads: list[_Array | None], grad_scale: float, parts: list[list[int]], exchange: Any

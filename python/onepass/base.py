@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -83,7 +82,6 @@ class Optimizer(_core.Optimizer):
         "_groups",
         "_index",
         "_keys",
-        "_lock",
         "_params",
         "_pins",
         "_scratch",
@@ -149,7 +147,6 @@ class Optimizer(_core.Optimizer):
         self._form = form
         self._as_tuple = as_tuple and len(groups) == 1
         self._flush_denormals = whole["flush_denormals"]
-        self._lock = threading.RLock()  # of all groups' options
         self._groups: list[Group] = []
         self._index: dict[Any, int] = {}
         self._keys: list[Any] = []
@@ -172,7 +169,7 @@ class Optimizer(_core.Optimizer):
             for key, array in named.items():
                 check_storage(self._parameter(key, form), array)
             arrays |= named
-            made.append(Group(type(self), list(named.values()), options, self._lock))
+            made.append(Group(type(self), list(named.values()), options))
         known = [(f"state {name!r}", array) for state in self._states for name, array in state.items()]
         check_disjoint([*known, *((self._parameter(key, form), array) for key, array in arrays.items())])
         averaged = [group.ema is not None for group in (*self._groups, *made)]
@@ -450,17 +447,19 @@ class Optimizer(_core.Optimizer):
         """
 
         def load() -> None:
-            with self._lock:  # nobody sets options meanwhile
-                self._load(state_dict)
+            while not self._load(state_dict):
+                pass
 
         self._locked(load)
 
-    def _load(self, state_dict: Mapping[str, Any]) -> None:
+    def _load(self, state_dict: Mapping[str, Any]) -> bool:
+        """Take a state dict in; False, and nothing has changed, where another thread has set an option meanwhile."""
         from . import checkpoint
 
         like = self._snapshot()
         checkpoint.check(state_dict, like)
         whole = {name: checks.WHOLE[name](name, state_dict[name]) for name in ("clip_norm", "nonfinite")}
+        known = [group._values for group in self._groups]
         options = []
         for index, (group, saved) in enumerate(zip(self._groups, state_dict["param_groups"])):
             changes = {name: saved[name] for name in group._values}
@@ -482,8 +481,8 @@ class Optimizer(_core.Optimizer):
                 live = last >= 0 and sum(mine[last]) > address(saved_array)
                 copies.append((array, saved_array.copy(order) if live else saved_array))
         saved_states = [state_dict["state"][index] for index in range(len(self._states))]
-        core_groups = [(group._core, *group._numbers(values)) for group, values in zip(self._groups, options)]
-        self._restore(
+        core_groups = [(group._core, *group._numbers(*each)) for group, *each in zip(self._groups, known, options)]
+        return self._restore(
             copies,
             core_groups,
             _in_core(whole["clip_norm"]),

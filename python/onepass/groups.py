@@ -60,11 +60,10 @@ class Group(Mapping[str, Any]):
 eps_mode='paper', maximize=False, clip_value=None, ema=None)
     """
 
-    __slots__ = ("_core", "_kind", "_lock", "_params", "_values")
+    __slots__ = ("_core", "_kind", "_params", "_values")
 
     _core: CoreGroup
     _kind: type[Optimizer]
-    _lock: Any
     _params: tuple[Array, ...]
     _values: Mapping[str, Any]
 
@@ -90,7 +89,7 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
     clip_value: _Option[float | None, SupportsFloat | None]
     ema: _Option[Any, Average]
 
-    def __init__(self, kind: type[Optimizer], params: list[Array], options: Mapping[str, Any], lock: Any) -> None:
+    def __init__(self, kind: type[Optimizer], params: list[Array], options: Mapping[str, Any]) -> None:
         if unknown := [name for name in options if name not in kind._checks]:
             whole = [name for name in unknown if name in checks.WHOLE]
             why = f"{whole[0]} is an option of the whole optimizer" if whole else f"its options are {[*kind._checks]}"
@@ -100,7 +99,6 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
         rule, numbers = kind._rule(values)
         object.__setattr__(self, "_kind", kind)
         object.__setattr__(self, "_values", values)
-        object.__setattr__(self, "_lock", lock)  # held while options are set
         object.__setattr__(self, "_params", tuple(params))
         object.__setattr__(self, "_core", CoreGroup(rule, in_order(rule, numbers), self._common(values)))
 
@@ -124,10 +122,12 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
             scheduled=scheduled,
         )
 
-    def _numbers(self, values: Mapping[str, Any]) -> tuple[list[float], CommonOptions, Group, dict[str, Any]]:
-        """Options that have been checked, as the core takes them; it then lets this group remember them too."""
+    def _numbers(
+        self, known: Mapping[str, Any], values: Mapping[str, Any]
+    ) -> tuple[list[float], CommonOptions, Group, Mapping[str, Any], Mapping[str, Any]]:
+        """Checked options as the core takes them, to be remembered in the place of those known."""
         rule, numbers = self._kind._rule(values)
-        return in_order(rule, numbers), self._common(values), self, {"_values": values}
+        return in_order(rule, numbers), self._common(values), self, known, values
 
     def _changed(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """The options with these changes, checked."""
@@ -187,13 +187,15 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
 
     def _set(self, changes: Mapping[str, Any]) -> None:
         """Change options: all of them or, when it raises, none."""
-        with self._lock:  # another thread may be setting another option
+        done = False
+        while not done:  # another thread may be setting another option
+            known = self._values
             if changes.keys() == {"lr"}:  # by itself, before every step, is how many have it
-                values = {**self._values, "lr": self._kind._checks["lr"]("lr", changes["lr"])}
+                values = {**known, "lr": self._kind._checks["lr"]("lr", changes["lr"])}
                 lr, _, scheduled = _rates(values)
-                self._core.set_lr(lr, scheduled, self, {"_values": values})
-                return
-            self._core.set(*self._numbers(self._settable(changes)))
+                done = self._core.set_lr(lr, scheduled, self, known, values)
+            else:
+                done = self._core.set(*self._numbers(known, self._settable(changes)))
 
     def __getitem__(self, name: str) -> Any:
         return self.params if name == "params" else self._values[name]
