@@ -58,18 +58,13 @@ class _State(Mapping[Any, "dict[str, Any]"]):
         return repr(dict(self))
 
 
-class _OfGroups:
-    """Stands where an option is looked for that is the groups', and says so."""  # __getattr__ would slow each step
+def _of_groups(name: str) -> property:
+    """Stands where an option is looked for that is the groups', and says so; __getattr__ would slow down each step."""
 
-    __slots__ = ("_name",)
+    def where(optimizer: Optimizer) -> None:
+        raise AttributeError(optimizer._whose(name))
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __get__(self, optimizer: Optimizer | None, kind: type[Optimizer]) -> _OfGroups:
-        if optimizer is None:
-            return self
-        raise AttributeError(optimizer._whose(self._name))
+    return property(where, doc=f"An option of the groups: ``groups[0].{name}``.")
 
 
 class Optimizer(_core.Optimizer):
@@ -118,7 +113,7 @@ class Optimizer(_core.Optimizer):
         super().__init_subclass__(**keywords)
         for name in cls.__dict__.get("_checks", ()):
             if not hasattr(cls, name):
-                setattr(cls, name, _OfGroups(name))
+                setattr(cls, name, _of_groups(name))
         if "__init__" in cls.__dict__:
             cls.__init__ = _knowing(cls.__init__)  # type: ignore[method-assign]
 
@@ -349,8 +344,8 @@ class Optimizer(_core.Optimizer):
                 raise
 
     def __dir__(self) -> list[str]:
-        kind = type(self)
-        return [name for name in super().__dir__() if not isinstance(getattr(kind, name, None), _OfGroups)]
+        elsewhere = self._checks.keys() - {"lr", "ema"}
+        return [name for name in super().__dir__() if name not in elsewhere]
 
     @property
     def state(self) -> Mapping[Any, dict[str, Any]]:
