@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import doctest
 import gc
+import importlib.util
 import io
 import itertools
 import pickle
@@ -703,6 +704,27 @@ def test_groups_without_parameters_are_no_hindrance() -> None:
     optimizer.param_groups[1]["lr"] = 1.0
     optimizer.step()
     torch.testing.assert_close(p.detach(), torch.full((2,), -1.0))
+
+
+def test_an_older_pytorch_that_counts_the_changes_of_one_tensor_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = torch._C._increment_version
+
+    def count_one(tensor: Any) -> None:
+        if not isinstance(tensor, torch.Tensor):
+            raise RuntimeError("increment_version expect a Tensor as input")
+        count(tensor)
+
+    monkeypatch.setattr(torch._C, "_increment_version", count_one)
+    spec = importlib.util.spec_from_file_location("onepass.integrations.older", ours.__file__)
+    assert spec is not None and spec.loader is not None
+    older = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(older)
+    first, second = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = older.Adam([first, second])
+    for t in range(1, 4):
+        first.grad, second.grad = torch.ones(2), torch.ones(2)
+        optimizer.step()
+        assert first._version == second._version == t
 
 
 def test_flags_may_be_numbers_as_in_pytorch() -> None:

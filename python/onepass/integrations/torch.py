@@ -27,7 +27,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from operator import is_
 from typing import Any, ClassVar, NamedTuple
@@ -44,9 +44,19 @@ from . import needed
 
 with needed("torch"):
     import torch
-    from torch._C import _increment_version  # autograd refuses to go back through what was changed in place
+    from torch._C import _increment_version
     from torch.autograd import _profiler_enabled
     from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+try:  # autograd refuses to go back through what was changed in place
+    _increment_version(())
+    _count_changes = _increment_version
+except RuntimeError:  # in older PyTorch it takes one tensor
+
+    def _count_changes(tensors: Iterable[torch.Tensor]) -> None:
+        for tensor in tensors:
+            _increment_version(tensor)
+
 
 __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RMSprop"]
 
@@ -174,7 +184,7 @@ class _Engine:
             groups = [seen[:5] for seen in self.groups]
             counts = self.counts, self.products
             self.known = _core.Tensors(
-                self.core, self.tensors, self.shown, groups, self.entries, *counts, _increment_version, exchange
+                self.core, self.tensors, self.shown, groups, self.entries, *counts, _count_changes, exchange
             )
 
     def _entries(self) -> list[tuple[dict[Any, Any], tuple[Any, ...], tuple[Any, ...]]]:
@@ -247,7 +257,7 @@ class _Engine:
         for i in stepped:
             if not self.shown[i]:
                 self._show(i)
-        _increment_version(tuple(self.tensors[i] for i in stepped))
+        _count_changes(tuple(self.tensors[i] for i in stepped))
         self._look()
 
 
