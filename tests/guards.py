@@ -79,9 +79,9 @@ def check_microsoft(source: Path) -> list[str]:
         for name, text in STUBS.items():
             Path(folder, name).write_text(text)
         item = Path(folder, "kernels.obj")
-        as_microsoft = ["--target=x86_64-pc-windows-msvc", "-fms-compatibility-version=19.44", "-U__clang__", "-std=c++17"]
-        flags = ["-nostdlibinc", "-isystem", folder, "-I", source, "-Wno-unknown-pragmas", "-Wno-ignored-pragma-intrinsic"]
-        command = ["clang++", *as_microsoft, *flags, "-c", source / "kernels_baseline.cpp", "-o", item]
+        flags = ["--target=x86_64-pc-windows-msvc", "-fms-compatibility-version=19.44", "-U__clang__", "-std=c++17"]
+        flags += ["-nostdlibinc", "-isystem", folder, "-Wno-unknown-pragmas", "-Wno-ignored-pragma-intrinsic"]
+        command = ["clang++", *flags, "-I", source, "-c", source / "kernels_baseline.cpp", "-o", item]
         ran = subprocess.run(command, capture_output=True, text=True)
         if ran.returncode or ran.stderr:
             return [*problems, f"as Microsoft's compiler: {ran.stderr}"]
