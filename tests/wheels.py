@@ -99,7 +99,7 @@ def numpys(inside: Path) -> dict[str, str]:
 
 def expected_sdist() -> set[str]:
     """What it takes to build, install and test, of what git knows."""
-    known = output("git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    known = output("git", "-C", ROOT, "ls-files").splitlines()
     alone = {"CMakeLists.txt", "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md"}
     wanted = {name for name in known if name in alone or name.startswith(("src/", "python/", "tests/"))}
     core = {name for name in wanted if name.startswith("tests/cpp/")}  # which the Makefile builds and runs
@@ -112,8 +112,10 @@ def make_sdist() -> Path:
     sdist = DIST / f"onepass-{PROJECT['version']}.tar.gz"
     with tarfile.open(sdist) as archive:
         held = {member.name.partition("/")[2] for member in archive if member.isfile()}
-    if odd := held ^ expected_sdist():
-        sys.exit(f"the sdist lacks or has too much: {sorted(odd)}")
+    expected = expected_sdist()
+    for words, odd in (("lacks", expected - held), ("has what git does not know (git add it?):", held - expected)):
+        if odd:
+            sys.exit(f"the sdist {words} {', '.join(sorted(odd))}")
     output(tool("twine"), "check", "--strict", sdist)
     print(f"{sdist.name}: {len(held)} files, {sdist.stat().st_size / 1000:.0f} kB, sha256 {digest(sdist)}")
     return sdist
@@ -188,11 +190,11 @@ def check(wheel: Path) -> str:
     return tag
 
 
-def run_tests(python: Path, wheel: Path, numpy: str, arguments: list[str]) -> str:
-    """What pytest says in the end, of the installed wheel, in a folder without the sources."""
+def run_tests(python: Path, sdist: Path, wheel: Path, numpy: str, arguments: list[str]) -> str:
+    """What pytest says in the end, of the installed wheel, in a folder that has what the sdist has and no more."""
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(ROOT / "tests", Path(folder, "tests"), ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", folder)
+        shutil.unpack_archive(sdist, folder)
+        folder = str(next(Path(folder).iterdir()))
         inside = environment(python, Path(folder, "venv"), wheel, f"numpy=={numpy}")
         output(inside, "-m", "pip", "install", "-q", "--group", "test", f"numpy=={numpy}", cwd=folder)
         where = output(inside, "-c", "import onepass; print(onepass.__file__); onepass.show_config()", cwd=folder)
@@ -226,7 +228,7 @@ def main() -> int:
         tag, size = check(repaired), f"{repaired.stat().st_size / 1000:.0f} kB"
         for which, numpy in numpys(inside).items():
             if options.numpy in (None, which):
-                rows.append((name, f"{numpy} ({which})", tag, size, run_tests(python, repaired, numpy, arguments)))
+                rows.append((name, f"{numpy} ({which})", tag, size, run_tests(python, sdist, repaired, numpy, arguments)))
                 print(*rows[-1], flush=True)
     print()
     for row in [("Python", "NumPy", "tag", "wheel", "tests"), ("---",) * 5, *rows]:
