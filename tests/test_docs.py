@@ -73,7 +73,9 @@ class TestReadme:
     @SOURCES
     def test_its_links_and_those_of_the_benchmarks_page_lead_somewhere(self) -> None:
         for document in (README, BENCHMARKS):
-            for link in re.findall(r"\]\(([^)#]+)\)|srcset=\"([^\"]+)\"|src=\"([^\"]+)\"", document.read_text(encoding="utf-8")):
+            for link in re.findall(
+                r"\]\(([^)#]+)\)|srcset=\"([^\"]+)\"|src=\"([^\"]+)\"", document.read_text(encoding="utf-8")
+            ):
                 path = next(filter(None, link))
                 if not path.startswith("http"):
                     assert (document.parent / path).exists(), path

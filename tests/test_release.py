@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -53,3 +56,31 @@ def test_each_job_says_what_it_is_for() -> None:
         for number, line in enumerate(lines):
             if re.fullmatch(r"  [\w-]+:", line):
                 assert number > 0 and lines[number - 1].startswith("  # "), f"{file.name}: {line.strip()}"
+
+
+@pytest.mark.skipif(shutil.which("git") is None or os.name == "nt", reason="needs git and a POSIX shell")
+def test_a_release_is_refused_whose_tag_version_changelog_or_branch_do_not_agree(tmp_path: Path) -> None:
+    workflow = (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
+    (script,) = re.findall(r"- run: \|\n((?: {10}.*\n)+)", workflow)
+
+    def git(*arguments: str) -> None:
+        options = ["-c", "user.name=x", "-c", "user.email=x", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", *options, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    def accepted(tag: str) -> bool:
+        environment = {**os.environ, "TAG": tag}
+        return subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, env=environment).returncode == 0
+
+    (tmp_path / "pyproject.toml").write_text('version = "1.2.3"\n')
+    (tmp_path / "CHANGELOG.md").write_text("## [1.2.3] - 2026-01-01\n")
+    git("init", "-q", "-b", "main")
+    git("add", ".")
+    git("commit", "-q", "-m", "onepass 1.2.3")
+    git("update-ref", "refs/remotes/origin/main", "HEAD")
+    assert accepted("v1.2.3")
+    assert not accepted("v1.2.4")
+    git("commit", "-q", "-m", "not on main", "--allow-empty")
+    assert not accepted("v1.2.3")
+    git("update-ref", "refs/remotes/origin/main", "HEAD")
+    (tmp_path / "CHANGELOG.md").write_text("## [1.2.2] - 2026-01-01\n")
+    assert not accepted("v1.2.3")
