@@ -32,7 +32,9 @@ def runners() -> list[tuple[str, str]]:
     """Those of the wheels workflow's matrix."""
     workflow = YAML(typ="safe").load(ROOT / ".github" / "workflows" / "wheels.yml")
     names = workflow["jobs"]["wheels"]["strategy"]["matrix"]["os"]
-    return [next(what for name, what in RUNNERS.items() if re.fullmatch(name, runner)) for runner in names]
+    if unknown := [runner for runner in names if not any(re.fullmatch(name, runner) for name in RUNNERS)]:
+        sys.exit(f"tests/platforms.py does not know the runners {unknown}")
+    return [what for runner in names for name, what in RUNNERS.items() if re.fullmatch(name, runner)]
 
 
 def configured() -> dict[str, str]:

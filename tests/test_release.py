@@ -72,7 +72,7 @@ def test_a_release_is_refused_whose_tag_version_changelog_or_branch_do_not_agree
         return subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, env=environment).returncode == 0
 
     (tmp_path / "pyproject.toml").write_text('version = "1.2.3"\n')
-    (tmp_path / "CHANGELOG.md").write_text("## [1.2.3] - 2026-01-01\n")
+    (tmp_path / "CHANGELOG.md").write_text("## [1.2.4] - 2026-02-02\n## [1.2.3] - 2026-01-01\n")
     git("init", "-q", "-b", "main")
     git("add", ".")
     git("commit", "-q", "-m", "onepass 1.2.3")
@@ -84,3 +84,12 @@ def test_a_release_is_refused_whose_tag_version_changelog_or_branch_do_not_agree
     git("update-ref", "refs/remotes/origin/main", "HEAD")
     (tmp_path / "CHANGELOG.md").write_text("## [1.2.2] - 2026-01-01\n")
     assert not accepted("v1.2.3")
+
+
+def test_text_has_one_kind_of_line_end_wherever_it_is_checked_out() -> None:
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("needs git")
+    listed = subprocess.run(["git", "ls-files", "--eol"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert listed.count("\n") > 400
+    for line in listed.splitlines():
+        assert re.match(r"i/(lf|none) .*attr/text=auto eol=lf|i/\S+ .*attr/-text", line), line

@@ -37,13 +37,13 @@ valgrind: $(call installed,build)
 	$(call core_build,valgrind,-DONEPASS_TOOL=valgrind "-DCMAKE_TEST_LAUNCHER=$(memcheck)")
 	ONEPASS_TEST_FLUSH=0 $(venv)/bin/ctest --test-dir build/core-valgrind --output-on-failure --no-tests=error -E digest_flush $(ARGS)
 
-# 64-bit Arm, and a big-endian machine, emulated.
-cross_processors := aarch64 s390x
+# 64-bit Arm, a big-endian machine, and 32-bit x86, emulated.
+cross_processors := aarch64 s390x i686
 cross: $(addprefix cross-,$(cross_processors))
 cross-%: $(call installed,build)
 	$(call need,$*-linux-gnu-g++,g++-$*-linux-gnu)
-	$(call need,qemu-$*,qemu-user)
-	$(call core_test,cross-$*,-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$* -DCMAKE_CXX_COMPILER=$*-linux-gnu-g++ "-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-$*;-L;/usr/$*-linux-gnu",-LE fork $(ARGS))
+	$(call need,qemu-$(*:i686=i386),qemu-user)
+	$(call core_test,cross-$*,-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$* -DCMAKE_CXX_COMPILER=$*-linux-gnu-g++ "-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-$(*:i686=i386);-L;/usr/$*-linux-gnu",-LE fork $(ARGS))
 
 # A table: which compilers, flags, processors and instruction sets give the same digests.
 digests: $(call installed,build)
