@@ -6,8 +6,8 @@
 #include <cstdint>
 
 #if defined(_MSC_VER) && !defined(__clang__)
-// Declared here: <math.h> and <string.h> have inline functions. OpenMP's loops would be compiled as with /fp:fast, which
-// adds up in any order.
+// Declared here: <math.h> and <string.h> have inline functions. OpenMP's loops would be compiled as with /fp:fast,
+// which adds up in any order.
 extern "C" double __cdecl sqrt(double);
 extern "C" float __cdecl sqrtf(float);
 extern "C" void* __cdecl memcpy(void*, const void*, std::size_t);
