@@ -18,7 +18,7 @@
 #   make coverage      which lines and branches of python/onepass the tests reach
 #   make sanitize      the core's own tests, and the Python tests, under the address, undefined behaviour and thread sanitizers
 #   make valgrind      the core's own tests under valgrind
-#   make cross         the core's own tests on 64-bit Arm and on a big-endian processor, emulated
+#   make cross         the core's own tests on 64-bit Arm and a big-endian processor, emulated, and on 32-bit x86
 #   make digests       a table: which compilers, flags and processors give the same bits
 #   make fuzz          make fuzz-step and make fuzz-checkpoint, each for SECONDS=60
 #   make fuzz-step     random steps of the core beside scalar arithmetic

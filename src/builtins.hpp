@@ -3,16 +3,19 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #if defined(_MSC_VER) && !defined(__clang__)
-#include <math.h>
-#include <string.h>
-#define ONEPASS_SIMD __pragma(omp simd)
-#define ONEPASS_SIMD_SUM(variable) __pragma(omp simd reduction(+ : variable))
+// Declared here: <math.h> and <string.h> have inline functions. OpenMP's loops would be compiled as with /fp:fast,
+// which adds up in any order.
+extern "C" double __cdecl sqrt(double);
+extern "C" float __cdecl sqrtf(float);
+extern "C" void* __cdecl memcpy(void*, const void*, std::size_t);
+#pragma intrinsic(sqrt, sqrtf, memcpy)
+#define ONEPASS_SIMD __pragma(loop(ivdep))
+#define ONEPASS_SIMD_SUM(variable)
 #define ONEPASS_SQRT sqrt
 #define ONEPASS_SQRTF sqrtf
-#define ONEPASS_FABS fabs
-#define ONEPASS_FABSF fabsf
 #define ONEPASS_MEMCPY memcpy
 #define ONEPASS_INLINE __forceinline
 #define ONEPASS_NOINLINE __declspec(noinline)
@@ -42,8 +45,22 @@ namespace {
 inline float square_root(float x) noexcept { return ONEPASS_SQRTF(x); }
 inline double square_root(double x) noexcept { return ONEPASS_SQRT(x); }
 
+#if defined(ONEPASS_FABS)
 inline float absolute(float x) noexcept { return ONEPASS_FABSF(x); }
 inline double absolute(double x) noexcept { return ONEPASS_FABS(x); }
+#else
+// Microsoft's fabsf is an inline function by way of double, which flushes subnormal numbers.
+template <class T, class Bits>
+T without_sign(T x, Bits mask) noexcept {
+  Bits bits;
+  ONEPASS_MEMCPY(&bits, &x, sizeof bits);
+  bits &= mask;
+  ONEPASS_MEMCPY(&x, &bits, sizeof bits);
+  return x;
+}
+inline float absolute(float x) noexcept { return without_sign(x, ~(std::uint32_t{1} << 31)); }
+inline double absolute(double x) noexcept { return without_sign(x, ~(std::uint64_t{1} << 63)); }
+#endif
 
 // As numpy.maximum: a NaN stays.
 template <class T>

@@ -30,7 +30,7 @@ constexpr Rule rules[] = {
     rule<Lion>(),
 };
 
-constexpr Kernels table(const char* instruction_set) {
+constexpr Kernels table(const char* instruction_set) noexcept {
   return {
       instruction_set,
       rules,

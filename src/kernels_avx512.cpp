@@ -3,6 +3,6 @@
 namespace onepass {
 
 extern const Kernels kernels_avx512;
-constexpr Kernels kernels_avx512 = table("avx512");
+const Kernels kernels_avx512 = table("avx512");
 
 }  // namespace onepass

@@ -3,6 +3,6 @@
 namespace onepass {
 
 extern const Kernels kernels_baseline;
-constexpr Kernels kernels_baseline = table("baseline");
+const Kernels kernels_baseline = table("baseline");
 
 }  // namespace onepass

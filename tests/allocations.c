@@ -1,12 +1,15 @@
 /* Memory that runs out on demand: preloaded, it fails allocations from a chosen one on, as many as asked for. */
 #define _GNU_SOURCE
+#include <stdlib.h>
+#ifndef __GLIBC__
+#error "needs glibc, whose own allocator has another name" /* test_out_of_memory.py looks for these words */
+#else
 #include <dlfcn.h>
 #include <errno.h>
 #include <execinfo.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stddef.h>
-#include <stdlib.h>
 
 extern void* __libc_malloc(size_t);
 extern void* __libc_calloc(size_t, size_t);
@@ -94,3 +97,4 @@ int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*
       (int (*)(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*))dlsym(RTLD_NEXT, "pthread_create");
   return real(thread, attributes, start, argument);
 }
+#endif

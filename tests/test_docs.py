@@ -44,9 +44,12 @@ def test_everything_public_has_a_docstring_with_an_example(name: str) -> None:
         assert ">>> " in public.__doc__, f"{name} shows no example"
 
 
+SOURCES = pytest.mark.skipif(not (ROOT / "Makefile").exists(), reason="the sources are not beside the tests")
+
+
 @pytest.mark.skipif(not README.exists(), reason="the README is not beside the tests")
 class TestReadme:
-    text = README.read_text() if README.exists() else ""
+    text = README.read_text(encoding="utf-8") if README.exists() else ""
 
     def test_its_python_runs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)  # one of them saves a file
@@ -55,16 +58,19 @@ class TestReadme:
         for snippet in snippets:
             exec(compile(snippet, "README.md", "exec"), {})
 
+    @SOURCES
     def test_its_example_is_the_quick_start(self) -> None:
-        quickstart = (ROOT / "examples" / "quickstart.py").read_text()
+        quickstart = (ROOT / "examples" / "quickstart.py").read_text(encoding="utf-8")
         assert quickstart.split('"""\n', 1)[1].strip() in self.text.replace("\r\n", "\n")
 
+    @SOURCES
     def test_its_commands_exist(self) -> None:
         targets = make_targets(ROOT)
         for document in (README, ROOT / "CONTRIBUTING.md", BENCHMARKS):
-            for target in re.findall(r"\bmake ([a-z-]+)\b", document.read_text()):
+            for target in re.findall(r"\bmake ([a-z-]+)\b", document.read_text(encoding="utf-8")):
                 assert target in targets or target == "is", f"{document.name}: make {target}"
 
+    @SOURCES
     def test_contributing_lists_what_make_help_lists(self) -> None:
         helped = re.findall(r"^#   make ([a-z-]+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
         listed = re.findall(r"^\| `make ([a-z-]+)`", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
@@ -72,9 +78,12 @@ class TestReadme:
         hidden = {"help", "install", "clean", "lint-build", "lint-run", "sanitize-core", "sanitize-python"}
         assert set(helped) == make_targets(ROOT) - hidden
 
+    @SOURCES
     def test_its_links_and_those_of_the_benchmarks_page_lead_somewhere(self) -> None:
         for document in (README, BENCHMARKS):
-            for link in re.findall(r"\]\(([^)#]+)\)|srcset=\"([^\"]+)\"|src=\"([^\"]+)\"", document.read_text()):
+            for link in re.findall(
+                r"\]\(([^)#]+)\)|srcset=\"([^\"]+)\"|src=\"([^\"]+)\"", document.read_text(encoding="utf-8")
+            ):
                 path = next(filter(None, link))
                 if not path.startswith("http"):
                     assert (document.parent / path).exists(), path

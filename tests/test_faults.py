@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -16,6 +15,7 @@ import pytest
 import onepass
 from onepass import checkpoint
 from support import refused
+from test_out_of_memory import COMPILER
 from test_out_of_memory import preloaded as preloaded
 from test_state_machine import MODE, mode
 
@@ -60,7 +60,7 @@ print("done")
 
 
 @LINUX
-@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+@pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
 def test_a_system_that_refuses_threads_now_and_then_gets_the_same_bits(preloaded: Path, tmp_path: Path) -> None:
     result = python(THREADS, tmp_path, env={**os.environ, "LD_PRELOAD": str(preloaded), "OPENBLAS_NUM_THREADS": "1"})
     assert result.stdout == "done\n", result.stderr

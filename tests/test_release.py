@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -114,3 +117,40 @@ def test_the_pages_agree_on_whether_there_is_a_release() -> None:
     assert release.before_a_release(ROOT) in ([], install)
     text = (ROOT / "RELEASING.md").read_text(encoding="utf-8")
     assert "python tests/release.py" in text
+
+
+@pytest.mark.skipif(shutil.which("git") is None or os.name == "nt", reason="needs git and a POSIX shell")
+def test_a_release_is_refused_whose_tag_version_changelog_or_branch_do_not_agree(tmp_path: Path) -> None:
+    workflow = (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
+    (script,) = re.findall(r"- run: \|\n((?: {10}.*\n)+)", workflow)
+
+    def git(*arguments: str) -> None:
+        options = ["-c", "user.name=x", "-c", "user.email=x", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", *options, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    def accepted(tag: str) -> bool:
+        environment = {**os.environ, "TAG": tag}
+        return subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, env=environment).returncode == 0
+
+    (tmp_path / "pyproject.toml").write_text('version = "1.2.3"\n')
+    (tmp_path / "CHANGELOG.md").write_text("## [1.2.4] - 2026-02-02\n## [1.2.3] - 2026-01-01\n")
+    git("init", "-q", "-b", "main")
+    git("add", ".")
+    git("commit", "-q", "-m", "onepass 1.2.3")
+    git("update-ref", "refs/remotes/origin/main", "HEAD")
+    assert accepted("v1.2.3")
+    assert not accepted("v1.2.4")
+    git("commit", "-q", "-m", "not on main", "--allow-empty")
+    assert not accepted("v1.2.3")
+    git("update-ref", "refs/remotes/origin/main", "HEAD")
+    (tmp_path / "CHANGELOG.md").write_text("## [1.2.2] - 2026-01-01\n")
+    assert not accepted("v1.2.3")
+
+
+def test_text_has_one_kind_of_line_end_wherever_it_is_checked_out() -> None:
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("needs git")
+    listed = subprocess.run(["git", "ls-files", "--eol"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert listed.count("\n") > 400
+    for line in listed.splitlines():
+        assert re.match(r"i/(lf|none) .*attr/text=auto eol=lf|i/\S+ .*attr/-text", line), line

@@ -1,5 +1,7 @@
 """Wheels as a user gets them: python tests/wheels.py [--python 3.12] [--numpy oldest] [pytest's arguments].
 
+Or, before a release, a look at all of its files: python tests/wheels.py --check dist/*
+
 For every CPython of this machine that onepass supports: a wheel from the sdist, in isolation, repaired by auditwheel
 and looked at, installed with the oldest NumPy that there is for that Python and with the newest, and tested there, away
 from the sources. Prints a row for each; leaves the sdist and the wheels in dist/.
@@ -33,6 +35,7 @@ DIST = ROOT / "dist"
 WORK = ROOT / "build" / "wheels"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LARGEST = 600_000  # bytes
+LARGEST_WITH_CXX = 900_000  # where the system has no C++ library, and the wheel brings it
 
 ABOUT = (
     "import json, platform, sys, sysconfig, venv, ensurepip; print(json.dumps([sys.implementation.name, "
@@ -99,7 +102,7 @@ def numpys(inside: Path) -> dict[str, str]:
 
 def expected_sdist() -> set[str]:
     """What it takes to build, install and test, of what git knows."""
-    known = output("git", "-C", ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    known = output("git", "-C", ROOT, "ls-files").splitlines()
     alone = {"CMakeLists.txt", "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md"}
     wanted = {name for name in known if name in alone or name.startswith(("src/", "python/", "tests/"))}
     core = {name for name in wanted if name.startswith("tests/cpp/")}  # which the Makefile builds and runs
@@ -112,8 +115,10 @@ def make_sdist() -> Path:
     sdist = DIST / f"onepass-{PROJECT['version']}.tar.gz"
     with tarfile.open(sdist) as archive:
         held = {member.name.partition("/")[2] for member in archive if member.isfile()}
-    if odd := held ^ expected_sdist():
-        sys.exit(f"the sdist lacks or has too much: {sorted(odd)}")
+    expected = expected_sdist()
+    for words, odd in (("lacks", expected - held), ("has what git does not know (git add it?):", held - expected)):
+        if odd:
+            sys.exit(f"the sdist {words} {', '.join(sorted(odd))}")
     output(tool("twine"), "check", "--strict", sdist)
     print(f"{sdist.name}: {len(held)} files, {sdist.stat().st_size / 1000:.0f} kB, sha256 {digest(sdist)}")
     return sdist
@@ -169,30 +174,77 @@ def needed(wheel: Path) -> dict[str, list[str]]:
     return found
 
 
+def documented() -> dict[str, str]:
+    """What each wheel of the table in docs/installing.md is for: a row has a platform, and the Pythons in column 2."""
+    page = (ROOT / "docs" / "installing.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (`cp[^|]+`) \| ([^|]+) \|$", page, re.MULTILINE)
+    return {f"{python}-{for_}": what for for_, pythons, what in rows for python in re.findall(r"`(\w+)`", pythons)}
+
+
+def identifier(wheel: Path) -> str:
+    """What cibuildwheel calls it: cp314t-manylinux_x86_64."""
+    _, _, _, abi, platform = wheel.stem.split("-")
+    return f"{abi}-{re.sub(r'_[0-9]+_[0-9]+(?=_)', '', platform.partition('.')[0])}"
+
+
+def problems_of(wheel: Path) -> list[str]:
+    """Whatever is in it that should not be, or is not."""
+    python = {name.removeprefix("python/") for name in output("git", "-C", ROOT, "ls-files", "python").splitlines()}
+    info = f"onepass-{PROJECT['version']}.dist-info"
+    expected = python | {f"{info}/{name}" for name in ("METADATA", "WHEEL", "entry_points.txt", "licenses/LICENSE")}
+    modules = []
+    may = rf"{info}/sboms/.+"  # what repairing adds
+    if "win_" in wheel.name:  # Windows itself has no C++ library
+        may += rf"|{info}/DELVEWHEEL|onepass\.libs/msvcp140-\w+\.dll"
+    problems = []
+    for name in sizes(wheel):
+        if re.fullmatch(r"onepass/_core\.[\w.-]+\.(so|pyd)", name):
+            modules.append(name)
+        elif name not in expected and not re.fullmatch(may, name):
+            problems.append(f"brings {name}")
+    problems += [f"lacks {name}" for name in sorted(expected - sizes(wheel).keys())]
+    if len(modules) != 1:
+        problems.append(f"has {len(modules)} compiled modules")
+    if wheel.stat().st_size > (limit := LARGEST_WITH_CXX if re.search("musllinux|win_", wheel.name) else LARGEST):
+        problems.append(f"has {wheel.stat().st_size} bytes, more than {limit}")
+    if (tag := re.search(r"manylinux_(\d+)_(\d+)_", wheel.name)) and not problems:
+        versions = [name[6:] for name in needed(wheel) if name.startswith("GLIBC_")]
+        if newer := [v for v in versions if Version(v) > Version(".".join(tag.groups()))]:
+            problems.append(f"asks for GLIBC_{newer}, newer than its tag")
+    return problems
+
+
 def check(wheel: Path) -> str:
     """The platform tag, after a look at the wheel."""
-    tag = wheel.stem.split("-")[-1].split(".")[0]
-    for name in sizes(wheel):
-        if ".libs/" in name or (".so" in name and "_core" not in name):
-            sys.exit(f"{wheel.name} brings another library: {name}")
-        if not re.match(r"onepass(-[\d.]+\.dist-info)?/", name):
-            sys.exit(f"{wheel.name} installs {name} beside onepass")
-    if wheel.stat().st_size > LARGEST:
-        sys.exit(f"{wheel.name} has {wheel.stat().st_size} bytes, more than {LARGEST}")
-    if limit := re.match(r"manylinux_(\d+)_(\d+)_", tag):
-        versions = [name[6:] for name in needed(wheel) if name.startswith("GLIBC_")]
-        if newer := [v for v in versions if Version(v) > Version(".".join(limit.groups()))]:
-            sys.exit(f"{wheel.name} asks for GLIBC_{newer}, newer than its tag")
+    if problems := problems_of(wheel):
+        sys.exit(f"{wheel.name} {', '.join(problems)}")
     output(tool("twine"), "check", "--strict", wheel)
-    output(tool("check-wheel-contents"), wheel)
-    return tag
+    output(tool("check-wheel-contents"), *(["--ignore", "W009"] if "win_" in wheel.name else []), wheel)
+    return wheel.stem.split("-")[-1].split(".")[0]
 
 
-def run_tests(python: Path, wheel: Path, numpy: str, arguments: list[str]) -> str:
-    """What pytest says in the end, of the installed wheel, in a folder without the sources."""
+def check_release(files: list[Path]) -> int:
+    """Of what is to be released: one sdist, every wheel that the documentation lists, once, and each as it must be."""
+    sdists = [file.name for file in files if file.name.endswith(".tar.gz")]
+    wheels = [file for file in files if file.suffix == ".whl"]
+    here, there = sorted(map(identifier, wheels)), sorted(documented())
+    problems = [f"{len(sdists)} source archives"] * (sdists != [f"onepass-{PROJECT['version']}.tar.gz"])
+    problems += [f"{name} is there {here.count(name)} times" for name in there if here.count(name) != 1]
+    problems += [f"docs/installing.md does not list {name}" for name in here if name not in there]
+    problems += [f"{file.name} is no part of a release" for file in files if file.suffix not in (".gz", ".whl")]
+    problems += [f"{wheel.name} {problem}" for wheel in wheels for problem in problems_of(wheel)]
+    print("\n".join(problems) or f"{len(wheels)} wheels and {sdists[0]}: as they must be")
+    if not problems:
+        for wheel in wheels:
+            check(wheel)
+    return bool(problems)
+
+
+def run_tests(python: Path, sdist: Path, wheel: Path, numpy: str, arguments: list[str]) -> str:
+    """What pytest says in the end, of the installed wheel, in a folder that has what the sdist has and no more."""
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(ROOT / "tests", Path(folder, "tests"), ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", folder)
+        shutil.unpack_archive(sdist, folder)
+        folder = str(next(Path(folder).iterdir()))
         inside = environment(python, Path(folder, "venv"), wheel, f"numpy=={numpy}")
         output(inside, "-m", "pip", "install", "-q", "--group", "test", f"numpy=={numpy}", cwd=folder)
         where = output(inside, "-c", "import onepass; print(onepass.__file__); onepass.show_config()", cwd=folder)
@@ -210,7 +262,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--python", action="append", help="one of them alone, say 3.12")
     parser.add_argument("--numpy", choices=["oldest", "newest"], help="one of them alone")
+    parser.add_argument(
+        "--check", nargs="+", type=Path, metavar="FILE", help="look at the files of a release, build none"
+    )
     options, arguments = parser.parse_known_args()
+    if options.check:
+        return check_release(options.check)
     found = {name: path for name, path in pythons().items() if not options.python or name in options.python}
     if not found:
         sys.exit("no such Python is on PATH or among those of pyenv and uv")
@@ -226,7 +283,9 @@ def main() -> int:
         tag, size = check(repaired), f"{repaired.stat().st_size / 1000:.0f} kB"
         for which, numpy in numpys(inside).items():
             if options.numpy in (None, which):
-                rows.append((name, f"{numpy} ({which})", tag, size, run_tests(python, repaired, numpy, arguments)))
+                rows.append(
+                    (name, f"{numpy} ({which})", tag, size, run_tests(python, sdist, repaired, numpy, arguments))
+                )
                 print(*rows[-1], flush=True)
     print()
     for row in [("Python", "NumPy", "tag", "wheel", "tests"), ("---",) * 5, *rows]:

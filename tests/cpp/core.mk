@@ -37,13 +37,15 @@ valgrind: $(call installed,build)
 	$(call core_build,valgrind,-DONEPASS_TOOL=valgrind "-DCMAKE_TEST_LAUNCHER=$(memcheck)")
 	ONEPASS_TEST_FLUSH=0 $(venv)/bin/ctest --test-dir build/core-valgrind --output-on-failure --no-tests=error -E digest_flush $(ARGS)
 
-# 64-bit Arm, and a big-endian machine, emulated.
-cross_processors := aarch64 s390x
+# 64-bit Arm and a big-endian machine, emulated, and 32-bit x86, which runs here but for its libraries.
+cross_processors := aarch64 s390x i686
+emulator = qemu-$(1);-L;/usr/$(1)-linux-gnu
+emulator_i686 := /usr/i686-linux-gnu/lib/ld-linux.so.2;--library-path;/usr/i686-linux-gnu/lib
 cross: $(addprefix cross-,$(cross_processors))
 cross-%: $(call installed,build)
 	$(call need,$*-linux-gnu-g++,g++-$*-linux-gnu)
-	$(call need,qemu-$*,qemu-user)
-	$(call core_test,cross-$*,-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$* -DCMAKE_CXX_COMPILER=$*-linux-gnu-g++ "-DCMAKE_CROSSCOMPILING_EMULATOR=qemu-$*;-L;/usr/$*-linux-gnu",-LE fork $(ARGS))
+	$(if $(emulator_$*),,$(call need,qemu-$*,qemu-user))
+	$(call core_test,cross-$*,-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$* -DCMAKE_CXX_COMPILER=$*-linux-gnu-g++ "-DCMAKE_CROSSCOMPILING_EMULATOR=$(or $(emulator_$*),$(call emulator,$*))",-LE fork $(ARGS))
 
 # A table: which compilers, flags, processors and instruction sets give the same digests.
 digests: $(call installed,build)

@@ -23,7 +23,7 @@ class Random {
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebU;
     return z ^ (z >> 31);
   }
-  std::uint64_t below(std::uint64_t count) { return next() % count; }
+  std::size_t below(std::size_t count) { return static_cast<std::size_t>(next() % count); }
   bool chance(unsigned one_in) { return below(one_in) == 0; }
 
   // In [0, 1); a product of an integer and a power of two, exact everywhere.

@@ -91,7 +91,7 @@ TEST(parts_cover_everything_once_whatever_the_number_of_threads) {
             auto& all = *static_cast<std::vector<std::atomic<int>>*>(const_cast<void*>(context));
             for (std::size_t i = begin; i < end; ++i) ++all[i];
           },
-          &seen, items, std::size_t{1} << 40);
+          &seen, items, std::size_t{1} << 31);
       for (std::size_t i = 0; i < items; ++i) CHECK_EQUAL(seen[i].load(), 1, count, items);
     }
   }
@@ -125,7 +125,7 @@ TEST(a_call_that_finds_the_pool_busy_does_its_work_alone) {
         ++all.parts;
         if (begin == 0) all.inner.step();
       },
-      &nested, 2, std::size_t{1} << 40);
+      &nested, 2, std::size_t{1} << 31);
   Large alone;
   alone.step();
   CHECK_EQUAL(nested.parts.load(), 2);
