@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 
-import pytest
-
 import onepass
 from onepass import __main__ as main
 from onepass import _core

@@ -712,7 +712,7 @@ def test_an_older_pytorch_that_counts_the_changes_of_one_tensor_at_a_time(monkey
     def count_one(tensor: Any) -> None:
         if not isinstance(tensor, torch.Tensor):
             raise RuntimeError("increment_version expect a Tensor as input")
-        count(tensor)
+        count((tensor,))
 
     monkeypatch.setattr(torch._C, "_increment_version", count_one)
     spec = importlib.util.spec_from_file_location("onepass.integrations.older", ours.__file__)
