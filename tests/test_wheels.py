@@ -32,7 +32,11 @@ def made(folder: Path, name: str, without: str = "", extra: str = "", size: int 
     wheel = folder / f"onepass-{VERSION}-{python.rstrip('t')}-{python}-{PLATFORMS[platform]}.whl"
     names = [file.removeprefix("python/") for file in wheels.output("git", "-C", ROOT, "ls-files", "python").split()]
     names += [INFO + file for file in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")]
-    names += ["onepass/_core.cp-win_amd64.pyd" if platform == "win_amd64" else "onepass/_core.cpython-x.so", extra]
+    names += [
+        "onepass/_core.cp-win_amd64.pyd" if platform == "win_amd64" else "onepass/_core.cpython-x.so",
+        extra,
+        "onepass/",
+    ]
     with zipfile.ZipFile(wheel, "w") as archive:
         for file in names:
             if file and file != without:

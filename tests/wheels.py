@@ -138,7 +138,8 @@ def build(inside: Path, source: Path, folder: Path) -> Path:
 
 def sizes(wheel: Path) -> dict[str, int]:
     with zipfile.ZipFile(wheel) as archive:
-        return {item.filename: item.file_size for item in archive.infolist() if not item.filename.endswith("RECORD")}
+        files = [item for item in archive.infolist() if not item.is_dir() and not item.filename.endswith("RECORD")]
+        return {item.filename: item.file_size for item in files}
 
 
 def same_from_tree(inside: Path, wheel: Path) -> None:
