@@ -183,6 +183,7 @@ class Tensors {
       }
       layouts_.emplace_back(view);
     }
+    asked_.resize(count);
     look_ = look;
   }
 
@@ -204,7 +205,7 @@ class Tensors {
   }
 
   // For Optimizer::step_from: the gradient of a tensor, if both and its count are simply what is expected.
-  bool look(std::size_t i, const Parameter& parameter, py::object& gradient, const void*& data) const {
+  bool look(std::size_t i, const Parameter& parameter, py::object& gradient, const void*& data) {
     static constexpr char nothing = 0;  // where the gradient of no elements lies
     if (!steps_.says(i, static_cast<double>(parameter.step)) || !mu_products_.says(i, parameter.mu_product)) {
       return false;
@@ -218,8 +219,12 @@ class Tensors {
     if (!shown_[i] || look_(gradient.ptr(), &found) != 0 || !layouts_[i].is_of(found)) return false;
     data = parameter.size == 0 ? &nothing : found.address();
     if (data == nullptr) return false;
-    // The one lazy negation that can lie so: the imaginary part of a conjugate, which is each second number.
-    return parameter.size != 1 || !call(gradient.attr("is_neg"), py::tuple()).cast<bool>();
+    // Lazy negation: next to nothing makes contiguous tensors so but the imaginary part of one conjugate number, and
+    // asking takes long. So others are asked once for each place where they lie.
+    if (parameter.size != 1 && data == asked_[i]) return true;
+    if (call(gradient.attr("is_neg"), py::tuple()).cast<bool>()) return false;
+    asked_[i] = data;
+    return true;
   }
 
   void tell(std::size_t i, const Parameter& parameter) {
@@ -279,6 +284,7 @@ class Tensors {
   Told mu_products_;
   py::object changed_;
   std::vector<Layout> layouts_;
+  std::vector<const void*> asked_;  // where each one's gradient lay that was asked whether it is negated
   DLPackExchange::Look look_ = nullptr;
 };
 

@@ -16,6 +16,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import onepass  # noqa: E402
 import onepass.integrations.torch as ours  # noqa: E402
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
@@ -704,6 +705,116 @@ def test_groups_without_parameters_are_no_hindrance() -> None:
     optimizer.param_groups[1]["lr"] = 1.0
     optimizer.step()
     torch.testing.assert_close(p.detach(), torch.full((2,), -1.0))
+
+
+def test_a_step_that_failed_leaves_no_options_behind() -> None:
+    p, q = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    optimizer = ours.SGD([{"params": [p]}, {"params": [q]}], lr=1.0)
+    p.grad, q.grad = torch.ones(2), torch.ones(2)
+    optimizer.step()
+    optimizer.step()
+    first, second = optimizer.param_groups
+    lr, kept = torch.tensor(1e39, dtype=torch.float64), second["lr"]
+    first["lr"] = lr
+    with pytest.raises(ValueError, match="overflows"):
+        optimizer.step()
+    lr.fill_(0.5)
+    optimizer.step()
+    assert p.tolist() == [-2.5] * 2 and q.tolist() == [-3.0] * 2
+    second["lr"] = -1.0
+    with pytest.raises(ValueError, match="lr must be at least 0"):
+        optimizer.step()
+    second["lr"] = kept
+    lr.fill_(0.25)
+    optimizer.step()
+    assert p.tolist() == [-2.75] * 2 and q.tolist() == [-4.0] * 2
+
+
+def test_ctrl_c_while_options_are_handed_on_leaves_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = torch.nn.Parameter(torch.zeros(2))
+    optimizer = ours.SGD([p], lr=1.0)
+    p.grad = torch.ones(2)
+    optimizer.step()
+    optimizer.step()
+    group, set_options = optimizer.param_groups[0], onepass.Group._set
+    kept, group["lr"] = group["lr"], 100.0
+
+    def interrupted(own: Any, changes: Any) -> None:
+        set_options(own, changes)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(onepass.Group, "_set", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step()
+    group["lr"] = kept
+    optimizer.step()
+    assert p.tolist() == [-3.0] * 2
+
+
+@pytest.mark.parametrize("expanded", [False, True])
+def test_ctrl_c_during_a_step_leaves_its_state_for_whoever_saves_it(
+    monkeypatch: pytest.MonkeyPatch, expanded: bool
+) -> None:
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer, step = ours.Adam([p], lr=0.1), onepass.Adam.step
+    if expanded:
+        p.grad = torch.ones(2)
+        optimizer.step()
+
+    def interrupted(core: Any, gradients: Any) -> None:
+        step(core, gradients)
+        raise KeyboardInterrupt
+
+    p.grad = torch.ones(1).expand(2)
+    version = p._version
+    with monkeypatch.context() as patched:
+        patched.setattr(ours._CoreAdam, "step", interrupted, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step()
+    state = optimizer.state_dict()["state"][0]
+    assert state["step"] == 1 + expanded and state["exp_avg"].all() and p._version == version + 1
+
+
+def test_betas_in_a_list_may_be_changed_in_place() -> None:
+    runs = []
+    for module in (ours, torch.optim):
+        p = torch.nn.Parameter(torch.ones(2))
+        optimizer = module.Adam([p], lr=0.1, foreach=False)
+        optimizer.param_groups[0]["betas"] = betas = [0.9, 0.99]
+        for t in range(4):
+            if t == 2:
+                betas[0] = 0.0
+            p.grad = torch.full((2,), 1.0 - t)
+            optimizer.step()
+        runs.append(p)
+    assert_close(runs[:1], runs[1:])
+
+
+def test_what_else_groups_and_state_hold_is_the_users_own() -> None:
+    p, q = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    p.grad, q.grad = torch.ones(2), torch.ones(2)
+    optimizer = ours.SGD([{"params": [p], "clip_value": "mine"}, {"params": [q]}], lr=1.0)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "ema": True})
+    optimizer.state["epoch"] = 3
+    optimizer.step()
+    optimizer.param_groups[1]["clip_value"] = 0.5
+    del optimizer.param_groups[0]["clip_value"]
+    optimizer.param_groups[0]["params"] = (p,)
+    optimizer.step()
+    optimizer.step()
+    assert p.tolist() == q.tolist() == [-3.0] * 2 and optimizer.state["epoch"] == 3
+
+
+def test_tensors_that_are_negated_lazily() -> None:
+    p = torch.nn.Parameter(torch.zeros(3))
+    optimizer = ours.SGD([p], lr=1.0)
+    for t in range(1, 4):
+        p.grad = torch._neg_view(torch.full((3,), -1.0)) if t > 1 else torch.ones(3)
+        optimizer.step()
+        assert p.tolist() == [-t] * 3
+    with pytest.raises(ValueError, match="parameter 0 of group 0 is negated lazily"):
+        ours.SGD([torch.zeros(1, dtype=torch.complex64).conj().imag], lr=1.0)
 
 
 def test_an_older_pytorch_that_counts_the_changes_of_one_tensor_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ its Adam, Adamax, NAdam, RMSprop and Adadelta refuse such gradients).
 
 State tensors lie in memory of onepass's own; state that is loaded is copied there, once. Their values may be changed in
 place, and other tensors put in their place, but their ``.data`` must not be exchanged; for the same reason state cannot
-be moved into shared memory.
+be moved into shared memory. It is made by the first step, and anew by the first after state was loaded or a group
+added: `onepass.state_dir` holds for the state of the steps that are taken in its block.
 
 Example:
     >>> import torch, onepass.integrations.torch
@@ -102,10 +103,10 @@ class _Engine:
         kind = optimizer._kind
         self.state = optimizer.state
         for group in optimizer.param_groups:
-            _check_options(kind, group)
-        self.names = [name for name in kind._checks if name in optimizer.param_groups[0]]
+            optimizer._check_options(group, optimizer.defaults)
+        # Whatever else a group holds is the user's own.
+        self.names = [name for name in kind._checks if name in optimizer.defaults and name in optimizer.param_groups[0]]
         self.groups = [_Group.of(group, self.names) for group in optimizer.param_groups]
-        self.changeable = self._are_changeable()
         self.tensors = tuple(chain.from_iterable(seen.tensors for seen in self.groups))
         # Those of another layout (channels last) are updated as the flat memory that they are.
         for i, tensor in enumerate(self.tensors):
@@ -189,15 +190,14 @@ class _Engine:
 
     def _entries(self) -> list[tuple[dict[Any, Any], tuple[Any, ...], tuple[Any, ...]]]:
         """Each dict of state, its keys and its values; first the one that holds the others."""
-        return [(held, tuple(held), tuple(held.values())) for held in (self.state, *self.state.values())]
+        dicts = [self.state, *(held for held in self.state.values() if isinstance(held, dict))]
+        return [(held, tuple(held), tuple(held.values())) for held in dicts]
 
     @property
     def direct(self) -> _core.Tensors | None:
         """What takes a step without a look at the options, where these do not change in place."""
-        return None if self.changeable else self.known
-
-    def _are_changeable(self) -> bool:
-        return any(map(_is_changeable, chain.from_iterable(seen.options for seen in self.groups)))
+        changeable = any(map(_is_changeable, chain.from_iterable(seen.options for seen in self.groups)))
+        return None if changeable else self.known
 
     def _told(self) -> tuple[Array, Array]:
         """The core's counts as PyTorch is told them."""
@@ -231,33 +231,36 @@ class _Engine:
             if not _are_same(seen.tensors, known.tensors):
                 return False
             _refuse(group)
-            changes = {
-                name: _number(value, self.core._checks[name])
-                for name, value, before in zip(self.names, seen.options, known.options)
-                if self.changeable or value is not before
-            }
-            if changes and own is not None:
+            if own is not None:
+                numbers = _numbers(type(self.core), self.names, seen.options)
+                changes = {name: number for name, number in numbers.items() if number != own._values[name]}
                 try:
-                    own._set(changes)
+                    if changes:
+                        own._set(changes)
                 except AttributeError:  # of what decides which buffers there are
                     return False
             self.groups[g] = seen
+            if not isinstance(seen.params, list):
+                self.known = None
             if self.known is not None:
                 self.known.see(g, seen[:5])
-        self.changeable = self._are_changeable()
         return True
 
     def step_slowly(self) -> None:
         """Take a step along gradients of any kind."""
         gradients = [_gradient(tensor, plain) for tensor, plain in zip(self.tensors, self.plain)]
+        every = range(len(self.tensors))
+        before = [self.core._parameter_step(i) for i in every]
         self.untold = True
-        self.core.step(gradients)
-        self._tell()
-        stepped = [i for i, gradient in enumerate(gradients) if gradient is not None]
-        for i in stepped:
-            if not self.shown[i]:
-                self._show(i)
-        _count_changes(tuple(self.tensors[i] for i in stepped))
+        try:
+            self.core.step(gradients)
+        finally:  # Ctrl-C is heard of when the core is done
+            self._tell()
+            stepped = [i for i in every if self.core._parameter_step(i) != before[i]]
+            for i in stepped:
+                if not self.shown[i]:
+                    self._show(i)
+            _count_changes(tuple(self.tensors[i] for i in stepped))
         self._look()
 
 
@@ -290,11 +293,9 @@ _UNCHANGEABLE = frozenset({bool, float, int, str, type(None)})
 
 def _is_changeable(value: Any) -> bool:
     """Whether an option's value may change in place."""
-    if type(value) in _UNCHANGEABLE:
-        return False
-    if isinstance(value, (tuple, list)):
+    if type(value) is tuple:
         return any(map(_is_changeable, value))
-    return isinstance(value, (torch.Tensor, np.ndarray))
+    return type(value) not in _UNCHANGEABLE and not isinstance(value, np.generic)
 
 
 def _has_memory(tensor: torch.Tensor) -> bool:
@@ -385,6 +386,7 @@ class _OnePass(torch.optim.Optimizer):
     def _step_slowly(self) -> None:
         """Take a step where something is new or unusual."""
         engine = self._engine
+        self._known = None  # until all has gone well
         if not any(group["params"] for group in self.param_groups):
             return
         # Often it is no more than a learning rate that has changed.
@@ -399,6 +401,13 @@ class _OnePass(torch.optim.Optimizer):
         known = engine.known
         return known is not None and engine.renew(self.param_groups) and known.step(self.param_groups, self.state)
 
+    @classmethod
+    def _check_options(cls, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        for name, check in cls._kind._checks.items():
+            if name in group and name in defaults:
+                check(name, _number(group[name], check))
+        _refuse(group)
+
     def _forget(self) -> None:
         self._engine = self._known = None
 
@@ -408,7 +417,7 @@ class _OnePass(torch.optim.Optimizer):
         """Add a group of parameters, with options of its own."""
         super().add_param_group(param_group)
         try:
-            _check_options(self._kind, self.param_groups[-1])
+            self._check_options(self.param_groups[-1], self.defaults)
             for index, tensor in enumerate(self.param_groups[-1]["params"]):
                 _check_tensor(f"parameter {index} of group {len(self.param_groups) - 1}", tensor)
         except BaseException:
@@ -419,7 +428,7 @@ class _OnePass(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Pickles, copies and state dicts that are loaded all come here.
         for group in state["param_groups"]:
-            _check_options(self._kind, group)
+            self._check_options(group, state.get("defaults") or self.defaults)
         super().__setstate__(state)
         self._forget()
 
@@ -430,13 +439,6 @@ class _OnePass(torch.optim.Optimizer):
     @_step_supports_amp_scaling.setter
     def _step_supports_amp_scaling(self, value: bool) -> None:
         """PyTorch's constructors set it where ``fused=True``."""
-
-
-def _check_options(kind: type[CoreOptimizer], group: Mapping[str, Any]) -> None:
-    for name, check in kind._checks.items():
-        if name in group:
-            check(name, _number(group[name], check))
-    _refuse(group)
 
 
 def _refuse(group: Mapping[str, Any]) -> None:
@@ -454,6 +456,8 @@ def _check_tensor(label: str, tensor: torch.Tensor) -> None:
         raise TypeError(f"{label} is of dtype {tensor.dtype}: onepass updates float32 and float64 alone")
     if tensor.layout != torch.strided:
         raise ValueError(f"{label} is of layout {tensor.layout}: onepass updates dense tensors alone")
+    if tensor.is_neg():
+        raise ValueError(f"{label} is negated lazily: pass what its resolve_neg() makes")
     if not _has_memory(tensor):
         raise ValueError(f"{label} has no memory of its own: pass an ordinary tensor")
     outermost_first = sorted(
