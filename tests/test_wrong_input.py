@@ -355,6 +355,8 @@ def test_what_other_libraries_call_an_option(name: str, meant: str) -> None:
     ):
         with refused(TypeError, f"{name!r} (say {meant}): its options are ["):
             make()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'eps_root': "):  # another quantity
+        onepass.Adam(ones(3), eps_root=1e-8)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="unexpected keyword argument 'beta1': "):  # of which there are none
         onepass.SGD(ones(3), beta1=0.9)  # type: ignore[call-arg]
 
