@@ -372,6 +372,32 @@ def test_a_subclass_may_take_options_of_its_own() -> None:
         Mine(ones(3), alpha=2.0, epsilon=1)
 
 
+def test_a_subclass_may_have_a_property_of_an_options_name() -> None:
+    class Mine(onepass.Adam):
+        @property
+        def betas(self) -> Any:
+            return self.groups[0].betas
+
+        @betas.setter
+        def betas(self, value: Any) -> None:
+            self.groups[0].betas = value
+
+    optimizer = Mine(ones(3))
+    optimizer.betas = (0.1, 0.2)
+    assert optimizer.betas == (0.1, 0.2) and "betas" in dir(optimizer)
+    assert "eps" not in dir(optimizer)
+
+
+@pytest.mark.parametrize("name", ["betas", "lr", "ema"])
+def test_an_option_that_a_subclass_sets_too_early(name: str) -> None:
+    class Mine(onepass.Adam):
+        def __init__(self, params: Any, value: Any) -> None:
+            setattr(self, name, value)
+
+    with refused(AttributeError, f"{name} is an option of the groups, which are made by super().__init__(): pass it"):
+        Mine(ones(3), 0.5)
+
+
 def test_what_the_optimizers_share_is_none_itself() -> None:
     for options in ({}, {"lr": 0.1}):
         with refused(TypeError, "Optimizer is what the optimizers share: use onepass.Adam or another"):

@@ -58,13 +58,15 @@ class _State(Mapping[Any, "dict[str, Any]"]):
         return repr(dict(self))
 
 
-def _of_groups(name: str) -> property:
+class _OfGroups(property):
     """Stands where an option is looked for that is the groups', and says so; __getattr__ would slow down each step."""
 
-    def where(optimizer: Optimizer) -> None:
-        raise AttributeError(optimizer._whose(name))
+    def __init__(self, name: str) -> None:
+        def where(optimizer: Optimizer) -> None:
+            raise AttributeError(optimizer._whose(name))
 
-    return property(where, doc=f"An option of the groups: ``groups[0].{name}``.")
+        where.__doc__ = f"An option of the groups: ``groups[0].{name}``."  # given as doc= it may be hidden by ours
+        super().__init__(where)
 
 
 class Optimizer(_core.Optimizer):
@@ -113,7 +115,7 @@ class Optimizer(_core.Optimizer):
         super().__init_subclass__(**keywords)
         for name in cls.__dict__.get("_checks", ()):
             if not hasattr(cls, name):
-                setattr(cls, name, _of_groups(name))
+                setattr(cls, name, _OfGroups(name))
         if "__init__" in cls.__dict__:
             cls.__init__ = _knowing(cls.__init__)  # type: ignore[method-assign]
 
@@ -295,12 +297,16 @@ class Optimizer(_core.Optimizer):
         self._only_group().lr = value
 
     def _only_group(self) -> Group:
-        if len(self._groups) != 1:
-            raise AttributeError(self._whose("lr"))
-        return self._groups[0]
+        try:
+            (group,) = self._groups
+        except (AttributeError, ValueError):
+            raise AttributeError(self._whose("lr")) from None
+        return group
 
     def _whose(self, name: str, verb: str = "use") -> str:
         """That an option is the groups'."""
+        if not hasattr(self, "_groups"):
+            return f"{name} is an option of the groups, which are made by super().__init__(): pass it to that"
         if len(self._groups) == 1:
             return f"{name} is an option of the groups: {verb} opt.groups[0].{name}"
         return f"there are {len(self._groups)} groups, each with {name} of its own: {verb} opt.groups[i].{name}"
@@ -332,9 +338,12 @@ class Optimizer(_core.Optimizer):
 
         def __setattr__(self, name: str, value: Any) -> None:
             if name in self._checks and name != "lr":
-                with suppress(TypeError, ValueError):
-                    self._groups[0]._settable({name: value})  # or it says why that cannot be
-                raise AttributeError(self._whose(name, "set"))
+                found = getattr(type(self), name)
+                if isinstance(found, _OfGroups) or found is Optimizer.ema:  # and nothing of a user's subclass
+                    with suppress(TypeError, ValueError):
+                        for group in getattr(self, "_groups", [])[:1]:
+                            group._settable({name: value})  # or it says why that cannot be
+                    raise AttributeError(self._whose(name, "set"))
             try:
                 super().__setattr__(name, value)
             except AttributeError:
@@ -344,7 +353,7 @@ class Optimizer(_core.Optimizer):
                 raise
 
     def __dir__(self) -> list[str]:
-        elsewhere = self._checks.keys() - {"lr", "ema"}
+        elsewhere = {name for name in self._checks if isinstance(getattr(type(self), name), _OfGroups)}
         return [name for name in super().__dir__() if name not in elsewhere]
 
     @property
