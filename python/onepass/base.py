@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from functools import wraps
+from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, ClassVar, SupportsFloat
 
 import numpy as np
@@ -561,16 +562,31 @@ class Optimizer(_core.Optimizer):
         whole = {name: getattr(self, name) for name in checks.WHOLE}
         return self._form, self._as_tuple, groups, whole, self._snapshot()
 
+    def __getstate__(self) -> Any:
+        """What a user's subclass added, as `object.__getstate__` has it: its attributes, and those of them in slots."""
+        attributes = getattr(self, "__dict__", None) or None
+        members = [item for kind in type(self).__mro__ for item in vars(kind).items()]
+        slots = {name for name, member in members if isinstance(member, MemberDescriptorType)} - {*Optimizer.__slots__}
+        filled = {name: getattr(self, name) for name in slots if hasattr(self, name)}
+        return (attributes, filled) if filled else attributes
+
+    def __setstate__(self, added: Any) -> None:
+        attributes, filled = added if isinstance(added, tuple) else (added, {})
+        if attributes:
+            self.__dict__.update(attributes)
+        for name, value in filled.items():
+            setattr(self, name, value)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
-        made_of = (type(self), *self._locked(self._made_of))
-        return _unpickled, made_of, getattr(self, "__dict__", None) or None  # what a user's subclass added
+        return _unpickled, (type(self), *self._locked(self._made_of)), self.__getstate__()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copied = memo[id(self)] = type(self).__new__(type(self))  # before a schedule that knows of this one is copied
-        made_of, added = self._locked(lambda: deepcopy((self._made_of(), getattr(self, "__dict__", {})), memo))
+        live = self.__getstate__()
+        made_of, added = self._locked(lambda: deepcopy((self._made_of(), live), memo))
         _fill(copied, *made_of)
-        if added:
-            copied.__dict__.update(added)
+        if added is not None:
+            copied.__setstate__(added)
         return copied
 
     def __copy__(self) -> Any:
@@ -700,4 +716,4 @@ def _fill(
     optimizer._make(form, as_tuple, groups, whole)
     for saved, own in zip(state["param_groups"], optimizer._snapshot()["param_groups"]):
         saved.update({name: own[name] for name in own if name == "param_names"})  # which came as they were
-    optimizer.load_state_dict(state)
+    Optimizer.load_state_dict(optimizer, state)  # a user's own may want what the subclass adds, which comes later
