@@ -354,6 +354,12 @@ class Slotted(Mine):
         super().load_state_dict(state_dict)
 
 
+class Bare(onepass.SGD):
+    """With nothing but a slot."""
+
+    __slots__ = ("note",)
+
+
 class Stated(Mine):
     """With a state of its own."""
 
@@ -374,6 +380,9 @@ def test_what_a_users_subclass_keeps_in_slots_or_says_of_its_state_survives(agai
     assert other.seen == []
     other.load_state_dict(slotted.state_dict())
     assert other.seen == [5] and slotted.seen == []
+    bare = Bare(ones(2), lr=0.5)
+    bare.note = "hello"
+    assert not hasattr(bare, "__dict__") and again(bare).note == "hello"
     stated = Stated(2, "hello")
     stated.step(ones(2))
     other = again(stated)
