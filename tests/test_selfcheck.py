@@ -143,6 +143,11 @@ def test_whatever_a_process_does_is_reported_also_in_json(
     assert [each["first"] for each in found["checks"]] == [said]
 
 
+def test_a_process_that_cannot_be_started_is_reported(quick: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    quick.setattr(main, "sys", SimpleNamespace(flags=sys.flags, executable=str(tmp_path / "none"), path=sys.path))
+    assert main.check("baseline")["first"].startswith("its process could not be started: ")
+
+
 def test_a_process_is_cut_off_from_its_surroundings_as_its_parent_is(quick: pytest.MonkeyPatch) -> None:
     quick.setattr(main, "CHILD", GOOD.replace("print('a')", "found['first'] = [sys.flags.isolated, sys.flags.no_site]"))
     assert main.check("baseline")["first"] == [sys.flags.isolated, sys.flags.no_site]
