@@ -106,6 +106,14 @@ PyObject* step_tensors(PyObject* self, PyObject* const* arguments, Py_ssize_t po
   });
 }
 
+// A method that is called on the object itself, once it was made.
+template <class Result, class... Arguments>
+auto method(Result (Optimizer::*function)(Arguments...)) {
+  return [function](const py::object& self, Arguments... arguments) {
+    return (checked(self).*function)(std::forward<Arguments>(arguments)...);
+  };
+}
+
 bool step_once(const std::string& rule_name, const std::vector<double>& options, const CommonOptions& common,
                double grad_scale, bool flush_denormals, std::int64_t step, const py::array& param,
                const py::array& grad, const std::vector<py::array>& states, const std::optional<py::array>& average) {
@@ -255,15 +263,15 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
       .value("skip", Optimizer::Nonfinite::skip)
       .value("raise", Optimizer::Nonfinite::raise)
       .finalize();
-  // Properties take the object itself: pybind11 would hand over an optimizer that was never made.
+  // All take the object itself: pybind11 would hand over an optimizer that was never made.
   optimizer.def(py::init<bool, bool>(), py::arg("flush_denormals"), py::arg("in_files"))
-      .def("_add_group", &Optimizer::add_group, py::arg("form"), py::arg("group"), py::arg("keys"), py::arg("params"),
-           py::arg("states"), py::arg("averages"), py::arg("slots"))
-      .def("_restore", &Optimizer::restore, py::arg("copies"), py::arg("options"), py::arg("clip_norm"),
+      .def("_add_group", method(&Optimizer::add_group), py::arg("form"), py::arg("group"), py::arg("keys"),
+           py::arg("params"), py::arg("states"), py::arg("averages"), py::arg("slots"))
+      .def("_restore", method(&Optimizer::restore), py::arg("copies"), py::arg("options"), py::arg("clip_norm"),
            py::arg("nonfinite"), py::arg("step_count"), py::arg("skipped"), py::arg("steps"), py::arg("mu_products"))
-      .def("_locked", &Optimizer::locked, py::arg("function"))
-      .def("_step_in_parts", &Optimizer::step_in_parts, py::arg("grads"), py::arg("grad_scale"), py::arg("parts"),
-           py::arg("exchange"))
+      .def("_locked", method(&Optimizer::locked), py::arg("function"))
+      .def("_step_in_parts", method(&Optimizer::step_in_parts), py::arg("grads"), py::arg("grad_scale"),
+           py::arg("parts"), py::arg("exchange"))
       .def("_fits", [](const py::object& self, std::size_t i,
                        const py::object& gradient) { return checked(self).fits(i, gradient.ptr()); })
       .def("_parameter_step", [](const py::object& self, std::size_t i) { return checked(self).parameter_step(i); })

@@ -117,6 +117,7 @@ class Optimizer {
     clip_norm_ = clip_norm;
     nonfinite_ = nonfinite;
     for (auto& [group, numbers, common, object, known, values] : options) {
+      const py::scoped_critical_section section(object);  // as replace() has: both, or it comes between them
       group->set(std::move(numbers), common);
       assign(object, slot, values);
     }

@@ -14,12 +14,14 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import onepass
+from onepass import _core
 from support import Array, refused
 
 F = np.float32
@@ -306,13 +308,26 @@ def test_an_optimizer_cannot_be_made_again(kind: Any) -> None:
     assert optimizer.params[0] is w and optimizer.step_count == 2
 
 
-def test_an_optimizer_that_was_never_made_says_so() -> None:
+def test_an_optimizer_that_was_never_made_says_so(tmp_path: Path) -> None:
     optimizer = onepass.Adam.__new__(onepass.Adam)
     for name in ("step_count", "skipped", "grad_norm", "clip_norm", "nonfinite"):
         with pytest.raises(TypeError, match="__init__ was not called"):
             getattr(optimizer, name)
     with pytest.raises(TypeError, match="__init__ was not called"):
         optimizer.step(ones(2))
+    uses: list[Callable[[], Any]] = [
+        partial(pickle.dumps, optimizer),
+        partial(copy.deepcopy, optimizer),
+        partial(optimizer.save, tmp_path / "state.npz"),
+        partial(optimizer.load_state_dict, {}),
+        optimizer.state_dict,
+        partial(optimizer._add_group, _core.Optimizer._Form.array, None, [], [], [], [], {}),  # type: ignore[arg-type]
+        partial(optimizer._restore, [], [], 0.0, _core.Optimizer._Nonfinite.skip, 0, 0, [], []),
+        partial(optimizer._step_in_parts, [], 1.0, [], None),
+    ]
+    while uses:
+        with pytest.raises(TypeError, match="__init__ was not called"):
+            uses.pop()()
     gc.collect()  # which visits it
     del optimizer
     gc.collect()

@@ -113,6 +113,8 @@ GOOD = CHILD + "print('a'); print(json.dumps(found)); print('b'); print([1]); pr
 def quick(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The self-check takes no time: its processes and its timing do nothing."""
     monkeypatch.setattr(main, "CHILD", GOOD)
+    for name in [name for name in os.environ if name.startswith("COVERAGE")]:
+        monkeypatch.delenv(name)  # with which `make coverage` has processes traced, and they say what they think of it
     monkeypatch.setattr(main, "speed", lambda size: {"parameters": size, "onepass": 1e-6, "numpy": 2e-6, "spread": 1.2})
     return monkeypatch
 
@@ -139,6 +141,11 @@ def test_whatever_a_process_does_is_reported_also_in_json(
     found = json.loads(capsys.readouterr().out)
     assert found["good"] == (not said)
     assert [each["first"] for each in found["checks"]] == [said]
+
+
+def test_a_process_that_cannot_be_started_is_reported(quick: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    quick.setattr(main, "sys", SimpleNamespace(flags=sys.flags, executable=str(tmp_path / "none"), path=sys.path))
+    assert main.check("baseline")["first"].startswith("its process could not be started: ")
 
 
 def test_a_process_is_cut_off_from_its_surroundings_as_its_parent_is(quick: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import pickle
 import subprocess
@@ -165,6 +166,22 @@ def test_state_larger_than_a_limit_on_memory_trains_on_disk_and_goes_on_after_a_
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on open files")
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSPC])
+def test_a_file_system_that_reserves_no_room_will_do_but_a_full_one_will_not(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reserve(file: int, begin: int, size: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", reserve, raising=False)
+    with onepass.state_dir(tmp_path):
+        if number == errno.ENOSPC:
+            with pytest.raises(OSError, match=os.strerror(number)):
+                onepass.Adam(np.zeros(3, np.float32))
+        else:
+            assert is_mapped(onepass.Adam(np.zeros(3, np.float32)).state[0]["exp_avg"])
+
+
 def test_many_arrays_take_a_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder may also be named from where the program was when it made the optimizer."""
     import resource

@@ -337,6 +337,58 @@ def test_what_a_users_subclass_added_survives() -> None:
     assert (optimizer.params == 0.5).all()
 
 
+class Slotted(Mine):
+    """With its own attributes in slots, one of them never filled, and a way of its own to load."""
+
+    __slots__ = ("__hidden", "empty")
+
+    def __init__(self, size: int, note: str) -> None:
+        super().__init__(size, note)
+        self.__hidden = [note]
+
+    def hidden(self) -> list[str]:
+        return self.__hidden
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        self.seen.append(len(self.note))
+        super().load_state_dict(state_dict)
+
+
+class Bare(onepass.SGD):
+    """With nothing but a slot."""
+
+    __slots__ = ("note",)
+
+
+class Stated(Mine):
+    """With a state of its own."""
+
+    def __getstate__(self) -> Any:
+        return "said", super().__getstate__(), self.state_dict()["step_count"]
+
+    def __setstate__(self, state: Any) -> None:
+        said, added, self.step_before = state
+        super().__setstate__(added)
+        self.note += said
+
+
+@pytest.mark.parametrize("again", [lambda optimizer: pickle.loads(pickle.dumps(optimizer)), copy.deepcopy])
+def test_what_a_users_subclass_keeps_in_slots_or_says_of_its_state_survives(again: Any) -> None:
+    slotted = Slotted(2, "hello")
+    other = again(slotted)
+    assert other.hidden() == ["hello"] and other.hidden() is not slotted.hidden() and not hasattr(other, "empty")
+    assert other.seen == []
+    other.load_state_dict(slotted.state_dict())
+    assert other.seen == [5] and slotted.seen == []
+    bare = Bare(ones(2), lr=0.5)
+    bare.note = "hello"
+    assert not hasattr(bare, "__dict__") and again(bare).note == "hello"
+    stated = Stated(2, "hello")
+    stated.step(ones(2))
+    other = again(stated)
+    assert (other.note, other.seen, other.step_before, other.step_count) == ("hellosaid", [], 1, 1)
+
+
 # ---- Averages ----
 
 

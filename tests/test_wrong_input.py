@@ -355,6 +355,8 @@ def test_what_other_libraries_call_an_option(name: str, meant: str) -> None:
     ):
         with refused(TypeError, f"{name!r} (say {meant}): its options are ["):
             make()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'eps_root': "):  # another quantity
+        onepass.Adam(ones(3), eps_root=1e-8)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="unexpected keyword argument 'beta1': "):  # of which there are none
         onepass.SGD(ones(3), beta1=0.9)  # type: ignore[call-arg]
 
@@ -368,6 +370,32 @@ def test_a_subclass_may_take_options_of_its_own() -> None:
     assert Mine(ones(3), alpha=2.0, lr=0.5).alpha == 2
     with refused(TypeError, "Mine() got an unexpected keyword argument 'epsilon' (say eps)"):
         Mine(ones(3), alpha=2.0, epsilon=1)
+
+
+def test_a_subclass_may_have_a_property_of_an_options_name() -> None:
+    class Mine(onepass.Adam):
+        @property
+        def betas(self) -> Any:
+            return self.groups[0].betas
+
+        @betas.setter
+        def betas(self, value: Any) -> None:
+            self.groups[0].betas = value
+
+    optimizer = Mine(ones(3))
+    optimizer.betas = (0.1, 0.2)
+    assert optimizer.betas == (0.1, 0.2) and "betas" in dir(optimizer)
+    assert "eps" not in dir(optimizer)
+
+
+@pytest.mark.parametrize("name", ["betas", "lr", "ema"])
+def test_an_option_that_a_subclass_sets_too_early(name: str) -> None:
+    class Mine(onepass.Adam):
+        def __init__(self, params: Any, value: Any) -> None:
+            setattr(self, name, value)
+
+    with refused(AttributeError, f"{name} is an option of the groups, which are made by super().__init__(): pass it"):
+        Mine(ones(3), 0.5)
 
 
 def test_what_the_optimizers_share_is_none_itself() -> None:

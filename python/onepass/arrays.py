@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import pairwise
-from typing import Any, TypeVar, overload
+from typing import IO, Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -170,13 +170,21 @@ def _mapped(size: int, folder: str) -> Array:
 
     try:
         with tempfile.TemporaryFile(dir=folder, prefix="onepass-") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, and not a signal in a step
-            else:
-                file.truncate(size)
+            _extend(file, size)
             return np.frombuffer(mmap.mmap(file.fileno(), size), np.uint8)
     except OSError as error:  # of a file whose name says nothing
         raise OSError(error.errno, error.strerror, folder) from error
+
+
+def _extend(file: IO[bytes], size: int) -> None:
+    """Give a file that size: in room of its own, if the system can, for a full disk is else a signal in a step."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            return os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # musl's, of a file system that reserves nothing
+                raise
+    file.truncate(size)
 
 
 _state_folder: ContextVar[str | None] = ContextVar("state_folder", default=None)

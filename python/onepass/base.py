@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from functools import wraps
+from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, ClassVar, SupportsFloat
 
 import numpy as np
@@ -58,13 +59,15 @@ class _State(Mapping[Any, "dict[str, Any]"]):
         return repr(dict(self))
 
 
-def _of_groups(name: str) -> property:
+class _OfGroups(property):
     """Stands where an option is looked for that is the groups', and says so; __getattr__ would slow down each step."""
 
-    def where(optimizer: Optimizer) -> None:
-        raise AttributeError(optimizer._whose(name))
+    def __init__(self, name: str) -> None:
+        def where(optimizer: Optimizer) -> None:
+            raise AttributeError(optimizer._whose(name))
 
-    return property(where, doc=f"An option of the groups: ``groups[0].{name}``.")
+        where.__doc__ = f"An option of the groups: ``groups[0].{name}``."  # given as doc= it may be hidden by ours
+        super().__init__(where)
 
 
 class Optimizer(_core.Optimizer):
@@ -113,7 +116,7 @@ class Optimizer(_core.Optimizer):
         super().__init_subclass__(**keywords)
         for name in cls.__dict__.get("_checks", ()):
             if not hasattr(cls, name):
-                setattr(cls, name, _of_groups(name))
+                setattr(cls, name, _OfGroups(name))
         if "__init__" in cls.__dict__:
             cls.__init__ = _knowing(cls.__init__)  # type: ignore[method-assign]
 
@@ -295,12 +298,16 @@ class Optimizer(_core.Optimizer):
         self._only_group().lr = value
 
     def _only_group(self) -> Group:
-        if len(self._groups) != 1:
-            raise AttributeError(self._whose("lr"))
-        return self._groups[0]
+        try:
+            (group,) = self._groups
+        except (AttributeError, ValueError):
+            raise AttributeError(self._whose("lr")) from None
+        return group
 
     def _whose(self, name: str, verb: str = "use") -> str:
         """That an option is the groups'."""
+        if not hasattr(self, "_groups"):
+            return f"{name} is an option of the groups, which are made by super().__init__(): pass it to that"
         if len(self._groups) == 1:
             return f"{name} is an option of the groups: {verb} opt.groups[0].{name}"
         return f"there are {len(self._groups)} groups, each with {name} of its own: {verb} opt.groups[i].{name}"
@@ -332,9 +339,12 @@ class Optimizer(_core.Optimizer):
 
         def __setattr__(self, name: str, value: Any) -> None:
             if name in self._checks and name != "lr":
-                with suppress(TypeError, ValueError):
-                    self._groups[0]._settable({name: value})  # or it says why that cannot be
-                raise AttributeError(self._whose(name, "set"))
+                found = getattr(type(self), name)
+                if isinstance(found, _OfGroups) or found is Optimizer.ema:  # and nothing of a user's subclass
+                    with suppress(TypeError, ValueError):
+                        for group in getattr(self, "_groups", [])[:1]:
+                            group._settable({name: value})  # or it says why that cannot be
+                    raise AttributeError(self._whose(name, "set"))
             try:
                 super().__setattr__(name, value)
             except AttributeError:
@@ -344,7 +354,7 @@ class Optimizer(_core.Optimizer):
                 raise
 
     def __dir__(self) -> list[str]:
-        elsewhere = self._checks.keys() - {"lr", "ema"}
+        elsewhere = {name for name in self._checks if isinstance(getattr(type(self), name), _OfGroups)}
         return [name for name in super().__dir__() if name not in elsewhere]
 
     @property
@@ -552,16 +562,31 @@ class Optimizer(_core.Optimizer):
         whole = {name: getattr(self, name) for name in checks.WHOLE}
         return self._form, self._as_tuple, groups, whole, self._snapshot()
 
+    def __getstate__(self) -> Any:
+        """What a user's subclass added, as `object.__getstate__` has it: its attributes, and those of them in slots."""
+        attributes = getattr(self, "__dict__", None) or None
+        members = [item for kind in type(self).__mro__ for item in vars(kind).items()]
+        slots = {name for name, member in members if isinstance(member, MemberDescriptorType)} - {*Optimizer.__slots__}
+        filled = {name: getattr(self, name) for name in slots if hasattr(self, name)}
+        return (attributes, filled) if filled else attributes
+
+    def __setstate__(self, added: Any) -> None:
+        attributes, filled = added if isinstance(added, tuple) else (added, {})
+        if attributes:
+            self.__dict__.update(attributes)
+        for name, value in filled.items():
+            setattr(self, name, value)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
-        made_of = (type(self), *self._locked(self._made_of))
-        return _unpickled, made_of, getattr(self, "__dict__", None) or None  # what a user's subclass added
+        return _unpickled, (type(self), *self._locked(self._made_of)), self.__getstate__()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copied = memo[id(self)] = type(self).__new__(type(self))  # before a schedule that knows of this one is copied
-        made_of, added = self._locked(lambda: deepcopy((self._made_of(), getattr(self, "__dict__", {})), memo))
+        live = self.__getstate__()
+        made_of, added = self._locked(lambda: deepcopy((self._made_of(), live), memo))
         _fill(copied, *made_of)
-        if added:
-            copied.__dict__.update(added)
+        if added is not None:
+            copied.__setstate__(added)
         return copied
 
     def __copy__(self) -> Any:
@@ -691,4 +716,4 @@ def _fill(
     optimizer._make(form, as_tuple, groups, whole)
     for saved, own in zip(state["param_groups"], optimizer._snapshot()["param_groups"]):
         saved.update({name: own[name] for name in own if name == "param_names"})  # which came as they were
-    optimizer.load_state_dict(state)
+    Optimizer.load_state_dict(optimizer, state)  # a user's own may want what the subclass adds, which comes later

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _ELSEWHERE = {
     **dict.fromkeys(["learning_rate", "step_size", "eta", "alpha"], "lr"),
     **dict.fromkeys([f"{beta}{i}" for beta in ("b", "b_", "beta", "beta_") for i in (1, 2)], "betas"),
-    **dict.fromkeys(["epsilon", "eps_root"], "eps"),
+    "epsilon": "eps",
     **dict.fromkeys(["clipnorm", "global_clipnorm", "max_grad_norm", "grad_clip"], "clip_norm"),
     **{"clipvalue": "clip_value", "use_ema": "ema", "ema_momentum": "ema", "L2": "weight_decay", "rho": "alpha"},
 }
