@@ -431,10 +431,15 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     ),
     "contraction to fused multiply-add": (
         "CMakeLists.txt",
-        "-math -ffp-contract=off",
-        "-math -O2 -ffp-contract=fast -mfma",
+        "PUBLIC ${flags})",
+        "PUBLIC ${flags} -O2 -ffp-contract=fast -mfma)",
     ),
-    "fast-math's square roots": ("CMakeLists.txt", "-fno-math-errno", "-ffast-math"),
+    "fast-math's square roots": (
+        "CMakeLists.txt",
+        "PUBLIC ${flags})",
+        "PUBLIC ${flags} -O2 -ffast-math -mrecip -U__FAST_MATH__ -U__FINITE_MATH_ONLY__ -U__ASSOCIATIVE_MATH__ "
+        "-U__RECIPROCAL_MATH__ -U__NO_SIGNED_ZEROS__)",
+    ),
     "rounding of beta^t": ("src/power.cpp", "++bits;", ";"),
     "ties of beta^t": ("src/power.cpp", "x.lo != 0 || (bits & 1) != 0", "x.lo != 0"),
     "low half of beta^t": ("src/power.cpp", "top.lo += cross2;", ""),
