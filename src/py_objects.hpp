@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstddef>
 #include <exception>
+#include <initializer_list>
 #include <new>
 #include <thread>
 
@@ -90,6 +91,14 @@ T* find(PyObject* self) {
   if (!instance->simple_layout && instance->nonsimple.values_and_holders == nullptr) return nullptr;
   const auto value = instance->get_value_and_holder();
   return value.holder_constructed() ? value.value_ptr<T>() : nullptr;
+}
+
+// Has the garbage collector visit these objects, those that are null left out.
+inline int visit_all(std::initializer_list<const py::object*> objects, visitproc visit, void* argument) {
+  for (const py::object* object : objects) {
+    if (const int found = object->ptr() == nullptr ? 0 : visit(object->ptr(), argument)) return found;
+  }
+  return 0;
 }
 
 // Lets the garbage collector find cycles through what an object of this class holds.

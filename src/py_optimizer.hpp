@@ -229,9 +229,7 @@ class Optimizer {
   // What the garbage collector is told.
   int traverse(visitproc visit, void* argument) const {
     for (const Held& held : held_) {
-      for (const py::object* object : {&held.key, static_cast<const py::object*>(&held.param)}) {
-        if (const int found = visit(object->ptr(), argument)) return found;
-      }
+      if (const int found = visit_all({&held.key, &held.param}, visit, argument)) return found;
     }
     return 0;
   }

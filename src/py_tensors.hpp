@@ -73,14 +73,6 @@ class Told {
   bool single_;
 };
 
-// Has the garbage collector visit these objects, those that are null left out.
-inline int visit_all(std::initializer_list<const py::object*> objects, visitproc visit, void* argument) {
-  for (const py::object* object : objects) {
-    if (const int found = object->ptr() == nullptr ? 0 : visit(object->ptr(), argument)) return found;
-  }
-  return 0;
-}
-
 // What a dict held: its very keys and its very values, in their order. Objects are told apart by what they are and not
 // by what they are equal to: tensors of one number may be equal.
 class SeenDict {
