@@ -148,7 +148,7 @@ clean:
 include tests/cpp/core.mk
 
 workflows := $(wildcard .github/workflows/*.yml)
-cxx_sources := $(wildcard src/*.hpp src/*.cpp src/*.inl src/rules/*.hpp)
+cxx_sources := $(shell find src -name "*.?pp" -o -name "*.inl")
 cxx_tests := $(wildcard tests/cpp/*.hpp tests/cpp/*.cpp)
 sources := CMakeLists.txt pyproject.toml $(cxx_sources) $(shell find python -name '*.py*' -not -path '*/__pycache__/*')
 

@@ -46,8 +46,8 @@ def compiler_of(build: Path) -> str:
 def loops_of(build: Path) -> Counts:
     """Count each kernel's instructions per element in the loop over whole vectors."""
     counts: Counts = {}
-    for item in sorted(build.rglob("kernels_*.cpp.o")):
-        table = item.name.removeprefix("kernels_").removesuffix(".cpp.o")
+    for item in sorted([*build.rglob("kernels/avx*.cpp.o"), *build.rglob("kernels/baseline.cpp.o")]):
+        table = item.name.removesuffix(".cpp.o")
         code = output("objdump", "-dC", "--no-show-raw-insn", item)
         for title, body in re.findall(r"^[0-9a-f]+ <(.*)>:\n((?:.+\n)+)", code, re.MULTILINE):
             name = kernel_name(title)

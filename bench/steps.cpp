@@ -4,8 +4,8 @@
 #include <memory>
 #include <vector>
 
-#include "dispatch.hpp"
-#include "optimizer.hpp"
+#include "core/dispatch.hpp"
+#include "core/optimizer.hpp"
 
 int main(int, char** arguments) {
   const auto tensors = static_cast<std::size_t>(std::atoi(arguments[1]));

@@ -30,30 +30,59 @@ def check_flags(build: Path) -> list[str]:
     for entry in json.loads((build / "compile_commands.json").read_text()):
         command = entry.get("command", "").split()
         name = Path(entry["file"]).name
+        is_kernel = Path(entry["file"]).parent.name == "kernels"
         problems += [f"{name}: compiled with {flag}" for flag in command if flag in FORBIDDEN_FLAGS]
         problems += [f"{name}: compiled without {flag}" for flag in REQUIRED_FLAGS if flag not in command]
-        if name.startswith("kernels_") and re.search(r"-mavx", entry["command"]) is None and "baseline" not in name:
+        if is_kernel and "avx" in name and re.search(r"-mavx", entry["command"]) is None:
             problems.append(f"{name}: compiled without its instruction set")
     return problems
 
 
+# The folders of src/ from the bottom up: each includes only itself and those below it.
+LAYERS = ("kernels/rules", "kernels", "core", "python")
+RULE_HEADERS = ("kernels/builtins.hpp", "kernels/power.hpp")  # of kernels/, all that a rule may include
+KERNEL_HEADERS = (
+    "cstddef",
+    "cstdint",
+)  # of the standard library, all that is compiled once per instruction set may use
+COMPILED_ONCE = ("kernels/power.cpp",)
+
+
 def check_includes(source: Path) -> list[str]:
-    """The kernels include nothing of the standard library but <cstddef> and <cstdint>."""
-    seen: set[Path] = set()
+    """Dependencies point downward, no two files include each other, and kernels/ does without the standard library."""
     problems = []
-    todo = [source / "kernels.inl"]
-    while todo:
-        file = todo.pop()
-        if file in seen:
-            continue
-        seen.add(file)
-        text = file.read_text()
-        for quote, name in re.findall(r'#include\s+(["<])([^">]+)', text):
-            if quote == "<" and name not in ("cstddef", "cstdint"):
-                problems.append(f"{file.name}: includes <{name}>")
-            if quote == '"':
-                todo.append(source / name)
-    return problems
+    includes: dict[str, list[str]] = {}
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        name = file.relative_to(source).as_posix()
+        layer = LAYERS.index(next(layer for layer in LAYERS if name.startswith(f"{layer}/")))
+        found = re.findall(r'#include\s+(["<])([^">]+)', file.read_text())
+        includes[name] = [include for quote, include in found if quote == '"']
+        for include in includes[name]:
+            if LAYERS.index(next((layer for layer in LAYERS if include.startswith(f"{layer}/")), LAYERS[-1])) > layer:
+                if not (layer == 0 and include in RULE_HEADERS):
+                    problems.append(f"{name}: includes {include}, which is above it")
+        for include in (include for quote, include in found if quote == "<"):
+            if name.startswith("kernels/") and name not in COMPILED_ONCE and include not in KERNEL_HEADERS:
+                problems.append(f"{name}: includes <{include}>")
+            if include.startswith(("pybind11/", "Python.h", "numpy/")) and not name.startswith("python/"):
+                problems.append(f"{name}: includes <{include}>")
+    return problems + [f"{name}: includes itself through {through}" for name, through in cycles(includes)]
+
+
+def cycles(includes: dict[str, list[str]]) -> list[tuple[str, str]]:
+    """Return the files that include themselves through another, each with the first file on that way."""
+    found = []
+    for name in includes:
+        for first in includes[name]:
+            reached, todo = set(), [first]
+            while todo:
+                file = todo.pop()
+                if file not in reached:
+                    reached.add(file)
+                    todo += includes.get(file, [])
+            if name in reached:
+                found.append((name, first))
+    return found
 
 
 # What Microsoft's compiler makes of the kernels, as far as Clang can tell in its place: no header but these two.
@@ -67,10 +96,10 @@ STUBS = {
 def check_microsoft(source: Path) -> list[str]:
     """The branch of builtins.hpp for Microsoft's compiler is C++, calls what it may and leaves no function to share."""
     problems = []
-    for file in sorted(source.glob("kernels_*.cpp")):
+    for file in sorted((source / "kernels").glob("*.cpp")):
         if re.search(r"\bconstexpr Kernels kernels_", file.read_text()):
             problems.append(f"{file.name}: constexpr after extern is another storage class there (C2370): write const")
-    used = (source / "builtins.hpp").read_text().partition("#else")[0]
+    used = (source / "kernels" / "builtins.hpp").read_text().partition("#else")[0]
     if re.search(r"\bomp\b", used) or "/openmp" in (source.parent / "CMakeLists.txt").read_text():
         problems.append("OpenMP, in Microsoft's compiler, is /fp:fast inside its loops")
     if shutil.which("clang++") is None:
@@ -81,7 +110,7 @@ def check_microsoft(source: Path) -> list[str]:
         item = Path(folder, "kernels.obj")
         flags = ["--target=x86_64-pc-windows-msvc", "-fms-compatibility-version=19.44", "-U__clang__", "-std=c++17"]
         flags += ["-nostdlibinc", "-isystem", folder, "-Wno-unknown-pragmas", "-Wno-ignored-pragma-intrinsic"]
-        command = ["clang++", *flags, "-I", source, "-c", source / "kernels_baseline.cpp", "-o", item]
+        command = ["clang++", *flags, "-I", source, "-c", source / "kernels" / "baseline.cpp", "-o", item]
         ran = subprocess.run(command, capture_output=True, text=True)
         if ran.returncode or ran.stderr:
             return [*problems, f"as Microsoft's compiler: {ran.stderr}"]
@@ -152,10 +181,11 @@ def main() -> int:
     build = Path(sys.argv[1])
     source = Path(__file__).parents[1] / "src"
     problems = check_flags(build) + check_includes(source) + check_microsoft(source)
-    rules = len(re.findall(r"\brule<\w+>\(\)", (source / "kernels.inl").read_text()))
+    rules = len(re.findall(r"\brule<\w+>\(\)", (source / "kernels" / "table.inl").read_text()))
     # Each rule in five surroundings, and squares, finite and the stream limit, for two dtypes.
     loops = 2 * (5 * rules + 3)
-    objects = {re.sub(r"kernels_|\.cpp\.o", "", o.name): o for o in build.rglob("kernels_*.cpp.o")}
+    found = [*build.rglob("kernels/avx*.cpp.o"), *build.rglob("kernels/baseline.cpp.o")]
+    objects = {item.name.removesuffix(".cpp.o"): item for item in found}
     missing = [tool for tool in ("nm", "objdump", "readelf") if shutil.which(tool) is None]
     if missing:
         problems.append(f"{', '.join(missing)} not found: install binutils")

@@ -33,10 +33,15 @@ INDEPENDENT = ["test_family.py", "test_paper.py", "test_power.py", "test_wrong_i
 # For speed only one instruction set is built and tested; these files become tables of nothing.
 WIDER = ["avx2", "avx512"]
 
-RULES = "src/rules/"
+RULES = "src/kernels/rules/"
 ADAM, ADAMAX, NADAM, RMSPROP = (RULES + name for name in ("adam.hpp", "adamax.hpp", "nadam.hpp", "rmsprop.hpp"))
 ADAGRAD, ADADELTA, SGD, LION = (RULES + name for name in ("adagrad.hpp", "adadelta.hpp", "sgd.hpp", "lion.hpp"))
-SWEEP, MEASURE, CORE, MODULE = "src/sweep.hpp", "src/measure.hpp", "src/optimizer.cpp", "src/py_optimizer.hpp"
+SWEEP, MEASURE, CORE, MODULE = (
+    "src/kernels/loop.hpp",
+    "src/kernels/reduce.hpp",
+    "src/core/optimizer.cpp",
+    "src/python/optimizer.hpp",
+)
 PYTHON, BASE, GROUPS = "python/onepass/optimizers.py", "python/onepass/base.py", "python/onepass/groups.py"
 STEP, SPARSE = "python/onepass/functional.py", "python/onepass/sparse.py"
 
@@ -273,10 +278,10 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
         "m = beta2 * m + one_minus_beta2 * g, p = p - lr * sign(m)",
     ),
     "lion: squares watched": (LION, "squares_gradient = false", "squares_gradient = true"),
-    "maximum of NaN": ("src/builtins.hpp", "a > b || a != a ? a : b", "a > b ? a : b"),
-    "maximum is the minimum": ("src/builtins.hpp", "a > b || a != a", "a < b || a != a"),
-    "sign of zero": ("src/builtins.hpp", "x == 0 ? T(0) : x", "x == 0 ? T(1) : x"),
-    "sign of NaN": ("src/builtins.hpp", "x == 0 ? T(0) : x", "T(0)"),
+    "maximum of NaN": ("src/kernels/builtins.hpp", "a > b || a != a ? a : b", "a > b ? a : b"),
+    "maximum is the minimum": ("src/kernels/builtins.hpp", "a > b || a != a", "a < b || a != a"),
+    "sign of zero": ("src/kernels/builtins.hpp", "x == 0 ? T(0) : x", "x == 0 ? T(1) : x"),
+    "sign of NaN": ("src/kernels/builtins.hpp", "x == 0 ? T(0) : x", "T(0)"),
     "L2 weight decay": (SWEEP, "g + k.weight_decay * p", "g"),
     "L2 weight decay scaled as the gradient": (SWEEP, "k.weight_decay * p", "k.scale * k.weight_decay * p"),
     "decoupled weight decay": (SWEEP, "p = p * k.shrink", "p = p"),
@@ -351,8 +356,8 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "norm: no squares": (MEASURE, "sums[lane] + x * x", "sums[lane] + x"),
     "norm: the tail": (MEASURE, "i < count; ++i, ++lane", "i + 1 < count; ++i, ++lane"),
     "norm: the tail's lanes": (MEASURE, "i < count; ++i, ++lane", "i < count; ++i"),
-    "norm: block size": ("src/kernels.hpp", "norm_block = 4096", "norm_block = 8192"),
-    "norm: the last block": ("src/optimizer.hpp", "(size + norm_block - 1) / norm_block", "size / norm_block"),
+    "norm: block size": ("src/kernels/table.hpp", "norm_block = 4096", "norm_block = 8192"),
+    "norm: the last block": ("src/core/optimizer.hpp", "(size + norm_block - 1) / norm_block", "size / norm_block"),
     "norm: of the last gradient": (CORE, "squares += block->", "squares = block->"),
     "norm: the root": (CORE, "std::sqrt(sum)", "sum"),
     "norm: grad_scale": (CORE, "std::fabs(grad_scale) * std::sqrt", "std::sqrt"),
@@ -400,7 +405,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "sparse: runs of one row": (CORE, "gradient.rows[end - 1] + 1", "gradient.rows[end - 1] + 2"),
     "sparse: size of a run": (CORE, "(end - begin) * parameter.row_size", "parameter.row_size"),
     "size of an element": (
-        "src/optimizer.hpp",
+        "src/core/optimizer.hpp",
         "dtype == float32 ? sizeof(float) : sizeof(double)",
         "dtype == float32 ? sizeof(float) : sizeof(float)",
     ),
@@ -440,15 +445,15 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
         "PUBLIC ${flags} -O2 -ffast-math -mrecip -U__FAST_MATH__ -U__FINITE_MATH_ONLY__ -U__ASSOCIATIVE_MATH__ "
         "-U__RECIPROCAL_MATH__ -U__NO_SIGNED_ZEROS__)",
     ),
-    "rounding of beta^t": ("src/power.cpp", "++bits;", ";"),
-    "ties of beta^t": ("src/power.cpp", "x.lo != 0 || (bits & 1) != 0", "x.lo != 0"),
-    "low half of beta^t": ("src/power.cpp", "top.lo += cross2;", ""),
-    "beta^t below the range": ("src/power.cpp", "if (x.exponent < smallest_exponent) return 0;", ""),
-    "subnormals not flushed": ("src/float_mode.hpp", "gradual | 0x8040", "gradual"),
-    "results flushed, inputs not": ("src/float_mode.hpp", "gradual | 0x8040", "gradual | 0x8000"),
-    "inputs flushed, results not": ("src/float_mode.hpp", "gradual | 0x8040", "gradual | 0x0040"),
-    "flushing where it is off": ("src/float_mode.hpp", "flush_denormals ? flushing : gradual", "flushing"),
-    "mode not restored": ("src/float_mode.hpp", "if (read() != before_) write(before_);", ""),
+    "rounding of beta^t": ("src/kernels/power.cpp", "++bits;", ";"),
+    "ties of beta^t": ("src/kernels/power.cpp", "x.lo != 0 || (bits & 1) != 0", "x.lo != 0"),
+    "low half of beta^t": ("src/kernels/power.cpp", "top.lo += cross2;", ""),
+    "beta^t below the range": ("src/kernels/power.cpp", "if (x.exponent < smallest_exponent) return 0;", ""),
+    "subnormals not flushed": ("src/core/float_mode.hpp", "gradual | 0x8040", "gradual"),
+    "results flushed, inputs not": ("src/core/float_mode.hpp", "gradual | 0x8040", "gradual | 0x8000"),
+    "inputs flushed, results not": ("src/core/float_mode.hpp", "gradual | 0x8040", "gradual | 0x0040"),
+    "flushing where it is off": ("src/core/float_mode.hpp", "flush_denormals ? flushing : gradual", "flushing"),
+    "mode not restored": ("src/core/float_mode.hpp", "if (read() != before_) write(before_);", ""),
     "folding in the caller's mode": (CORE, "const FloatMode mode(false);\n  folds_", "folds_"),
     "adam_step folding in the caller's mode": (CORE, "const FloatMode mode(false);\n    StepNumbers", "StepNumbers"),
     "measuring in the caller's mode": (CORE, "const FloatMode mode(false);\n    const Kernels", "const Kernels"),
@@ -471,9 +476,9 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
         "    if (gradient.data == nullptr) continue;",
     ),
     "schedules see the step before": (MODULE, "core_.step_count() + 1", "core_.step_count()"),
-    "schedule of lr": ("src/optimizer.hpp", "taken_[group].common.lr = lr;", "static_cast<void>(lr);"),
+    "schedule of lr": ("src/core/optimizer.hpp", "taken_[group].common.lr = lr;", "static_cast<void>(lr);"),
     "schedule of ema": (
-        "src/optimizer.hpp",
+        "src/core/optimizer.hpp",
         "taken_[group].common.ema_decay = ema_decay;",
         "static_cast<void>(ema_decay);",
     ),
@@ -531,14 +536,14 @@ def prepare(tree: Path) -> None:
     for name in WIDER:
         empty = f'constexpr Kernels kernels_{name} = {{"{name}", {{}}, 0, {{}}, {{}}, {{}}}};'
         lines = [
-            '#include "kernels.hpp"',
+            '#include "kernels/table.hpp"',
             "namespace onepass {",
             f"extern const Kernels kernels_{name};",
             empty,
             "}",
             "",
         ]
-        (tree / "src" / f"kernels_{name}.cpp").write_text("\n".join(lines))
+        (tree / "src" / "kernels" / f"{name}.cpp").write_text("\n".join(lines))
     pybind11 = run(tree, sys.executable, "-m", "pybind11", "--cmakedir").stdout.strip()
     ninja = Path(sys.executable).parent / "ninja"
     options = [f"-Dpybind11_DIR={pybind11}", f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
@@ -577,7 +582,7 @@ def first_failure(tree: Path, files: list[str], *options: str) -> str | None:
 
 def tried_alone(tree: Path, rule: Path) -> tuple[str | None, str | None]:
     """The tests that name a rule, in a build of that rule alone, which takes a second."""
-    path = tree / "src" / "kernels.inl"
+    path = tree / "src" / "kernels" / "table.inl"
     text = path.read_text()
     own = re.findall(r"^struct (\w+)(?: : .*)? \{\n(?:.*using.*\n)?.*name = ", rule.read_text(), re.MULTILINE)
     path.write_text(re.sub(r"^ +rule<(\w+)>\(\),\n", lambda m: m[0] if m[1] in own else "", text, flags=re.MULTILINE))

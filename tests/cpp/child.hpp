@@ -8,7 +8,7 @@
 #include <limits>
 #include <vector>
 
-#include "optimizer.hpp"
+#include "core/optimizer.hpp"
 #include "support.hpp"
 
 namespace test {

@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
-#include "dispatch.hpp"
-#include "optimizer.hpp"
-#include "power.hpp"
+#include "core/dispatch.hpp"
+#include "core/optimizer.hpp"
+#include "kernels/power.hpp"
 #include "support.hpp"
 
 namespace {

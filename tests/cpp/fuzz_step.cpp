@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "check.hpp"
-#include "dispatch.hpp"
-#include "parallel.hpp"
+#include "core/dispatch.hpp"
+#include "core/parallel.hpp"
 #include "twin.hpp"
 
 namespace {

@@ -8,8 +8,8 @@
 #include <string>
 #include <thread>
 
-#include "dispatch.hpp"
-#include "optimizer.hpp"
+#include "core/dispatch.hpp"
+#include "core/optimizer.hpp"
 
 namespace {
 

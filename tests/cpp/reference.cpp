@@ -2,8 +2,8 @@
 
 #include <cmath>
 
-#include "float_mode.hpp"
-#include "power.hpp"
+#include "core/float_mode.hpp"
+#include "kernels/power.hpp"
 
 namespace test {
 namespace {

@@ -1,5 +1,5 @@
 // What a step must do: scalar arithmetic, an element at a time, written down line by line from the rules' formulas.
-// Nothing of src/rules or src/sweep.hpp is used, so that a mistake there is not repeated here.
+// Nothing of src/kernels/rules or src/kernels/loop.hpp is used, so that a mistake there is not repeated here.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +7,7 @@
 #include <functional>
 #include <string>
 
-#include "kernels.hpp"
+#include "kernels/table.hpp"
 
 namespace test {
 

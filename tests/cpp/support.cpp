@@ -10,8 +10,8 @@
 #include <stdexcept>
 #include <utility>
 
-#include "dispatch.hpp"
-#include "float_mode.hpp"
+#include "core/dispatch.hpp"
+#include "core/float_mode.hpp"
 
 namespace onepass {
 extern const Kernels kernels_baseline;

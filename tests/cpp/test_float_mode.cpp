@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "check.hpp"
-#include "dispatch.hpp"
-#include "float_mode.hpp"
+#include "core/dispatch.hpp"
+#include "core/float_mode.hpp"
 #include "twin.hpp"
 
 namespace {

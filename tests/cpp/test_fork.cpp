@@ -8,7 +8,7 @@
 
 #include "check.hpp"
 #include "child.hpp"
-#include "parallel.hpp"
+#include "core/parallel.hpp"
 
 using test::in_a_child;
 using test::Large;

@@ -9,7 +9,7 @@
 
 #include "check.hpp"
 #include "child.hpp"
-#include "parallel.hpp"
+#include "core/parallel.hpp"
 
 namespace {
 

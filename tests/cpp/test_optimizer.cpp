@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "check.hpp"
-#include "dispatch.hpp"
+#include "core/dispatch.hpp"
 #include "twin.hpp"
 
 namespace {

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "check.hpp"
-#include "float_mode.hpp"
-#include "power.hpp"
+#include "core/float_mode.hpp"
+#include "kernels/power.hpp"
 #include "reference.hpp"
 #include "support.hpp"
 

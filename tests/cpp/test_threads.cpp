@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "check.hpp"
-#include "float_mode.hpp"
-#include "parallel.hpp"
+#include "core/float_mode.hpp"
+#include "core/parallel.hpp"
 #include "twin.hpp"
 
 namespace {

@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "check.hpp"
-#include "float_mode.hpp"
+#include "core/float_mode.hpp"
 #include "reference.hpp"
 
 namespace test {

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "optimizer.hpp"
+#include "core/optimizer.hpp"
 #include "support.hpp"
 
 namespace test {

@@ -1,7 +1,7 @@
 // Adamax: Kingma and Ba (2015), section 7.1, with epsilon where PyTorch has it.
 #pragma once
 
-#include "rules/rule.hpp"
+#include "kernels/rules/rule.hpp"
 
 namespace onepass {
 namespace {

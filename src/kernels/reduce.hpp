@@ -3,8 +3,8 @@
 
 #include <cstddef>
 
-#include "builtins.hpp"
-#include "kernels.hpp"
+#include "kernels/builtins.hpp"
+#include "kernels/table.hpp"
 
 namespace onepass {
 namespace {

@@ -2,7 +2,7 @@
 // initialization and momentum in deep learning" (2013), in PyTorch's form.
 #pragma once
 
-#include "rules/rule.hpp"
+#include "kernels/rules/rule.hpp"
 
 namespace onepass {
 namespace {

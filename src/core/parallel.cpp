@@ -1,4 +1,4 @@
-#include "parallel.hpp"
+#include "core/parallel.hpp"
 
 #include <algorithm>
 #include <atomic>
@@ -20,7 +20,7 @@
 #include <signal.h>
 #endif
 
-#include "float_mode.hpp"
+#include "core/float_mode.hpp"
 
 namespace onepass {
 namespace {

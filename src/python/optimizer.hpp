@@ -23,10 +23,10 @@
 #include <utility>
 #include <vector>
 
-#include "optimizer.hpp"
-#include "parallel.hpp"
-#include "py_arrays.hpp"
-#include "py_objects.hpp"
+#include "core/optimizer.hpp"
+#include "core/parallel.hpp"
+#include "python/arrays.hpp"
+#include "python/objects.hpp"
 
 namespace onepass::python {
 

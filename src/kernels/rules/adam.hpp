@@ -2,7 +2,7 @@
 // AMSGrad: Reddi, Kale and Kumar, "On the Convergence of Adam and Beyond" (2018).
 #pragma once
 
-#include "rules/rule.hpp"
+#include "kernels/rules/rule.hpp"
 
 namespace onepass {
 namespace {

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "builtins.hpp"
-#include "power.hpp"
+#include "kernels/builtins.hpp"
+#include "kernels/power.hpp"
 
 namespace onepass {
 

@@ -1,4 +1,4 @@
-#include "optimizer.hpp"
+#include "core/optimizer.hpp"
 
 #include <algorithm>
 #include <cfloat>
@@ -7,8 +7,8 @@
 #include <limits>
 #include <utility>
 
-#include "dispatch.hpp"
-#include "float_mode.hpp"
+#include "core/dispatch.hpp"
+#include "core/float_mode.hpp"
 
 namespace onepass {
 

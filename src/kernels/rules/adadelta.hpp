@@ -1,7 +1,7 @@
 // Adadelta: Zeiler, "ADADELTA: An Adaptive Learning Rate Method" (2012).
 #pragma once
 
-#include "rules/rule.hpp"
+#include "kernels/rules/rule.hpp"
 
 namespace onepass {
 namespace {

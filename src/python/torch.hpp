@@ -13,10 +13,10 @@
 #include <utility>
 #include <vector>
 
-#include "dlpack.hpp"
-#include "py_arrays.hpp"
-#include "py_objects.hpp"
-#include "py_optimizer.hpp"
+#include "python/arrays.hpp"
+#include "python/dlpack.hpp"
+#include "python/objects.hpp"
+#include "python/optimizer.hpp"
 
 namespace onepass::python {
 

@@ -1,7 +1,7 @@
 // NAdam: Dozat, "Incorporating Nesterov Momentum into Adam" (2016), with the momentum schedule that PyTorch has.
 #pragma once
 
-#include "rules/rule.hpp"
+#include "kernels/rules/rule.hpp"
 
 namespace onepass {
 namespace {

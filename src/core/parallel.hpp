@@ -3,7 +3,7 @@
 
 #include <cstddef>
 
-#include "kernels.hpp"
+#include "kernels/table.hpp"
 
 namespace onepass {
 

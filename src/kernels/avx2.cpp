@@ -1,4 +1,4 @@
-#include "kernels.inl"
+#include "kernels/table.inl"
 
 namespace onepass {
 

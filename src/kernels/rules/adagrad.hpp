@@ -1,7 +1,7 @@
 // Adagrad: Duchi, Hazan and Singer, "Adaptive Subgradient Methods" (2011).
 #pragma once
 
-#include "rules/rule.hpp"
+#include "kernels/rules/rule.hpp"
 
 namespace onepass {
 namespace {

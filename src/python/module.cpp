@@ -14,15 +14,15 @@
 #include <utility>
 #include <vector>
 
-#include "dispatch.hpp"
-#include "float_mode.hpp"
-#include "optimizer.hpp"
-#include "parallel.hpp"
-#include "power.hpp"
-#include "py_arrays.hpp"
-#include "py_objects.hpp"
-#include "py_optimizer.hpp"
-#include "py_tensors.hpp"
+#include "core/dispatch.hpp"
+#include "core/float_mode.hpp"
+#include "core/optimizer.hpp"
+#include "core/parallel.hpp"
+#include "kernels/power.hpp"
+#include "python/arrays.hpp"
+#include "python/objects.hpp"
+#include "python/optimizer.hpp"
+#include "python/torch.hpp"
 
 namespace onepass::python {
 namespace {

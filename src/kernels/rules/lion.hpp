@@ -1,7 +1,7 @@
 // Lion: Chen et al., "Symbolic Discovery of Optimization Algorithms" (2023).
 #pragma once
 
-#include "rules/rule.hpp"
+#include "kernels/rules/rule.hpp"
 
 namespace onepass {
 namespace {

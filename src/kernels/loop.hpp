@@ -6,9 +6,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "builtins.hpp"
-#include "kernels.hpp"
-#include "rules/rule.hpp"
+#include "kernels/builtins.hpp"
+#include "kernels/rules/rule.hpp"
+#include "kernels/table.hpp"
 
 namespace onepass {
 namespace {

@@ -2,7 +2,7 @@
 // Centered: Graves, "Generating Sequences With Recurrent Neural Networks" (2013).
 #pragma once
 
-#include "rules/rule.hpp"
+#include "kernels/rules/rule.hpp"
 
 namespace onepass {
 namespace {

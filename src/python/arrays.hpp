@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "optimizer.hpp"
+#include "core/optimizer.hpp"
 
 namespace onepass::python {
 

@@ -9,8 +9,8 @@
 #include <stdexcept>
 #include <vector>
 
-#include "kernels.hpp"
-#include "parallel.hpp"
+#include "core/parallel.hpp"
+#include "kernels/table.hpp"
 
 namespace onepass {
 

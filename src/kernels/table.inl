@@ -1,15 +1,16 @@
-// Fills the table of one instruction set. Compiled once for each, with its flags: see kernels_*.cpp.
-#include "kernels.hpp"
-#include "measure.hpp"
-#include "rules/adadelta.hpp"
-#include "rules/adagrad.hpp"
-#include "rules/adam.hpp"
-#include "rules/adamax.hpp"
-#include "rules/lion.hpp"
-#include "rules/nadam.hpp"
-#include "rules/rmsprop.hpp"
-#include "rules/sgd.hpp"
-#include "sweep.hpp"
+// Fills the table of one instruction set. Compiled once for each, with its flags: see baseline.cpp, avx2.cpp,
+// avx512.cpp.
+#include "kernels/loop.hpp"
+#include "kernels/reduce.hpp"
+#include "kernels/rules/adadelta.hpp"
+#include "kernels/rules/adagrad.hpp"
+#include "kernels/rules/adam.hpp"
+#include "kernels/rules/adamax.hpp"
+#include "kernels/rules/lion.hpp"
+#include "kernels/rules/nadam.hpp"
+#include "kernels/rules/rmsprop.hpp"
+#include "kernels/rules/sgd.hpp"
+#include "kernels/table.hpp"
 
 namespace onepass {
 namespace {

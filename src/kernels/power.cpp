@@ -1,4 +1,4 @@
-#include "power.hpp"
+#include "kernels/power.hpp"
 
 #include <cmath>
 #include <cstring>
