@@ -5,9 +5,13 @@ python examples/sklearn_mlp.py
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from typing import Any
+
+# Before NumPy is loaded: its OpenBLAS then lets its threads sleep, so that onepass may use every processor.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "16")
 
 import numpy as np
 from sklearn.datasets import load_digits

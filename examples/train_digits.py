@@ -19,6 +19,7 @@ import argparse
 import gzip
 import importlib
 import math
+import os
 import struct
 import sys
 import zlib
@@ -27,6 +28,9 @@ from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
+
+# Before NumPy is loaded: its OpenBLAS then lets its threads sleep, so that onepass may use every processor.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "16")
 
 import numpy as np
 import numpy.typing as npt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -184,6 +185,31 @@ def test_a_process_of_one_processor_uses_one_thread() -> None:
     clean = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     printed = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
     assert printed.stdout == "1\n"
+
+
+def configured(**environment: str) -> dict[str, Any]:
+    """The configuration and the hint of a process in which no variable but these concerns threads."""
+    clean = {name: value for name, value in os.environ.items() if not name.endswith(("_NUM_THREADS", "_TIMEOUT"))}
+    code = "import json, onepass; from onepass.machine import thread_hint\n"
+    code += "print(json.dumps({**onepass.config(), 'hint': thread_hint()}))"
+    command = [sys.executable, "-c", code]
+    printed = subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, check=True).stdout
+    return dict(json.loads(printed))
+
+
+def test_one_thread_is_the_default_beside_a_spinning_blas() -> None:
+    found = configured()
+    if found["spinning_blas"] is None:
+        pytest.skip("NumPy's BLAS has no threads that spin here")
+    assert "openblas" in found["spinning_blas"] and found["threads"] == 1
+    assert found["processors"] == 1 or "OPENBLAS_THREAD_TIMEOUT=16" in found["hint"]
+    for environment in ({"OPENBLAS_THREAD_TIMEOUT": "16"}, {"OPENBLAS_NUM_THREADS": "1"}):
+        quiet = configured(**environment)
+        assert quiet["spinning_blas"] is None and quiet["hint"] is None
+        assert quiet["threads"] == quiet["processors"] == found["processors"]
+    assert configured(OPENBLAS_THREAD_TIMEOUT="26")["threads"] == 1
+    set_by_user = configured(ONEPASS_NUM_THREADS="3")
+    assert set_by_user["threads"] == 3 and set_by_user["hint"] is None
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 import onepass
 from onepass._reference import RULES, Reference
+from onepass.machine import thread_hint
 
 Array = npt.NDArray[Any]
 
@@ -258,7 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not as_json:
         for name, value in config.items():
             print(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
-        print(flush=True)
+        print("" if (hint := thread_hint()) is None else f"\n{hint}\n", flush=True)
 
     checks = [check(name) for name in config["usable_instruction_sets"]]
     digests = {found["digest"] for found in checks}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import operator
+import sys
 from typing import Any
 
 from . import _core
-
-was_told = False  # whether set_num_threads was called
 
 
 def config() -> dict[str, Any]:
@@ -16,7 +15,10 @@ def config() -> dict[str, Any]:
     Returns:
         ``version``; ``compiler``; ``instruction_sets``, those built in; ``usable_instruction_sets``, those that this
         processor has; ``instruction_set``, the one in use, which the environment variable ``ONEPASS_ISA`` forces;
-        ``threads``, how many a step may use; ``can_flush_denormals``, whether ``flush_denormals=True`` has an effect.
+        ``threads``, how many a step may use; ``processors``, how many this process may use; ``spinning_blas``, the path
+        of NumPy's OpenBLAS where its threads keep the processors busy between steps, else None; ``torch_openmp``, the
+        path of the OpenMP runtime on whose threads `onepass.integrations.torch` steps, or None;
+        ``can_flush_denormals``, whether ``flush_denormals=True`` has an effect.
 
     Example:
         >>> import onepass
@@ -30,6 +32,9 @@ def config() -> dict[str, Any]:
         "usable_instruction_sets": list(_core.usable_instruction_sets),
         "instruction_set": _core.instruction_set,
         "threads": _core.get_num_threads(),
+        "processors": _core.processor_count(),
+        "spinning_blas": _core.spinning_blas(),
+        "torch_openmp": _core.torch_openmp() if "torch" in sys.modules else None,
         "can_flush_denormals": _core.can_flush_denormals,
     }
 
@@ -37,8 +42,9 @@ def config() -> dict[str, Any]:
 def set_num_threads(count: int) -> None:
     """Let steps use that many threads, from the next one on, in this process and those that it forks.
 
-    Small steps use fewer. The bits of the result do not depend on it. At import it is what the environment variable
-    ``ONEPASS_NUM_THREADS`` says, else ``OMP_NUM_THREADS``, else the number of processors that this process may use.
+    Small steps use fewer. The bits of the result do not depend on it. At import it is the number in the environment
+    variable ``ONEPASS_NUM_THREADS``, else ``OMP_NUM_THREADS``; else 1 where NumPy's BLAS keeps the processors busy
+    between steps (see `show_config`), else the number of processors that this process may use.
 
     Args:
         count: 1 or more.
@@ -61,8 +67,6 @@ def set_num_threads(count: int) -> None:
         raise TypeError(f"the number of threads must be an integer, not {count!r}") from None
     if not 1 <= number <= 4096:
         raise ValueError(f"the number of threads must be at least 1 and at most 4096, not {number}")
-    global was_told
-    was_told = True
     _core.set_num_threads(number)
 
 
@@ -78,6 +82,19 @@ def get_num_threads() -> int:
 
 
 def show_config() -> None:
-    """Print `config`, a line each."""
+    """Print `config`, a line each, and a hint where more threads could be used."""
     for name, value in config().items():
         print(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
+    if hint := thread_hint():
+        print(f"\n{hint}")
+
+
+def thread_hint() -> str | None:
+    """Return the way to have steps use more threads, or None where nothing holds them back."""
+    if not _core.spinning_blas() or _core.get_num_threads() > 1 or _core.processor_count() == 1:
+        return None
+    return (
+        "Steps use 1 thread: NumPy's OpenBLAS keeps its threads spinning after each matrix product, so that a second "
+        "thread\nwould slow down the products. To use all processors, set the environment variable "
+        "OPENBLAS_THREAD_TIMEOUT=16\nbefore Python starts (or before NumPy is imported)."
+    )

@@ -147,7 +147,8 @@ struct Optimizer::Measuring {
   }
 };
 
-void Optimizer::look(const Gradient* gradients, double grad_scale, bool norm, bool finite) noexcept {
+void Optimizer::look(const Gradient* gradients, double grad_scale, bool norm, bool finite,
+                     const Executor& executor) noexcept {
   std::size_t blocks = 0;
   std::size_t bytes = 0;
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
@@ -156,20 +157,24 @@ void Optimizer::look(const Gradient* gradients, double grad_scale, bool norm, bo
     bytes += size * sizeof(float);
   }
   const Measuring measuring{*this, gradients, grad_scale, norm, finite};
-  run_parts([](const void* context, std::size_t begin,
-               std::size_t end) { static_cast<const Measuring*>(context)->part(begin, end); },
-            &measuring, blocks, bytes);
+  run_parts(
+      executor,
+      [](const void* context, std::size_t begin, std::size_t end) {
+        static_cast<const Measuring*>(context)->part(begin, end);
+      },
+      &measuring, blocks, bytes);
 }
 
-Measured Optimizer::measure(const Gradient* gradients, double grad_scale, bool norm, bool finite) noexcept {
-  look(gradients, grad_scale, norm, finite);
+Measured Optimizer::measure(const Gradient* gradients, double grad_scale, bool norm, bool finite,
+                            const Executor& executor) noexcept {
+  look(gradients, grad_scale, norm, finite, executor);
   const auto count = [&](std::size_t i) { return blocks_of(size_of(parameters_[i], gradients[i])); };
   return total_of(blocks_.data(), parameters_.size(), count, grad_scale, finite);
 }
 
 void Optimizer::measure_blocks(const Gradient* gradients, double grad_scale, bool norm, bool finite,
                                Block* blocks) noexcept {
-  look(gradients, grad_scale, norm, finite);
+  look(gradients, grad_scale, norm, finite, pool_executor());
   const Block* found = blocks_.data();
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     const std::size_t own = blocks_of(size_of(parameters_[i], gradients[i]));
@@ -267,8 +272,8 @@ void Optimizer::add_rows(const Sweep& sweep, const Parameter& parameter, const G
   }
 }
 
-void Optimizer::apply() noexcept {
-  run(sweeps_.data(), sweeps_.size(), flush_denormals_);
+void Optimizer::apply(const Executor& executor) noexcept {
+  run_sweeps(executor, sweeps_.data(), sweeps_.size(), flush_denormals_);
   count_step();
 }
 
@@ -281,7 +286,7 @@ void Optimizer::apply_some(const std::vector<std::size_t>& parameters) noexcept 
     if (planned == planned_.end()) break;
     if (planned->parameter == parameter) some_.push_back(sweeps_[static_cast<std::size_t>(planned - planned_.begin())]);
   }
-  run(some_.data(), some_.size(), flush_denormals_);
+  run_sweeps(pool_executor(), some_.data(), some_.size(), flush_denormals_);
 }
 
 void Optimizer::count_step() noexcept {
@@ -312,7 +317,7 @@ std::uint64_t Optimizer::digest() const noexcept {
 }
 
 bool step_once(const Rule& rule, const double* options, const CommonOptions& common, double grad_scale,
-               const Parameter& parameter, bool flush_denormals) noexcept {
+               const Parameter& parameter, bool flush_denormals, const Executor& executor) noexcept {
   Numbers numbers = {};
   SweepFunction function = nullptr;
   {
@@ -321,8 +326,8 @@ bool step_once(const Rule& rule, const double* options, const CommonOptions& com
     function = rule.fold[parameter.dtype](options, common, step, numbers);
   }
   if (function == nullptr) return false;
-  const Sweep sweep{function, &numbers, parameter.operands, parameter.size};
-  run(&sweep, 1, flush_denormals);
+  Sweep sweep{function, &numbers, parameter.operands, parameter.size, 0};
+  run_sweeps(executor, &sweep, 1, flush_denormals);
   return true;
 }
 

@@ -9,7 +9,8 @@
 #include <stdexcept>
 #include <vector>
 
-#include "core/parallel.hpp"
+#include "core/executor.hpp"
+#include "core/sweeps.hpp"
 #include "kernels/table.hpp"
 
 namespace onepass {
@@ -95,7 +96,8 @@ class Optimizer {
                const std::vector<double>& mu_products) noexcept;
 
   // Looks at gradients, one for each parameter in the order in which they were added.
-  Measured measure(const Gradient* gradients, double grad_scale, bool norm, bool finite) noexcept;
+  Measured measure(const Gradient* gradients, double grad_scale, bool norm, bool finite,
+                   const Executor& executor = pool_executor()) noexcept;
 
   // The same for who has but a part of the gradients: all blocks of all parameters, where a missing gradient's say
   // nothing, into room for so many.
@@ -120,7 +122,7 @@ class Optimizer {
   std::size_t planned_elements() const noexcept { return planned_elements_; }
 
   // Carries out the planned step.
-  void apply() noexcept;
+  void apply(const Executor& executor = pool_executor()) noexcept;
 
   // The same in parts: those of these parameters, in ascending order, that the plan is for; at the end, the counts.
   void apply_some(const std::vector<std::size_t>& parameters) noexcept;
@@ -150,7 +152,7 @@ class Optimizer {
     CommonOptions common;
   };
   const Fold& fold(std::size_t index, double grad_scale);
-  void look(const Gradient* gradients, double grad_scale, bool norm, bool finite) noexcept;
+  void look(const Gradient* gradients, double grad_scale, bool norm, bool finite, const Executor& executor) noexcept;
   void add_rows(const Sweep& sweep, const Parameter& parameter, const Gradient& gradient);
 
   bool flush_denormals_;
@@ -173,7 +175,7 @@ double clipped_scale(double grad_scale, double clip_norm, double norm) noexcept;
 // One sweep over arrays that the caller keeps, as an optimizer's step t = 1, 2, ... would do it.
 // Returns false, and has done nothing, when a coefficient overflows the dtype.
 bool step_once(const Rule& rule, const double* options, const CommonOptions& common, double grad_scale,
-               const Parameter& parameter, bool flush_denormals) noexcept;
+               const Parameter& parameter, bool flush_denormals, const Executor& executor = pool_executor()) noexcept;
 
 // The L2 norm of one array, with the same bits as Optimizer::measure finds for one gradient.
 double norm(DType dtype, const void* data, std::size_t size) noexcept;

@@ -15,9 +15,11 @@
 #include <vector>
 
 #include "core/dispatch.hpp"
+#include "core/executor.hpp"
 #include "core/float_mode.hpp"
+#include "core/openmp.hpp"
 #include "core/optimizer.hpp"
-#include "core/parallel.hpp"
+#include "core/spinning_blas.hpp"
 #include "kernels/power.hpp"
 #include "python/arrays.hpp"
 #include "python/objects.hpp"
@@ -190,7 +192,7 @@ void stream_limit(const py::array& param, const py::array& grad, const py::array
     onepass::kernels().stream_limit[x.dtype](x.operands, begin, end);
   };
   const std::size_t bytes = parameter.size * onepass::bytes_of(parameter.dtype) * 7;
-  without_gil([&] { onepass::run_parts(part, &parameter, parameter.size, bytes); });
+  without_gil([&] { onepass::run_parts(onepass::pool_executor(), part, &parameter, parameter.size, bytes); });
 }
 
 py::dict rules() {
@@ -214,7 +216,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
     throw py::import_error(error.what());
   }
 
-  onepass::get_num_threads();  // reads the environment now
+  py::module_::import("numpy");  // and with it the BLAS that spinning_blas() looks for
+  onepass::get_num_threads();    // reads the environment now
 
   m.attr("__version__") = ONEPASS_VERSION;
   m.attr("compiler") = ONEPASS_COMPILER;
@@ -269,6 +272,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
            py::arg("params"), py::arg("states"), py::arg("averages"), py::arg("slots"))
       .def("_restore", method(&Optimizer::restore), py::arg("copies"), py::arg("options"), py::arg("clip_norm"),
            py::arg("nonfinite"), py::arg("step_count"), py::arg("skipped"), py::arg("steps"), py::arg("mu_products"))
+      .def("_use_torch_threads", method(&Optimizer::use_torch_threads), py::arg("get_num_threads"))
       .def("_locked", method(&Optimizer::locked), py::arg("function"))
       .def("_step_in_parts", method(&Optimizer::step_in_parts), py::arg("grads"), py::arg("grad_scale"),
            py::arg("parts"), py::arg("exchange"))
@@ -323,6 +327,13 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("stream_limit", &stream_limit, py::arg("param"), py::arg("grad"), py::arg("exp_avg"), py::arg("exp_avg_sq"));
   m.def("get_num_threads", &onepass::get_num_threads);
   m.def("set_num_threads", &onepass::set_num_threads, py::arg("count"));
+  m.def("requested_threads", &onepass::requested_threads);
+  m.def("processor_count", &onepass::processor_count);
+  m.def("spinning_blas", &onepass::spinning_blas);
+  m.def("torch_openmp", []() -> std::optional<std::string> {
+    const onepass::OpenMP* const runtime = onepass::torch_openmp();
+    return runtime == nullptr ? std::nullopt : std::optional(runtime->path);
+  });
   m.def("power", &onepass::power, py::arg("base"), py::arg("exponent"));
 }
 

@@ -23,10 +23,12 @@
 #include <utility>
 #include <vector>
 
+#include "core/executor.hpp"
+#include "core/fork_count.hpp"
 #include "core/optimizer.hpp"
-#include "core/parallel.hpp"
 #include "python/arrays.hpp"
 #include "python/objects.hpp"
+#include "python/torch_threads.hpp"
 
 namespace onepass::python {
 
@@ -81,6 +83,7 @@ class Optimizer {
     pointers_.resize(held.size());
     core_.add_group(std::move(group), parameters);
     held_.swap(held);  // the old one goes when all is done
+    for (const Parameter& parameter : parameters) elements_ += parameter.size;
     ranges_ = std::move(ranges);
     form_ = form;
     for (const auto& [slot, value] : slots) assign(self(), slot, value);
@@ -140,10 +143,14 @@ class Optimizer {
     const Release release{gradients_};
 
     const double scale = number(grad_scale);
+    const Executor executor = threads();
     collect(grads);
     take_pointers();
-    finish(scale);
+    finish(scale, executor);
   }
+
+  // Has steps run on PyTorch's threads from now on: see torch_executor().
+  void use_torch_threads(py::object get_num_threads) { torch_threads_ = std::move(get_num_threads); }
 
   // The same in parts, along gradients that come from elsewhere meanwhile: what the step is for other processes to join
   // in (onepass.integrations.mpi). Calls exchange._agree(digest, whole) when all is prepared and nothing has changed;
@@ -160,7 +167,7 @@ class Optimizer {
       throw py::type_error("gradients of some rows cannot be applied in parts");
     }
     const InParts in_parts{parts, exchange};
-    finish(scale, &in_parts);
+    finish(scale, onepass::pool_executor(), &in_parts);
   }
 
   std::size_t count() const { return held_.size(); }
@@ -174,6 +181,7 @@ class Optimizer {
     const Turn turn(*this);
     check_process();
     const Release release{gradients_};
+    const Executor executor = threads();
     for (std::size_t i = 0; i < held_.size(); ++i) {
       const void* data = nullptr;
       if (!source.look(i, core_.parameters()[i], gradients_.emplace_back(), data)) return false;
@@ -181,7 +189,7 @@ class Optimizer {
       pointers_[i] = {};
       pointers_[i].data = data;
     }
-    finish(1);
+    finish(1, executor);
     for (std::size_t i = 0; i < held_.size(); ++i) source.tell(i, core_.parameters()[i]);
     return true;
   }
@@ -231,11 +239,12 @@ class Optimizer {
     for (const Held& held : held_) {
       if (const int found = visit_all({&held.key, &held.param}, visit, argument)) return found;
     }
-    return 0;
+    return visit_all({&torch_threads_}, visit, argument);
   }
   void clear() {
     std::vector<Held> held;
     held.swap(held_);
+    torch_threads_ = py::object();
     core_.clear();
   }
 
@@ -268,7 +277,7 @@ class Optimizer {
         throw std::runtime_error(
             "this optimizer is in the middle of a step: a schedule or a gradient's own code called it again");
       }
-      const unsigned forks = onepass::forks();
+      const unsigned forks = onepass::fork_count();
       if (!optimizer.mutex_.try_lock()) {
         // Who has just taken the turn may not have said so yet; who took it before a fork never lets go.
         for (int tries = 0; optimizer.owner_forks_ != forks && tries < 100; ++tries) {
@@ -299,7 +308,7 @@ class Optimizer {
 
   // Refuses to change state that is also another process's. Reading it does no harm.
   void check_process() const {
-    if (in_files_ && onepass::forks() != made_forks_) {
+    if (in_files_ && onepass::fork_count() != made_forks_) {
       throw std::runtime_error(
           "this optimizer was made before a fork and its state lies in files (state_dir), which this process shares "
           "with its parent: what changes here would change there; make another optimizer in this process and load "
@@ -368,13 +377,18 @@ class Optimizer {
     if (converted) check_again();
   }
 
+  // The threads of the coming step.
+  Executor threads() const {
+    return torch_threads_ && elements_ >= release_gil_from ? torch_executor(torch_threads_) : onepass::pool_executor();
+  }
+
   struct InParts {
     const std::vector<std::vector<std::size_t>>& parts;
     const py::object& exchange;
   };
 
   // Takes the step along pointers_.
-  void finish(double scale, const InParts* in_parts = nullptr) {
+  void finish(double scale, const Executor& executor, const InParts* in_parts = nullptr) {
     const double clip_norm = clip_norm_;
     const Nonfinite nonfinite = nonfinite_;
     take_options();
@@ -387,7 +401,7 @@ class Optimizer {
     if ((norm || finite) && in_parts != nullptr) {
       measured = measure_with_others(scale, norm, finite, large, in_parts->exchange);
     } else if (norm || finite) {
-      without_gil_if(large, [&] { measured = core_.measure(pointers_.data(), scale, norm, finite); });
+      without_gil_if(large, [&] { measured = core_.measure(pointers_.data(), scale, norm, finite, executor); });
     }
     if (measured.first_nonfinite != onepass::Measured::none) {
       if (nonfinite == Nonfinite::raise) {
@@ -403,7 +417,7 @@ class Optimizer {
       plan(onepass::clipped_scale(scale, clip_norm, measured.norm));
     }
     if (in_parts == nullptr) {
-      without_gil_if(large, [this] { core_.apply(); });
+      without_gil_if(large, [&] { core_.apply(executor); });
     } else {
       for (std::size_t k = 0; k < in_parts->parts.size(); ++k) {
         call(in_parts->exchange.attr("_ready"), py::make_tuple(k));
@@ -547,7 +561,9 @@ class Optimizer {
   Form form_ = Form::array;
   PyTypeObject* ndarray_;
   bool in_files_;
-  unsigned made_forks_ = onepass::forks();  // in which process
+  py::object torch_threads_;                     // PyTorch's function, for its adapter; null: the pool's threads
+  std::size_t elements_ = 0;                     // of all parameters
+  unsigned made_forks_ = onepass::fork_count();  // in which process
   std::vector<Held> held_;
   std::vector<Range> ranges_;  // of all parameters and state, sorted
   // Room for a step's gradients.

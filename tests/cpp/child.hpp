@@ -17,14 +17,14 @@ struct Large {
   static constexpr std::size_t size = 650000;
   std::vector<double> param = std::vector<double>(size, 1), grad = std::vector<double>(size, 2);
 
-  // -1 further with each step, by as many threads as there may be.
-  void step() {
+  // -1 further with each step.
+  void step(const onepass::Executor& executor = onepass::pool_executor()) {
     onepass::Parameter parameter{onepass::float64, size, 1, {}, 0, 1, 1};
     parameter.operands.param = param.data();
     parameter.operands.grad = grad.data();
     const double options[3] = {};
     const onepass::CommonOptions common{0.5, 0, std::numeric_limits<double>::infinity(), 0, false, false, false, false};
-    if (!onepass::step_once(rule_named("sgd"), options, common, 1, parameter, false)) std::abort();
+    if (!onepass::step_once(rule_named("sgd"), options, common, 1, parameter, false, executor)) std::abort();
   }
 
   bool is(double expected) const {

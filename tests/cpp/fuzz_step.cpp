@@ -11,7 +11,7 @@
 
 #include "check.hpp"
 #include "core/dispatch.hpp"
-#include "core/parallel.hpp"
+#include "core/executor.hpp"
 #include "twin.hpp"
 
 namespace {

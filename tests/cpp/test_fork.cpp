@@ -8,7 +8,8 @@
 
 #include "check.hpp"
 #include "child.hpp"
-#include "core/parallel.hpp"
+#include "core/executor.hpp"
+#include "core/fork_count.hpp"
 
 using test::in_a_child;
 using test::Large;
@@ -30,13 +31,13 @@ TEST(forked_children_step_with_threads_of_their_own) {
   large.step();  // the threads are there
   for (int i = 0; i < 20; ++i) {
     CHECK(in_a_child([&] {
-      const unsigned forks = onepass::forks();
+      const unsigned forks = onepass::fork_count();
       large.step();
       const bool has_threads = thread_count(3) == 3;
       // And their children again.
       const bool grandchild = in_a_child([&] {
         large.step();
-        return large.is(-2) && onepass::forks() == forks + 1;
+        return large.is(-2) && onepass::fork_count() == forks + 1;
       });
       return large.is(-1) && has_threads && grandchild;
     }));

@@ -9,7 +9,7 @@
 
 #include "check.hpp"
 #include "child.hpp"
-#include "core/parallel.hpp"
+#include "core/executor.hpp"
 
 namespace {
 

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "check.hpp"
+#include "core/executor.hpp"
 #include "core/float_mode.hpp"
-#include "core/parallel.hpp"
 #include "twin.hpp"
 
 namespace {
@@ -87,6 +87,7 @@ TEST(parts_cover_everything_once_whatever_the_number_of_threads) {
     for (const std::size_t items : {0U, 1U, 2U, 63U, 64U, 1000U}) {
       std::vector<std::atomic<int>> seen(items);
       onepass::run_parts(
+          onepass::pool_executor(),
           [](const void* context, std::size_t begin, std::size_t end) {
             auto& all = *static_cast<std::vector<std::atomic<int>>*>(const_cast<void*>(context));
             for (std::size_t i = begin; i < end; ++i) ++all[i];
@@ -120,6 +121,7 @@ TEST(a_call_that_finds_the_pool_busy_does_its_work_alone) {
   } nested;
   // The first part steps another optimizer: the pool is this call's own, and so is busy.
   onepass::run_parts(
+      onepass::pool_executor(),
       [](const void* context, std::size_t begin, std::size_t) {
         auto& all = *static_cast<Nested*>(const_cast<void*>(context));
         ++all.parts;

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core, machine
+from .. import _core
 from ..arrays import Array
 from . import needed
 
@@ -109,9 +109,9 @@ def share_processors(comm: MPI.Intracomm) -> None:
         ranks = node.size
     finally:
         node.Free()
-    told = machine.was_told or any(os.environ.get(name) for name in ("ONEPASS_NUM_THREADS", "OMP_NUM_THREADS"))
-    if ranks > 1 and not told:
-        _core.set_num_threads(max(1, int(sum(Fraction(1, all_of_node[processor]) for processor in mine))))
+    if ranks > 1 and not _core.requested_threads() and not os.environ.get("OMP_NUM_THREADS"):
+        share = int(sum(Fraction(1, all_of_node[processor]) for processor in mine))
+        _core.set_num_threads(max(1, min(share, _core.get_num_threads())))
 
 
 def displacements(counts: npt.ArrayLike) -> list[int]:

@@ -3,7 +3,8 @@
 The classes are subclasses of PyTorch's, with their arguments, parameter groups, hooks, closures, state and state dicts:
 learning-rate schedulers, ``GradScaler``, checkpoints and everything else that works on those works on these, and a
 state dict of either goes into the other. Parameters and state are PyTorch's tensors; onepass's kernels update them in
-place, on the threads that `onepass.set_num_threads` says, and take subnormal numbers for zero.
+place, on PyTorch's threads, as many as ``torch.get_num_threads()`` returns (or fewer, if you set a smaller number with
+`onepass.set_num_threads`), and take subnormal numbers for zero.
 
 Parameters must be dense, contiguous in some order of their dimensions, on the CPU, of dtype float32 or float64.
 ``capturable`` and ``differentiable`` are refused; ``foreach`` and ``fused`` choose among PyTorch's own implementations,
@@ -123,6 +124,7 @@ class _Engine:
         ]
         self.core = kind.__new__(kind)
         self.core._make(_core.Optimizer._Form.sequence, False, [each for each in options if each[0]], _OF_ALL)
+        self.core._use_torch_threads(torch.get_num_threads)
         own = iter(self.core.groups)
         self.own = [next(own) if seen.tensors else None for seen in self.groups]
 

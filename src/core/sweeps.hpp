@@ -1,0 +1,24 @@
+// Lists of loops over memory, carried out on several threads.
+#pragma once
+
+#include <cstddef>
+
+#include "core/executor.hpp"
+#include "kernels/table.hpp"
+
+namespace onepass {
+
+// One loop over the arrays of one parameter, or over some of its rows.
+struct Sweep {
+  SweepFunction function;
+  const Numbers* numbers;
+  Operands operands;
+  std::size_t size;   // elements
+  std::size_t begin;  // where it begins in the whole list, in grains: run_sweeps() fills it in
+};
+
+// Carries out the sweeps, in any order, with this treatment of subnormal numbers. The list is cut at cache lines as if
+// it were one long array.
+void run_sweeps(const Executor& executor, Sweep* sweeps, std::size_t count, bool flush_denormals) noexcept;
+
+}  // namespace onepass

@@ -1,0 +1,78 @@
+#include "core/thread_count.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstdlib>
+#include <fstream>
+#include <thread>
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#include "core/spinning_blas.hpp"
+
+namespace onepass {
+namespace {
+
+// A number of threads from the environment; 0 where the variable holds no valid one.
+int from_environment(const char* name) noexcept {
+  const char* const text = std::getenv(name);
+  if (text == nullptr || *text == '\0') return 0;
+  char* end = nullptr;
+  errno = 0;
+  const long number = std::strtol(text, &end, 10);  // OMP_NUM_THREADS may be a list: its first number counts
+  if (end == text || errno != 0 || number < 1 || number > 4096 || (*end != '\0' && *end != ',')) return 0;
+  return static_cast<int>(number);
+}
+
+// The processors that a container's quota allows, by the file's "quota period" in microseconds; 0: no quota, which the
+// file calls "max".
+int allowed_by_cgroup() noexcept {
+  std::ifstream file("/sys/fs/cgroup/cpu.max");
+  double quota = 0;
+  double period = 0;
+  if (!(file >> quota >> period) || !(period > 0)) return 0;
+  return std::max(1, static_cast<int>(quota / period));
+}
+
+struct ThreadCount {
+  std::atomic<int> requested{from_environment("ONEPASS_NUM_THREADS")};
+  const int otherwise = default_count();
+
+  static int default_count() noexcept {
+    if (const int count = from_environment("OMP_NUM_THREADS"); count != 0) return count;
+    return spinning_blas() != nullptr ? 1 : processor_count();
+  }
+};
+
+ThreadCount& thread_count() noexcept {
+  static ThreadCount count;
+  return count;
+}
+
+}  // namespace
+
+int processor_count() noexcept {
+  int count = static_cast<int>(std::thread::hardware_concurrency());
+#if defined(__linux__)
+  cpu_set_t mine;
+  if (sched_getaffinity(0, sizeof mine, &mine) == 0) count = CPU_COUNT(&mine);
+#endif
+  if (const int allowed = allowed_by_cgroup(); allowed != 0) count = std::min(count, allowed);
+  return std::max(1, count);
+}
+
+int requested_threads() noexcept { return thread_count().requested.load(std::memory_order_relaxed); }
+
+int get_num_threads() noexcept {
+  const int requested = requested_threads();
+  return requested != 0 ? requested : thread_count().otherwise;
+}
+
+void set_num_threads(int count) noexcept {
+  thread_count().requested.store(std::max(1, count), std::memory_order_relaxed);
+}
+
+}  // namespace onepass

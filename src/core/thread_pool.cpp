@@ -1,0 +1,85 @@
+#include "core/thread_pool.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#include <signal.h>
+#endif
+
+#include "core/fork_count.hpp"
+
+namespace onepass {
+
+ThreadPool* ThreadPool::of_this_process() noexcept {
+  static std::atomic<ThreadPool*> current{nullptr};
+  if (!forks_are_counted()) return nullptr;
+  const unsigned fork = fork_count();
+  ThreadPool* pool = current.load(std::memory_order_acquire);
+  if (pool != nullptr && pool->fork_ == fork) return pool;
+  try {
+    auto* const made = new ThreadPool(fork);  // NOLINT(cppcoreguidelines-owning-memory)
+    if (current.compare_exchange_strong(pool, made, std::memory_order_acq_rel)) return made;
+    delete made;  // NOLINT(cppcoreguidelines-owning-memory): another thread was first
+    return pool;
+  } catch (const std::exception&) {
+    return nullptr;  // out of memory
+  }
+}
+
+bool ThreadPool::run(WorkQueue& queue, std::size_t helpers) noexcept {
+  const std::unique_lock<std::mutex> in_use(in_use_, std::try_to_lock);
+  if (!in_use) return false;
+  helpers = grow(helpers);
+  {
+    const std::scoped_lock lock(mutex_);
+    queue_ = &queue;
+    wanted_ = helpers;
+  }
+  if (helpers == 1) {
+    wake_.notify_one();
+  } else if (helpers != 0) {
+    wake_.notify_all();
+  }
+  queue.work(0);
+  // All chunks are taken. A helper that has not joined by now is not waited for.
+  std::unique_lock<std::mutex> lock(mutex_);
+  wanted_ = 0;
+  done_.wait(lock, [this] { return working_ == 0; });
+  return true;
+}
+
+// Makes helpers until there are as many as wanted, or as the system gives.
+std::size_t ThreadPool::grow(std::size_t wanted) noexcept {
+  try {
+    threads_.reserve(wanted);
+    while (threads_.size() < wanted) {
+      threads_.emplace_back([this, worker = threads_.size() + 1] { wait_for_work(worker); });
+    }
+  } catch (const std::exception&) {  // NOLINT(bugprone-empty-catch): fewer threads will do
+  }
+  return std::min(wanted, threads_.size());
+}
+
+void ThreadPool::wait_for_work(std::size_t worker) noexcept {
+#if defined(__unix__) || defined(__APPLE__)
+  sigset_t all;  // signals are for the program's own threads
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, nullptr);
+#endif
+  std::unique_lock<std::mutex> lock(mutex_);
+  for (;;) {
+    wake_.wait(lock, [this] { return wanted_ != 0; });
+    --wanted_;
+    ++working_;
+    WorkQueue& queue = *queue_;
+    lock.unlock();
+    queue.work(worker);
+    lock.lock();
+    if (--working_ == 0) done_.notify_one();
+  }
+}
+
+}  // namespace onepass

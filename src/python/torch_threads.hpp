@@ -1,0 +1,34 @@
+// The threads of a step beside PyTorch's.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "core/executor.hpp"
+#include "python/objects.hpp"
+
+namespace onepass::python {
+
+namespace py = pybind11;
+
+// The calling thread's OpenMP team where PyTorch has one, else the pool; in either case as many threads as PyTorch uses
+// (get_num_threads is PyTorch's function), or fewer where the user asked onepass for fewer. May run Python code.
+inline Executor torch_executor(const py::object& get_num_threads) {
+  const auto torch_threads = [&] { return call(get_num_threads, py::tuple()).cast<int>(); };
+  const int requested = requested_threads();
+  const auto limited = [requested](int threads) {
+    return static_cast<std::size_t>(std::max(1, requested == 0 ? threads : std::min(threads, requested)));
+  };
+  if (const OpenMP* const runtime = torch_openmp()) {
+    // PyTorch sets a thread's count of threads when it is first asked for it. If the runtime then has another, it is
+    // not the one that PyTorch uses.
+    thread_local const bool is_torchs = torch_threads() == runtime->max_threads();
+    if (is_torchs) return {limited(runtime->max_threads()), runtime};
+  }
+  return {limited(torch_threads()), nullptr};
+}
+
+}  // namespace onepass::python

@@ -1,0 +1,22 @@
+// An OpenMP runtime of the tests' own, whose teams are not what was asked for.
+#pragma once
+
+namespace stub {
+
+enum class Team {
+  as_asked,
+  smaller,   // one member fewer
+  larger,    // three members more
+  serial,    // all members one after the other, in the calling thread
+  reversed,  // serial, the last number first
+  alone,     // the calling thread only, as under OMP_THREAD_LIMIT=1
+  late,      // the calling thread first; the others begin when it is done
+};
+constexpr Team teams[] = {Team::as_asked, Team::smaller, Team::larger, Team::serial,
+                          Team::reversed, Team::alone,   Team::late};
+
+void set_team(Team team, int max_threads);
+int regions();     // begun so far
+unsigned asked();  // members that the last region asked for
+
+}  // namespace stub

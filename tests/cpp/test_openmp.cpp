@@ -1,0 +1,128 @@
+// Steps on the threads of another library's OpenMP runtime: a stub, whose teams are of any size and in any order.
+#include <atomic>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "check.hpp"
+#include "child.hpp"
+#include "core/executor.hpp"
+#include "core/openmp.hpp"
+#include "gomp_stub.hpp"
+
+using onepass::Executor;
+using onepass::OpenMP;
+
+namespace {
+
+constexpr std::size_t worth_it = std::size_t{1} << 30;  // bytes
+
+struct Counted {
+  explicit Counted(std::size_t count) : seen(count) {}
+  std::vector<std::atomic<int>> seen;
+  std::atomic<int> inside{0};
+  std::atomic<int> most{0};  // threads that worked at once
+};
+
+void count(const void* context, std::size_t begin, std::size_t end) {
+  auto& all = *static_cast<Counted*>(const_cast<void*>(context));
+  const int now = ++all.inside;
+  for (int most = all.most; most < now && !all.most.compare_exchange_weak(most, now);) {
+  }
+  for (std::size_t i = begin; i < end; ++i) ++all.seen[i];
+  --all.inside;
+}
+
+Executor team_of(std::size_t threads) { return {threads, onepass::torch_openmp()}; }
+
+}  // namespace
+
+TEST(the_runtime_is_found_where_it_is_visible_to_all) {
+  const OpenMP* const runtime = onepass::torch_openmp();
+  CHECK(runtime != nullptr);
+  CHECK(runtime->path.find("gomp_stub") != std::string::npos, runtime->path);
+}
+
+TEST(every_item_is_worked_on_once_by_any_team) {
+  for (const stub::Team team : stub::teams) {
+    for (const int max_threads : {2, 3, 20}) {
+      stub::set_team(team, max_threads);
+      for (const std::size_t threads : {2U, 3U, 20U}) {
+        for (const std::size_t items : {2U, 5U, 1000U}) {
+          Counted counted(items);
+          const int before = stub::regions();
+          onepass::run_parts(team_of(threads), &count, &counted, items, worth_it);
+          CHECK_EQUAL(stub::regions(), before + 1);
+          CHECK_EQUAL(stub::asked(), static_cast<unsigned>(max_threads));
+          for (const auto& times : counted.seen) CHECK_EQUAL(times.load(), 1, static_cast<int>(team), max_threads);
+          CHECK(counted.most <= static_cast<int>(threads), "threads at once", counted.most.load(), threads);
+        }
+      }
+    }
+  }
+}
+
+TEST(work_for_one_thread_begins_no_region) {
+  stub::set_team(stub::Team::as_asked, 4);
+  const int before = stub::regions();
+  Counted few(100);
+  onepass::run_parts(team_of(4), &count, &few, 100, onepass::parallel_from_bytes - 1);
+  Counted single(100);
+  onepass::run_parts(team_of(1), &count, &single, 100, worth_it);
+  stub::set_team(stub::Team::as_asked, 1);
+  Counted no_team(100);
+  onepass::run_parts(team_of(4), &count, &no_team, 100, worth_it);
+  CHECK_EQUAL(stub::regions(), before);
+  for (const Counted* counted : {&few, &single, &no_team}) {
+    for (const auto& times : counted->seen) CHECK_EQUAL(times.load(), 1);
+  }
+}
+
+TEST(a_step_inside_a_region_runs_on_its_own_thread) {
+  stub::set_team(stub::Team::as_asked, 2);
+  struct Inner {
+    Counted counted{64};
+    std::atomic<bool> done{false};
+  } inner;
+  const auto nested = [](const void* context, std::size_t, std::size_t) {
+    auto& all = *static_cast<Inner*>(const_cast<void*>(context));
+    if (!all.done.exchange(true)) onepass::run_parts(team_of(2), &count, &all.counted, 64, worth_it);
+  };
+  const int before = stub::regions();
+  onepass::run_parts(team_of(2), nested, &inner, 8, worth_it);
+  CHECK_EQUAL(stub::regions(), before + 1);
+  for (const auto& times : inner.counted.seen) CHECK_EQUAL(times.load(), 1);
+}
+
+TEST(of_two_threads_that_step_at_once_one_has_the_team) {
+  stub::set_team(stub::Team::as_asked, 3);
+  std::vector<std::thread> callers;
+  std::vector<std::unique_ptr<Counted>> all;
+  for (int i = 0; i < 4; ++i) all.push_back(std::make_unique<Counted>(5000));
+  for (const auto& counted : all) {
+    callers.emplace_back([&counted] {
+      for (int i = 0; i < 20; ++i) onepass::run_parts(team_of(3), &count, counted.get(), 5000, worth_it);
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  for (const auto& counted : all) {
+    for (const auto& times : counted->seen) CHECK_EQUAL(times.load(), 20);
+  }
+}
+
+TEST(a_step_has_the_same_bits_on_any_team) {
+  test::Large expected;
+  expected.step();
+  for (const stub::Team team : stub::teams) {
+    stub::set_team(team, 4);
+    test::Large large;
+    large.step(team_of(4));
+    CHECK_ARRAYS(large.param.data(), expected.param.data(), test::Large::size);
+  }
+}
+
+TEST(a_forked_child_does_without_the_runtime) {
+  CHECK(onepass::torch_openmp() != nullptr);
+  CHECK(test::in_a_child([] { return onepass::torch_openmp() == nullptr; }));
+  CHECK(onepass::torch_openmp() != nullptr);
+}
