@@ -104,7 +104,7 @@ def check_microsoft(source: Path) -> list[str]:
         if re.search(r"\bconstexpr Kernels kernels_", file.read_text()):
             problems.append(f"{file.name}: constexpr after extern is another storage class there (C2370): write const")
     used = (source / "kernels" / "builtins.hpp").read_text().partition("#else")[0]
-    if re.search(r"\bomp\b", used) or "/openmp" in (source.parent / "CMakeLists.txt").read_text():
+    if re.search(r"\bomp\b", used) or re.search(r"\s/openmp", (source.parent / "CMakeLists.txt").read_text()):
         problems.append("OpenMP, in Microsoft's compiler, is /fp:fast inside its loops")
     if shutil.which("clang++") is None:
         return problems
