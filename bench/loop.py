@@ -1,7 +1,7 @@
 """Training loops: the step between the forward and backward passes of a network, as users run it.
 
 Each optimizer trains for a turn of some dozens of iterations, all in random order, round after round. Every turn starts
-from the same weights and takes the same batches as the others of its round, so their losses must end alike.
+from the same weights and takes the same batches as the others of its round, so their losses must be alike.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 import random
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,8 +32,10 @@ from .peer import Array, Arrays, Options, Peer, Problem, imported
 from .records import Point
 
 BATCH, BATCHES = 64, 8
-NS_PER_ITERATION = 15_000_000  # of a turn, at least: 20 iterations take 0.3 s, and fast networks more iterations
-LR = 1e-4  # so small that rounding does not send the widest networks on different ways
+NS_PER_ITERATION = 15_000_000  # of a turn, at least: fast networks take more than 20 iterations in its 0.3 s
+WARM = 2  # iterations of a turn that are not timed, at least
+TOLERANCE = 1e-4  # between losses, relative: a single step left out shows as 3e-3 or more, rounding as 1e-6
+LR = 1e-4  # also the widest networks learn with it
 
 
 @dataclass(frozen=True)
@@ -155,34 +156,30 @@ def measure(kinds: Sequence[type[Peer]], problem: Problem, effort: Effort, rng: 
     """Time each peer's steps and whole iterations, the first one being what the others are compared with.
 
     Raises:
-        WrongResult: with a peer that takes steps the loss ends elsewhere than with the first.
+        WrongResult: with a peer that takes steps the loss is another.
     """
     assert isinstance(problem, Network)
-    data = Data.of(problem, rng)
     steps, iterations = ([Series(kind, steps=1) for kind in kinds] for _ in range(2))
     with no_garbage_collection():
-        usual = statistics.median(train(kinds[0], problem, data, effort.iterations)[1])
-        count = max(effort.iterations, math.ceil(effort.iterations * NS_PER_ITERATION / usual))
         end, rounds = time.monotonic() + effort.seconds, 0
         while rounds < ROUNDS_AT_LEAST or time.monotonic() < end:
             data, losses = Data.of(problem, rng), []
             for step, iteration in random.sample([*zip(steps, iterations, strict=True)], len(kinds)):
-                kind = step.kind
-                step_ns, iteration_ns, loss = train(kind, problem, data, count)
+                step_ns, iteration_ns, loss = train(step.kind, problem, data, effort.iterations)
                 step.rounds.append(step_ns)
                 iteration.rounds.append(iteration_ns)
-                if kind.takes_steps:
-                    losses.append((loss, kind.name))
-            if losses and not np.ptp([loss for loss, _ in losses]) <= 0.02 * losses[0][0]:  # nor NaN
-                raise WrongResult(f"after {count} iterations the losses are {losses}")
+                if step.kind.takes_steps:
+                    losses.append((loss, step.kind.name))
+            if losses and not np.ptp([loss for loss, _ in losses]) <= TOLERANCE * losses[0][0]:  # nor NaN
+                raise WrongResult(f"after {effort.iterations} iterations the losses are {losses}")
             rounds += 1
     result = point(problem, iterations)
     result["step"] = comparison(steps)
     return result
 
 
-def train(kind: type[Peer], problem: Network, data: Data, count: int) -> tuple[list[float], list[float], float]:
-    """Train for so many iterations: the nanoseconds of each step, those of each iteration, and the last loss.
+def train(kind: type[Peer], problem: Network, data: Data, at_least: int) -> tuple[list[float], list[float], float]:
+    """Take a turn: the nanoseconds of each step, those of each iteration, and the loss of the last that all take.
 
     Some iterations before are not timed: they bring the new state into memory, and by their end the idle threads of the
     previous peer have stopped spinning.
@@ -190,15 +187,22 @@ def train(kind: type[Peer], problem: Network, data: Data, count: int) -> tuple[l
     use_threads(kind, problem)
     training = TorchTraining(kind, problem, data) if issubclass(kind, Torch) else NumPyTraining(kind, problem, data)
     backward, run, clear, now = training.backward, training.peer.run, training.clear, time.perf_counter_ns
-    steps, iterations = [], []
-    warm = max(2, count // 10)
-    for _ in range(warm + count):
+    steps: list[float] = []
+    iterations: list[float] = []
+    losses: list[float] = []
+    length = at_least * NS_PER_ITERATION
+    begin = now() + length // 10
+    while True:
         started = now()
-        loss = backward()
+        losses.append(backward())
         stepping = now()
         run(1)
         stepped = now()
         clear()
-        iterations.append(float(now() - started))
-        steps.append(float(stepped - stepping))
-    return steps[warm:], iterations[warm:], loss
+        ended = now()
+        if len(losses) <= WARM or started < begin:
+            continue
+        steps.append(stepped - stepping)
+        iterations.append(ended - started)
+        if len(steps) >= at_least and ended >= begin + length:
+            return steps, iterations, losses[at_least - 1]
