@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 
 
@@ -13,35 +12,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="name the cases and stop")
     parser.add_argument("--quick", action="store_true", help="a few rounds, for trying; writes nothing without --name")
     parser.add_argument("--name", help="write to bench/results/NAME.json instead of this machine's file")
+    parser.add_argument(
+        "--env", action="append", default=[], metavar="VARIABLE=VALUE", help="set this on top of the case's environment"
+    )
+    parser.add_argument("--affinity", metavar="0,1", help="let the cases use these processors only")
     options = parser.parse_args(arguments)
 
-    # The libraries below NumPy read these once, when they are loaded: hence before the imports.
-    for variable in ("ONEPASS_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = "1"
-    # A peer's idle threads sleep, as onepass's do: spinning, they would take the next peer's cores.
-    for variable, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0"), ("KMP_BLOCKTIME", "0")):
-        os.environ.setdefault(variable, value)
-    from . import machine, plots, records, report
-    from .cases import CASES, run
+    from . import cases, environment, machine, plots, records, report
     from .measure import WrongResult
 
     if options.list:
-        for name, case in CASES.items():
-            print(f"{name:<14}{case.summary}")
+        for name, case in cases.CASES.items():
+            print(f"{name:<40}{case.summary}")
         return 0
-    names = options.case or list(CASES)
-    if unknown := [name for name in names if name not in CASES]:
-        parser.error(f"no case is named {', '.join(unknown)}; there are {', '.join(CASES)}")
+    names = options.case or list(cases.CASES)
+    if unknown := [name for name in names if name not in cases.CASES]:
+        parser.error(f"no case is named {', '.join(unknown)}; there are {', '.join(cases.CASES)}")
+    settings = [*options.env, *([environment.AFFINITY + options.affinity] if options.affinity else [])]
+    if wrong := [setting for setting in settings if "=" not in setting or " " in setting]:
+        parser.error(f"expected VARIABLE=VALUE, got {', '.join(wrong)}")
 
-    here = machine.describe()
-    software = machine.software(kind for name in names for kind in CASES[name].peers)
-    print(report.machine_line(here), report.software_line(software), report.LEGEND, sep="\n")
+    here, software = machine.describe(), machine.software()
+    print(report.machine_line(here), report.LEGEND, sep="\n")
     done: dict[str, records.CaseRecord] = {}
     failed = False
-    for name in names:
-        print(f"\n{name}: {CASES[name].summary}")
+    for name in (" ".join([name, *settings]) for name in names):
+        case = cases.find(name)
+        print(f"\n{name}: {case.summary}", flush=True)
         try:
-            result = run(CASES[name], quick=options.quick)
+            result = environment.call(case.environment, case.settings, cases.run_named, name, options.quick)
         except WrongResult as error:
             print(f"error: {error}; {name} is not measured")
             failed = True

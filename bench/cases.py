@@ -1,6 +1,7 @@
 """What is measured, and what is to be reached.
 
-To add a case, add an entry to ``CASES``. Each should take less than a minute; those of a gigabyte take two.
+To add a case, add an entry to ``CASES``. Each should take less than a minute; those of a gigabyte take two, those of
+training loops four.
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
-from . import adapters, report, training
+from . import loop, report, training
 from .adapters import OnepassThinc, OnepassTorch, TorchNoOptimizer
 from .libraries import (
     DeepSpeed,
@@ -32,6 +34,7 @@ from .peers import (
     InPlaceNumPy,
     NoOptimizer,
     Onepass,
+    OnepassAllThreads,
     OnepassClipAverage,
     OnepassFlat,
     OnepassKeepsSubnormals,
@@ -41,7 +44,7 @@ from .peers import (
     TextbookNumPy,
     TextbookNumPyFreshMemory,
 )
-from .records import BarRecord, CaseRecord, Point
+from .records import BarRecord, CaseRecord, Comparison, Point, Statistic
 
 Points = Mapping[Problem, Point]
 
@@ -53,23 +56,35 @@ class Bar:
     problem: Problem
     peers: tuple[type[Peer], ...]
     at_least: float
+    part: Literal["", "step", "iteration"] = ""  # of a training loop, its steps or the whole iterations
+    statistic: Statistic = "median_ns"
 
     def judge(self, points: Points) -> BarRecord:
-        ratios = points[self.problem]["over_onepass"] if self.problem in points else {}
-        measured = [kind.name for kind in self.peers if kind.name in ratios]
+        found: Comparison | None = points.get(self.problem)
+        if found is not None and self.part == "step":
+            found = points[self.problem]["step"]
+        timings = found["timings"] if found is not None else {}
+        measured = [kind.name for kind in self.peers if kind.name in timings]
         name = min(
-            measured, key=lambda name: ratios[name]["of_medians"], default=" or ".join(k.name for k in self.peers)
+            measured, key=lambda name: timings[name][self.statistic], default=" or ".join(k.name for k in self.peers)
         )
-        ratio = ratios[name] if measured else None
+        ratio = by_rounds = None
+        if found is not None and measured:
+            ratio = report.ratio(found, name, self.statistic)
+            if self.statistic == "median_ns":
+                by_rounds = found["over_onepass"][name]["median_of_rounds"]
+        part = f"{self.part}: " if self.part else ""
+        if self.statistic != "median_ns":
+            part = f"{self.part}, {report.STATISTICS[self.statistic]}: "
         what = "of the stream limit" if self.peers == (StreamLimit,) else f"x {name}"
         fastest = ", the fastest other" if len(self.peers) > 1 else ""
         return BarRecord(
             problem=str(self.problem),
             peer=name,
-            bar=f"at least {self.at_least:g}{' ' * what.startswith('of')}{what}{fastest}",
-            measured=ratio["of_medians"] if ratio else None,
-            by_rounds=ratio["median_of_rounds"] if ratio else None,
-            holds=ratio["of_medians"] >= self.at_least if ratio else None,
+            bar=f"{part}at least {self.at_least:g}{' ' * what.startswith('of')}{what}{fastest}",
+            measured=ratio,
+            by_rounds=by_rounds,
+            holds=None if ratio is None else ratio >= self.at_least,
         )
 
 
@@ -108,10 +123,13 @@ class Case:
     effort: Effort = field(default_factory=Effort)
     measure: Callable[[Sequence[type[Peer]], Problem, Effort, np.random.Generator], Point] = measure
     why_missing: Callable[[], str | None] = lambda: None
+    environment: str = "quiet"  # one of `environment.VARIABLES`
+    settings: tuple[str, ...] = ()  # on top, such as OMP_NUM_THREADS=1
 
 
 TORCH = (TorchFused, TorchForeach, TorchDefault)
 FUSED = (TorchFused, DeepSpeed, Numba, Optax)  # who goes over memory once, or nearly
+NUMPY_LOOP = (Onepass, OnepassOneThread, OnepassAllThreads, Numba, InPlaceNumPy, TextbookNumPy)
 # In the order of the tables.
 PEERS = (
     Onepass,
@@ -149,7 +167,17 @@ def gpt2(threads: int) -> Problem:
 
 GPT2, GPT2_ON_TWO = gpt2(1), gpt2(2)
 HUNDRED_THOUSAND, SIX_HUNDRED_THOUSAND = of(100_000), of(600_000)
-POLICY, POLICY_ITERATION = adapters.POLICY, adapters.POLICY_ITERATION
+POLICY_LAYERS = (8, 64, 64, 4)
+POLICY_ITERATION = loop.policy(POLICY_LAYERS, threads=1)
+POLICY = Problem(POLICY_ITERATION.sizes, label="a policy network (8-64-64-4)")
+LOOPS = {width: loop.square(width) for width in (64, 128, 272, 512, 1024, 2048)}
+TORCH_STEP = {272: 1.3, 512: 1.3, 1024: 1.15, 2048: 1.0}  # the bars of a step in PyTorch's loop, against torch fused
+
+
+def never_slower(kind: type[Peer]) -> tuple[Bar, ...]:
+    """Whole iterations with onepass take no longer than with this peer, at 0.3 to 16.8 million parameters."""
+    statistics: tuple[Statistic, ...] = ("median_ns", "mean_ns")
+    return tuple(Bar(LOOPS[width], (kind,), 1, "iteration", each) for width in TORCH_STEP for each in statistics)
 
 
 def powers_of_two(most: int) -> list[int]:
@@ -282,7 +310,46 @@ CASES: dict[str, Case] = {
         peers=(OnepassTorch, TorchNoOptimizer, *TORCH),
         bars=(Bar(POLICY_ITERATION, (TorchFused,), 1.15), Bar(POLICY_ITERATION, (TorchDefault,), 1.6)),
         effort=Effort(seconds=20),
-        measure=adapters.measure_iterations,
+        measure=loop.measure,
+    ),
+    "loop-torch": Case(
+        "in PyTorch's training loop, with default settings: steps and whole iterations of networks of 64 to 2,048 wide",
+        problems=tuple(LOOPS.values()),
+        peers=(OnepassTorch, *TORCH),
+        bars=(
+            *(Bar(LOOPS[width], (TorchFused,), at_least, "step") for width, at_least in TORCH_STEP.items()),
+            *never_slower(TorchFused),
+        ),
+        effort=Effort(seconds=30),
+        measure=loop.measure,
+        environment="default",
+    ),
+    "loop-policy": Case(
+        "in PyTorch's training loop, with default settings: policy networks",
+        problems=(loop.policy(POLICY_LAYERS), loop.policy((17, 256, 256, 6))),
+        peers=(OnepassTorch, *TORCH),
+        effort=Effort(seconds=20),
+        measure=loop.measure,
+        environment="default",
+    ),
+    "loop-numpy": Case(
+        "in NumPy's training loop, with default settings: steps and whole iterations of networks of 64 to 2,048 wide",
+        problems=tuple(LOOPS.values()),
+        peers=NUMPY_LOOP,
+        bars=never_slower(OnepassOneThread),
+        effort=Effort(seconds=30),
+        measure=loop.measure,
+        environment="default",
+    ),
+    "loop-numpy OPENBLAS_THREAD_TIMEOUT=16": Case(
+        "the same with OpenBLAS' idle threads put to sleep early",
+        problems=tuple(LOOPS.values()),
+        peers=NUMPY_LOOP,
+        bars=tuple(Bar(LOOPS[width], (OnepassOneThread,), 1.5, "step") for width in (512, 1024, 2048)),
+        effort=Effort(seconds=30),
+        measure=loop.measure,
+        environment="default",
+        settings=("OPENBLAS_THREAD_TIMEOUT=16",),
     ),
     "thinc": Case(
         "600 thousand elements through thinc's interface: the adapter beside thinc's own object",
@@ -298,6 +365,22 @@ CASES: dict[str, Case] = {
 }
 
 
+def find(name: str) -> Case:
+    """Give the case of this name, or of the name before the settings on which a variant of it is measured.
+
+    Only what stands in ``CASES`` has bars: they are not meant for other settings.
+    """
+    if name in CASES:
+        return CASES[name]
+    base, *settings = name.split(" ")
+    return replace(CASES[base], bars=(), settings=tuple(settings))
+
+
+def run_named(name: str, quick: bool) -> CaseRecord | None:
+    """Run what `find` gives: for another process, which can be sent a name only."""
+    return run(find(name), quick)
+
+
 def run(case: Case, quick: bool = False, say: Callable[[str], None] = print) -> CaseRecord | None:
     """Check and measure one case, and print its table as it comes; None if it cannot be measured here.
 
@@ -308,7 +391,7 @@ def run(case: Case, quick: bool = False, say: Callable[[str], None] = print) -> 
         say(f"not measured: {reason}")
         return None
     rng = np.random.default_rng()
-    effort = replace(case.effort, seconds=0.2, sittings=1) if quick else case.effort
+    effort = replace(case.effort, seconds=0.2, sittings=1, iterations=4) if quick else case.effort
     first = case.peers[0]
     if reason := first.why_missing():
         say(f"not measured: {reason}")
@@ -319,6 +402,8 @@ def run(case: Case, quick: bool = False, say: Callable[[str], None] = print) -> 
             say(f"{kind.name} is not measured: {reason}")
         else:
             kinds.append(kind)
+    environment, versions = " ".join([case.environment, *case.settings]), software(kinds)
+    say(f"environment: {environment}; {report.software_line(versions)}")
     checked = set()
     points = {}
     for problem in case.problems:
@@ -332,14 +417,15 @@ def run(case: Case, quick: bool = False, say: Callable[[str], None] = print) -> 
                 check(kind, problem, rng, base)
                 checked.add(alike)
         points[problem] = case.measure(able, problem, effort, rng)
-        say(report.table(points[problem]))
+        say((report.loop_table if "step" in points[problem] else report.table)(points[problem]))
     bars = [bar.judge(points) for bar in case.bars]
     for judged in bars:
         say(report.bar_line(judged))
     return CaseRecord(
         date=datetime.date.today().isoformat(),
         quick=quick,
-        software=software(case.peers),
+        environment=environment,
+        software=versions,
         points=list(points.values()),
         bars=bars,
     )

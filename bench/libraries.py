@@ -29,7 +29,8 @@ class Torch(Peer):
 
     def __init__(self, problem: Problem, params: Arrays, options: Options) -> None:
         self.torch = imported("torch")
-        self.torch.set_num_threads(problem.threads)
+        if problem.threads:
+            self.torch.set_num_threads(problem.threads)
         self.weights = [self.torch.nn.Parameter(self.torch.from_numpy(p)) for p in params]
         self.optimizer = self.make(problem.rule, options)
 
@@ -142,8 +143,9 @@ class Numba(Peer):
 
     def __init__(self, problem: Problem, params: Arrays, options: Options) -> None:
         super().__init__(problem, params, options)
-        self.adam = _numba_adam(problem.threads > 1)
-        imported("numba").set_num_threads(problem.threads)
+        self.adam = _numba_adam(problem.threads != 1)
+        numba = imported("numba")
+        numba.set_num_threads(problem.threads or numba.config.NUMBA_NUM_THREADS)
 
     def run(self, steps: int) -> None:
         o, adam, number = self.options, self.adam, self.p[0].dtype.type

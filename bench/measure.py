@@ -24,11 +24,12 @@ import onepass
 
 from .peer import Arrays, Options, Peer, Problem
 from .peers import Onepass
-from .records import Point, Ratio, Timing
+from .records import Comparison, Point, Ratio, Timing
 
 SAMPLE_NS = 200_000
 WARM_NS = 2_000_000
 ROUNDS_AT_LEAST = 2  # in each sitting
+DEFAULT_THREADS = onepass.get_num_threads()
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Effort:
 
     seconds: float = 8.0
     sittings: int = 8
+    iterations: int = 20  # of a training loop, in each turn of a peer, at least
 
 
 class WrongResult(Exception):
@@ -64,7 +66,7 @@ def check(kind: type[Peer], problem: Problem, rng: np.random.Generator, base: ty
     options = Options(lr=0.01, eps=0.05, ema=0.5)
     # In float64 torch's NAdam is the least exact: it keeps the product of its momenta in float32.
     rtol, atol = (1e-4, 1e-6) if problem.dtype == "float32" else (1e-7, 1e-9)
-    for sizes in ((1, 1), (100, 1003), *[(200_003,)] * (problem.threads > 1)):
+    for sizes in ((1, 1), (100, 1003), *[(200_003,)] * (problem.threads != 1)):
         small = replace(problem, sizes=sizes, decayed=False)
         start = random_arrays(small, rng)
         peer = kind(small, [p.copy() for p in start], options)
@@ -92,7 +94,12 @@ class Series:
     kind: type[Peer]
     warm: int = 0
     steps: int = 0
-    samples: list[float] = field(default_factory=list)
+    rounds: list[list[float]] = field(default_factory=list)  # the samples of each
+
+    @property
+    def samples(self) -> list[float]:
+        """Of all rounds together."""
+        return [*itertools.chain.from_iterable(self.rounds)]
 
     def plan(self, peer: Peer, grads: Arrays) -> None:
         """Find how many steps a sample needs."""
@@ -105,7 +112,7 @@ class Series:
 
     def take(self, peer: Peer, grads: Arrays) -> None:
         """Add one sample."""
-        self.samples.append(self._time(peer, grads))
+        self.rounds.append([self._time(peer, grads)])
 
     def _time(self, peer: Peer, grads: Arrays) -> float:
         peer.load(grads)
@@ -118,7 +125,6 @@ class Series:
 def measure(kinds: Sequence[type[Peer]], problem: Problem, effort: Effort, rng: np.random.Generator) -> Point:
     """Time each peer on this problem, the first one being what the others are compared with."""
     settle_allocator()
-    onepass.set_num_threads(problem.threads)
     series = [Series(kind) for kind in kinds]
     for sitting in range(effort.sittings):
         params, grads = random_arrays(problem, rng), random_arrays(problem, rng)
@@ -128,14 +134,21 @@ def measure(kinds: Sequence[type[Peer]], problem: Problem, effort: Effort, rng: 
         with no_garbage_collection():
             if sitting == 0:
                 for one, peer in pairs:
+                    use_threads(one.kind, problem)
                     one.plan(peer, grads)
             end = time.monotonic() + effort.seconds / effort.sittings
             rounds = 0
             while rounds < ROUNDS_AT_LEAST or time.monotonic() < end:
                 for one, peer in random.sample(pairs, len(pairs)):
+                    use_threads(one.kind, problem)
                     one.take(peer, grads)
                 rounds += 1
     return point(problem, series)
+
+
+def use_threads(kind: type[Peer], problem: Problem) -> None:
+    """Give onepass the threads with which this peer is measured."""
+    onepass.set_num_threads(kind.own_threads or problem.threads or DEFAULT_THREADS)
 
 
 def decay(peers: Sequence[Peer], grads: Arrays) -> Arrays:
@@ -157,7 +170,7 @@ def decay(peers: Sequence[Peer], grads: Arrays) -> Arrays:
 
 def point(problem: Problem, series: Sequence[Series]) -> Point:
     """Sum up what was measured, in relation to the first."""
-    ours = series[0].samples
+    sums = comparison(series)
     return Point(
         problem=str(problem),
         elements=problem.elements,
@@ -166,9 +179,17 @@ def point(problem: Problem, series: Sequence[Series]) -> Point:
         threads=problem.threads,
         rule=problem.rule,
         streams=streams(problem.rule),
-        rounds=len(ours),
+        rounds=len(series[0].rounds),
+        timings=sums["timings"],
+        over_onepass=sums["over_onepass"],
+    )
+
+
+def comparison(series: Sequence[Series]) -> Comparison:
+    """Sum up each series, in relation to the first."""
+    return Comparison(
         timings={one.kind.name: timing(one) for one in series},
-        over_onepass={one.kind.name: ratio(one.samples, ours) for one in series},
+        over_onepass={one.kind.name: ratio(one, series[0]) for one in series},
     )
 
 
@@ -203,14 +224,17 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 def timing(series: Series) -> Timing:
-    q1, median, q3 = (rounded(x) for x in statistics.quantiles(series.samples, n=4, method="inclusive"))
-    return Timing(median_ns=median, q1_ns=q1, q3_ns=q3, steps_per_sample=series.steps)
+    samples = series.samples
+    q1, median, q3, p90 = (rounded(x) for x in np.quantile(samples, (0.25, 0.5, 0.75, 0.9)))
+    mean = rounded(statistics.fmean(samples))
+    return Timing(median_ns=median, q1_ns=q1, q3_ns=q3, mean_ns=mean, p90_ns=p90, steps_per_sample=series.steps)
 
 
-def ratio(samples: Sequence[float], onepass: Sequence[float]) -> Ratio:
+def ratio(series: Series, onepass: Series) -> Ratio:
+    pairs = zip(series.rounds, onepass.rounds, strict=True)
     return Ratio(
-        of_medians=rounded(statistics.median(samples) / statistics.median(onepass)),
-        median_of_rounds=rounded(statistics.median(a / b for a, b in zip(samples, onepass, strict=True))),
+        of_medians=rounded(statistics.median(series.samples) / statistics.median(onepass.samples)),
+        median_of_rounds=rounded(statistics.median(statistics.median(a) / statistics.median(b) for a, b in pairs)),
     )
 
 

@@ -53,7 +53,7 @@ class Problem:
 
     sizes: tuple[int, ...]
     dtype: str = "float32"
-    threads: int = 1
+    threads: int = 1  # 0: as many as each takes by default
     rule: str = "Adam"
     decayed: bool = False  # state that gradients of zero have made subnormal, and more such gradients
     label: str = ""  # what to say of the tensors where their sizes differ
@@ -76,7 +76,8 @@ class Problem:
             what = self.label
         else:
             what = f"{first} elements" if tensors == 1 else f"{report.count(tensors)} tensors of {first} elements"
-        parts = [what, self.dtype, "1 thread" if self.threads == 1 else f"{self.threads} threads"]
+        threads = {0: "default threads", 1: "1 thread"}.get(self.threads, f"{self.threads} threads")
+        parts = [what, self.dtype, threads]
         parts += [self.rule] * (self.rule != "Adam") + ["subnormal state"] * self.decayed
         return ", ".join(parts)
 
@@ -91,6 +92,7 @@ class Peer(ABC):
     takes_steps: ClassVar[bool] = True  # False: a yardstick, with no result to check
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64")
     rules: ClassVar[tuple[str, ...]] = ("Adam",)
+    own_threads: ClassVar[int | None] = None  # onepass's number of threads, in place of the problem's
     max_elements: ClassVar[int] = 10**12  # beyond, it would only make everyone wait
     max_steps: ClassVar[int] = 10**6  # how many steps it can take on one gradient and stay on the usual path
 

@@ -17,6 +17,7 @@ import numpy as np
 import onepass
 import onepass._core as _core
 
+from .machine import cores
 from .peer import RULES, Arrays, Options, Peer, Problem
 
 
@@ -49,12 +50,14 @@ class OnepassOneThread(Onepass):
     """The same on one thread, whatever the others use."""
 
     name = "onepass, one thread"
+    own_threads = 1
 
-    def run(self, steps: int) -> None:
-        before = onepass.get_num_threads()
-        onepass.set_num_threads(1)
-        super().run(steps)
-        onepass.set_num_threads(before)
+
+class OnepassAllThreads(Onepass):
+    """The same on a thread for each core that this process may use."""
+
+    name = "onepass, all threads"
+    own_threads = cores()
 
 
 class OnepassFlat(Onepass):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import records, report
-from .records import Point, Record
+from .records import BarRecord, Point, Record
 
 IMAGES = records.ROOT / "docs" / "images"
 
@@ -157,7 +157,7 @@ def bars(record: Record) -> Any | None:
         bar
         for case in record["cases"].values()
         for bar in case["bars"]
-        if bar["measured"] is not None and bar["peer"] not in ("", "stream limit")
+        if bar["by_rounds"] is not None and bar["peer"] != "stream limit"  # no means, which stand near the medians
     ]
     judged.sort(key=lambda bar: bar["measured"] or 0)
     if not judged:
@@ -186,13 +186,19 @@ def bars(record: Record) -> Any | None:
         )
     axes.set_xscale("log")
     axes.set_xlim(left=0.5)
-    axes.set_yticks(range(len(judged)), [f"{bar['problem']}: {bar['peer']}" for bar in judged], fontsize=8.5)
+    axes.set_yticks(range(len(judged)), [bar_label(bar) for bar in judged], fontsize=8.5)
     axes.set_xticks([1, 10, 100, 1000], ["1×", "10×", "100×", "1,000×"])
     axes.set_ylim(-0.6, len(judged) - 0.4)
     plain(axes)
     axes.grid(visible=False, axis="y")
     axes.axvline(1, color=FAINT, linewidth=1)
     return figure
+
+
+def bar_label(bar: BarRecord) -> str:
+    """Name what a bar is of: the problem, the part of a training loop if it is one, and the peer."""
+    part = bar["bar"].partition("at least")[0].rstrip(": ")
+    return ", ".join([bar["problem"], *[part] * bool(part)]) + f": {bar['peer']}"
 
 
 # What is drawn, and of which case; None: of several.

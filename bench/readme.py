@@ -17,7 +17,7 @@ from . import records, report
 from .records import Point, Record
 
 DOCUMENTS = (records.ROOT / "README.md", records.ROOT / "docs" / "benchmarks.md")
-MARK = re.compile(r"<!-- ([a-z0-9 -]+): (begin|end) -->")
+MARK = re.compile(r"<!-- ([A-Za-z0-9_=,. -]+): (begin|end) -->")
 COLUMNS = ("onepass", "torch fused", "Numba", "thinc", "in-place NumPy", "textbook NumPy", "pure Python")
 RULE_COLUMNS = ("torch fused", "torch foreach", "torch default")
 NO_STEP = ("stream limit", "no optimizer")  # what is measured beside the others and takes no step of Adam
@@ -77,7 +77,8 @@ def speed_table(record: Record, name: str) -> str:
         f"rounds, the fastest in bold, in brackets the time over onepass's. Numba's loop is compiled with `fastmath`, "
         f"which may round differently. The stream limit is the time that the same memory traffic takes with next to no "
         f"arithmetic; on small tensors both are the cost of a call. Measured on "
-        f"{case['date']} on {report.machine_line(record['machine'])}, with {report.software_line(case['software'])}; "
+        f"{case['date']} on {report.machine_line(record['machine'])}, environment: {case['environment']}, with "
+        f"{report.software_line(case['software'])}; "
         f"all figures are in [{name}.json](bench/results/{name}.json). Measure your own machine with `make bench`."
     )
 
@@ -139,6 +140,8 @@ def tables(record: Record, case: str) -> str:
     if case not in record["cases"]:
         return not_measured(case)
     points = record["cases"][case]["points"]
+    if "step" in points[0]:
+        return "\n\n".join([*map(loop_table, points), measured_with(record, case)])
     names = list(dict.fromkeys(name for point in points for name in point["timings"]))
     limits = any("stream limit" in point["timings"] for point in points)
     head = [text for point in points for text in (point["problem"], *["of the limit"] * limits)]
@@ -151,6 +154,54 @@ def tables(record: Record, case: str) -> str:
         )
         rows.append([name, *cells])
     return f"{table(rows, left=1)}\n\n{measured_with(record, case)}"
+
+
+def loop_table(point: Point) -> str:
+    """Everybody's times in one training loop: a column for each statistic of a step and of an iteration."""
+    parts = {"step": point["step"], "iteration": point}
+    rows = [[point["problem"], *(f"{what}, {text}" for what in parts for text in report.STATISTICS.values())]]
+    for row, name in enumerate(point["timings"]):
+        cells = [
+            report.duration(part["timings"][name][each])
+            + (f" ({report.times(report.ratio(part, name, each))})" if row else "")
+            for part in parts.values()
+            for each in report.STATISTICS
+        ]
+        rows.append([name, *cells])
+    return table(rows, left=1)
+
+
+# The training loops that README shows: the case, whose time is compared with onepass's, and the head of its columns.
+LOOPS = (
+    ("loop-torch", "torch fused", "onepass for torch", "PyTorch"),
+    ("loop-numpy", "onepass, one thread", "onepass", "NumPy"),
+)
+
+
+def loops(record: Record, name: str) -> str:
+    """The step in training loops: its time with onepass and with another, and how many times as fast both parts are."""
+    columns: list[dict[int, list[str]]] = []
+    head = ["parameters"]
+    for case, other, own, library in LOOPS:
+        if case not in record["cases"]:
+            continue
+        head += [f"{library}: step, {other}", own, "step", "iteration"]
+        columns.append(
+            {
+                point["elements"]: [
+                    *(report.duration(point["step"]["timings"][peer]["median_ns"]) for peer in (other, own)),
+                    *(report.times(report.ratio(part, other, "median_ns")) for part in (point["step"], point)),
+                ]
+                for point in record["cases"][case]["points"]
+            }
+        )
+    if not columns:
+        return not_measured(LOOPS[0][0])
+    rows = [head]
+    for elements in sorted({elements for column in columns for elements in column}):
+        cells = [cell for column in columns for cell in column.get(elements, [""] * 4)]
+        rows.append([f"{report.digits(elements / 10**6)} million", *cells])
+    return table(rows)
 
 
 def image(record: Record, name: str) -> str:
@@ -166,11 +217,14 @@ def measured_with(record: Record, case: str) -> str:
     found = record["cases"][case]
     rounds = sorted(point["rounds"] for point in found["points"])
     many = f"{rounds[0]}" if rounds[0] == rounds[-1] else f"{rounds[0]} to {rounds[-1]}"
-    return f"{found['date']}, medians of {many} rounds, {report.software_line(found['software'])}."
+    software = report.software_line(found["software"])
+    return f"{found['date']}, medians of {many} rounds, environment: {found['environment']}, {software}."
 
 
 def not_measured(case: str) -> str:
-    return f"Not measured on this machine yet: `make bench CASE={case}`."
+    name, *settings = case.split(" ")
+    how = f"make bench CASE={name}" + (f' ARGS="--env {" --env ".join(settings)}"' if settings else "")
+    return f"Not measured on this machine yet: `{how}`."
 
 
 BLOCKS: dict[str, Callable[[Record, str], str]] = {
@@ -179,6 +233,7 @@ BLOCKS: dict[str, Callable[[Record, str], str]] = {
     "machine": machine,
     "bars": bars,
     "rules": rules,
+    "loop": loops,
 }
 
 

@@ -7,13 +7,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, Literal, TypedDict, cast
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 
+Statistic = Literal["median_ns", "mean_ns", "p90_ns"]
 
-class Timing(TypedDict):
+
+class Tail(TypedDict, total=False):
+    """Statistics that show the stalls which a median hides; files written before they existed have none."""
+
+    mean_ns: float
+    p90_ns: float
+
+
+class Timing(Tail):
     """Nanoseconds a step: median and quartiles over the rounds, of samples of so many steps."""
 
     median_ns: float
@@ -29,19 +38,30 @@ class Ratio(TypedDict):
     median_of_rounds: float
 
 
-class Point(TypedDict):
+class Comparison(TypedDict):
+    """The time of each peer, the first of which is onepass, and its ratio to onepass's."""
+
+    timings: dict[str, Timing]
+    over_onepass: dict[str, Ratio]
+
+
+class Parts(TypedDict, total=False):
+    """The optimizer's share of an iteration, where a point is one of whole iterations."""
+
+    step: Comparison
+
+
+class Point(Comparison, Parts):
     """One problem, and what each peer took for it."""
 
     problem: str
     elements: int  # of all tensors together
     tensors: int
     dtype: str
-    threads: int
+    threads: int  # 0: as many as each takes by default
     rule: str
     streams: int  # arrays that a step of the rule reads or writes
     rounds: int
-    timings: dict[str, Timing]
-    over_onepass: dict[str, Ratio]
 
 
 class BarRecord(TypedDict):
@@ -71,6 +91,7 @@ class CaseRecord(TypedDict):
 
     date: str
     quick: bool
+    environment: str  # one of `environment.VARIABLES`, and what was set besides
     software: Software
     points: list[Point]
     bars: list[BarRecord]

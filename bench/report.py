@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .records import BarRecord, Machine, Point, Software
+from .records import BarRecord, Comparison, Machine, Point, Software, Statistic
+
+STATISTICS: dict[Statistic, str] = {"median_ns": "median", "mean_ns": "mean", "p90_ns": "90th percentile"}
 
 
 def count(number: int) -> str:
@@ -26,6 +28,12 @@ def digits(number: float) -> str:
 def times(ratio: float) -> str:
     """Write a ratio with a multiplication sign."""
     return f"{digits(ratio)}\N{MULTIPLICATION SIGN}"
+
+
+def ratio(of: Comparison, name: str, statistic: Statistic) -> float:
+    """A peer's time over onepass's, which is the first."""
+    first, *_ = of["timings"].values()
+    return float(f"{of['timings'][name][statistic] / first[statistic]:.5g}")
 
 
 def machine_line(machine: Machine) -> str:
@@ -58,6 +66,17 @@ def table(point: Point) -> str:
     return "\n".join(lines)
 
 
+def loop_table(point: Point) -> str:
+    """Write one network's peers: first their steps, then the whole iterations."""
+    lines = [f"\n{point['problem']}, {point['rounds']} rounds"]
+    for what, part in (("a step", point["step"]), ("an iteration", point)):
+        lines.append(f"  {what:<28}{''.join(f'{text:>22}' for text in STATISTICS.values())}")
+        for name, timing in part["timings"].items():
+            cells = (f"{duration(timing[each])} ({digits(ratio(part, name, each))})" for each in STATISTICS)
+            lines.append(f"  {name:<28}{''.join(f'{cell:>22}' for cell in cells)}")
+    return "\n".join(lines)
+
+
 def limit_ns(point: Point) -> float:
     """The stream limit of this problem's rule: it was measured with Adam's seven streams."""
     return point["timings"]["stream limit"]["median_ns"] * point["streams"] / 7
@@ -65,8 +84,8 @@ def limit_ns(point: Point) -> float:
 
 LEGEND = (
     "a step: median over the rounds; / onepass: that over onepass's median; by rounds: the median of each round's own "
-    "ratio;\nof the limit: the stream limit's median over this one, in proportion to the arrays that the rule moves. "
-    "Bars are\njudged by the ratio of medians."
+    "ratio;\nof the limit: the stream limit's median over this one, in proportion to the arrays that the rule moves; "
+    "in brackets:\nthe time over onepass's. Bars are judged by the ratio of medians unless they name something else."
 )
 
 

@@ -66,7 +66,7 @@ def measure(kinds: Sequence[type[Peer]], problem: Problem, effort: Effort, rng: 
             seed = int(rng.integers(2**32))
             for one in random.sample(series, len(series)):
                 ns, loss = train(one.kind, problem, digits, start, seed)
-                one.samples.append(ns)
+                one.rounds.append([ns])
                 losses[one.kind].append(loss)
             rounds += 1
     wanted = statistics.median(losses[kinds[0]])

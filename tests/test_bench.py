@@ -26,7 +26,19 @@ pytestmark = pytest.mark.skipif(not (ROOT / "bench").exists(), reason="the bench
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     monkeypatch.syspath_prepend(ROOT)
-    names = ("cases", "measure", "peer", "peers", "plots", "readme", "records", "report", "distributed")
+    names = (
+        "cases",
+        "environment",
+        "loop",
+        "measure",
+        "peer",
+        "peers",
+        "plots",
+        "readme",
+        "records",
+        "report",
+        "distributed",
+    )
     threads = onepass.get_num_threads()
     yield SimpleNamespace(**{name: importlib.import_module(f"bench.{name}") for name in names})
     onepass.set_num_threads(threads)
@@ -50,11 +62,13 @@ def test_the_benchmark_runs() -> None:
 # In a process of its own: some libraries warn when they are imported, and some start threads.
 EVERY_CASE = """
 import dataclasses
-from bench import cases, plots, readme, records, machine
+from bench import cases, loop, machine, records
 from pathlib import Path
 import sys
 
 def small(problem):
+    if isinstance(problem, loop.Network):
+        return loop.square(8)
     return dataclasses.replace(problem, sizes=tuple(min(size, 20) for size in problem.sizes))
 
 def small_bar(bar):
@@ -69,7 +83,7 @@ for name, case in cases.CASES.items():
         peers = tuple(kind for kind in case.peers if kind.module is None)
         problems = tuple(dict.fromkeys(map(small, case.problems)))
         case = dataclasses.replace(case, peers=peers, problems=problems, bars=tuple(map(small_bar, case.bars)))
-        done[name] = cases.run(dataclasses.replace(case, effort=cases.Effort(0.0, 1)), say=lambda line: None)
+        done[name] = cases.run(dataclasses.replace(case, effort=cases.Effort(0.0, 1, 2)), say=lambda line: None)
         assert done[name] is not None and done[name]["points"], name
         print(name, len(done[name]["points"]), len(done[name]["bars"]))
 folder = Path(sys.argv[1])
@@ -95,7 +109,7 @@ def test_every_case_gives_a_point_for_each_problem_and_a_line_for_each_bar(bench
         for point in case["points"]:
             assert point["rounds"] >= 2
             assert point["timings"].keys() == point["over_onepass"].keys()
-            assert bench.report.table(point)
+            assert (bench.report.loop_table if "step" in point else bench.report.table)(point)
         assert len(case["bars"]) == len(bench.cases.CASES[name].bars)
         assert all(bench.report.bar_line(bar) for bar in case["bars"])
     assert {"Adam", "SGD", "Lion"} <= {point["rule"] for point in record["cases"]["rules"]["points"]}
@@ -142,7 +156,7 @@ class Wrong(adapters.OnepassTorch):
 
     def run(self, steps):
         self.taken += steps
-        if self.taken <= 3:  # then it stops learning
+        if self.taken != 4:  # one step is missing, after those of the check
             super().run(steps)
 
 class Diverges(Wrong):
@@ -153,13 +167,13 @@ class Diverges(Wrong):
         if self.taken > 3:
             self.weights[0].data.fill_(float("nan"))
 
-case = replace(cases.CASES["torch-training"], effort=measure.Effort(0.0))
+case = replace(cases.CASES["torch-training"], effort=measure.Effort(0.0, iterations=5))
 [point] = cases.run(case)["points"]
 print(*point["timings"], sep=", ")
 print(*cases.run(replace(case, peers=(adapters.TorchNoOptimizer,)))["points"][0]["timings"])
 for peer in (Wrong, Diverges):
     try:
-        cases.run(replace(case, peers=(adapters.OnepassTorch, peer)))
+        cases.run(replace(case, peers=(adapters.OnepassTorch, peer)), say=lambda line: None)
     except measure.WrongResult as error:
         print(error)
 """
@@ -172,7 +186,7 @@ def test_iterations_of_pytorchs_are_timed_if_they_end_where_onepass_does() -> No
     assert "onepass for torch, no optimizer, torch fused, torch foreach, torch default" in printed
     assert "\nno optimizer\n" in printed
     wrong, divergent = printed.splitlines()[-2:]
-    assert "after 100 iterations the losses are" in wrong and "'wrong'" in wrong
+    assert "after 5 iterations the losses are" in wrong and "'wrong'" in wrong
     assert "(nan, 'divergent')" in divergent
 
 
@@ -362,6 +376,190 @@ def test_every_rule_is_known_with_the_arrays_that_it_moves(bench: SimpleNamespac
     assert set(bench.peer.RULES) == {n for n in family if issubclass(getattr(onepass, n), onepass.Optimizer)} - {
         "Optimizer"
     }
+
+
+# ---- Training loops and environments ----
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_the_gradients_of_the_loop_in_numpy_are_those_of_its_loss(bench: SimpleNamespace, activation: str) -> None:
+    problem = bench.loop.network((5, 7, 6, 3), "", activation=activation)
+    data = bench.loop.Data.of(problem, np.random.default_rng(0))
+    grads = training_of(bench, problem, data).peer.grads
+    for i, (gradient, shape) in enumerate(zip(grads, problem.shapes, strict=True)):
+        change = np.float32(1e-2) * gradient.reshape(shape) / np.linalg.norm(gradient)
+        ends = []
+        for sign in (-1, 1):
+            start = [p + sign * change if j == i else p for j, p in enumerate(data.start)]
+            ends.append(training_of(bench, problem, replace(data, start=start)).loss)
+        assert (ends[1] - ends[0]) / 2e-2 == pytest.approx(np.linalg.norm(gradient), rel=1e-2), i
+
+
+def training_of(bench: SimpleNamespace, problem: Any, data: Any) -> Any:
+    training = bench.loop.NumPyTraining(bench.peers.Onepass, problem, data)
+    training.loss = training.backward()
+    return training
+
+
+@pytest.mark.parametrize("missing", [1, 4])
+def test_a_loop_is_timed_only_if_its_losses_are_those_of_the_others(bench: SimpleNamespace, missing: int) -> None:
+    class LeavesOneOut(bench.peers.Onepass):  # type: ignore[misc, name-defined]
+        name = "leaves one out"
+        taken = 0
+
+        def run(self, steps: int) -> None:
+            self.taken += steps
+            if self.taken != missing:
+                super().run(steps)
+
+    kinds, effort = (bench.peers.Onepass, bench.peers.NoOptimizer), bench.measure.Effort(0.0, iterations=5)
+    bench.loop.measure(kinds, bench.loop.square(8), effort, np.random.default_rng(0))
+    with pytest.raises(bench.measure.WrongResult, match=r"after 5 iterations the losses are .*'leaves one out'"):
+        bench.loop.measure((*kinds, LeavesOneOut), bench.loop.square(8), effort, np.random.default_rng(0))
+
+
+def test_a_turn_has_enough_iterations_and_lasts_long_enough(
+    bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = bench.loop.square(8)
+    data = bench.loop.Data.of(problem, np.random.default_rng(0))
+    for ns, least, most in ((0, 6, 6), (5_000_000, 7, 10**6)):
+        monkeypatch.setattr(bench.loop, "NS_PER_ITERATION", ns)
+        steps, iterations, _ = bench.loop.train(bench.peers.Onepass, problem, data, 6)
+        assert least <= len(steps) == len(iterations) <= most
+        assert sum(iterations) >= 6 * ns * 0.5
+        assert all(0 < step < iteration for step, iteration in zip(steps, iterations, strict=True))
+
+
+def test_each_peer_of_onepass_has_its_own_number_of_threads(
+    bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, set[int]] = {}
+
+    def run(self: Any, steps: int) -> None:
+        seen.setdefault(self.name, set()).add(onepass.get_num_threads())
+
+    kinds = (bench.peers.Onepass, bench.peers.OnepassOneThread, bench.peers.OnepassAllThreads)
+    for kind in kinds:
+        monkeypatch.setattr(kind, "takes_steps", False)
+        monkeypatch.setattr(kind, "run", run)
+    monkeypatch.setattr(bench.measure, "DEFAULT_THREADS", 3)
+    monkeypatch.setattr(bench.peers.OnepassAllThreads, "own_threads", 5)
+    rng, effort = np.random.default_rng(0), bench.measure.Effort(0.0, sittings=1, iterations=2)
+    bench.loop.measure(kinds, bench.loop.square(8), effort, rng)
+    assert seen == {"onepass": {3}, "onepass, one thread": {1}, "onepass, all threads": {5}}
+    seen.clear()
+    monkeypatch.setattr(bench.measure, "SAMPLE_NS", 0)
+    monkeypatch.setattr(bench.measure, "WARM_NS", 0)
+    bench.measure.measure(kinds, bench.peer.Problem.of(8, threads=2), effort, rng)
+    assert seen == {"onepass": {2}, "onepass, one thread": {1}, "onepass, all threads": {5}}
+
+
+def test_the_statistics_of_a_series_show_its_stalls(bench: SimpleNamespace) -> None:
+    usual, stalling = (bench.measure.Series(kind, steps=1) for kind in (bench.peers.Onepass, bench.peers.NoOptimizer))
+    usual.rounds, stalling.rounds = [[10.0] * 4] * 5, [[10.0, 10.0, 10.0, 50.0]] * 5
+    compared = bench.measure.comparison([usual, stalling])
+    assert compared["timings"]["no optimizer"] == {
+        **{"median_ns": 10, "q1_ns": 10, "q3_ns": 20, "mean_ns": 20, "p90_ns": 50},
+        "steps_per_sample": 1,
+    }
+    assert compared["over_onepass"]["no optimizer"] == {"of_medians": 1, "median_of_rounds": 1}
+    ratios = [bench.report.ratio(compared, "no optimizer", statistic) for statistic in bench.report.STATISTICS]
+    assert ratios == [1, 2, 5]
+
+
+def loop_point(elements: int, step: dict[str, float], iteration: dict[str, float]) -> Any:
+    """A point whose means are twice its medians."""
+
+    def compared(medians: dict[str, float]) -> Any:
+        ratios = {name: {"of_medians": 0, "median_of_rounds": 1.2} for name in medians}
+        timings = {
+            n: {"median_ns": m, "mean_ns": 2 * m + (n != "onepass"), "p90_ns": 3 * m} for n, m in medians.items()
+        }
+        return {"timings": timings, "over_onepass": ratios}
+
+    return {"problem": "a network", "elements": elements, "rounds": 2, "step": compared(step), **compared(iteration)}
+
+
+def test_a_bar_is_judged_by_its_part_of_the_loop_and_its_statistic(bench: SimpleNamespace) -> None:
+    problem, one = bench.loop.square(8), bench.peers.OnepassOneThread
+    points = {problem: loop_point(8, {"onepass": 10, one.name: 15}, {"onepass": 100, one.name: 99.5})}
+    judged = {
+        (part, statistic): bench.cases.Bar(problem, (one,), 1, part, statistic).judge(points)
+        for part in ("step", "iteration")
+        for statistic in ("median_ns", "mean_ns")
+    }
+    measured = {key: (bar["measured"], bar["by_rounds"], bar["holds"]) for key, bar in judged.items()}
+    assert measured == {
+        ("step", "median_ns"): (1.5, 1.2, True),
+        ("step", "mean_ns"): (1.55, None, True),
+        ("iteration", "median_ns"): (0.995, 1.2, False),
+        ("iteration", "mean_ns"): (1.0, None, True),
+    }
+    assert judged["iteration", "mean_ns"]["bar"] == "iteration, mean: at least 1x onepass, one thread"
+    assert bench.plots.bar_label(judged["step", "median_ns"]) == f"{problem}, step: onepass, one thread"
+
+
+def test_the_table_of_loops_has_both_libraries_next_to_each_other(bench: SimpleNamespace) -> None:
+    torch = loop_point(
+        1_050_624, {"onepass for torch": 1e6, "torch fused": 1.3e6}, {"onepass for torch": 5e6, "torch fused": 5.5e6}
+    )
+    numpy = [
+        loop_point(n, {"onepass": 1e6, "onepass, one thread": 2e6}, {"onepass": 8e6, "onepass, one thread": 8e6})
+        for n in (66_048, 1_050_624)
+    ]
+    cases = {"loop-torch": {"points": [torch]}, "loop-numpy": {"points": numpy}}
+    lines = bench.readme.block("loop", {"cases": cases}, "a-machine").splitlines()
+    assert lines[2] == "| 0.07 million |  |  |  |  | 2.00 ms | 1.00 ms | 2.00× | 1.00× |"
+    assert lines[3] == "| 1.05 million | 1.30 ms | 1.00 ms | 1.30× | 1.10× | 2.00 ms | 1.00 ms | 2.00× | 1.00× |"
+    del cases["loop-torch"]
+    assert bench.readme.block("loop", {"cases": cases}, "a-machine").count("PyTorch") == 0
+    assert "make bench CASE=loop-torch" in bench.readme.block("loop", {"cases": {}}, "a-machine")
+
+
+def test_a_case_that_is_not_measured_names_its_command_with_its_settings(bench: SimpleNamespace) -> None:
+    text = bench.readme.block("case loop-numpy A=1 B=2", {"cases": {}}, "a-machine")
+    assert text == 'Not measured on this machine yet: `make bench CASE=loop-numpy ARGS="--env A=1 --env B=2"`.'
+
+
+def test_a_default_environment_steers_no_threads_and_a_quiet_one_does(
+    bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("OPENBLAS_THREAD_TIMEOUT", "7")
+    call = bench.environment.call
+    assert [call("default", (), os.getenv, name) for name in ("OMP_NUM_THREADS", "PATH")] == [None, os.environ["PATH"]]
+    assert call("quiet", (), os.getenv, "OMP_NUM_THREADS") == "1"
+    assert call("quiet", ("OMP_NUM_THREADS=2",), os.getenv, "OMP_NUM_THREADS") == "2"
+    assert call("default", (), os.getenv, "OPENBLAS_THREAD_TIMEOUT") is None
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system has no affinity")
+def test_a_case_may_be_kept_to_some_processors(bench: SimpleNamespace) -> None:
+    allowed = os.sched_getaffinity(0)
+    one = min(allowed)
+    assert bench.environment.call("default", (f"affinity={one}",), os.sched_getaffinity, 0) == {one}
+    assert os.sched_getaffinity(0) == allowed
+
+
+def test_a_variant_of_a_case_has_its_settings_in_its_name_and_no_bars(bench: SimpleNamespace) -> None:
+    case = bench.cases.find("loop-numpy OMP_WAIT_POLICY=PASSIVE affinity=0")
+    assert case.settings == ("OMP_WAIT_POLICY=PASSIVE", "affinity=0")
+    assert not case.bars and bench.cases.find("loop-numpy").bars
+    for name, case in bench.cases.CASES.items():
+        assert bench.cases.find(name) is case
+        assert name.split(" ")[1:] == list(case.settings)
+        assert case.environment in bench.environment.VARIABLES
+
+
+def test_the_command_line_sets_variables_and_says_so() -> None:
+    printed = run("-m", "bench", "--case", "pure-python", "--quick", "--env", "OMP_NUM_THREADS=3", "--env", "X=1")
+    assert "\npure-python OMP_NUM_THREADS=3 X=1: " in printed
+    assert "environment: quiet OMP_NUM_THREADS=3 X=1; onepass" in printed
+    command = [sys.executable, "-m", "bench", "--case", "pure-python", "--quick", "--env", "X"]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (refused.returncode, "expected VARIABLE=VALUE, got X" in refused.stderr) == (2, True)
 
 
 # ---- Several processes ----
