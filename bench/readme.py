@@ -137,6 +137,7 @@ def rules(record: Record, name: str) -> str:
 
 def tables(record: Record, case: str) -> str:
     """Everybody's times in one case: a table with a column for each problem."""
+    record = with_case(record, case)
     if case not in record["cases"]:
         return not_measured(case)
     points = record["cases"][case]["points"]
@@ -174,7 +175,7 @@ def loop_table(point: Point) -> str:
 # The training loops that README shows: the case, whose time is compared with onepass's, and the head of its columns.
 LOOPS = (
     ("loop-torch", "torch fused", "onepass for torch", "PyTorch"),
-    ("loop-numpy", "onepass, one thread", "onepass", "NumPy"),
+    ("loop-numpy", "textbook NumPy", "onepass", "NumPy"),
 )
 
 
@@ -183,9 +184,10 @@ def loops(record: Record, name: str) -> str:
     columns: list[dict[int, list[str]]] = []
     head = ["parameters"]
     for case, other, own, library in LOOPS:
+        record = with_case(record, case)
         if case not in record["cases"]:
             continue
-        head += [f"{library}: step, {other}", own, "step", "iteration"]
+        head += [f"{library}: step, {other}", f"step, {own}", "ratio of steps", "ratio of iterations"]
         columns.append(
             {
                 point["elements"]: [
@@ -201,7 +203,7 @@ def loops(record: Record, name: str) -> str:
     for elements in sorted({elements for column in columns for elements in column}):
         cells = [cell for column in columns for cell in column.get(elements, [""] * 4)]
         rows.append([f"{report.digits(elements / 10**6)} million", *cells])
-    return table(rows)
+    return f"{table(rows)}\n\nMeasured on {report.machine_line(record['machine'])}, in the default environment."
 
 
 def image(record: Record, name: str) -> str:
@@ -212,13 +214,20 @@ def image(record: Record, name: str) -> str:
     return f"![{alt}](images/{name}.png)"
 
 
+def with_case(record: Record, case: str) -> Record:
+    """Return the record itself if it has the case, else that of another machine which has it, if there is one."""
+    others = map(records.load, sorted(records.RESULTS.glob("*.json")))
+    return next((each for each in (record, *others) if case in each["cases"]), record)
+
+
 def measured_with(record: Record, case: str) -> str:
-    """Say when this case was measured, with which versions and in how many rounds."""
+    """Say when and on what this case was measured, with which versions and in how many rounds."""
     found = record["cases"][case]
     rounds = sorted(point["rounds"] for point in found["points"])
     many = f"{rounds[0]}" if rounds[0] == rounds[-1] else f"{rounds[0]} to {rounds[-1]}"
     software = report.software_line(found["software"])
-    return f"{found['date']}, medians of {many} rounds, environment: {found['environment']}, {software}."
+    machine = report.machine_line(record["machine"])
+    return f"{found['date']}, medians of {many} rounds on {machine}, environment: {found['environment']}, {software}."
 
 
 def not_measured(case: str) -> str:

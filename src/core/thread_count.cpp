@@ -38,8 +38,9 @@ int allowed_by_cgroup() noexcept {
 }
 
 struct ThreadCount {
-  std::atomic<int> requested{from_environment("ONEPASS_NUM_THREADS")};
-  const int otherwise = default_count();
+  const int requested_at_first = from_environment("ONEPASS_NUM_THREADS");
+  const int at_first = requested_at_first != 0 ? requested_at_first : default_count();
+  std::atomic<int> requested{requested_at_first};
 
   static int default_count() noexcept {
     if (const int count = from_environment("OMP_NUM_THREADS"); count != 0) return count;
@@ -68,11 +69,12 @@ int requested_threads() noexcept { return thread_count().requested.load(std::mem
 
 int get_num_threads() noexcept {
   const int requested = requested_threads();
-  return requested != 0 ? requested : thread_count().otherwise;
+  return requested != 0 ? requested : thread_count().at_first;
 }
 
 void set_num_threads(int count) noexcept {
-  thread_count().requested.store(std::max(1, count), std::memory_order_relaxed);
+  ThreadCount& now = thread_count();
+  now.requested.store(count == now.at_first ? now.requested_at_first : std::max(1, count), std::memory_order_relaxed);
 }
 
 }  // namespace onepass

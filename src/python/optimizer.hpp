@@ -561,9 +561,9 @@ class Optimizer {
   Form form_ = Form::array;
   PyTypeObject* ndarray_;
   bool in_files_;
+  unsigned made_forks_ = onepass::fork_count();  // in which process
   py::object torch_threads_;                     // PyTorch's function, for its adapter; null: the pool's threads
   std::size_t elements_ = 0;                     // of all parameters
-  unsigned made_forks_ = onepass::fork_count();  // in which process
   std::vector<Held> held_;
   std::vector<Range> ranges_;  // of all parameters and state, sorted
   // Room for a step's gradients.

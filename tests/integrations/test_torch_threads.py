@@ -39,10 +39,10 @@ def steps(count, sizes=(1_000_003, 5, 300_000)):
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    threads = torch.get_num_threads()
+    threads, own = torch.get_num_threads(), onepass.get_num_threads()
     yield
     torch.set_num_threads(threads)
-    onepass.set_num_threads(onepass.config()["processors"])
+    onepass.set_num_threads(own)
 
 
 def run(code: str, **environment: str) -> Any:
@@ -172,6 +172,14 @@ optimizer.step()
 print(json.dumps(len(os.listdir("/proc/self/task")) - before))
 """
     assert run(code) == 0
+
+
+def test_a_number_of_threads_set_for_a_while_leaves_no_limit_behind() -> None:
+    before = onepass.get_num_threads()
+    onepass.set_num_threads(before + 1)
+    assert onepass._core.requested_threads() == before + 1
+    onepass.set_num_threads(before)
+    assert onepass._core.requested_threads() == 0
 
 
 def test_threads_that_step_at_once_get_the_same_bits() -> None:
