@@ -42,7 +42,7 @@ SWEEP, MEASURE, CORE, MODULE = (
     "src/core/optimizer.cpp",
     "src/python/optimizer.hpp",
 )
-PYTHON, BASE, GROUPS = "python/onepass/optimizers.py", "python/onepass/base.py", "python/onepass/groups.py"
+PYTHON, BASE, GROUPS = "python/onepass/optimizers.py", "python/onepass/_optimizer.py", "python/onepass/_group.py"
 STEP, SPARSE = "python/onepass/functional.py", "python/onepass/sparse.py"
 
 # Where, what it says, what it is made to say. The text must occur; the first occurrence is changed.
@@ -486,7 +486,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "overlap with the range after": (MODULE, "after->first < begin + bytes", "false"),
     "maximize of the group": (GROUPS, 'maximize=values["maximize"]', "maximize=False"),
     "adam_step's maximize": (STEP, 'checks.flag("maximize", maximize)', 'checks.flag("maximize", False)'),
-    "adam_step's decay": (STEP, "decoupled=checks.flag(", "decoupled=False and checks.flag("),
+    "adam_step's decay": (STEP, "decoupled=_checks.flag(", "decoupled=False and _checks.flag("),
     "adam_step's order check": (STEP, "not (same_order and alone", "not (alone"),
     "adam_step's overlap check": (STEP, "same_order and alone and", "same_order and"),
     "AdamW not decoupled": (

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import onepass
-from onepass import checkpoint
+from onepass import _checkpoint
 from support import refused
 from test_out_of_memory import COMPILER
 from test_out_of_memory import preloaded as preloaded
@@ -124,7 +124,7 @@ except PermissionError as error:
 optimizer.load("x")
 """
     result = python(
-        SAVING + f"FOLDER = {str(folder)!r}\nfrom onepass import checkpoint; import zipfile\n" + code, tmp_path
+        SAVING + f"FOLDER = {str(folder)!r}\nfrom onepass import _checkpoint; import zipfile\n" + code, tmp_path
     )
     if "PermissionError" in result.stderr and "import" in result.stderr:
         pytest.skip("nobody may not read Python here")
@@ -135,7 +135,7 @@ def test_a_device_is_not_replaced(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     with pytest.raises(OSError, match="Not a regular file"):
-        checkpoint.write("/dev/full", onepass.Adam(np.zeros(2)).state_dict())
+        _checkpoint.write("/dev/full", onepass.Adam(np.zeros(2)).state_dict())
     assert Path("/dev/full").is_char_device()
 
 

@@ -60,7 +60,7 @@ def run(preloaded: Path, folder: Path, code: str, **environment: str) -> str:
 PROGRAM = """
 import ctypes, os
 import numpy as np, onepass
-from onepass import checkpoint, schedules
+from onepass import _checkpoint, schedules
 from test_interrupts import everything
 F = np.float32
 library = ctypes.CDLL(None)

@@ -8,10 +8,12 @@ from typing import SupportsFloat, SupportsIndex
 
 import numpy as np
 
-from . import _core, checks
-from .arrays import Array, check_disjoint, check_storage, checked_gradient, copy_into, zeros_like
-from .checks import Betas, EpsMode
-from .groups import in_order
+from . import _checks, _core
+from ._allocate import zeros_like
+from ._checks import check_disjoint, check_storage
+from ._gradients import checked_gradient, copy_into
+from ._group import in_order
+from ._types import Array, Betas, EpsMode
 from .optimizers import Adam
 
 
@@ -62,14 +64,14 @@ def adam_step(
     """
     options = {
         "amsgrad": max_exp_avg_sq is not None,
-        "betas": checks.betas("betas", betas),
-        "eps": checks.non_negative("eps", eps),
-        "bias_correction": checks.flag("bias_correction", bias_correction),
-        "eps_mode": checks.eps_mode("eps_mode", eps_mode),
+        "betas": _checks.betas("betas", betas),
+        "eps": _checks.non_negative("eps", eps),
+        "bias_correction": _checks.flag("bias_correction", bias_correction),
+        "eps_mode": _checks.eps_mode("eps_mode", eps_mode),
     }
-    lr = checks.non_negative("lr", lr)
-    weight_decay = checks.non_negative("weight_decay", weight_decay)
-    grad_scale = checks.finite("grad_scale", grad_scale)
+    lr = _checks.non_negative("lr", lr)
+    weight_decay = _checks.non_negative("weight_decay", weight_decay)
+    grad_scale = _checks.finite("grad_scale", grad_scale)
     try:
         step = operator.index(step)
     except TypeError:
@@ -109,12 +111,12 @@ def adam_step(
         weight_decay=weight_decay,
         clip_value=math.inf,
         ema_decay=0.0,
-        decoupled=checks.flag("decoupled_weight_decay", decoupled_weight_decay),
-        maximize=checks.flag("maximize", maximize),
+        decoupled=_checks.flag("decoupled_weight_decay", decoupled_weight_decay),
+        maximize=_checks.flag("maximize", maximize),
         averaged=False,
         scheduled=False,
     )
-    flush = checks.flag("flush_denormals", flush_denormals)
+    flush = _checks.flag("flush_denormals", flush_denormals)
     if not _core.step_once(
         rule, in_order(rule, numbers), common, grad_scale, flush, step, param, gradient, list(states.values())
     ):

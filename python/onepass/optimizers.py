@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, SupportsFloat
 
-from . import checks
-from .arrays import Params
-from .base import Optimizer
-from .checks import Average, Betas, EpsMode, LearningRate, Nonfinite
+from . import _checks
+from ._optimizer import Optimizer
+from ._types import Average, Betas, EpsMode, LearningRate, Nonfinite, Params
 
 
 class Adam(Optimizer):
@@ -80,14 +79,14 @@ class Adam(Optimizer):
     __slots__ = ()
 
     _checks: ClassVar = {
-        "lr": checks.learning_rate,
-        "betas": checks.betas,
-        "eps": checks.non_negative,
-        "weight_decay": checks.non_negative,
-        "amsgrad": checks.flag,
-        "bias_correction": checks.flag,
-        "eps_mode": checks.eps_mode,
-        **checks.COMMON,
+        "lr": _checks.learning_rate,
+        "betas": _checks.betas,
+        "eps": _checks.non_negative,
+        "weight_decay": _checks.non_negative,
+        "amsgrad": _checks.flag,
+        "bias_correction": _checks.flag,
+        "eps_mode": _checks.eps_mode,
+        **_checks.COMMON,
     }
 
     def __init__(
@@ -204,11 +203,11 @@ class Adamax(Optimizer):
     __slots__ = ()
 
     _checks: ClassVar = {
-        "lr": checks.learning_rate,
-        "betas": checks.betas,
-        "eps": checks.non_negative,
-        "weight_decay": checks.non_negative,
-        **checks.COMMON,
+        "lr": _checks.learning_rate,
+        "betas": _checks.betas,
+        "eps": _checks.non_negative,
+        "weight_decay": _checks.non_negative,
+        **_checks.COMMON,
     }
 
     def __init__(
@@ -273,13 +272,13 @@ class NAdam(Optimizer):
     __slots__ = ()
 
     _checks: ClassVar = {
-        "lr": checks.learning_rate,
-        "betas": checks.betas,
-        "eps": checks.non_negative,
-        "weight_decay": checks.non_negative,
-        "momentum_decay": checks.non_negative,
-        "decoupled_weight_decay": checks.flag,
-        **checks.COMMON,
+        "lr": _checks.learning_rate,
+        "betas": _checks.betas,
+        "eps": _checks.non_negative,
+        "weight_decay": _checks.non_negative,
+        "momentum_decay": _checks.non_negative,
+        "decoupled_weight_decay": _checks.flag,
+        **_checks.COMMON,
     }
     _has_mu_product = True
 
@@ -356,13 +355,13 @@ class RMSprop(Optimizer):
     __slots__ = ()
 
     _checks: ClassVar = {
-        "lr": checks.learning_rate,
-        "alpha": checks.fraction,
-        "eps": checks.non_negative,
-        "weight_decay": checks.non_negative,
-        "momentum": checks.non_negative,
-        "centered": checks.flag,
-        **checks.COMMON,
+        "lr": _checks.learning_rate,
+        "alpha": _checks.fraction,
+        "eps": _checks.non_negative,
+        "weight_decay": _checks.non_negative,
+        "momentum": _checks.non_negative,
+        "centered": _checks.flag,
+        **_checks.COMMON,
     }
 
     def __init__(
@@ -424,12 +423,12 @@ class Adagrad(Optimizer):
     __slots__ = ()
 
     _checks: ClassVar = {
-        "lr": checks.learning_rate,
-        "lr_decay": checks.non_negative,
-        "weight_decay": checks.non_negative,
-        "initial_accumulator_value": checks.non_negative,
-        "eps": checks.non_negative,
-        **checks.COMMON,
+        "lr": _checks.learning_rate,
+        "lr_decay": _checks.non_negative,
+        "weight_decay": _checks.non_negative,
+        "initial_accumulator_value": _checks.non_negative,
+        "eps": _checks.non_negative,
+        **_checks.COMMON,
     }
     _initial = ("initial_accumulator_value",)
 
@@ -494,11 +493,11 @@ class Adadelta(Optimizer):
     __slots__ = ()
 
     _checks: ClassVar = {
-        "lr": checks.learning_rate,
-        "rho": checks.fraction,
-        "eps": checks.non_negative,
-        "weight_decay": checks.non_negative,
-        **checks.COMMON,
+        "lr": _checks.learning_rate,
+        "rho": _checks.fraction,
+        "eps": _checks.non_negative,
+        "weight_decay": _checks.non_negative,
+        **_checks.COMMON,
     }
 
     def __init__(
@@ -560,12 +559,12 @@ class SGD(Optimizer):
     __slots__ = ()
 
     _checks: ClassVar = {
-        "lr": checks.learning_rate,
-        "momentum": checks.non_negative,
-        "dampening": checks.finite,
-        "weight_decay": checks.non_negative,
-        "nesterov": checks.flag,
-        **checks.COMMON,
+        "lr": _checks.learning_rate,
+        "momentum": _checks.non_negative,
+        "dampening": _checks.finite,
+        "weight_decay": _checks.non_negative,
+        "nesterov": _checks.flag,
+        **_checks.COMMON,
     }
 
     def __init__(
@@ -631,10 +630,10 @@ class Lion(Optimizer):
     __slots__ = ()
 
     _checks: ClassVar = {
-        "lr": checks.learning_rate,
-        "betas": checks.betas,
-        "weight_decay": checks.non_negative,
-        **checks.COMMON,
+        "lr": _checks.learning_rate,
+        "betas": _checks.betas,
+        "weight_decay": _checks.non_negative,
+        **_checks.COMMON,
     }
 
     def __init__(

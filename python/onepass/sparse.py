@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array, real_floating
+from ._checks import real_floating
+from ._types import Array
 
 
 class SparseRows:

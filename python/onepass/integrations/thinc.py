@@ -28,8 +28,8 @@ import numpy as np
 import onepass
 
 from .. import _core
-from ..arrays import zeros_like
-from ..groups import in_order
+from .._allocate import zeros_like
+from .._group import in_order
 from . import needed
 
 with needed("thinc"):

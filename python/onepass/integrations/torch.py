@@ -37,9 +37,9 @@ import numpy as np
 
 import onepass
 
-from .. import _core, checks
-from ..arrays import Array
-from ..base import Optimizer as CoreOptimizer
+from .. import _checks, _core
+from .._optimizer import Optimizer as CoreOptimizer
+from .._types import Array
 from ..sparse import SparseRows
 from . import needed
 
@@ -66,7 +66,7 @@ class _CoreAdam(onepass.Adam):
     """Adam whose kind of weight decay is an option of the group, as PyTorch has it."""
 
     __slots__ = ()
-    _checks: ClassVar = {**onepass.Adam._checks, "decoupled_weight_decay": checks.flag}
+    _checks: ClassVar = {**onepass.Adam._checks, "decoupled_weight_decay": _checks.flag}
 
     @staticmethod
     def _decoupled(options: Mapping[str, Any]) -> bool:
@@ -285,7 +285,7 @@ def _number(value: Any, check: Any) -> Any:
         value = value.item()
     if isinstance(value, (tuple, list)):
         return tuple(_number(item, None) for item in value)
-    return bool(value) if check is checks.flag else value
+    return bool(value) if check is _checks.flag else value
 
 
 _UNCHANGEABLE = frozenset({bool, float, int, str, type(None)})

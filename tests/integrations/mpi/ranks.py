@@ -552,7 +552,7 @@ def check_an_interrupt_on_one_rank_raises_on_all() -> None:
             ShardedOptimizer(WORLD, onepass.Adam, w)
         with on_first(KeyboardInterrupt, "now"), replaced(ShardedOptimizer, "_take", interrupt):
             sharded.step(w)
-        with on_first(KeyboardInterrupt, "now"), replaced(onepass.checkpoint, "write", interrupt):  # type: ignore[attr-defined]
+        with on_first(KeyboardInterrupt, "now"), replaced(onepass._checkpoint, "write", interrupt):  # type: ignore[attr-defined]
             sharded.save(folder / "set")
         sharded.save(folder / "set")
         with on_first(KeyboardInterrupt, "now"), replaced(ShardedOptimizer, "_read_set", interrupt):
@@ -841,7 +841,7 @@ def check_a_manifest_that_cannot_be_written_leaves_no_files_of_its_set() -> None
         sharded.save(folder)
         kept = sorted(folder.iterdir())
     # What fails once the manifest is in its place leaves the new set, and the old files beside it.
-    flush = onepass.checkpoint._flush_folder  # type: ignore[attr-defined]
+    flush = onepass._checkpoint._flush_folder  # type: ignore[attr-defined]
 
     def unflushed(where: pathlib.Path) -> None:
         flush(where)
@@ -851,7 +851,7 @@ def check_a_manifest_that_cannot_be_written_leaves_no_files_of_its_set() -> None
     manifest = kept[-1].read_bytes()
     assert kept[-1].name == "manifest.json"
     WORLD.Barrier()
-    with time_limit(), on_first(OSError, "late"), replaced(onepass.checkpoint, "_flush_folder", unflushed):  # type: ignore[attr-defined]
+    with time_limit(), on_first(OSError, "late"), replaced(onepass._checkpoint, "_flush_folder", unflushed):  # type: ignore[attr-defined]
         sharded.save(folder)
     assert kept[-1].read_bytes() != manifest
     sharded.load(folder)
@@ -908,7 +908,7 @@ def save_and_die() -> None:
         counted(pathlib.Path, name)
     for name in ("fsync", "close"):
         counted(os, name)
-    counted(onepass.checkpoint, "_write_array")  # type: ignore[attr-defined]
+    counted(onepass._checkpoint, "_write_array")  # type: ignore[attr-defined]
     sharded.save(folder)
     print(f"saved, with {calls} calls on rank {WORLD.rank}", flush=True)
 

@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from .. import checkpoint
-from ..arrays import Array, all_zeros_like, in_line
-from ..base import Optimizer
-from ..checkpoint import MANIFEST
-from ..shares import Chunk, Piece
-from . import needed
-from ._ranks import agree, by_rank
+from ... import _checkpoint
+from ..._allocate import all_zeros_like
+from ..._checkpoint import MANIFEST
+from ..._flatten import in_line
+from ..._optimizer import Optimizer
+from ..._types import Array
+from .. import needed
+from .agreement import agree, by_rank
+from .partition import Chunk, Piece
 
 with needed("mpi4py", "mpi"):
     from mpi4py import MPI
@@ -81,7 +83,7 @@ class Saved:
         """
 
         def checked() -> dict[str, Any]:
-            checkpoint.check(state_dict, self._like_whole())
+            _checkpoint.check(state_dict, self._like_whole())
             return self._piecewise(state_dict, self._cut)
 
         self._load("load_state_dict", checked)
@@ -110,7 +112,7 @@ class Saved:
                 states = self._gathered("save", self._state_names(), 0)
                 with self._together("save"):
                     if self._comm.rank == 0:
-                        checkpoint.write(path, self._said_of_whole(states))
+                        _checkpoint.write(path, self._said_of_whole(states))
             else:
                 self._save_set(folder)
 
@@ -124,7 +126,7 @@ class Saved:
         mine = folder / names[self._comm.rank]
         try:
             with self._together("save"):
-                checkpoint.write(mine, self._optimizer._snapshot())
+                _checkpoint.write(mine, self._optimizer._snapshot())
         except BaseException:
             with suppress(OSError):
                 mine.unlink()
@@ -138,7 +140,7 @@ class Saved:
                     "files": [{"name": name, "pieces": own} for name, own in zip(names, pieces)],
                 }
                 try:
-                    with checkpoint.replaced(folder / MANIFEST) as file:
+                    with _checkpoint.replaced(folder / MANIFEST) as file:
                         file.write(json.dumps(manifest).encode())
                 except BaseException:
                     with suppress(OSError):
@@ -166,7 +168,7 @@ class Saved:
             try:
                 if whole.is_dir():
                     return self._read_set(whole)
-                found = checkpoint.read(path, self._like_whole(), self._cut, self._staged)
+                found = _checkpoint.read(path, self._like_whole(), self._cut, self._staged)
                 return self._piecewise(found, lambda index, name, cut: cut)
             except TypeError as error:
                 raise ValueError(f"cannot load {os.fspath(path)!r}: {error}") from error
@@ -181,10 +183,10 @@ class Saved:
             try:
                 self._check_whole()
                 found = read()
-                checkpoint.check(found, self._optimizer._snapshot())
+                _checkpoint.check(found, self._optimizer._snapshot())
                 said = {
                     "checkpoint": zlib.crc32(
-                        checkpoint._scalars({**found, "state": {}, "param_groups": _options_of(found)})
+                        _checkpoint._scalars({**found, "state": {}, "param_groups": _options_of(found)})
                     )
                 }
             except BaseException as failed:
@@ -326,7 +328,7 @@ class Saved:
                     if low < high:
                         states[k][name][low - piece.start : high - piece.start] = array[low - start : high - start]
 
-            found = checkpoint.read(folder / name, like, take, self._staged)
+            found = _checkpoint.read(folder / name, like, take, self._staged)
             counts = {
                 piece.parameter: {key: value for key, value in found["state"][index].items() if value is not None}
                 for index, piece in enumerate(pieces)

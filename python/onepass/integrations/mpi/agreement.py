@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core, machine
-from ..arrays import Array
-from . import needed
+from ... import _config, _core
+from ..._types import Array
+from .. import needed
 
 with needed("mpi4py", "mpi"):
     from mpi4py import MPI
@@ -109,12 +109,13 @@ def share_processors(comm: MPI.Intracomm) -> None:
         ranks = node.size
     finally:
         node.Free()
-    told = machine.was_told or any(os.environ.get(name) for name in ("ONEPASS_NUM_THREADS", "OMP_NUM_THREADS"))
-    if ranks > 1 and not told:
+    by_environment = any(os.environ.get(name) for name in ("ONEPASS_NUM_THREADS", "OMP_NUM_THREADS"))
+    if ranks > 1 and not (_config.threads_set_by_user or by_environment):
         _core.set_num_threads(max(1, int(sum(Fraction(1, all_of_node[processor]) for processor in mine))))
 
 
 def displacements(counts: npt.ArrayLike) -> list[int]:
+    """Return the index at which each rank's elements begin."""
     return [0, *np.cumsum(counts)[:-1].tolist()]
 
 

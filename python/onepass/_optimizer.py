@@ -13,24 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, SupportsFloat
 
 import numpy as np
 
-from . import _core, checks
-from .arrays import (
-    Array,
-    Params,
-    address,
-    all_zeros_like,
-    check_disjoint,
-    check_storage,
-    checked_gradient,
-    copy_into,
-    group_params,
-    grouped,
-    pin,
-    state_folder,
-    zeros_like,
-)
-from .checks import Check, LearningRate, Nonfinite, Schedule, counted
-from .groups import Group, asked, meant
+from . import _checks, _core
+from ._allocate import address, all_zeros_like, pin, state_folder, zeros_like
+from ._checks import check_disjoint, check_storage, counted, finite
+from ._gradients import checked_gradient, copy_into
+from ._group import Group, asked, meant
+from ._params import group_params, grouped
+from ._types import Array, Check, LearningRate, Nonfinite, Params, Schedule
 from .sparse import SparseRows, coalesced
 
 
@@ -94,7 +83,7 @@ class Optimizer(_core.Optimizer):
 
     _has_mu_product: ClassVar[bool] = False  # NAdam's state holds a number besides arrays
 
-    _number = staticmethod(checks.finite)  # which the core asks about an odd grad_scale
+    _number = staticmethod(finite)  # which the core asks about an odd grad_scale
 
     @staticmethod
     def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
@@ -127,7 +116,7 @@ class Optimizer(_core.Optimizer):
     def _begin(self, params: Params, options: Mapping[str, Any]) -> None:
         """Takes the arguments of a subclass's constructor by name; any others are left alone."""
         form, groups = grouped(params)
-        whole = {name: check(name, options[name]) for name, check in checks.WHOLE.items()}
+        whole = {name: check(name, options[name]) for name, check in _checks.WHOLE.items()}
         defaults = {name: options[name] for name in self._checks}
         self._make(form, isinstance(params, tuple), [(named, defaults | own) for named, own in groups], whole)
 
@@ -319,7 +308,7 @@ class Optimizer(_core.Optimizer):
 
     @clip_norm.setter
     def clip_norm(self, value: SupportsFloat | None) -> None:
-        self._clip_norm = _in_core(checks.limit("clip_norm", value))
+        self._clip_norm = _in_core(_checks.limit("clip_norm", value))
 
     @property
     def nonfinite(self) -> Nonfinite:
@@ -328,7 +317,7 @@ class Optimizer(_core.Optimizer):
 
     @nonfinite.setter
     def nonfinite(self, value: Nonfinite) -> None:
-        self._nonfinite = _core.Optimizer._Nonfinite[checks.nonfinite("nonfinite", value)]
+        self._nonfinite = _core.Optimizer._Nonfinite[_checks.nonfinite("nonfinite", value)]
 
     @property
     def flush_denormals(self) -> bool:
@@ -380,7 +369,7 @@ class Optimizer(_core.Optimizer):
 
     def __repr__(self) -> str:
         elements = sum(array.size for array in self._params)
-        whole = {name: getattr(self, name) for name in checks.WHOLE}
+        whole = {name: getattr(self, name) for name in _checks.WHOLE}
         ends = {"clip_norm": None, "nonfinite": "propagate", "flush_denormals": True}  # what need not be said
         said = "".join(f", {name}={value!r}" for name, value in whole.items() if value != ends[name])
         if len(self._groups) == 1:
@@ -394,7 +383,7 @@ class Optimizer(_core.Optimizer):
 
     def _snapshot(self) -> dict[str, Any]:
         """The state dict, with the live arrays."""
-        from . import checkpoint  # takes longer to import than all the rest
+        from . import _checkpoint  # takes longer to import than all the rest
 
         groups, first = [], 0
         for group in self._groups:
@@ -406,7 +395,7 @@ class Optimizer(_core.Optimizer):
             groups.append(saved)
             first = last
         return {
-            "version": checkpoint.VERSION,
+            "version": _checkpoint.VERSION,
             "optimizer": type(self).__name__,
             "step_count": self.step_count,
             "skipped": self.skipped,
@@ -459,11 +448,11 @@ class Optimizer(_core.Optimizer):
 
     def _load(self, state_dict: Mapping[str, Any]) -> bool:
         """Take a state dict in; False, and nothing has changed, where another thread has set an option meanwhile."""
-        from . import checkpoint
+        from . import _checkpoint
 
         like = self._snapshot()
-        checkpoint.check(state_dict, like)
-        whole = {name: checks.WHOLE[name](name, state_dict[name]) for name in ("clip_norm", "nonfinite")}
+        _checkpoint.check(state_dict, like)
+        whole = {name: _checks.WHOLE[name](name, state_dict[name]) for name in ("clip_norm", "nonfinite")}
         known = [group._values for group in self._groups]
         options = []
         for index, (group, saved) in enumerate(zip(self._groups, state_dict["param_groups"])):
@@ -522,9 +511,9 @@ class Optimizer(_core.Optimizer):
             >>> again.step_count
             1
         """
-        from . import checkpoint
+        from . import _checkpoint
 
-        self._locked(lambda: checkpoint.write(path, self._snapshot()))
+        self._locked(lambda: _checkpoint.write(path, self._snapshot()))
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Continue from a file that `save` wrote, as `load_state_dict` does.
@@ -536,17 +525,17 @@ class Optimizer(_core.Optimizer):
             OSError: the file could not be read, `FileNotFoundError` if there is none.
             ValueError: the file is damaged or foreign, or does not fit. Nothing has changed.
         """
-        from . import checkpoint
+        from . import _checkpoint
 
         own, rooms = self._snapshot(), dict[int, Array]()
 
         def room(array: Array) -> Array:
             if not rooms:  # all at once: with a folder for state that is one file
-                arrays = checkpoint.arrays(own)
+                arrays = _checkpoint.arrays(own)
                 rooms.update(zip(map(id, arrays), all_zeros_like(arrays, self._state_folder)))
             return rooms[id(array)]
 
-        found = checkpoint.read(path, own, room=room)
+        found = _checkpoint.read(path, own, room=room)
         try:
             self.load_state_dict(found)
         except (TypeError, ValueError) as error:  # an option that is out of its range, say
@@ -559,7 +548,7 @@ class Optimizer(_core.Optimizer):
             keys = self._keys[first : first + len(group.params)]
             groups.append((dict(zip(keys, group.params)), dict(group._values)))
             first += len(keys)
-        whole = {name: getattr(self, name) for name in checks.WHOLE}
+        whole = {name: getattr(self, name) for name in _checks.WHOLE}
         return self._form, self._as_tuple, groups, whole, self._snapshot()
 
     def __getstate__(self) -> Any:
@@ -648,10 +637,10 @@ class Optimizer(_core.Optimizer):
     def _scheduled(self, group: int, t: int) -> tuple[float, float]:
         """The learning rate of a group at step t, and the decay of its average."""
         options = self._groups[group]._values
-        lr = asked(f"the schedule of group {group}", options["lr"], "lr", checks.non_negative, t)
+        lr = asked(f"the schedule of group {group}", options["lr"], "lr", _checks.non_negative, t)
         if options["ema"] is None:
             return lr, 0.0
-        return lr, asked(f"the ema of group {group}", options["ema"], "ema", checks.decay, t)
+        return lr, asked(f"the ema of group {group}", options["ema"], "ema", _checks.decay, t)
 
     def _overflow(self, index: int, t: int, grad_scale: float) -> None:
         array = self._params[index]

@@ -6,14 +6,13 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, TypeVar
 
-from . import checks
+from . import _checks
 from ._core import CommonOptions, rules
 from ._core import Group as CoreGroup
-from .arrays import Array
-from .checks import Average, Betas, Check, EpsMode, LearningRate
+from ._types import Array, Average, Betas, Check, EpsMode, LearningRate
 
 if TYPE_CHECKING:
-    from .base import Optimizer
+    from ._optimizer import Optimizer
 
     Read = TypeVar("Read")
     Set = TypeVar("Set", contravariant=True)
@@ -91,7 +90,7 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
 
     def __init__(self, kind: type[Optimizer], params: list[Array], options: Mapping[str, Any]) -> None:
         if unknown := [name for name in options if name not in kind._checks]:
-            whole = [name for name in unknown if name in checks.WHOLE]
+            whole = [name for name in unknown if name in _checks.WHOLE]
             why = f"{whole[0]} is an option of the whole optimizer" if whole else f"its options are {[*kind._checks]}"
             hint = meant(unknown[0], kind._checks)
             raise TypeError(f"a group of {kind.__name__} has no option {unknown[0]!r}{hint}: {why}")

@@ -1,21 +1,16 @@
-"""Checks of options: each takes an option's name and value, and returns the value to keep or raises."""
+"""Checks of options and arrays: each takes a name and a value; the former return the value to keep, or raise."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Set
-from typing import Any, Literal, SupportsFloat
+from collections.abc import Mapping, Set
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-# What a user may hand over. A number is whatever float() takes, NumPy's scalars too, but no string.
-Schedule = Callable[[int], SupportsFloat]
-LearningRate = SupportsFloat | Schedule
-Average = SupportsFloat | Schedule | None  # the decay of the running average
-Betas = tuple[SupportsFloat, SupportsFloat] | list[float]
-EpsMode = Literal["paper", "hat"]
-Nonfinite = Literal["propagate", "skip", "raise"]
-Check = Callable[[str, Any], Any]
+from ._allocate import address
+from ._types import Array, Check, Schedule
 
 
 def counted(number: int, noun: str) -> str:
@@ -126,3 +121,50 @@ COMMON: Mapping[str, Check] = {"maximize": flag, "clip_value": limit, "ema": ave
 
 # Of the whole optimizer.
 WHOLE: Mapping[str, Check] = {"clip_norm": limit, "nonfinite": nonfinite, "flush_denormals": flag}
+
+
+# ---- Arrays ----
+
+
+def check_storage(label: str, array: Any) -> None:
+    """Refuse what cannot be updated in place."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{label} must be a NumPy array, not {type(array).__name__}")
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{label} is a masked array, whose mask would be ignored: pass its .data")
+    array = np.asarray(array)  # a subclass might say what it likes about its layout
+    if not array.dtype.isnative:
+        raise TypeError(f"{label} must be in native byte order, not {array.dtype.str!r}: pass a converted copy")
+    if array.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{label} must be of dtype float32 or float64, not {array.dtype.name}")
+    if not array.flags.writeable:
+        raise ValueError(f"{label} is read-only and could not be updated: pass a writeable array or a copy")
+    if not array.flags.forc:
+        raise ValueError(
+            f"{label} is not contiguous: keep it in an array of its own, say numpy.ascontiguousarray(it), and pass that"
+        )
+    if not array.flags.aligned:
+        raise ValueError(f"{label} is not aligned to its dtype: pass a copy")
+
+
+def check_disjoint(arrays: list[tuple[str, Array]]) -> None:
+    """Refuse contiguous arrays that share memory; each comes with what to call it."""
+    plain = [(label, np.asarray(array)) for label, array in arrays]
+    extents = sorted((address(array), array.nbytes, label) for label, array in plain if array.size)
+    for (start, size, label), (next_start, next_size, next_label) in pairwise(extents):
+        if (start, size) == (next_start, next_size):
+            raise ValueError(f"{next_label} is the same memory as {label}: pass it once")
+        if next_start < start + size:
+            raise ValueError(f"{next_label} overlaps {label} in memory: pass arrays that share nothing, or a copy")
+
+
+def real_floating(label: str, array: Any) -> None:
+    """Refuse what is no array of real floating-point numbers."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{label} must be a NumPy array of real floating-point numbers, not {type(array).__name__}")
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{label} is a masked array, whose mask would be ignored: pass its .filled(0)")
+    if array.dtype.kind != "f":
+        raise TypeError(
+            f"{label} must be of a real floating-point dtype, not {array.dtype}: say .astype(numpy.float32)"
+        )

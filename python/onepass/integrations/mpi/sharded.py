@@ -1,23 +1,4 @@
-"""Data-parallel training on MPI (mpi4py): every process, a rank, keeps the optimizer's state of its own share alone.
-
-ZeRO's first stage: the gradients of all ranks are summed by a reduce-scatter that leaves each with the sum for its
-share of the elements, an ordinary optimizer steps the share, and an allgather hands the new weights to all. That sends
-no more than summing all gradients everywhere would, and the state is divided by the number of ranks.
-
-    mpiexec -n 4 python -m mpi4py train.py
-
-(``-m mpi4py`` so that an exception on one rank ends all of them, where they would wait for it forever.)
-
-Example:
-    >>> import numpy as np, onepass
-    >>> from mpi4py import MPI
-    >>> from onepass.integrations.mpi import ShardedOptimizer
-    >>> w = np.ones(3, np.float32)
-    >>> opt = ShardedOptimizer(MPI.COMM_SELF, onepass.AdamW, w, lr=0.5, weight_decay=0.0)
-    >>> opt.step(np.array([1, 0, -1], np.float32))  # on each rank its own gradients: their average counts
-    >>> w
-    array([0.5, 1. , 1.5], dtype=float32)
-"""
+"""The optimizer whose state is divided among ranks."""
 
 from __future__ import annotations
 
@@ -30,22 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core, checks
-from ..arrays import Array, Params, address, checked_gradient, grouped, in_line, listed, one_array
-from ..base import Optimizer
-from ..checks import LearningRate, Nonfinite, Schedule
-from ..groups import Group
-from ..optimizers import SGD
-from ..shares import Piece, owners, shared_out
-from ..sparse import SparseRows
-from . import needed
-from ._ranks import OPTIONS, agree, by_rank, displacements, own_comm, share_processors
-from ._saved import Saved
+from ... import _checks, _core
+from ..._allocate import address
+from ..._flatten import in_line, one_array
+from ..._gradients import checked_gradient
+from ..._group import Group
+from ..._optimizer import Optimizer
+from ..._params import grouped, listed
+from ..._types import Array, LearningRate, Nonfinite, Params, Schedule
+from ...optimizers import SGD
+from ...sparse import SparseRows
+from .. import needed
+from .agreement import OPTIONS, agree, by_rank, displacements, own_comm, share_processors
+from .checkpoint import Saved
+from .partition import Piece, owners, shared_out
 
 with needed("mpi4py", "mpi"):
     from mpi4py import MPI
-
-__all__ = ["ShardedOptimizer"]
 
 _kept: list[Any] = []  # what MPI may still read and write for steps that broke off
 
@@ -120,7 +102,7 @@ class ShardedOptimizer(Saved):
         """What a rank does alone at construction; what all ranks must say alike."""
         if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
             raise TypeError(f"kind must be an optimizer's class, say onepass.AdamW, not {kind!r}")
-        self._average = checks.flag("average", average)
+        self._average = _checks.flag("average", average)
         try:
             chunk = operator.index(chunk)
         except TypeError:
@@ -200,7 +182,7 @@ class ShardedOptimizer(Saved):
             "sizes of groups": str([len(named) for named, _ in groups]),
             "options": [
                 *(each for index, group in enumerate(self._optimizer.groups) for each in _said(index, group)),
-                *(f"{name}={getattr(self._optimizer, name)!r}" for name in checks.WHOLE),
+                *(f"{name}={getattr(self._optimizer, name)!r}" for name in _checks.WHOLE),
                 f"average={self._average}",
                 f"chunk={chunk}",
             ],
@@ -257,7 +239,7 @@ class ShardedOptimizer(Saved):
     def _take(self, grads: Any, grad_scale: float) -> None:
         """Check this rank's gradients."""
         whole = self._whole
-        self._scale = checks.finite("grad_scale", grad_scale) / (self._comm.size if self._average else 1)
+        self._scale = _checks.finite("grad_scale", grad_scale) / (self._comm.size if self._average else 1)
         arranged = [grads] if whole._form is whole._form.array else whole._arrange(grads)
         self._missing = [grad is None for grad in arranged]
         self._given = []

@@ -7,7 +7,7 @@ from typing import Any
 
 from . import _core
 
-was_told = False  # whether set_num_threads was called
+threads_set_by_user = False  # by set_num_threads
 
 
 def config() -> dict[str, Any]:
@@ -61,8 +61,8 @@ def set_num_threads(count: int) -> None:
         raise TypeError(f"the number of threads must be an integer, not {count!r}") from None
     if not 1 <= number <= 4096:
         raise ValueError(f"the number of threads must be at least 1 and at most 4096, not {number}")
-    global was_told
-    was_told = True
+    global threads_set_by_user
+    threads_set_by_user = True
     _core.set_num_threads(number)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from .checks import counted
+from ._checks import counted
 
 Array = npt.NDArray[Any]
 StateDict = Mapping[str, Any]
