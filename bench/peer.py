@@ -25,7 +25,7 @@ class Options:
     beta2: float = 0.999
     eps: float = 1e-8
     clip_norm: float = 1.0  # this and the average's decay: only for those who take them
-    ema: float = 0.999
+    ema_decay: float = 0.999
 
     def of(self, rule: str) -> dict[str, Any]:
         """Give the keywords of this rule, which onepass and torch have alike."""

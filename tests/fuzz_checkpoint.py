@@ -25,7 +25,7 @@ F = np.float32
 def optimizers() -> list[Any]:
     """Small ones of different state."""
     return [
-        onepass.Adam({"w": np.zeros(3, F), "b": np.zeros(())}, ema=0.5),
+        onepass.Adam({"w": np.zeros(3, F), "b": np.zeros(())}, ema_decay=0.5),
         onepass.NAdam(np.zeros((2, 2))),
         onepass.SGD([np.zeros(2, F), np.zeros(0)], momentum=0.5),
         onepass.SGD([{"params": np.zeros(1)}, {"params": [np.asfortranarray(np.zeros((2, 3)))], "lr": 0.5}]),

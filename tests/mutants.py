@@ -339,7 +339,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
         "return &sweep<Around::scaled, T, Rule>;",
     ),
     "ema's first value": (BASE, 'np.copyto(state["ema"], array)', "pass"),
-    "ema of the group": (GROUPS, "ema_decay=ema,", "ema_decay=0.0,"),
+    "ema of the group": (GROUPS, "ema_decay=ema_decay,", "ema_decay=0.0,"),
     "the tail": (SWEEP, "i < count; ++i", "i < count - count % 8; ++i"),
     "one element too many": (SWEEP, "i < count; ++i", "i < count + (count % 8 == 3); ++i"),
     "the elements before a cache line": (SWEEP, "if (aligned != begin) unpack", "if (false) unpack"),

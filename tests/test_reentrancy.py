@@ -51,10 +51,10 @@ def test_a_schedule_that_sets_lr_has_its_value_used_now_and_the_new_one_next() -
 
 def test_a_schedule_that_sets_ema_or_other_options() -> None:
     w = np.zeros(1)
-    optimizer = onepass.SGD(w, lr=1, ema=lambda t: 0.5)
+    optimizer = onepass.SGD(w, lr=1, ema_decay=lambda t: 0.5)
 
     def schedule(t: int) -> float:
-        optimizer.groups[0].ema = 0.25
+        optimizer.groups[0].ema_decay = 0.25
         optimizer.clip_norm = 0.5
         return 1
 
@@ -138,13 +138,15 @@ def test_a_schedule_whose_number_raises() -> None:
         def __float__(self) -> float:
             raise RuntimeError("no number today")
 
-    optimizer = onepass.Adam([ones(2)], lr=lambda t: Broken(), ema=0.5)
+    optimizer = onepass.Adam([ones(2)], lr=lambda t: Broken(), ema_decay=0.5)
     with refused(ValueError, "at step 1: no number today", optimizer) as caught:
         optimizer.step([ones(2)])
     assert isinstance(caught.value.__cause__, RuntimeError)
     optimizer.lr = 0.5
-    optimizer.groups[0].ema = lambda t: 1.5
-    with refused(ValueError, "the ema of group 0 returned 1.5 at step 1: ema must be at least 0 and less", optimizer):
+    optimizer.groups[0].ema_decay = lambda t: 1.5
+    with refused(
+        ValueError, "the ema_decay of group 0 returned 1.5 at step 1: ema_decay must be at least 0 and less", optimizer
+    ):
         optimizer.step([ones(2)])
 
 
@@ -300,7 +302,7 @@ def test_the_interpreter_may_end_while_a_thread_steps(step: str) -> None:
 @pytest.mark.parametrize("kind", [onepass.Adam, onepass.SGD])
 def test_an_optimizer_cannot_be_made_again(kind: Any) -> None:
     w = ones(2)
-    optimizer = kind([w], lr=0.5, ema=0.5)
+    optimizer = kind([w], lr=0.5, ema_decay=0.5)
     optimizer.step([ones(2)])
     with refused(RuntimeError, f"this {kind.__name__} has been made already", optimizer):
         optimizer.__init__([ones(3)], lr=0.25)
@@ -414,7 +416,7 @@ class Liar(np.ndarray):  # type: ignore[type-arg]
 
 def test_a_parameter_that_lies_about_its_size_is_stepped_whole() -> None:
     w = ones(1000)
-    optimizer = onepass.Adam([w.view(Liar)], lr=0.5, ema=0.5)
+    optimizer = onepass.Adam([w.view(Liar)], lr=0.5, ema_decay=0.5)
     optimizer.step([ones(1000)])
     assert (w == 0.5).all() and optimizer.state[0]["exp_avg"].shape == (1000,)
     with refused(ValueError, "gradient 0 has shape (2,), its parameter (1000,)", optimizer):

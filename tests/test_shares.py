@@ -45,7 +45,7 @@ def arrays(seed: int, dtype: Any) -> list[Array]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.5}, {"nonfinite": "skip", "ema": 0.5}])
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.5}, {"nonfinite": "skip", "ema_decay": 0.5}])
 def test_a_step_in_parts_has_the_bits_of_a_step(dtype: Any, options: dict[str, Any]) -> None:
     whole, parts = arrays(0, dtype), arrays(0, dtype)
     a, b = onepass.NAdam(whole, **options), onepass.NAdam(parts, **options)
@@ -62,7 +62,7 @@ def test_a_step_in_parts_has_the_bits_of_a_step(dtype: Any, options: dict[str, A
         b._step_in_parts(gradients, 0.5, PARTS, exchange)
         assert_same_bits(parts, whole)
         assert (b.step_count, b.skipped, b.grad_norm) == (a.step_count, a.skipped, a.grad_norm)
-        assert exchange.said == [bool(options) and options != {"ema": 0.5}, *[7] * bool(options)] + [
+        assert exchange.said == [bool(options) and options != {"ema_decay": 0.5}, *[7] * bool(options)] + [
             f"part {k}" for k in range(3) if step != 3 or not a.skipped
         ]
         for one, other in zip(a.state_dict()["state"].values(), b.state_dict()["state"].values()):
@@ -108,7 +108,7 @@ def test_the_digest_of_a_step_tells_options_schedules_and_counts_apart() -> None
     stepped.step([np.ones(3, np.float32)])
     others = [
         made(lr=0.5), made(betas=(0.5, 0.999)), made(weight_decay=0.1), made(clip_value=1.0), made(maximize=True),
-        made(ema=0.5), made(ema=0.6), made(lr=lambda t: 0.25),
+        made(ema_decay=0.5), made(ema_decay=0.6), made(lr=lambda t: 0.25),
         onepass.AdamW([np.ones(3, np.float32)], weight_decay=0.1), stepped, made(),
     ]  # fmt: skip
     digests = [digest(optimizer) for optimizer in others]

@@ -56,7 +56,7 @@ def trained(kind: str, dtype: Any, threads: int, **options: Any) -> list[Array]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_number_of_threads_gives_the_same_bits(kind: str, dtype: Any, clip_norm: float | None) -> None:
-    options: dict[str, Any] = {} if clip_norm is None else {"clip_norm": clip_norm, "ema": 0.9}
+    options: dict[str, Any] = {} if clip_norm is None else {"clip_norm": clip_norm, "ema_decay": 0.9}
     alone = trained(kind, dtype, 1, **options)
     for threads in (2, 3, 5, 16):
         assert_same_bits(trained(kind, dtype, threads, **options), alone, threads)

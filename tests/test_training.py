@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import onepass
-from onepass import schedules
+from onepass import _checkpoint, schedules
 from support import Array, assert_same_bits, refused, snapshot
 
 F = np.float32
@@ -55,7 +55,7 @@ def made(case: tuple[str, dict[str, Any], dict[str, Any]], ema: Any, params: lis
     kind, options, own = case
     groups = [{"params": params[:2]}, {"params": params[2:], "lr": schedules.cosine(0.3, STEPS), **own}]
     lr = schedules.warmup(schedules.inverse_sqrt(0.2), 4)
-    return getattr(onepass, kind)(groups, lr=lr, ema=ema, clip_norm=3.0, nonfinite="skip", **options)
+    return getattr(onepass, kind)(groups, lr=lr, ema_decay=ema, clip_norm=3.0, nonfinite="skip", **options)
 
 
 def grads_of(t: int) -> list[Any]:
@@ -141,20 +141,20 @@ def test_training_that_was_stopped_gives_the_bits_of_training_that_was_not(
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_options_come_with_the_state(case: Any) -> None:
     kind, options, _ = case
-    saved = getattr(onepass, kind)(start(), **options, lr=0.25, ema=0.5, clip_norm=2, nonfinite="raise")
+    saved = getattr(onepass, kind)(start(), **options, lr=0.25, ema_decay=0.5, clip_norm=2, nonfinite="raise")
     saved.groups[0].clip_value = 3
     buffers = {n: v for n, v in options.items() if n in ("amsgrad", "momentum", "centered")}
-    other = getattr(onepass, kind)(start(), **buffers, ema=0.25)
+    other = getattr(onepass, kind)(start(), **buffers, ema_decay=0.25)
     other.load_state_dict(saved.state_dict())
     assert repr(other) == repr(saved)
     assert "lr=0.25" in repr(other) and "clip_value=3" in repr(other) and "nonfinite='raise'" in repr(other)
 
 
 def test_a_function_is_not_stored_and_the_own_one_goes_on(tmp_path: Path) -> None:
-    saved = onepass.SGD(ones(2), lr=lambda t: 0.5, ema=lambda t: 0.5)
+    saved = onepass.SGD(ones(2), lr=lambda t: 0.5, ema_decay=lambda t: 0.5)
     saved.step(ones(2))
     assert saved.state_dict()["param_groups"][0]["lr"] is None
-    assert saved.state_dict()["param_groups"][0]["ema"] is None
+    assert saved.state_dict()["param_groups"][0]["ema_decay"] is None
     saved.save(tmp_path / "state.npz")
 
     asked: list[int] = []
@@ -165,16 +165,16 @@ def test_a_function_is_not_stored_and_the_own_one_goes_on(tmp_path: Path) -> Non
 
     w = ones(2)
     for lr, ema in [(own, own), (0.25, 0.25)]:
-        other = onepass.SGD(w, lr=lr, ema=ema)
+        other = onepass.SGD(w, lr=lr, ema_decay=ema)
         other.load(tmp_path / "state.npz")
-        assert other.groups[0].lr is lr and other.groups[0].ema is ema
+        assert other.groups[0].lr is lr and other.groups[0].ema_decay is ema
         w.fill(1)
         other.step(ones(2))
         assert (w == 0.75).all() and (other.ema == 0.25 * 0.75 + 0.75 * 0.75).all()
     assert asked == [2, 2]  # the count came along
-    numbers = onepass.SGD(ones(2), lr=0.125, ema=0.125)
+    numbers = onepass.SGD(ones(2), lr=0.125, ema_decay=0.125)
     other.load_state_dict(numbers.state_dict())
-    assert (other.lr, other.groups[0].ema) == (0.125, 0.125)
+    assert (other.lr, other.groups[0].ema_decay) == (0.125, 0.125)
 
 
 def test_a_number_that_is_loaded_takes_the_place_of_a_function() -> None:
@@ -222,7 +222,7 @@ MISFITS: dict[str, tuple[Callable[[Any], None], type[Exception], str]] = {
     "wrong betas": (changed(group__betas=(2, 0)), ValueError, "betas[0] must be at least 0 and less than 1"),
     "a wrong flag": (changed(group__maximize=1), TypeError, "maximize must be True or False"),
     "a wrong mode": (changed(group__eps_mode="tf"), ValueError, "eps_mode must be"),
-    "a wrong ema": (changed(group__ema=1.0), ValueError, "ema must be at least 0 and less than 1"),
+    "a wrong ema": (changed(group__ema_decay=1.0), ValueError, "ema_decay must be at least 0 and less than 1"),
     "a wrong clip_norm": (changed(clip_norm=-1.0), ValueError, "clip_norm must be above 0"),
     "a wrong nonfinite": (changed(nonfinite="stop"), ValueError, "nonfinite must be"),
     "other names": (changed(group__param_names=["w", "c"]), ValueError, "must be 'b', not 'c'"),
@@ -234,7 +234,7 @@ MISFITS: dict[str, tuple[Callable[[Any], None], type[Exception], str]] = {
 @pytest.mark.parametrize("case", MISFITS)
 def test_a_state_dict_that_does_not_fit_changes_nothing(case: str) -> None:
     change, error, message = MISFITS[case]
-    optimizer, donor = (onepass.Adam({"w": ones(2, 3), "b": ones(3)}, lr=0.1, ema=0.5) for _ in range(2))
+    optimizer, donor = (onepass.Adam({"w": ones(2, 3), "b": ones(3)}, lr=0.1, ema_decay=0.5) for _ in range(2))
     optimizer.step({"w": ones(2, 3), "b": ones(3)})
     saved = donor.state_dict()
     change(saved)
@@ -249,7 +249,7 @@ def test_a_state_dict_that_does_not_fit_changes_nothing(case: str) -> None:
         ("RMSprop", {"momentum": 0.9}),
         ("RMSprop", {"centered": True}),
         ("SGD", {"momentum": 0.9}),
-        ("Lion", {"ema": 0.9}),
+        ("Lion", {"ema_decay": 0.9}),
     ],
 )
 def test_what_one_keeps_and_the_other_does_not_is_refused(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_state_dict_that_fits_only_in_the_first_group_changes_nothing() -> Non
 
 def test_a_deep_copy_of_parameters_and_optimizer_keeps_what_they_share() -> None:
     w, b = ones(3), ones(2)
-    model, optimizer = copy.deepcopy(({"w": w, "b": b}, onepass.SGD({"w": w, "b": b}, lr=0.5, ema=0.5)))
+    model, optimizer = copy.deepcopy(({"w": w, "b": b}, onepass.SGD({"w": w, "b": b}, lr=0.5, ema_decay=0.5)))
     assert optimizer.params["w"] is model["w"] and optimizer.params["b"] is model["b"]
     optimizer.step({"w": ones(3), "b": ones(2)})
     assert (model["w"] == 0.5).all() and (w == 1).all()
@@ -302,7 +302,7 @@ FORMS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("again", [lambda optimizer: pickle.loads(pickle.dumps(optimizer)), copy.deepcopy])
 @pytest.mark.parametrize("form", FORMS)
 def test_the_form_of_the_parameters_survives(form: str, again: Any) -> None:
-    optimizer = onepass.Adam(FORMS[form](), ema=0.5)
+    optimizer = onepass.Adam(FORMS[form](), ema_decay=0.5)
     other = again(optimizer)
     kind = {"array": np.ndarray, "tuple": tuple, "mapping": dict}.get(form, list)
     assert [type(x) for x in (optimizer.params, optimizer.ema, other.params, other.ema)] == [kind] * 4
@@ -395,7 +395,7 @@ def test_what_a_users_subclass_keeps_in_slots_or_says_of_its_state_survives(agai
 @pytest.mark.parametrize("form", FORMS)
 def test_averages_have_the_form_of_the_parameters_and_are_live(form: str) -> None:
     params = FORMS[form]()
-    optimizer = onepass.SGD(params, lr=0.5, ema=0.75)
+    optimizer = onepass.SGD(params, lr=0.5, ema_decay=0.75)
     averages = optimizer.ema
     assert type(averages) is type(optimizer.params)
     grads: Any = {"array": ones(2), "mapping": {"w": ones(2), ("b", 1): ones(3)}}.get(form, [ones(2), ones(3)])
@@ -419,13 +419,13 @@ def test_averages_have_the_form_of_the_parameters_and_are_live(form: str) -> Non
 
 def test_the_decay_of_the_average_may_be_a_function_and_be_set() -> None:
     w = ones(2)
-    optimizer = onepass.SGD(w, lr=1, ema=lambda t: 1 - 1 / t)
+    optimizer = onepass.SGD(w, lr=1, ema_decay=lambda t: 1 - 1 / t)
     seen = []
     for t in range(1, 5):
         optimizer.step(t * ones(2))
         seen.append(w.copy())
         np.testing.assert_allclose(optimizer.ema, np.mean(seen, axis=0), rtol=1e-6)
-    optimizer.groups[0].ema = 0
+    optimizer.groups[0].ema_decay = 0
     optimizer.step(ones(2))
     assert_same_bits([optimizer.ema], [w])
 
@@ -433,8 +433,8 @@ def test_the_decay_of_the_average_may_be_a_function_and_be_set() -> None:
 def test_a_rate_that_is_set_leaves_the_other_options_as_they_were() -> None:
     options = {"betas": (0.5, 0.25), "weight_decay": 0.5, "clip_value": 2.0, "maximize": True}
     ours, fresh = ones(3), ones(3)
-    optimizer = onepass.AdamW(ours, lr=9.0, ema=lambda t: 0.5 / t, **options)
-    reference = onepass.AdamW(fresh, lr=lambda t: 0.5 / t, ema=lambda t: 0.5 / t, **options)
+    optimizer = onepass.AdamW(ours, lr=9.0, ema_decay=lambda t: 0.5 / t, **options)
+    reference = onepass.AdamW(fresh, lr=lambda t: 0.5 / t, ema_decay=lambda t: 0.5 / t, **options)
     for t in range(1, 7):
         optimizer.lr = 0.5 / t if t < 4 else lambda t: 0.5 / t
         for each in (optimizer, reference):
@@ -451,7 +451,7 @@ def test_no_average_is_none() -> None:
 
 def test_adding_to_an_array_makes_a_sequence() -> None:
     w, b, c = ones(2), ones(3), ones(4)
-    optimizer = onepass.SGD(w, lr=0.5, momentum=0.5, ema=0.5)
+    optimizer = onepass.SGD(w, lr=0.5, momentum=0.5, ema_decay=0.5)
     optimizer.step(ones(2))
     optimizer.add_group(b, lr=0.25)
     optimizer.add_group((c,), momentum=0.0, clip_value=0.5)
@@ -492,12 +492,12 @@ def test_adding_to_a_sequence_and_to_a_mapping() -> None:
         ({"b": ones(3)}, {"betas": (0.9, 2)}, ValueError, "betas[1]"),
         ({"b": ones(3)}, {"momentum": 0.5}, TypeError, "a group of Adam has no option 'momentum'"),
         ({"b": ones(3)}, {"clip_norm": 0.5}, TypeError, "clip_norm is an option of the whole optimizer"),
-        ({"b": ones(3)}, {"ema": None}, ValueError, "ema is on in some groups and off in others"),
+        ({"b": ones(3)}, {"ema_decay": None}, ValueError, "ema_decay must be set for all groups or for none"),
     ],
 )
 def test_a_group_that_cannot_be_added(params: Any, options: Any, error: Any, message: str) -> None:
     w = ones(2)
-    optimizer = onepass.Adam({"w": w}, lr=0.5, ema=0.5)
+    optimizer = onepass.Adam({"w": w}, lr=0.5, ema_decay=0.5)
     optimizer.step({"w": ones(2)})
     with refused(error, message, optimizer):
         optimizer.add_group(params, **options)
@@ -543,6 +543,24 @@ def test_what_was_added_survives_a_copy_and_a_file(tmp_path: Path) -> None:
         assert_same_training(other, whole)
 
 
+def test_state_that_was_saved_when_the_decay_was_called_ema_still_loads(tmp_path: Path) -> None:
+    saved = onepass.Adam(ones(2), ema_decay=0.75)
+    saved.step(ones(2))
+    old = saved.state_dict()
+    (group,) = old["param_groups"]
+    group["ema"] = group.pop("ema_decay")
+    _checkpoint.write(tmp_path / "old.npz", old)
+    by_dict, by_file = (onepass.Adam(ones(2), ema_decay=0.5) for _ in range(2))
+    by_dict.load_state_dict(old)
+    by_file.load(tmp_path / "old.npz")
+    for other in (by_dict, by_file):
+        assert other.groups[0].ema_decay == 0.75
+        assert_same_bits([other.ema], [saved.ema])
+    both = onepass.Adam(ones(2))
+    with refused(ValueError, "group 0 has unknown ['ema']", both):
+        both.load_state_dict({**old, "param_groups": [{**group, "ema_decay": 0.5}]})
+
+
 def test_groups_answer_as_torchs_do() -> None:
     w, b = ones(2), ones(3)
     optimizer = onepass.SGD([{"params": [w]}, {"params": b, "lr": 0.25}], lr=0.5)
@@ -570,15 +588,11 @@ def test_with_several_groups_there_is_no_one_lr() -> None:
         optimizer.lr = 0.5
 
 
-@pytest.mark.parametrize("name", ["weight_decay", "betas", "ema"])
+@pytest.mark.parametrize("name", ["weight_decay", "betas", "ema_decay"])
 def test_an_option_of_the_groups_is_not_set_on_the_optimizer(name: str) -> None:
-    optimizer = onepass.AdamW(ones(2), weight_decay=0.5, ema=0.5)
-    if name == "ema":
-        with pytest.raises(AttributeError):
-            optimizer.ema = 0.25
-    else:
-        with refused(AttributeError, f"set opt.groups[0].{name}", optimizer):
-            setattr(optimizer, name, 0.25)
+    optimizer = onepass.AdamW(ones(2), weight_decay=0.5, ema_decay=0.5)
+    with refused(AttributeError, f"set opt.groups[0].{name}", optimizer):
+        setattr(optimizer, name, 0.25)
 
 
 # ---- Clipping, and gradients that are not finite ----
@@ -633,7 +647,7 @@ def test_the_first_gradient_that_is_not_finite_is_named() -> None:
 
 def test_none_is_a_step_of_no_gradient() -> None:
     w = ones(2)
-    optimizer = onepass.SGD(w, momentum=0.5, ema=0.5, clip_norm=1, nonfinite="raise")
+    optimizer = onepass.SGD(w, momentum=0.5, ema_decay=0.5, clip_norm=1, nonfinite="raise")
     optimizer.step(None)
     assert (w == 1).all() and (optimizer.step_count, optimizer.state[0]["step"], optimizer.grad_norm) == (1, 0, 0)
 

@@ -36,7 +36,7 @@ def warm(t: int) -> float:
 
 
 one = onepass.Adam(W)
-several = onepass.AdamW([W, b], lr=warm, betas=(0.8, 0.9), clip_norm=1.0, nonfinite="skip", ema=0.9)
+several = onepass.AdamW([W, b], lr=warm, betas=(0.8, 0.9), clip_norm=1.0, nonfinite="skip", ema_decay=0.9)
 named = onepass.SGD({"W": W, "b": b}, lr=schedules.warmup(schedules.cosine(0.1, 100), 10), momentum=0.9)
 groups: list[dict[str, Any]] = [{"params": [W], "lr": 0.1}, {"params": b}]
 grouped = onepass.RMSprop(groups)
@@ -46,7 +46,7 @@ weights: list[npt.NDArray[Any]] = [W, np.zeros(3)]
 mixed = onepass.Adam(weights)
 mixed.step([W, np.zeros(3)])
 mixed.step(np.ones(p.shape) for p in weights)
-onepass.Adam((W, np.zeros(3)), lr=np.float32(0.1), betas=[0.9, 0.99], eps=np.float64(1e-8), ema=np.float32(0.9))
+onepass.Adam((W, np.zeros(3)), lr=np.float32(0.1), betas=[0.9, 0.99], eps=np.float64(1e-8), ema_decay=np.float32(0.9))
 onepass.Adam({"W": W, "b": np.zeros(3)}, lr=lambda t: np.float32(0.1)).step({"W": W, "b": None})
 onepass.SGD(np.zeros(())).step(np.float32(1))
 flat: npt.NDArray[Any] = onepass.flatten(W)

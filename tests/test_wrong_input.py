@@ -99,9 +99,9 @@ OPTIONS: list[tuple[str, Any, type[Exception], str]] = [
     *[(name, value, TypeError, f"{name} must be a number") for name in LIMITS for value in ["1", 1j, [1.0], len]],
     *[("nonfinite", value, ValueError, "nonfinite must be 'propagate', 'skip' or") for value in ["", "Skip", "ignore"]],
     *[("nonfinite", value, TypeError, "nonfinite must be 'propagate', 'skip' or") for value in [None, True, b"skip"]],
-    *[("ema", value, ValueError, "ema must be at least 0 and less than 1") for value in [-0.1, 1, 1.5]],
-    *[("ema", value, ValueError, "ema must be finite") for value in [NAN, INF]],
-    *[("ema", value, TypeError, "ema must be a number") for value in ["0.9", 1j, [0.9]]],
+    *[("ema_decay", value, ValueError, "ema_decay must be at least 0 and less than 1") for value in [-0.1, 1, 1.5]],
+    *[("ema_decay", value, ValueError, "ema_decay must be finite") for value in [NAN, INF]],
+    *[("ema_decay", value, TypeError, "ema_decay must be a number") for value in ["0.9", 1j, [0.9]]],
 ]
 FIXED = ["amsgrad", "flush_denormals", "momentum"]  # or no options of a group
 WHOLE = ["clip_norm", "nonfinite"]  # the optimizer's
@@ -117,7 +117,7 @@ def test_wrong_options_at_construction(cls: Any, name: str, value: Any, error: t
 
 @pytest.mark.parametrize(("name", "value", "error", "message"), [case for case in OPTIONS if case[0] not in FIXED])
 def test_wrong_options_later(name: str, value: Any, error: type[Exception], message: str) -> None:
-    optimizer = onepass.Adam([ones(3)], ema=0.5)
+    optimizer = onepass.Adam([ones(3)], ema_decay=0.5)
     with refused(error, message, optimizer):
         setattr(optimizer if name in WHOLE else optimizer.groups[0], name, value)
 
@@ -167,7 +167,7 @@ def test_the_ends_of_the_ranges_are_allowed() -> None:
         onepass.RMSprop(ones(3), alpha=end, momentum=1.5).step(ones(3))
         onepass.Adadelta(ones(3), rho=end).step(ones(3))
     onepass.SGD(ones(3), momentum=0.5, dampening=-1).step(ones(3))
-    optimizer = onepass.Lion(ones(3), betas=(0, 0), ema=0, lr=0, clip_norm=INF, clip_value=INF)
+    optimizer = onepass.Lion(ones(3), betas=(0, 0), ema_decay=0, lr=0, clip_norm=INF, clip_value=INF)
     optimizer.step(ones(3))
     assert optimizer.grad_norm == np.sqrt(3)
 
@@ -229,7 +229,11 @@ def test_an_option_of_another_rule(cls: Any) -> None:
         ([{"params": shared}, {"params": [ones(2), shared]}], ValueError, "parameter 2 is the same memory as"),
         ([{"params": ones(3), "lr": -1}], ValueError, "lr must be at least 0"),
         ([{"params": ones(3)}, {"params": ones(3), "eps": None}], TypeError, "eps must be a number"),
-        ([{"params": ones(3), "ema": 0.5}, {"params": ones(3)}], ValueError, "ema is on in some groups and off in"),
+        (
+            [{"params": ones(3), "ema_decay": 0.5}, {"params": ones(3)}],
+            ValueError,
+            "ema_decay must be set for all groups",
+        ),
     ],
 )
 def test_wrong_groups(groups: Any, error: type[Exception], message: str) -> None:
@@ -240,8 +244,8 @@ def test_wrong_groups(groups: Any, error: type[Exception], message: str) -> None
 def test_what_decides_which_buffers_exist_cannot_be_set() -> None:
     for optimizer, name, value in [
         (onepass.Adam([ones(3)]), "amsgrad", True),
-        (onepass.Adam([ones(3)]), "ema", 0.5),
-        (onepass.Adam([ones(3)], ema=0.5), "ema", None),
+        (onepass.Adam([ones(3)]), "ema_decay", 0.5),
+        (onepass.Adam([ones(3)], ema_decay=0.5), "ema_decay", None),
         (onepass.SGD([ones(3)]), "momentum", 0.9),
         (onepass.SGD([ones(3)], momentum=0.9), "momentum", 0.0),
         (onepass.RMSprop([ones(3)]), "centered", True),
@@ -266,12 +270,12 @@ def test_the_options_that_can_be_set_are_those_that_are_said() -> None:
     """The list is right: each can be set to another value, and nothing else can."""
     kinds = [onepass.Adam, onepass.NAdam, onepass.RMSprop, onepass.Adagrad, onepass.Adadelta, onepass.SGD, onepass.Lion]
     more: dict[Any, dict[str, Any]] = {
-        onepass.Adam: {"amsgrad": True, "ema": 0.5},
+        onepass.Adam: {"amsgrad": True, "ema_decay": 0.5},
         onepass.RMSprop: {"centered": True, "momentum": 0.5},
         onepass.SGD: {"momentum": 0.5, "nesterov": True, "clip_value": 0.5},
     }
     for kind in kinds:
-        for options in ({}, more.get(kind, {}), {"lr": 0.0, "ema": lambda t: 0.5}):
+        for options in ({}, more.get(kind, {}), {"lr": 0.0, "ema_decay": lambda t: 0.5}):
             group: Any = kind([ones(3)], **options).groups[0]
             with pytest.raises(AttributeError) as caught:
                 group.learning_rate = 1
@@ -297,13 +301,15 @@ def test_an_option_of_the_groups_that_is_asked_of_the_optimizer() -> None:
     assert not hasattr(optimizer, "betas") and "betas" not in dir(optimizer) and {"lr", "step"} < set(dir(optimizer))
     with refused(AttributeError, "betas is an option of the groups: set opt.groups[0].betas", optimizer):
         optimizer.betas = (0.1, 0.2)
-    with refused(AttributeError, "ema decides which buffers exist: it is fixed when the optimizer is made", optimizer):
-        optimizer.ema = 0.9
+    with refused(
+        AttributeError, "ema_decay decides which buffers exist: it is fixed when the optimizer is made", optimizer
+    ):
+        optimizer.ema_decay = 0.9
     with refused(AttributeError, "initial_accumulator_value is what state starts with"):
         onepass.Adagrad([ones(3)]).initial_accumulator_value = 1.0  # type: ignore[attr-defined]
-    averaged: Any = onepass.Adam([ones(3)], ema=0.5)
-    with refused(AttributeError, "ema is an option of the groups: set opt.groups[0].ema", averaged):
-        averaged.ema = 0.9
+    averaged: Any = onepass.Adam([ones(3)], ema_decay=0.5)
+    with refused(AttributeError, "ema_decay is an option of the groups: set opt.groups[0].ema_decay", averaged):
+        averaged.ema_decay = 0.9
     two_groups: Any = onepass.Adam([{"params": ones(3)}, {"params": ones(2)}])
     for name in ("lr", "betas"):
         said = f"there are 2 groups, each with {name} of its own: "
@@ -333,7 +339,7 @@ CLASSES = [
 @pytest.mark.parametrize("cls", CLASSES)
 def test_an_unknown_keyword_hears_which_there_are(cls: Any) -> None:
     options = list(inspect.signature(cls).parameters)[1:]
-    assert options[0] == "lr" and "ema" in options
+    assert options[0] == "lr" and "ema_decay" in options
     for name, hint in [("learning_rate", " (say lr)"), ("fused", " (it chooses among PyTorch's own"), ("nothing", "")]:
         with refused(TypeError, f"{cls.__name__}() got an unexpected keyword argument {name!r}{hint}"):
             cls(ones(3), **{name: 0.1})
@@ -345,7 +351,13 @@ def test_an_unknown_keyword_hears_which_there_are(cls: Any) -> None:
     ("name", "meant"),
     [
         *[(name, "betas=(beta1, beta2)") for name in ("beta1", "beta2", "beta_1", "b2")],
-        *[("epsilon", "eps"), ("alpha", "lr"), ("clipnorm", "clip_norm"), ("ema_momentum", "ema")],
+        *[
+            ("epsilon", "eps"),
+            ("alpha", "lr"),
+            ("clipnorm", "clip_norm"),
+            ("ema_momentum", "ema_decay"),
+            ("ema", "ema_decay"),
+        ],
     ],
 )
 def test_what_other_libraries_call_an_option(name: str, meant: str) -> None:
@@ -388,7 +400,7 @@ def test_a_subclass_may_have_a_property_of_an_options_name() -> None:
     assert "eps" not in dir(optimizer)
 
 
-@pytest.mark.parametrize("name", ["betas", "lr", "ema"])
+@pytest.mark.parametrize("name", ["betas", "lr", "ema_decay"])
 def test_an_option_that_a_subclass_sets_too_early(name: str) -> None:
     class Mine(onepass.Adam):
         def __init__(self, params: Any, value: Any) -> None:

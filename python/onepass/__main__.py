@@ -32,7 +32,7 @@ Array = npt.NDArray[Any]
 STEPS = 3
 SHAPES = [(83, 101), (129,), (1,), ()]
 LONG = 300_007  # elements, enough for two threads
-FULL: dict[str, Any] = {"grad_scale": 0.5, "weight_decay": 0.02, "ema": 0.9, "clip_value": 0.75, "maximize": True}
+FULL: dict[str, Any] = {"grad_scale": 0.5, "weight_decay": 0.02, "ema_decay": 0.9, "clip_value": 0.75, "maximize": True}
 OWN: dict[str, dict[str, Any]] = {
     "Adam": {"amsgrad": True, "eps_mode": "hat"},
     "RMSprop": {"centered": True, "momentum": 0.9},

@@ -87,6 +87,20 @@ def check(state_dict: StateDict, like: StateDict) -> None:
             _check_entry(f"{name} of {labels[index]}", name, state_dict["state"][index][name], mine)
 
 
+def upgraded(state_dict: Any) -> Any:
+    """Return a state dict with today's names of options: ``ema_decay`` was ``ema`` before the first release."""
+    groups = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
+    if not isinstance(groups, (list, tuple)) or not any(map(_is_old, groups)):
+        return state_dict
+    new = {"ema": "ema_decay"}
+    renamed = [{new.get(key, key): group[key] for key in group} if _is_old(group) else group for group in groups]
+    return {**state_dict, "param_groups": renamed}
+
+
+def _is_old(group: Any) -> bool:
+    return isinstance(group, Mapping) and "ema" in group and "ema_decay" not in group
+
+
 def _check_type(label: str, value: Any, kinds: Any, what: str) -> None:
     if not isinstance(value, kinds) or (kinds is int and isinstance(value, bool)):
         raise TypeError(f"{label} must be {what}, not {short(value)}")
@@ -375,7 +389,8 @@ def _load_scalars(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> dict[str, 
         found = json.loads(_exactly(member, info.file_size)[stored.start :])
     if not isinstance(found, dict) or not isinstance(found.get("state"), list):
         raise ValueError(f"{info.filename} holds no state dict")
-    return found | {"state": dict(enumerate(found["state"]))}
+    found = {**found, "state": dict(enumerate(found["state"]))}
+    return upgraded(found)  # type: ignore[no-any-return]
 
 
 def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Stored:

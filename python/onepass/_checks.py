@@ -117,7 +117,7 @@ def average(name: str, value: Any) -> float | Schedule | None:
 
 
 # Of every optimizer's groups.
-COMMON: Mapping[str, Check] = {"maximize": flag, "clip_value": limit, "ema": average}
+COMMON: Mapping[str, Check] = {"maximize": flag, "clip_value": limit, "ema_decay": average}
 
 # Of the whole optimizer.
 WHOLE: Mapping[str, Check] = {"clip_norm": limit, "nonfinite": nonfinite, "flush_denormals": flag}

@@ -30,7 +30,13 @@ _ELSEWHERE = {
     **dict.fromkeys([f"{beta}{i}" for beta in ("b", "b_", "beta", "beta_") for i in (1, 2)], "betas"),
     "epsilon": "eps",
     **dict.fromkeys(["clipnorm", "global_clipnorm", "max_grad_norm", "grad_clip"], "clip_norm"),
-    **{"clipvalue": "clip_value", "use_ema": "ema", "ema_momentum": "ema", "L2": "weight_decay", "rho": "alpha"},
+    **{
+        "clipvalue": "clip_value",
+        "ema": "ema_decay",
+        "ema_momentum": "ema_decay",
+        "L2": "weight_decay",
+        "rho": "alpha",
+    },
 }
 _OF_PYTORCH = {"fused", "foreach", "capturable", "differentiable"}
 
@@ -47,7 +53,7 @@ class Group(Mapping[str, Any]):
     """Some of an optimizer's parameters, and their options as attributes (or, as PyTorch has it, as items).
 
     Assigning to one checks the value and holds from the next step on. What decides which buffers exist (``amsgrad``,
-    ``centered``, whether there is ``momentum`` or an ``ema``) is fixed when the group is made.
+    ``centered``, whether there is ``momentum`` or an ``ema_decay``) is fixed when the group is made.
 
     Example:
         >>> import numpy as np, onepass
@@ -56,7 +62,7 @@ class Group(Mapping[str, Any]):
         >>> opt.groups[0]["lr"] *= 0.5
         >>> opt.groups[0]
         Group(lr=0.05, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.05, amsgrad=False, bias_correction=True, \
-eps_mode='paper', maximize=False, clip_value=None, ema=None)
+eps_mode='paper', maximize=False, clip_value=None, ema_decay=None)
     """
 
     __slots__ = ("_core", "_kind", "_params", "_values")
@@ -86,7 +92,7 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
     initial_accumulator_value: _Option[float, SupportsFloat]
     maximize: _Option[bool, bool]
     clip_value: _Option[float | None, SupportsFloat | None]
-    ema: _Option[Any, Average]
+    ema_decay: _Option[Any, Average]
 
     def __init__(self, kind: type[Optimizer], params: list[Array], options: Mapping[str, Any]) -> None:
         if unknown := [name for name in options if name not in kind._checks]:
@@ -109,15 +115,15 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
     def _common(self, values: Mapping[str, Any]) -> CommonOptions:
         """The options that every rule shares, as the core takes them."""
         clip_value = values["clip_value"]
-        lr, ema, scheduled = _rates(values)
+        lr, ema_decay, scheduled = _rates(values)
         return CommonOptions(
             lr=lr,
             weight_decay=values["weight_decay"],
             clip_value=math.inf if clip_value is None else clip_value,
-            ema_decay=ema,
+            ema_decay=ema_decay,
             decoupled=self._kind._decoupled(values),
             maximize=values["maximize"],
-            averaged=values["ema"] is not None,
+            averaged=values["ema_decay"] is not None,
             scheduled=scheduled,
         )
 
@@ -140,12 +146,12 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
                 )
             values[name] = kind._checks[name](name, value)
         buffers = kind._rule(values)[0] != kind._rule(self._values)[0]
-        if buffers or (values["ema"] is None) != (self._values["ema"] is None):
+        if buffers or (values["ema_decay"] is None) != (self._values["ema_decay"] is None):
 
             def decides(name: str) -> bool:
                 alone = {**self._values, name: values[name]}
-                return kind._rule(alone)[0] != kind._rule(self._values)[0] or (alone["ema"] is None) != (
-                    self._values["ema"] is None
+                return kind._rule(alone)[0] != kind._rule(self._values)[0] or (alone["ema_decay"] is None) != (
+                    self._values["ema_decay"] is None
                 )
 
             names = [name for name in changes if decides(name)] or [*changes]
@@ -223,9 +229,9 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
 
 def _rates(values: Mapping[str, Any]) -> tuple[float, float, bool]:
     """The learning rate and the average's decay, 0 where a function says it before each step, and whether one does."""
-    lr, ema = values["lr"], values["ema"]
-    scheduled = callable(lr), callable(ema)
-    return 0.0 if scheduled[0] else lr, 0.0 if ema is None or scheduled[1] else ema, any(scheduled)
+    lr, ema_decay = values["lr"], values["ema_decay"]
+    scheduled = callable(lr), callable(ema_decay)
+    return 0.0 if scheduled[0] else lr, 0.0 if ema_decay is None or scheduled[1] else ema_decay, any(scheduled)
 
 
 def in_order(rule: str, numbers: Mapping[str, float]) -> list[float]:

@@ -159,16 +159,14 @@ class Optimizer(_core.Optimizer):
             made.append(Group(type(self), list(named.values()), options))
         known = [(f"state {name!r}", array) for state in self._states for name, array in state.items()]
         check_disjoint([*known, *((self._parameter(key, form), array) for key, array in arrays.items())])
-        averaged = [group.ema is not None for group in (*self._groups, *made)]
+        averaged = [group.ema_decay is not None for group in (*self._groups, *made)]
         if any(averaged) and not all(averaged):
-            raise ValueError(
-                "ema is on in some groups and off in others: averages are kept of all parameters or of none"
-            )
+            raise ValueError("ema_decay must be set for all groups or for none")
 
         states: list[list[dict[str, Array]]] = []
         for group in made:
             names = _core.rules[self._rule(group)[0]][1]
-            count = len(names) + (group.ema is not None)
+            count = len(names) + (group.ema_decay is not None)
             rooms = iter(all_zeros_like([array for array in group.params for _ in range(count)], self._state_folder))
             states.append([])
             for array in group.params:
@@ -179,7 +177,7 @@ class Optimizer(_core.Optimizer):
                             values.fill(first)
                         if not np.isfinite(values).all():
                             raise ValueError(f"{first!r}, which state starts with, overflows {values.dtype}")
-                if group.ema is not None:
+                if group.ema_decay is not None:
                     state["ema"] = next(rooms)
                     np.copyto(state["ema"], array)
                 states[-1].append(state)
@@ -255,8 +253,8 @@ class Optimizer(_core.Optimizer):
 
     @property
     def ema(self) -> Any:
-        """The running averages of the parameters, live, in the parameters' form; None where ``ema`` is off."""
-        if self._groups[0].ema is None:
+        """The running averages of the parameters, live, in the parameters' form; None without ``ema_decay``."""
+        if self._groups[0].ema_decay is None:
             return None
         return self._formed([state["ema"].view() for state in self._states])
 
@@ -329,7 +327,7 @@ class Optimizer(_core.Optimizer):
         def __setattr__(self, name: str, value: Any) -> None:
             if name in self._checks and name != "lr":
                 found = getattr(type(self), name)
-                if isinstance(found, _OfGroups) or found is Optimizer.ema:  # and nothing of a user's subclass
+                if isinstance(found, _OfGroups):  # and nothing of a user's subclass
                     with suppress(TypeError, ValueError):
                         for group in getattr(self, "_groups", [])[:1]:
                             group._settable({name: value})  # or it says why that cannot be
@@ -408,7 +406,7 @@ class Optimizer(_core.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """State, step counts, options and averages, copied: a dict of arrays, numbers and strings in PyTorch's layout.
 
-        The parameters themselves are not in it, and a callable ``lr`` or ``ema`` is None.
+        The parameters themselves are not in it, and a callable ``lr`` or ``ema_decay`` is None.
 
         Example:
             >>> import numpy as np, onepass
@@ -432,7 +430,7 @@ class Optimizer(_core.Optimizer):
         Args:
             state_dict: what `state_dict` returned, of an optimizer of the same class whose parameters have the same
                 shapes and dtypes in the same order, and the same names if they have any. Its options replace this
-                optimizer's, ``lr`` among them; where ``lr`` or ``ema`` is None, because it was a function, this
+                optimizer's, ``lr`` among them; where ``lr`` or ``ema_decay`` is None, because it was a function, this
                 optimizer's own goes on.
 
         Raises:
@@ -450,14 +448,14 @@ class Optimizer(_core.Optimizer):
         """Take a state dict in; False, and nothing has changed, where another thread has set an option meanwhile."""
         from . import _checkpoint
 
-        like = self._snapshot()
+        like, state_dict = self._snapshot(), _checkpoint.upgraded(state_dict)
         _checkpoint.check(state_dict, like)
         whole = {name: _checks.WHOLE[name](name, state_dict[name]) for name in ("clip_norm", "nonfinite")}
         known = [group._values for group in self._groups]
         options = []
         for index, (group, saved) in enumerate(zip(self._groups, state_dict["param_groups"])):
             changes = {name: saved[name] for name in group._values}
-            for name in ("lr", "ema"):
+            for name in ("lr", "ema_decay"):
                 if changes[name] is None:
                     changes[name] = group._values[name]
             try:
@@ -638,9 +636,9 @@ class Optimizer(_core.Optimizer):
         """The learning rate of a group at step t, and the decay of its average."""
         options = self._groups[group]._values
         lr = asked(f"the schedule of group {group}", options["lr"], "lr", _checks.non_negative, t)
-        if options["ema"] is None:
+        if options["ema_decay"] is None:
             return lr, 0.0
-        return lr, asked(f"the ema of group {group}", options["ema"], "ema", _checks.decay, t)
+        return lr, asked(f"the ema_decay of group {group}", options["ema_decay"], "ema_decay", _checks.decay, t)
 
     def _overflow(self, index: int, t: int, grad_scale: float) -> None:
         array = self._params[index]

@@ -349,7 +349,13 @@ class Rule(NamedTuple):
     squares: bool = True  # it takes squares of the gradient, which must not overflow
 
 
-COMMON = {"weight_decay": 0.0, "decoupled_weight_decay": False, "maximize": False, "clip_value": None, "ema": None}
+COMMON = {
+    "weight_decay": 0.0,
+    "decoupled_weight_decay": False,
+    "maximize": False,
+    "clip_value": None,
+    "ema_decay": None,
+}
 ADAMAX = {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8}
 ADAM = {**ADAMAX, "lr": 1e-3, "amsgrad": False, "bias_correction": True, "eps_mode": "paper"}
 ADAMW = {**ADAM, "weight_decay": 0.01, "decoupled_weight_decay": True}
@@ -417,7 +423,7 @@ class Reference:
         self.state.append({"step": 0, **{name: np.full_like(array, start) for name in names}})
         if self.rule.update is nadam:
             self.state[-1]["mu_product"] = 1.0
-        self.ema.append(None if options["ema"] is None else array.copy("K"))
+        self.ema.append(None if options["ema_decay"] is None else array.copy("K"))
 
     def step(self, grads: Sequence[Any], grad_scale: float = 1.0) -> None:
         with np.errstate(all="ignore"):
@@ -459,7 +465,9 @@ class Reference:
         p, g = around(before[0], Elements(grad, self.flush), scale, o)
         after = self.rule.update(k, p, g, *before[1:])
         if ema is not None:
-            ema[rows] = running_average(at(o.ema, self.step_count), Elements(ema[rows], self.flush), after[0]).values
+            ema[rows] = running_average(
+                at(o.ema_decay, self.step_count), Elements(ema[rows], self.flush), after[0]
+            ).values
         for array, elements in zip(arrays, after):
             if array is not None:
                 array[rows] = elements.values

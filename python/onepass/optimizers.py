@@ -51,8 +51,9 @@ class Adam(Optimizer):
         nonfinite: ``"propagate"``; ``"skip"``: a step whose gradients hold NaN or infinity (or, for rules that square
             them, whose squares overflow the dtype) changes nothing and adds one to ``skipped``; ``"raise"``: it changes
             nothing and raises.
-        ema: the decay of a running average of the parameters, ``e ← ema·e + (1 − ema)·p``, or a function of ``t`` that
-            returns one. The averages start as copies, are written in the same pass and read as ``ema``. None: off.
+        ema_decay: the decay of a running average of the parameters, ``e ← ema_decay·e + (1 − ema_decay)·p``, or a
+            function of ``t`` that returns one. The averages start as copies, are written in the same pass and read as
+            ``ema``. None: off.
         flush_denormals: treat subnormal numbers as zero while stepping. They carry no information worth having and make
             processors slow.
 
@@ -104,7 +105,7 @@ class Adam(Optimizer):
         clip_norm: SupportsFloat | None = None,
         clip_value: SupportsFloat | None = None,
         nonfinite: Nonfinite = "propagate",
-        ema: Average = None,
+        ema_decay: Average = None,
         flush_denormals: bool = True,
     ) -> None:
         self._begin(params, locals())
@@ -129,7 +130,7 @@ class AdamW(Adam):
     Args:
         params: as in `Adam`, and so are the other arguments that are not named here: ``lr``, ``betas``, ``eps``,
             ``amsgrad``, and by name ``bias_correction``, ``eps_mode``, ``maximize``, ``clip_norm``, ``clip_value``,
-            ``nonfinite``, ``ema``, ``flush_denormals``.
+            ``nonfinite``, ``ema_decay``, ``flush_denormals``.
         weight_decay: the share of the parameter that a step of ``lr = 1`` takes away.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019); defaults as ``torch.optim.AdamW``.
@@ -160,7 +161,7 @@ class AdamW(Adam):
         clip_norm: SupportsFloat | None = None,
         clip_value: SupportsFloat | None = None,
         nonfinite: Nonfinite = "propagate",
-        ema: Average = None,
+        ema_decay: Average = None,
         flush_denormals: bool = True,
     ) -> None:
         self._begin(params, locals())
@@ -185,7 +186,7 @@ class Adamax(Optimizer):
         betas: the decays of the first moment and of the infinity norm, in [0, 1).
         eps: added to the size of the gradient.
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
-        maximize, clip_norm, clip_value, nonfinite, ema, flush_denormals: as in `Adam`.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
@@ -222,7 +223,7 @@ class Adamax(Optimizer):
         clip_norm: SupportsFloat | None = None,
         clip_value: SupportsFloat | None = None,
         nonfinite: Nonfinite = "propagate",
-        ema: Average = None,
+        ema_decay: Average = None,
         flush_denormals: bool = True,
     ) -> None:
         self._begin(params, locals())
@@ -253,7 +254,7 @@ class NAdam(Optimizer):
         weight_decay: adds ``weight_decay·p`` to the gradient (L2), or is decoupled.
         momentum_decay: how fast the momentum rises to ``beta1``.
         decoupled_weight_decay: whether weight decay shrinks the parameter instead, as in `AdamW`.
-        maximize, clip_norm, clip_value, nonfinite, ema, flush_denormals: as in `Adam`.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
@@ -296,7 +297,7 @@ class NAdam(Optimizer):
         clip_norm: SupportsFloat | None = None,
         clip_value: SupportsFloat | None = None,
         nonfinite: Nonfinite = "propagate",
-        ema: Average = None,
+        ema_decay: Average = None,
         flush_denormals: bool = True,
     ) -> None:
         self._begin(params, locals())
@@ -336,7 +337,7 @@ class RMSprop(Optimizer):
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
         momentum: the decay of the steps' sum. Whether it is 0 is fixed when the optimizer is made.
         centered: divide by the standard deviation. PyTorch lacks the maximum with 0, and may give NaN.
-        maximize, clip_norm, clip_value, nonfinite, ema, flush_denormals: as in `Adam`.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
@@ -378,7 +379,7 @@ class RMSprop(Optimizer):
         clip_norm: SupportsFloat | None = None,
         clip_value: SupportsFloat | None = None,
         nonfinite: Nonfinite = "propagate",
-        ema: Average = None,
+        ema_decay: Average = None,
         flush_denormals: bool = True,
     ) -> None:
         self._begin(params, locals())
@@ -404,7 +405,7 @@ class Adagrad(Optimizer):
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
         initial_accumulator_value: what the sums start with.
         eps: keeps the division from blowing up.
-        maximize, clip_norm, clip_value, nonfinite, ema, flush_denormals: as in `Adam`.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
@@ -445,7 +446,7 @@ class Adagrad(Optimizer):
         clip_norm: SupportsFloat | None = None,
         clip_value: SupportsFloat | None = None,
         nonfinite: Nonfinite = "propagate",
-        ema: Average = None,
+        ema_decay: Average = None,
         flush_denormals: bool = True,
     ) -> None:
         self._begin(params, locals())
@@ -475,7 +476,7 @@ class Adadelta(Optimizer):
         rho: the decay of both averages, in [0, 1].
         eps: added under the roots; it gives the first steps their size.
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
-        maximize, clip_norm, clip_value, nonfinite, ema, flush_denormals: as in `Adam`.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
@@ -512,7 +513,7 @@ class Adadelta(Optimizer):
         clip_norm: SupportsFloat | None = None,
         clip_value: SupportsFloat | None = None,
         nonfinite: Nonfinite = "propagate",
-        ema: Average = None,
+        ema_decay: Average = None,
         flush_denormals: bool = True,
     ) -> None:
         self._begin(params, locals())
@@ -538,7 +539,7 @@ class SGD(Optimizer):
         dampening: what share of the gradient does not enter the momentum.
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
         nesterov: step from where the momentum leads. It needs a momentum above 0 and no dampening.
-        maximize, clip_norm, clip_value, nonfinite, ema, flush_denormals: as in `Adam`.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`; ValueError: nesterov without momentum or with dampening.
@@ -580,7 +581,7 @@ class SGD(Optimizer):
         clip_norm: SupportsFloat | None = None,
         clip_value: SupportsFloat | None = None,
         nonfinite: Nonfinite = "propagate",
-        ema: Average = None,
+        ema_decay: Average = None,
         flush_denormals: bool = True,
     ) -> None:
         self._begin(params, locals())
@@ -612,7 +613,7 @@ class Lion(Optimizer):
         lr: the learning rate, or a function of the step that returns one.
         betas: the momentum's share in the step, and its decay; in [0, 1).
         weight_decay: the share of the parameter that a step of ``lr = 1`` takes away.
-        maximize, clip_norm, clip_value, nonfinite, ema, flush_denormals: as in `Adam`.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
@@ -647,7 +648,7 @@ class Lion(Optimizer):
         clip_norm: SupportsFloat | None = None,
         clip_value: SupportsFloat | None = None,
         nonfinite: Nonfinite = "propagate",
-        ema: Average = None,
+        ema_decay: Average = None,
         flush_denormals: bool = True,
     ) -> None:
         self._begin(params, locals())

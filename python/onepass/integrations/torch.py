@@ -74,7 +74,7 @@ class _CoreAdam(onepass.Adam):
 
 
 # The options that PyTorch's groups do not have.
-_OF_GROUPS = {"bias_correction": True, "eps_mode": "paper", "clip_value": None, "ema": None}
+_OF_GROUPS = {"bias_correction": True, "eps_mode": "paper", "clip_value": None, "ema_decay": None}
 _OF_ALL = {"clip_norm": None, "nonfinite": "propagate", "flush_denormals": True}
 
 

@@ -134,13 +134,13 @@ def compare(
 
 
 RULES: list[tuple[Any, dict[str, Any]]] = [
-    (onepass.Adam, {"weight_decay": 0.1, "ema": 0.9}),
+    (onepass.Adam, {"weight_decay": 0.1, "ema_decay": 0.9}),
     (onepass.AdamW, {"amsgrad": True, "lr": lambda t: 0.1 / t}),
     (onepass.Adamax, {"clip_norm": 1e-3}),
     (onepass.NAdam, {"clip_norm": 1e-3, "nonfinite": "skip"}),
     (onepass.RMSprop, {"momentum": 0.5, "centered": True, "clip_value": 1e-4}),
     (onepass.Adagrad, {"initial_accumulator_value": 0.5, "maximize": True}),
-    (onepass.Adadelta, {"ema": lambda t: 1 - 1 / t, "nonfinite": "raise"}),
+    (onepass.Adadelta, {"ema_decay": lambda t: 1 - 1 / t, "nonfinite": "raise"}),
     (onepass.SGD, {"momentum": 0.9, "nesterov": True, "clip_norm": float("inf")}),
     (onepass.SGD, {"lr": onepass.schedules.cosine(0.1, 10)}),
     (onepass.Lion, {"flush_denormals": False}),
@@ -153,7 +153,7 @@ def check_every_rule_has_the_bits_of_one_process() -> None:
 
 
 def check_numbers_of_all_kinds_have_the_bits_of_one_process() -> None:
-    compare(WORLD, onepass.AdamW, {"ema": 0.5}, gradients=alone)
+    compare(WORLD, onepass.AdamW, {"ema_decay": 0.5}, gradients=alone)
     sharded = compare(WORLD, onepass.Adam, {"nonfinite": "skip"}, gradients=alone)
     assert sharded.skipped == 3
     compare(WORLD, onepass.SGD, {"clip_norm": 1.0}, gradients=alone)
@@ -177,7 +177,9 @@ def check_the_norm_has_the_bits_of_one_process_where_sums_round() -> None:
 def check_groups_and_their_options_have_the_bits_of_one_process() -> None:
     groups: list[dict[str, Any]] = [{"momentum": 0.0, "lr": 0.5}, {"momentum": 0.9, "weight_decay": 0.1}]
     compare(WORLD, onepass.SGD, {"clip_norm": 1e-2}, groups=groups)
-    compare(WORLD, onepass.AdamW, {"ema": 0.9}, groups=[{"betas": (0.5, 0.9)}, {"lr": lambda t: 1 / t}], flat=True)
+    compare(
+        WORLD, onepass.AdamW, {"ema_decay": 0.9}, groups=[{"betas": (0.5, 0.9)}, {"lr": lambda t: 1 / t}], flat=True
+    )
 
 
 def check_flat_parameters_and_gradients_travel_without_a_copy() -> None:
@@ -202,10 +204,10 @@ def check_names_and_one_array_serve_as_parameters() -> None:
     assert (w["a"] == 0.5).all() and (w["b"] == np.float32(1 - 0.5 * np.float32((n - 1) / 2))).all()
     assert sharded.params == w or all(sharded.params[key] is w[key] for key in w)
     one = np.ones(10_000)
-    averaged = ShardedOptimizer(WORLD, onepass.SGD, one, average=False, lr=1.0, ema=0.5)
+    averaged = ShardedOptimizer(WORLD, onepass.SGD, one, average=False, lr=1.0, ema_decay=0.5)
     averaged.step(np.ones(10_000))
-    assert (one == 1 - n).all() and (averaged.averages() == 1 - n / 2).all()
-    assert ShardedOptimizer(WORLD, onepass.SGD, one).averages() is None
+    assert (one == 1 - n).all() and (averaged.gather_ema() == 1 - n / 2).all()
+    assert ShardedOptimizer(WORLD, onepass.SGD, one).gather_ema() is None
 
 
 def check_gradients_of_any_layout_and_dtype_are_taken() -> None:
@@ -426,8 +428,8 @@ def check_nothing_to_step_is_a_step_all_the_same() -> None:
     empty = [np.zeros((0, 3), np.float32), np.zeros(0)]
     for params, grads in ((empty, empty), (empty, [None, None]), (parameters(), [None] * len(SHAPES))):
         for options in ({}, {"clip_norm": 1.0, "nonfinite": "skip"}):
-            sharded = ShardedOptimizer(WORLD, onepass.Adam, params, chunk=SMALL, ema=0.5, **options)
-            single = onepass.Adam([p.copy("K") for p in params], ema=0.5, **options)
+            sharded = ShardedOptimizer(WORLD, onepass.Adam, params, chunk=SMALL, ema_decay=0.5, **options)
+            single = onepass.Adam([p.copy("K") for p in params], ema_decay=0.5, **options)
             for optimizer in (sharded, single):
                 optimizer.step([g if g is None else g.copy() for g in grads])
             assert (sharded.step_count, sharded.grad_norm) == (single.step_count, single.grad_norm)
@@ -576,7 +578,7 @@ def check_ranks_in_different_calls_are_told_so() -> None:
         return
     folder, last = shared_folder(), WORLD.size - 1
     w = np.ones(20_000, np.float32)
-    sharded = ShardedOptimizer(WORLD, onepass.Adam, w, ema=0.5)
+    sharded = ShardedOptimizer(WORLD, onepass.Adam, w, ema_decay=0.5)
     calls: dict[str, Callable[[], Any]] = {
         "step": lambda: sharded.step(w),
         "save": lambda: sharded.save(folder / "set"),
@@ -587,7 +589,7 @@ def check_ranks_in_different_calls_are_told_so() -> None:
     }
     with time_limit():
         calls["save"]()
-        ShardedOptimizer(WORLD, onepass.Adam, w, ema=0.5).save(folder / "other")
+        ShardedOptimizer(WORLD, onepass.Adam, w, ema_decay=0.5).save(folder / "other")
         kept = sharded.state_dict()
         for mine, one in calls.items():
             for theirs, other in calls.items():
@@ -624,7 +626,7 @@ def check_an_error_without_words_raises_on_all() -> None:
 
 def check_want_of_room_on_one_rank_raises_on_all() -> None:
     folder, full = shared_folder(), raising(MemoryError, "no room")
-    sharded = trained(WORLD, parameters(), range(1), ema=0.5)
+    sharded = trained(WORLD, parameters(), range(1), ema_decay=0.5)
     calls: list[Callable[[], Any]] = [
         lambda: sharded.save(folder / "whole.npz", gathered=True),
         sharded.state_dict,
@@ -679,7 +681,12 @@ def trained(
     return sharded
 
 
-OPTIONS: dict[str, Any] = {"ema": 0.9, "amsgrad": True, "clip_norm": 1e-3, "lr": onepass.schedules.inverse_sqrt(0.1)}
+OPTIONS: dict[str, Any] = {
+    "ema_decay": 0.9,
+    "amsgrad": True,
+    "clip_norm": 1e-3,
+    "lr": onepass.schedules.inverse_sqrt(0.1),
+}
 
 
 def check_training_goes_on_with_the_same_bits_on_any_number_of_ranks() -> None:

@@ -52,15 +52,15 @@ class Saved:
     def _check_whole(self) -> None:
         raise NotImplementedError
 
-    def averages(self) -> Any:
-        """The running averages, gathered, in the form of the parameters; None without ``ema``. Collective.
+    def gather_ema(self) -> Any:
+        """The running averages, gathered, in the form of the parameters; None without ``ema_decay``. Collective.
 
         Raises:
             MemoryError: no room; RuntimeError: another rank raised.
         """
         with self._lock:
-            has = self._optimizer.groups[0].ema is not None
-            states = self._gathered("averages", ["ema"] if has else [], None)
+            has = self._optimizer.groups[0].ema_decay is not None
+            states = self._gathered("gather_ema", ["ema"] if has else [], None)
             if not has:
                 return None
             return self._whole._formed([state["ema"] for state in states])
@@ -83,8 +83,9 @@ class Saved:
         """
 
         def checked() -> dict[str, Any]:
-            _checkpoint.check(state_dict, self._like_whole())
-            return self._piecewise(state_dict, self._cut)
+            upgraded = _checkpoint.upgraded(state_dict)
+            _checkpoint.check(upgraded, self._like_whole())
+            return self._piecewise(upgraded, self._cut)
 
         self._load("load_state_dict", checked)
 
