@@ -67,7 +67,7 @@ WHOLE: dict[str, Any] = {
 
 def drawn_options(data: Any, kind: str, averaged: bool) -> dict[str, Any]:
     """Some options of a group, and whether there is an average."""
-    names = [name for name in getattr(onepass, kind)._checks if name in OPTIONS]
+    names = [name for name in getattr(onepass, kind)._spec.checks if name in OPTIONS]
     chosen = data.draw(st.lists(st.sampled_from(names), unique=True), "options")
     options = {name: data.draw(OPTIONS[name], name) for name in chosen}
     if kind == "SGD" and options.get("momentum") and not options.get("dampening"):
@@ -197,10 +197,10 @@ class Machine(RuleBasedStateMachine):
         value = data.draw(st.sampled_from(AVERAGES) if name == "ema_decay" else OPTIONS[name])
         kept = {"momentum", "ema_decay"}
         if name in kept and (value in (0.0, None)) != (options[name] in (0.0, None)) and name == "momentum":
-            with refused(AttributeError, "decides which buffers exist", self.opt):
+            with refused(AttributeError, "it determines which state buffers exist", self.opt):
                 group.momentum = value
         elif name == "ema_decay" and options["ema_decay"] is None:
-            with refused(AttributeError, "decides which buffers exist", self.opt):
+            with refused(AttributeError, "it determines which state buffers exist", self.opt):
                 group["ema_decay"] = value
         elif name == "dampening" and options["nesterov"] and value:
             with refused(ValueError, "nesterov needs", self.opt):
@@ -400,7 +400,7 @@ class Machine(RuleBasedStateMachine):
     def misuse(self) -> None:
         with refused(TypeError, "two optimizers must not share", self.opt):
             copy.copy(self.opt)
-        with refused(RuntimeError, "has been made already", self.opt):
+        with refused(RuntimeError, "is already initialized", self.opt):
             self.opt.__init__([np.ones(2)])
         with refused(FileNotFoundError, "", self.opt):
             self.opt.save(Path(self.folder.name) / "nowhere" / "x")

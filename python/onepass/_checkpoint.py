@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from ._checks import counted
+from ._checks import plural
 
 Array = npt.NDArray[Any]
 StateDict = Mapping[str, Any]
@@ -63,7 +63,7 @@ def check(state_dict: StateDict, like: StateDict) -> None:
     _check_type("version", version, int, "an integer")
     if version != like["version"]:
         newer = "it was written by a newer onepass: " * (version > like["version"])
-        raise ValueError(f"{newer}version must be {like['version']}, not {short(version)}")
+        raise ValueError(f"{newer}version must be {like['version']}, got {short(version)}")
     _check_type("optimizer", optimizer, str, "a string")
     if optimizer != like["optimizer"]:
         raise ValueError(f"it is the state of {short(optimizer)}, not of {like['optimizer']!r}")
@@ -103,7 +103,7 @@ def _is_old(group: Any) -> bool:
 
 def _check_type(label: str, value: Any, kinds: Any, what: str) -> None:
     if not isinstance(value, kinds) or (kinds is int and isinstance(value, bool)):
-        raise TypeError(f"{label} must be {what}, not {short(value)}")
+        raise TypeError(f"{label} must be {what}, got {short(value)}")
 
 
 def _check_keys(label: str, found: Any, wanted: Iterable[Any]) -> None:
@@ -116,7 +116,7 @@ def _check_keys(label: str, found: Any, wanted: Iterable[Any]) -> None:
 
 def _check_length(what: str, found: Any, wanted: Any, where: str = "") -> None:
     if len(found) != len(wanted):
-        raise ValueError(f"it holds {counted(len(found), what)}{where}, the optimizer has {len(wanted)}")
+        raise ValueError(f"it holds {plural(len(found), what)}{where}, the optimizer has {len(wanted)}")
 
 
 def _check_names(group: Any, own: Mapping[str, Any]) -> None:
@@ -137,7 +137,7 @@ def _check_names(group: Any, own: Mapping[str, Any]) -> None:
 def _check_count(label: str, value: Any) -> None:
     _check_type(label, value, int, "an integer")
     if not 0 <= value <= 2**62:  # far from where the core's 64-bit counts end
-        raise ValueError(f"{label} must be at least 0 and at most 2**62, not {short(value)}")
+        raise ValueError(f"{label} must be at least 0 and at most 2**62, got {short(value)}")
 
 
 def _check_option(label: str, name: str, value: Any, own: Any) -> None:
@@ -147,7 +147,7 @@ def _check_option(label: str, name: str, value: Any, own: Any) -> None:
         for index, (item, mine) in enumerate(zip(value, own)):
             _check_type(f"{label}, item {index},", item, type(mine), f"{mine!r}")
             if item != mine:
-                raise ValueError(f"{label}, item {index}, must be {mine!r}, not {short(item)}")
+                raise ValueError(f"{label}, item {index}, must be {mine!r}, got {short(item)}")
     elif isinstance(value, (list, tuple)):
         for item in value:
             _check_type(f"an item of {label}", item, (int, float), "a number")
@@ -161,15 +161,15 @@ def _check_entry(label: str, name: str, value: Any, own: Any) -> None:
         _check_type(label, value, kinds, "a NumPy array")
         dtype = value.dtype if isinstance(value, _Stored) else value.dtype.str
         if dtype != own.dtype.str:
-            raise ValueError(f"{label} must be of dtype {own.dtype.str!r}, not {dtype!r}")
+            raise ValueError(f"{label} must be of dtype {own.dtype.str!r}, got {dtype!r}")
         if value.shape != own.shape:
-            raise ValueError(f"{label} must have shape {own.shape}, not {value.shape}")
+            raise ValueError(f"{label} must have shape {own.shape}, got {value.shape}")
     elif name == "step":
         _check_count(label, value)
     else:
         _check_type(label, value, float, "a float")
         if not math.isfinite(value):
-            raise ValueError(f"{label} must be finite, not {value!r}")
+            raise ValueError(f"{label} must be finite, got {value!r}")
 
 
 def _labels(like: StateDict) -> dict[int, str]:

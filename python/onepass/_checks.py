@@ -1,93 +1,93 @@
-"""Checks of options and arrays: each takes a name and a value; the former return the value to keep, or raise."""
+"""Checks of options, which return the value to keep or raise, and of arrays, which raise."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from itertools import pairwise
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 
 from ._allocate import address
-from ._types import Array, Check, Schedule
+from ._types import Array, Average, Betas, Check, EpsMode, LearningRate, Nonfinite, Schedule
 
 
-def counted(number: int, noun: str) -> str:
-    """So many of them: "1 parameter", "2 parameters"."""
+def plural(number: int, noun: str) -> str:
+    """Return the number with its noun: "1 parameter", "2 parameters"."""
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def finite(name: str, value: Any) -> float:
+def finite(name: str, value: SupportsFloat) -> float:
     """A finite number."""
     strange = isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind not in "biuf"
     if strange or isinstance(value, (str, bytes, bytearray, memoryview)):
-        raise TypeError(f"{name} must be a number, not {value!r}")
+        raise TypeError(f"{name} must be a number, got {value!r}")
     try:
         number = float(value)
     except TypeError:
-        raise TypeError(f"{name} must be a number, not {value!r}") from None
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
     except (ValueError, OverflowError):
-        raise ValueError(f"{name} must be a finite number, not {value!r}") from None
+        raise ValueError(f"{name} must be a finite number, got {value!r}") from None
     if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite, not {value!r}")
+        raise ValueError(f"{name} must be finite, got {value!r}")
     return number
 
 
-def non_negative(name: str, value: Any) -> float:
+def non_negative(name: str, value: SupportsFloat) -> float:
     """A finite number, 0 or more."""
     number = finite(name, value)
     if number < 0:
-        raise ValueError(f"{name} must be at least 0, not {value!r}")
+        raise ValueError(f"{name} must be at least 0, got {value!r}")
     return number
 
 
-def decay(name: str, value: Any) -> float:
+def unit_interval_open(name: str, value: SupportsFloat) -> float:
     """A number in [0, 1)."""
     number = finite(name, value)
     if not 0 <= number < 1:
-        raise ValueError(f"{name} must be at least 0 and less than 1, not {value!r}")
+        raise ValueError(f"{name} must be at least 0 and less than 1, got {value!r}")
     return number
 
 
-def fraction(name: str, value: Any) -> float:
+def unit_interval(name: str, value: SupportsFloat) -> float:
     """A number in [0, 1]."""
     number = finite(name, value)
     if not 0 <= number <= 1:
-        raise ValueError(f"{name} must be at least 0 and at most 1, not {value!r}")
+        raise ValueError(f"{name} must be at least 0 and at most 1, got {value!r}")
     return number
 
 
-def learning_rate(name: str, value: Any) -> float | Schedule:
+def learning_rate(name: str, value: LearningRate) -> float | Schedule:
     """A number, 0 or more, or a function of the step."""
     return value if callable(value) else non_negative(name, value)
 
 
-def betas(name: str, value: Any) -> tuple[float, float]:
+def betas(name: str, value: Betas) -> tuple[float, float]:
     """A pair of numbers in [0, 1)."""
     if isinstance(value, (str, bytes, Mapping, Set)):
-        raise TypeError(f"{name} must be a pair of numbers, not {value!r}")
+        raise TypeError(f"{name} must be a pair of numbers, got {value!r}")
     try:
         values = tuple(value)
     except TypeError:
-        raise TypeError(f"{name} must be a pair of numbers, not {value!r}") from None
+        raise TypeError(f"{name} must be a pair of numbers, got {value!r}") from None
     if len(values) != 2:
-        raise ValueError(f"{name} must be a pair of numbers, not {value!r}")
-    return decay(f"{name}[0]", values[0]), decay(f"{name}[1]", values[1])
+        raise ValueError(f"{name} must be a pair of numbers, got {value!r}")
+    return unit_interval_open(f"{name}[0]", values[0]), unit_interval_open(f"{name}[1]", values[1])
 
 
-def flag(name: str, value: Any) -> bool:
+def flag(name: str, value: bool) -> bool:
     """True or False."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, not {value!r}")
+        raise TypeError(f"{name} must be True or False, got {value!r}")
     return bool(value)
 
 
 def one_of(*choices: str) -> Check:
-    """The check that a value is one of these words."""
+    """Return the check that a value is one of these words."""
 
     def check(name: str, value: Any) -> str:
-        message = f"{name} must be {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, not {value!r}"
+        message = f"{name} must be {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, got {value!r}"
         if not isinstance(value, str):
             raise TypeError(message)
         if value not in choices:
@@ -97,58 +97,49 @@ def one_of(*choices: str) -> Check:
     return check
 
 
-eps_mode = one_of("paper", "hat")
-nonfinite = one_of("propagate", "skip", "raise")
+eps_mode: Callable[[str, EpsMode], EpsMode] = one_of("paper", "hat")
+nonfinite: Callable[[str, Nonfinite], Nonfinite] = one_of("propagate", "skip", "raise")
 
 
-def limit(name: str, value: Any) -> float | None:
+def positive_or_none(name: str, value: SupportsFloat | None) -> float | None:
     """A number above 0, which may be infinite, or None."""
     if value is None:
         return None
     number = math.inf if isinstance(value, (float, np.floating)) and value == math.inf else finite(name, value)
     if number <= 0:
-        raise ValueError(f"{name} must be above 0 or None, not {value!r}")
+        raise ValueError(f"{name} must be above 0 or None, got {value!r}")
     return number
 
 
-def average(name: str, value: Any) -> float | Schedule | None:
+def ema_decay(name: str, value: Average) -> float | Schedule | None:
     """A decay in [0, 1), a function of the step that returns one, or None."""
-    return value if value is None or callable(value) else decay(name, value)
-
-
-# Of every optimizer's groups.
-COMMON: Mapping[str, Check] = {"maximize": flag, "clip_value": limit, "ema_decay": average}
-
-# Of the whole optimizer.
-WHOLE: Mapping[str, Check] = {"clip_norm": limit, "nonfinite": nonfinite, "flush_denormals": flag}
+    return value if value is None or callable(value) else unit_interval_open(name, value)
 
 
 # ---- Arrays ----
 
 
 def check_storage(label: str, array: Any) -> None:
-    """Refuse what cannot be updated in place."""
+    """Refuse anything that cannot be updated in place."""
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"{label} must be a NumPy array, not {type(array).__name__}")
+        raise TypeError(f"{label} must be a NumPy array, got {type(array).__name__}")
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{label} is a masked array, whose mask would be ignored: pass its .data")
-    array = np.asarray(array)  # a subclass might say what it likes about its layout
+    array = np.asarray(array)  # subclasses may override these attributes
     if not array.dtype.isnative:
-        raise TypeError(f"{label} must be in native byte order, not {array.dtype.str!r}: pass a converted copy")
+        raise TypeError(f"{label} must be in native byte order, got {array.dtype.str!r}: pass a converted copy")
     if array.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{label} must be of dtype float32 or float64, not {array.dtype.name}")
+        raise TypeError(f"{label} must be of dtype float32 or float64, got {array.dtype.name}")
     if not array.flags.writeable:
-        raise ValueError(f"{label} is read-only and could not be updated: pass a writeable array or a copy")
+        raise ValueError(f"{label} is read-only: pass a writeable array or a copy")
     if not array.flags.forc:
-        raise ValueError(
-            f"{label} is not contiguous: keep it in an array of its own, say numpy.ascontiguousarray(it), and pass that"
-        )
+        raise ValueError(f"{label} is not contiguous: pass a contiguous array (see numpy.ascontiguousarray)")
     if not array.flags.aligned:
         raise ValueError(f"{label} is not aligned to its dtype: pass a copy")
 
 
 def check_disjoint(arrays: list[tuple[str, Array]]) -> None:
-    """Refuse contiguous arrays that share memory; each comes with what to call it."""
+    """Refuse contiguous arrays that share memory; each comes with its label."""
     plain = [(label, np.asarray(array)) for label, array in arrays]
     extents = sorted((address(array), array.nbytes, label) for label, array in plain if array.size)
     for (start, size, label), (next_start, next_size, next_label) in pairwise(extents):
@@ -159,12 +150,12 @@ def check_disjoint(arrays: list[tuple[str, Array]]) -> None:
 
 
 def real_floating(label: str, array: Any) -> None:
-    """Refuse what is no array of real floating-point numbers."""
+    """Refuse anything but an array of real floating-point numbers."""
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"{label} must be a NumPy array of real floating-point numbers, not {type(array).__name__}")
+        raise TypeError(f"{label} must be a NumPy array of real floating-point numbers, got {type(array).__name__}")
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{label} is a masked array, whose mask would be ignored: pass its .filled(0)")
     if array.dtype.kind != "f":
         raise TypeError(
-            f"{label} must be of a real floating-point dtype, not {array.dtype}: say .astype(numpy.float32)"
+            f"{label} must be of a real floating-point dtype, got {array.dtype}: use .astype(numpy.float32)"
         )

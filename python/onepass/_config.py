@@ -58,9 +58,9 @@ def set_num_threads(count: int) -> None:
     try:
         number = operator.index(count)
     except TypeError:
-        raise TypeError(f"the number of threads must be an integer, not {count!r}") from None
+        raise TypeError(f"the number of threads must be an integer, got {count!r}") from None
     if not 1 <= number <= 4096:
-        raise ValueError(f"the number of threads must be at least 1 and at most 4096, not {number}")
+        raise ValueError(f"the number of threads must be at least 1 and at most 4096, got {number}")
     global threads_set_by_user
     threads_set_by_user = True
     _core.set_num_threads(number)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ._allocate import address
 from ._checks import check_disjoint, check_storage
-from ._params import grouped, listed
+from ._params import as_list, normalize_params
 from ._types import Array, Params
 
 Key = TypeVar("Key")
@@ -49,8 +49,8 @@ def flatten(params: Params) -> Any:
         >>> b.base
         array([3., 3., 3., 3., 0.], dtype=float32)
     """
-    given: Any = params if isinstance(params, (np.ndarray, Mapping)) else listed("params", params)
-    form, groups = grouped(given)
+    given: Any = params if isinstance(params, (np.ndarray, Mapping)) else as_list("params", params)
+    form, groups = normalize_params(given)
     labelled = [
         ("the parameter" if form is form.array else f"parameter {key!r}", key, array)
         for named, _ in groups
@@ -74,10 +74,12 @@ def flatten(params: Params) -> Any:
         np.copyto(views[key], plain)
     if form is form.array:
         return views[0]
+    if not isinstance(given, Mapping) and any(isinstance(item, Mapping) for item in given):
+        own = [{key: views[key] for key in named} for named, _ in groups]
+        each_params: list[Any] = list(own) if form is form.mapping else [[*views.values()] for views in own]
+        return [{"params": each, **options} for each, (_, options) in zip(each_params, groups)]
     if form is form.mapping:
         return views
-    if any(isinstance(item, Mapping) for item in given):
-        return [{"params": [views[key] for key in named], **options} for named, options in groups]
     return tuple(views.values()) if isinstance(params, tuple) else list(views.values())
 
 

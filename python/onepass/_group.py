@@ -1,59 +1,22 @@
-"""Groups of parameters and their options."""
+"""Groups of parameters with options of their own."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
-from . import _checks
-from ._core import CommonOptions, rules
+from ._core import CommonOptions
 from ._core import Group as CoreGroup
+from ._options import OPTIMIZER_CHECKS, Option, Spec, suggestion
 from ._types import Array, Average, Betas, Check, EpsMode, LearningRate
-
-if TYPE_CHECKING:
-    from ._optimizer import Optimizer
-
-    Read = TypeVar("Read")
-    Set = TypeVar("Set", contravariant=True)
-
-    class _Option(Generic[Read, Set]):
-        """What a type checker sees of an option: what can be set may be more than what is then read."""
-
-        def __get__(self, group: Group, kind: Any) -> Read: ...
-        def __set__(self, group: Group, value: Set) -> None: ...
-
-
-# What other libraries call an option, and what it may be here.
-_ELSEWHERE = {
-    **dict.fromkeys(["learning_rate", "step_size", "eta", "alpha"], "lr"),
-    **dict.fromkeys([f"{beta}{i}" for beta in ("b", "b_", "beta", "beta_") for i in (1, 2)], "betas"),
-    "epsilon": "eps",
-    **dict.fromkeys(["clipnorm", "global_clipnorm", "max_grad_norm", "grad_clip"], "clip_norm"),
-    **{
-        "clipvalue": "clip_value",
-        "ema": "ema_decay",
-        "ema_momentum": "ema_decay",
-        "L2": "weight_decay",
-        "rho": "alpha",
-    },
-}
-_OF_PYTORCH = {"fused", "foreach", "capturable", "differentiable"}
-
-
-def meant(name: str, options: Iterable[str]) -> str:
-    """What somebody who knows another library may have meant by an option that is none of these; or nothing."""
-    if name in _OF_PYTORCH:
-        return " (it chooses among PyTorch's own implementations: leave it out)"
-    here = _ELSEWHERE.get(name, "")
-    return f" (say {'betas=(beta1, beta2)' if here == 'betas' else here})" if here in options else ""
 
 
 class Group(Mapping[str, Any]):
-    """Some of an optimizer's parameters, and their options as attributes (or, as PyTorch has it, as items).
+    """Some of an optimizer's parameters, with their options as attributes (or, as in PyTorch, as items).
 
-    Assigning to one checks the value and holds from the next step on. What decides which buffers exist (``amsgrad``,
-    ``centered``, whether there is ``momentum`` or an ``ema_decay``) is fixed when the group is made.
+    An assignment checks the value and takes effect at the next step. Options that determine which state buffers exist
+    (``amsgrad``, ``centered``, ``momentum`` on or off, ``ema_decay`` on or off) are fixed at construction.
 
     Example:
         >>> import numpy as np, onepass
@@ -65,148 +28,115 @@ class Group(Mapping[str, Any]):
 eps_mode='paper', maximize=False, clip_value=None, ema_decay=None)
     """
 
-    __slots__ = ("_core", "_kind", "_params", "_values")
+    __slots__ = ("_core", "_params", "_spec", "_values")
 
     _core: CoreGroup
-    _kind: type[Optimizer]
     _params: tuple[Array, ...]
+    _spec: Spec
     _values: Mapping[str, Any]
 
-    # The options of all optimizers; each group has those of its own. A rate may be a number or a function.
-    lr: _Option[Any, LearningRate]
-    betas: _Option[tuple[float, float], Betas]
-    eps: _Option[float, SupportsFloat]
-    weight_decay: _Option[float, SupportsFloat]
-    amsgrad: _Option[bool, bool]
-    bias_correction: _Option[bool, bool]
-    eps_mode: _Option[EpsMode, EpsMode]
-    alpha: _Option[float, SupportsFloat]
-    rho: _Option[float, SupportsFloat]
-    momentum: _Option[float, SupportsFloat]
-    dampening: _Option[float, SupportsFloat]
-    nesterov: _Option[bool, bool]
-    centered: _Option[bool, bool]
-    momentum_decay: _Option[float, SupportsFloat]
-    decoupled_weight_decay: _Option[bool, bool]
-    lr_decay: _Option[float, SupportsFloat]
-    initial_accumulator_value: _Option[float, SupportsFloat]
-    maximize: _Option[bool, bool]
-    clip_value: _Option[float | None, SupportsFloat | None]
-    ema_decay: _Option[Any, Average]
+    # The options of all optimizers, for type checkers; a group has those of its own. A rate is a number or a function.
+    lr: Option[Any, LearningRate]
+    betas: Option[tuple[float, float], Betas]
+    eps: Option[float, SupportsFloat]
+    weight_decay: Option[float, SupportsFloat]
+    amsgrad: Option[bool, bool]
+    bias_correction: Option[bool, bool]
+    eps_mode: Option[EpsMode, EpsMode]
+    alpha: Option[float, SupportsFloat]
+    rho: Option[float, SupportsFloat]
+    momentum: Option[float, SupportsFloat]
+    dampening: Option[float, SupportsFloat]
+    nesterov: Option[bool, bool]
+    centered: Option[bool, bool]
+    momentum_decay: Option[float, SupportsFloat]
+    decoupled_weight_decay: Option[bool, bool]
+    lr_decay: Option[float, SupportsFloat]
+    initial_accumulator_value: Option[float, SupportsFloat]
+    maximize: Option[bool, bool]
+    clip_value: Option[float | None, SupportsFloat | None]
+    ema_decay: Option[Any, Average]
 
-    def __init__(self, kind: type[Optimizer], params: list[Array], options: Mapping[str, Any]) -> None:
-        if unknown := [name for name in options if name not in kind._checks]:
-            whole = [name for name in unknown if name in _checks.WHOLE]
-            why = f"{whole[0]} is an option of the whole optimizer" if whole else f"its options are {[*kind._checks]}"
-            hint = meant(unknown[0], kind._checks)
-            raise TypeError(f"a group of {kind.__name__} has no option {unknown[0]!r}{hint}: {why}")
-        values = {name: check(name, options[name]) for name, check in kind._checks.items()}
-        rule, numbers = kind._rule(values)
-        object.__setattr__(self, "_kind", kind)
+    def __init__(self, spec: Spec, params: list[Array], options: Mapping[str, Any]) -> None:
+        if unknown := [name for name in options if name not in spec.checks]:
+            rest = suggestion(unknown[0], spec.checks)
+            if unknown[0] in OPTIMIZER_CHECKS:
+                rest = ": it applies to the whole optimizer"
+            raise TypeError(f"unexpected option {unknown[0]!r} of a group of {spec.name}{rest}")
+        values = {name: check(name, options[name]) for name, check in spec.checks.items()}
+        spec.validate(values)
+        object.__setattr__(self, "_spec", spec)
         object.__setattr__(self, "_values", values)
         object.__setattr__(self, "_params", tuple(params))
-        object.__setattr__(self, "_core", CoreGroup(rule, in_order(rule, numbers), self._common(values)))
+        object.__setattr__(self, "_core", CoreGroup(spec.rule_name(values), *self._numbers(values)))
 
     @property
     def params(self) -> list[Array]:
         """The parameters of this group."""
         return list(self._params)
 
-    def _common(self, values: Mapping[str, Any]) -> CommonOptions:
-        """The options that every rule shares, as the core takes them."""
+    def _numbers(self, values: Mapping[str, Any]) -> tuple[list[float], CommonOptions]:
+        """Return checked options as the core takes them: those of the rule, and those that every rule shares."""
         clip_value = values["clip_value"]
         lr, ema_decay, scheduled = _rates(values)
-        return CommonOptions(
+        return self._spec.numbers(values), CommonOptions(
             lr=lr,
             weight_decay=values["weight_decay"],
             clip_value=math.inf if clip_value is None else clip_value,
             ema_decay=ema_decay,
-            decoupled=self._kind._decoupled(values),
+            decoupled=self._spec.is_decoupled(values),
             maximize=values["maximize"],
             averaged=values["ema_decay"] is not None,
             scheduled=scheduled,
         )
 
-    def _numbers(
-        self, known: Mapping[str, Any], values: Mapping[str, Any]
-    ) -> tuple[list[float], CommonOptions, Group, Mapping[str, Any], Mapping[str, Any]]:
-        """Checked options as the core takes them, to be remembered in the place of those known."""
-        rule, numbers = self._kind._rule(values)
-        return in_order(rule, numbers), self._common(values), self, known, values
-
     def _changed(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """The options with these changes, checked."""
-        kind = self._kind
-        values = dict(self._values)
-        for name, value in changes.items():
-            if name not in values:
+        """Return the options with these changes, checked."""
+        spec, old = self._spec, self._values
+        if unknown := [name for name in changes if name not in old]:
+            raise AttributeError(f"a group of {spec.name} has no option {unknown[0]!r}{suggestion(unknown[0], old)}")
+        values = {**old, **{name: spec.checks[name](name, value) for name, value in changes.items()}}
+        spec.validate(values)
+        if spec.buffers(values) != spec.buffers(old):
+            fixed = (name for name in changes if spec.buffers({**old, name: values[name]}) != spec.buffers(old))
+            raise AttributeError(
+                f"{next(fixed)} cannot be changed after construction: it determines which state buffers exist"
+            )
+        return values
+
+    def _set(self, changes: Mapping[str, Any]) -> None:
+        """Change options: all of them or, when it raises, none."""
+        initial = self._spec.initial
+        done = False
+        while not done:  # another thread may be setting another option
+            known = self._values
+            if changes.keys() == {"lr"}:  # fast path: schedulers set only lr, before every step
+                values = {**known, "lr": self._spec.checks["lr"]("lr", changes["lr"])}
+                lr, _, scheduled = _rates(values)
+                done = self._core.set_lr(lr, scheduled, self, known, values)
+                continue
+            values = self._changed(changes)
+            if initial and values[initial] != known[initial]:
                 raise AttributeError(
-                    f"{kind.__name__} has no option {name!r} that can be set{meant(name, values)}: those that can are "
-                    f"{[name for name in values if self._can_be_set(name)]}"
+                    f"{initial} cannot be changed after construction: it only affects the initial state"
                 )
-            values[name] = kind._checks[name](name, value)
-        buffers = kind._rule(values)[0] != kind._rule(self._values)[0]
-        if buffers or (values["ema_decay"] is None) != (self._values["ema_decay"] is None):
+            done = self._core.set(*self._numbers(values), self, known, values)
 
-            def decides(name: str) -> bool:
-                alone = {**self._values, name: values[name]}
-                return kind._rule(alone)[0] != kind._rule(self._values)[0] or (alone["ema_decay"] is None) != (
-                    self._values["ema_decay"] is None
-                )
-
-            names = [name for name in changes if decides(name)] or [*changes]
-            raise AttributeError(f"{names[0]} decides which buffers exist: it is fixed when the optimizer is made")
-        return values
-
-    def _settable(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """The options with these changes, checked, if they can be set now."""
-        values = self._changed(changes)
-        for name in self._kind._initial:
-            if values[name] != self._values[name]:
-                raise AttributeError(f"{name} is what state starts with: it is fixed when the optimizer is made")
-        return values
-
-    def _can_be_set(self, name: str) -> bool:
-        """Whether an option can be set to another value."""
-        value = self._values[name]
-        if value and value is not True:  # some number or word
-            return name not in self._kind._initial
-        try:
-            self._settable({name: not value if isinstance(value, bool) else 0.5})
-        except AttributeError:
-            return False
-        except ValueError:  # not without another option
-            pass
-        return True
-
-    # A type checker must not think that every name is an option.
-    if not TYPE_CHECKING:
+    if not TYPE_CHECKING:  # checkers would take these for a sign that every name is an option
 
         def __getattr__(self, name: str) -> Any:
-            if name in Group.__slots__ or name not in self._values:  # a slot is only asked for here while it is empty
+            if name in Group.__slots__ or name not in self._values:  # a slot comes here only while it is empty
                 raise AttributeError(f"there is no option {name!r}")
             return self._values[name]
 
         def __setattr__(self, name: str, value: Any) -> None:
             self._set({name: value})
 
-    def _set(self, changes: Mapping[str, Any]) -> None:
-        """Change options: all of them or, when it raises, none."""
-        done = False
-        while not done:  # another thread may be setting another option
-            known = self._values
-            if changes.keys() == {"lr"}:  # by itself, before every step, is how many have it
-                values = {**known, "lr": self._kind._checks["lr"]("lr", changes["lr"])}
-                lr, _, scheduled = _rates(values)
-                done = self._core.set_lr(lr, scheduled, self, known, values)
-            else:
-                done = self._core.set(*self._numbers(known, self._settable(changes)))
-
     def __getitem__(self, name: str) -> Any:
         return self.params if name == "params" else self._values[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
-        setattr(self, name, value)
+        self._set({name: value})
 
     def __iter__(self) -> Iterator[str]:
         return iter(["params", *self._values])
@@ -218,7 +148,7 @@ eps_mode='paper', maximize=False, clip_value=None, ema_decay=None)
     __hash__ = object.__hash__
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError("a group is part of its optimizer: copy or pickle that")
+        raise TypeError("a group is part of its optimizer: copy or pickle the optimizer")
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self._values]
@@ -228,30 +158,25 @@ eps_mode='paper', maximize=False, clip_value=None, ema_decay=None)
 
 
 def _rates(values: Mapping[str, Any]) -> tuple[float, float, bool]:
-    """The learning rate and the average's decay, 0 where a function says it before each step, and whether one does."""
+    """Return the learning rate and the average's decay, 0 for a function of the step, and whether there is one."""
     lr, ema_decay = values["lr"], values["ema_decay"]
     scheduled = callable(lr), callable(ema_decay)
     return 0.0 if scheduled[0] else lr, 0.0 if ema_decay is None or scheduled[1] else ema_decay, any(scheduled)
 
 
-def in_order(rule: str, numbers: Mapping[str, float]) -> list[float]:
-    """A rule's numbers in the order in which the core takes them."""
-    return [numbers[name] for name in rules[rule][0]]
-
-
-def asked(whose: str, schedule: Any, name: str, check: Check, t: int) -> float:
-    """What a schedule says at step t; a number says itself."""
+def evaluate_schedule(label: str, schedule: Any, name: str, check: Check, t: int) -> float:
+    """Evaluate a schedule at step t; return numbers unchanged."""
     if not callable(schedule):
         return schedule  # type: ignore[no-any-return]
     try:
         value = schedule(t)
-    except MemoryError:  # says nothing of the schedule
+    except MemoryError:  # which is not the schedule's fault
         raise
     except Exception as error:
-        raise ValueError(f"{whose} failed at step {t}: {error!r}") from error
+        raise ValueError(f"{label} failed at step {t}: {error!r}") from error
     try:
         return check(name, value)  # type: ignore[no-any-return]
     except MemoryError:
         raise
     except Exception as error:
-        raise ValueError(f"{whose} returned {value!r} at step {t}: {error}") from error
+        raise ValueError(f"{label} returned {value!r} at step {t}: {error}") from error

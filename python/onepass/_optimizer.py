@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from copy import deepcopy
-from functools import wraps
 from types import MemberDescriptorType
-from typing import TYPE_CHECKING, Any, ClassVar, SupportsFloat
+from typing import Any, ClassVar, SupportsFloat
 
 import numpy as np
 
 from . import _checks, _core
 from ._allocate import address, all_zeros_like, pin, state_folder, zeros_like
-from ._checks import check_disjoint, check_storage, counted, finite
+from ._checks import check_disjoint, check_storage, plural
 from ._gradients import checked_gradient, copy_into
-from ._group import Group, asked, meant
-from ._params import group_params, grouped
-from ._types import Array, Check, LearningRate, Nonfinite, Params, Schedule
+from ._group import Group, evaluate_schedule
+from ._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS, Option, Spec, suggestion
+from ._params import group_params, normalize_params
+from ._types import Array, Nonfinite, Params
 from .sparse import SparseRows, coalesced
 
 
@@ -48,19 +47,8 @@ class _State(Mapping[Any, "dict[str, Any]"]):
         return repr(dict(self))
 
 
-class _OfGroups(property):
-    """Stands where an option is looked for that is the groups', and says so; __getattr__ would slow down each step."""
-
-    def __init__(self, name: str) -> None:
-        def where(optimizer: Optimizer) -> None:
-            raise AttributeError(optimizer._whose(name))
-
-        where.__doc__ = f"An option of the groups: ``groups[0].{name}``."  # given as doc= it may be hidden by ours
-        super().__init__(where)
-
-
 class Optimizer(_core.Optimizer):
-    """What all optimizers share. Use one of its subclasses: `Adam`, `SGD` and the others."""
+    """Shared base class of `Adam`, `SGD` and the other optimizers."""
 
     __slots__ = (
         "_as_tuple",
@@ -77,47 +65,30 @@ class Optimizer(_core.Optimizer):
         "_states",
     )
 
-    # What a subclass says of itself.
-    _checks: ClassVar[Mapping[str, Check]]  # the options that may differ between groups and change between steps
-    _initial: ClassVar[tuple[str, ...]] = ()  # those of them that say what state starts with, and stay as they are
+    _spec: ClassVar[Spec]  # by the decorator `declare`
 
-    _has_mu_product: ClassVar[bool] = False  # NAdam's state holds a number besides arrays
+    lr = Option(_checks.learning_rate)
+    weight_decay = Option(_checks.non_negative)
+    maximize = Option(_checks.flag)
+    clip_value = Option(_checks.positive_or_none)
+    ema_decay = Option(_checks.ema_decay)
 
-    _number = staticmethod(finite)  # which the core asks about an odd grad_scale
-
-    @staticmethod
-    def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
-        """The core's rule for these options, and the numbers that it takes by name."""
-        raise NotImplementedError
-
-    @staticmethod
-    def _decoupled(options: Mapping[str, Any]) -> bool:
-        """Whether weight decay shrinks the parameter instead of adding to the gradient."""
-        return False
-
-    @staticmethod
-    def _first_state(name: str, options: Mapping[str, Any]) -> float:
-        """What fills the state array of that name at first."""
-        return 0.0
-
-    def __init_subclass__(cls, **keywords: Any) -> None:
-        """Has a constructor say which options there are, and a group's option that is looked for here say so."""
-        super().__init_subclass__(**keywords)
-        for name in cls.__dict__.get("_checks", ()):
-            if not hasattr(cls, name):
-                setattr(cls, name, _OfGroups(name))
-        if "__init__" in cls.__dict__:
-            cls.__init__ = _knowing(cls.__init__)  # type: ignore[method-assign]
+    _number = staticmethod(_checks.finite)  # for the core, of an odd grad_scale
 
     def __init__(self, params: Params, **options: Any) -> None:
-        """The arguments are described with the class."""
-        raise TypeError("Optimizer is what the optimizers share: use onepass.Adam or another")
-
-    def _begin(self, params: Params, options: Mapping[str, Any]) -> None:
-        """Takes the arguments of a subclass's constructor by name; any others are left alone."""
-        form, groups = grouped(params)
-        whole = {name: check(name, options[name]) for name, check in _checks.WHOLE.items()}
-        defaults = {name: options[name] for name in self._checks}
+        name, spec = type(self).__name__, getattr(type(self), "_spec", None)
+        if spec is None:
+            raise TypeError("Optimizer is abstract: use a subclass such as onepass.Adam")
+        if hasattr(self, "_groups"):
+            raise RuntimeError(f"this {name} is already initialized: create another one, or use add_group")
+        valid = [*spec.checks, *OPTIMIZER_CHECKS]
+        if unknown := [option for option in options if option not in valid]:
+            hint = suggestion(unknown[0], valid)
+            raise TypeError(f"{name}() got an unexpected keyword argument {unknown[0]!r}{hint}")
+        options = {**COMMON_DEFAULTS, **options}
+        form, groups = normalize_params(params)
+        whole = {option: check(option, options[option]) for option, check in OPTIMIZER_CHECKS.items()}
+        defaults = {option: options[option] for option in spec.checks}
         self._make(form, isinstance(params, tuple), [(named, defaults | own) for named, own in groups], whole)
 
     def _make(
@@ -127,8 +98,6 @@ class Optimizer(_core.Optimizer):
         groups: list[tuple[dict[Any, Any], dict[str, Any]]],
         whole: Mapping[str, Any],
     ) -> None:
-        if hasattr(self, "_groups"):
-            raise RuntimeError(f"this {type(self).__name__} has been made already: make another, or use add_group")
         self._state_folder = state_folder()
         _core.Optimizer.__init__(self, whole["flush_denormals"], self._state_folder is not None)
         self._form = form
@@ -152,11 +121,11 @@ class Optimizer(_core.Optimizer):
         made: list[Group] = []
         for named, options in groups:
             if again := [key for key in named if key in arrays]:
-                raise ValueError(f"there already is a parameter {again[0]!r}")
+                raise ValueError(f"duplicate parameter name {again[0]!r}")
             for key, array in named.items():
                 check_storage(self._parameter(key, form), array)
             arrays |= named
-            made.append(Group(type(self), list(named.values()), options))
+            made.append(Group(self._spec, list(named.values()), options))
         known = [(f"state {name!r}", array) for state in self._states for name, array in state.items()]
         check_disjoint([*known, *((self._parameter(key, form), array) for key, array in arrays.items())])
         averaged = [group.ema_decay is not None for group in (*self._groups, *made)]
@@ -165,18 +134,19 @@ class Optimizer(_core.Optimizer):
 
         states: list[list[dict[str, Array]]] = []
         for group in made:
-            names = _core.rules[self._rule(group)[0]][1]
+            names = _core.rules[self._spec.rule_name(group)][1]
+            first = self._spec.initial_value(group)
             count = len(names) + (group.ema_decay is not None)
             rooms = iter(all_zeros_like([array for array in group.params for _ in range(count)], self._state_folder))
             states.append([])
             for array in group.params:
                 state = {name: next(rooms) for name in names}
-                for name, values in state.items():
-                    if first := self._first_state(name, group):
+                for values in state.values():
+                    if first:
                         with np.errstate(over="ignore"):
                             values.fill(first)
                         if not np.isfinite(values).all():
-                            raise ValueError(f"{first!r}, which state starts with, overflows {values.dtype}")
+                            raise ValueError(f"{self._spec.initial}={first!r} overflows {values.dtype}")
                 if group.ema_decay is not None:
                     state["ema"] = next(rooms)
                     np.copyto(state["ema"], array)
@@ -276,37 +246,13 @@ class Optimizer(_core.Optimizer):
         return self.groups
 
     @property
-    def lr(self) -> float | Schedule:
-        """The learning rate of the only group: a number, or a function of the step ``t = 1, 2, …`` that returns one."""
-        return self._only_group().lr  # type: ignore[no-any-return]
-
-    @lr.setter
-    def lr(self, value: LearningRate) -> None:
-        self._only_group().lr = value
-
-    def _only_group(self) -> Group:
-        try:
-            (group,) = self._groups
-        except (AttributeError, ValueError):
-            raise AttributeError(self._whose("lr")) from None
-        return group
-
-    def _whose(self, name: str, verb: str = "use") -> str:
-        """That an option is the groups'."""
-        if not hasattr(self, "_groups"):
-            return f"{name} is an option of the groups, which are made by super().__init__(): pass it to that"
-        if len(self._groups) == 1:
-            return f"{name} is an option of the groups: {verb} opt.groups[0].{name}"
-        return f"there are {len(self._groups)} groups, each with {name} of its own: {verb} opt.groups[i].{name}"
-
-    @property
     def clip_norm(self) -> float | None:
         """What the global norm of the gradients is scaled down to; None: nothing is."""
         return None if self._clip_norm == _core.no_clip_norm else self._clip_norm
 
     @clip_norm.setter
     def clip_norm(self, value: SupportsFloat | None) -> None:
-        self._clip_norm = _in_core(_checks.limit("clip_norm", value))
+        self._clip_norm = _in_core(_checks.positive_or_none("clip_norm", value))
 
     @property
     def nonfinite(self) -> Nonfinite:
@@ -321,28 +267,6 @@ class Optimizer(_core.Optimizer):
     def flush_denormals(self) -> bool:
         """Whether subnormal numbers count as zero while stepping."""
         return bool(self._flush_denormals)
-
-    if not TYPE_CHECKING:  # a checker must not think that every name is there
-
-        def __setattr__(self, name: str, value: Any) -> None:
-            if name in self._checks and name != "lr":
-                found = getattr(type(self), name)
-                if isinstance(found, _OfGroups):  # and nothing of a user's subclass
-                    with suppress(TypeError, ValueError):
-                        for group in getattr(self, "_groups", [])[:1]:
-                            group._settable({name: value})  # or it says why that cannot be
-                    raise AttributeError(self._whose(name, "set"))
-            try:
-                super().__setattr__(name, value)
-            except AttributeError:
-                found = getattr(type(self), name, None)
-                if isinstance(found, property) and found.fset is None:
-                    raise AttributeError(f"{name} of {type(self).__name__} can only be read") from None
-                raise
-
-    def __dir__(self) -> list[str]:
-        elsewhere = {name for name in self._checks if isinstance(getattr(type(self), name), _OfGroups)}
-        return [name for name in super().__dir__() if name not in elsewhere]
 
     @property
     def state(self) -> Mapping[Any, dict[str, Any]]:
@@ -360,21 +284,19 @@ class Optimizer(_core.Optimizer):
         return _State(self)
 
     def _counts(self, index: int) -> dict[str, Any]:
-        """What a parameter's state holds besides arrays."""
-        if self._has_mu_product:
-            return {"step": self._parameter_step(index), "mu_product": self._mu_product(index)}
-        return {"step": self._parameter_step(index)}
+        """Return a parameter's state other than arrays."""
+        return {"step": self._parameter_step(index)} | dict.fromkeys(self._spec.scalars, self._mu_product(index))
 
     def __repr__(self) -> str:
         elements = sum(array.size for array in self._params)
-        whole = {name: getattr(self, name) for name in _checks.WHOLE}
+        whole = {name: getattr(self, name) for name in OPTIMIZER_CHECKS}
         ends = {"clip_norm": None, "nonfinite": "propagate", "flush_denormals": True}  # what need not be said
         said = "".join(f", {name}={value!r}" for name, value in whole.items() if value != ends[name])
         if len(self._groups) == 1:
             said = f", {repr(self._groups[0]).partition('(')[2][:-1]}{said}"
         else:
             said = f"{said}, {self._groups!r}"
-        size = f"{counted(len(self._params), 'parameter')}, {counted(elements, 'element')}"
+        size = f"{plural(len(self._params), 'parameter')}, {plural(elements, 'element')}"
         return f"{type(self).__name__}({size}{said})"
 
     # Saving.
@@ -450,7 +372,7 @@ class Optimizer(_core.Optimizer):
 
         like, state_dict = self._snapshot(), _checkpoint.upgraded(state_dict)
         _checkpoint.check(state_dict, like)
-        whole = {name: _checks.WHOLE[name](name, state_dict[name]) for name in ("clip_norm", "nonfinite")}
+        whole = {name: OPTIMIZER_CHECKS[name](name, state_dict[name]) for name in ("clip_norm", "nonfinite")}
         known = [group._values for group in self._groups]
         options = []
         for index, (group, saved) in enumerate(zip(self._groups, state_dict["param_groups"])):
@@ -473,7 +395,10 @@ class Optimizer(_core.Optimizer):
                 live = last >= 0 and sum(mine[last]) > address(saved_array)
                 copies.append((array, saved_array.copy(order) if live else saved_array))
         saved_states = [state_dict["state"][index] for index in range(len(self._states))]
-        core_groups = [(group._core, *group._numbers(*each)) for group, *each in zip(self._groups, known, options)]
+        core_groups = [
+            (group._core, *group._numbers(values), group, old, values)
+            for group, old, values in zip(self._groups, known, options)
+        ]
         return self._restore(
             copies,
             core_groups,
@@ -546,7 +471,7 @@ class Optimizer(_core.Optimizer):
             keys = self._keys[first : first + len(group.params)]
             groups.append((dict(zip(keys, group.params)), dict(group._values)))
             first += len(keys)
-        whole = {name: getattr(self, name) for name in _checks.WHOLE}
+        whole = {name: getattr(self, name) for name in OPTIMIZER_CHECKS}
         return self._form, self._as_tuple, groups, whole, self._snapshot()
 
     def __getstate__(self) -> Any:
@@ -591,25 +516,22 @@ class Optimizer(_core.Optimizer):
         """The gradients as one list, in the order of the parameters."""
         if self._form is self._form.mapping:
             if not isinstance(grads, Mapping):
-                raise TypeError(f"the gradients must be a mapping, as the parameters were, not {type(grads).__name__}")
+                raise TypeError(f"the gradients must be a mapping, as the parameters were, got {type(grads).__name__}")
             missing = [key for key in self._keys if key not in grads]
             unknown = [key for key in grads if key not in self._index]
             if missing or unknown:
-                wrong = [f"none is named {missing}"] * bool(missing) + [f"{unknown} are unknown"] * bool(unknown)
-                raise ValueError(f"the gradients must have the parameters' names, but {' and '.join(wrong)}")
+                wrong = [f"missing {missing}"] * bool(missing) + [f"unexpected {unknown}"] * bool(unknown)
+                raise ValueError(f"gradient names do not match the parameters: {', '.join(wrong)}")
             return [grads[key] for key in self._keys]
         if isinstance(grads, (np.ndarray, SparseRows, Mapping, str, bytes)) or not isinstance(grads, Iterable):
             hint = ": pass [gradient]" if isinstance(grads, (np.ndarray, SparseRows)) and len(self._keys) == 1 else ""
             raise TypeError(
-                f"the gradients must be a sequence, as the parameters were, not {type(grads).__name__}{hint}"
+                f"the gradients must be a sequence, as the parameters were, got {type(grads).__name__}{hint}"
             )
         arranged = list(grads)
         if len(arranged) != len(self._keys):
-            want = self._flat_hint(*arranged) or "pass one for each, or None"
-            verb = "is" if len(self._keys) == 1 else "are"
-            raise ValueError(
-                f"there {verb} {counted(len(self._keys), 'parameter')} but {counted(len(arranged), 'gradient')}: {want}"
-            )
+            hint = self._flat_hint(*arranged) or "pass None to skip a parameter"
+            raise ValueError(f"expected {plural(len(self._keys), 'gradient')}, got {len(arranged)} ({hint})")
         return arranged
 
     def _flat_hint(self, *grads: Any) -> str:
@@ -624,7 +546,7 @@ class Optimizer(_core.Optimizer):
         if isinstance(grad, (list, tuple, Mapping)):
             alone = "pass the gradient itself, as the parameter was" if self._form is self._form.array else ""
             if hint := alone or self._flat_hint(grad):
-                raise TypeError(f"{self._label(index)} must be a NumPy array, not {type(grad).__name__}: {hint}")
+                raise TypeError(f"{self._label(index)} must be a NumPy array, got {type(grad).__name__}: {hint}")
         array = checked_gradient(self._label(index), grad, self._shapes[index])
         if self._fits(index, array):
             return array
@@ -635,10 +557,11 @@ class Optimizer(_core.Optimizer):
     def _scheduled(self, group: int, t: int) -> tuple[float, float]:
         """The learning rate of a group at step t, and the decay of its average."""
         options = self._groups[group]._values
-        lr = asked(f"the schedule of group {group}", options["lr"], "lr", _checks.non_negative, t)
+        lr = evaluate_schedule(f"the schedule of group {group}", options["lr"], "lr", _checks.non_negative, t)
         if options["ema_decay"] is None:
             return lr, 0.0
-        return lr, asked(f"the ema_decay of group {group}", options["ema_decay"], "ema_decay", _checks.decay, t)
+        check = _checks.unit_interval_open
+        return lr, evaluate_schedule(f"the ema_decay of group {group}", options["ema_decay"], "ema_decay", check, t)
 
     def _overflow(self, index: int, t: int, grad_scale: float) -> None:
         array = self._params[index]
@@ -650,33 +573,12 @@ class Optimizer(_core.Optimizer):
         )
 
     def _nonfinite_gradient(self, index: int) -> None:
-        raise FloatingPointError(f"{self._label(index)} is not finite, or its squares are not: nothing was changed")
+        raise FloatingPointError(f"{self._label(index)} is not finite, or its squares are not; nothing has changed")
 
     def _parameter_changed(self, index: int, same_memory: bool) -> None:
-        change = "was made read-only" if same_memory else "was given other memory"
+        change = "was made read-only" if same_memory else "was reallocated"
         label = self._parameter(self._keys[index], self._form)
-        raise ValueError(f"{label} {change} after the optimizer was made: make a new optimizer")
-
-
-def _knowing(init: Callable[..., None]) -> Callable[..., None]:
-    """A constructor that says which options there are when it is given another."""
-    code = getattr(init, "__code__", None)
-    if code is None or code.co_flags & 0x08:  # it takes any
-        return init
-    named = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
-    options = [name for name in named if name != "params"]
-
-    @wraps(init)
-    def checked(self: Any, *args: Any, **given: Any) -> None:
-        if unknown := [name for name in given if name not in named]:
-            hint = meant(unknown[0], options)
-            raise TypeError(
-                f"{type(self).__name__}() got an unexpected keyword argument {unknown[0]!r}{hint}: "
-                f"its options are {options}"
-            )
-        init(self, *args, **given)
-
-    return checked
+        raise ValueError(f"{label} {change} after the optimizer was created: create a new optimizer")
 
 
 def _in_core(clip_norm: float | None) -> float:

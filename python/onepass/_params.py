@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -10,55 +11,58 @@ import numpy as np
 from . import _core
 from ._types import Params
 
+Group = tuple[dict[Any, Any], dict[str, Any]]  # parameters by key, and options
 
-def grouped(params: Params) -> tuple[_core.Optimizer._Form, list[tuple[dict[Any, Any], dict[str, Any]]]]:
-    """The form in which parameters came, and the groups: each parameter under its key, and what options they bring."""
+
+def normalize_params(params: Params) -> tuple[_core.Optimizer._Form, list[Group]]:
+    """Return the form in which parameters came, and the groups: parameters by key, and the options that they bring."""
     form = _core.Optimizer._Form
-    groups: list[tuple[dict[Any, Any], dict[str, Any]]]
     if isinstance(params, np.ndarray):
         return form.array, [({0: params}, {})]
     if isinstance(params, Mapping):
-        kind, groups = form.mapping, [(dict(params), {})]
+        kind, groups = form.mapping, [(dict(params), dict[str, Any]())]
     else:
-        kind, items = form.sequence, listed("params", params)
+        items = as_list("params", params)
         if any(isinstance(item, Mapping) for item in items):
-            groups = listed_groups(items)
+            kind, groups = parse_groups(items)
         else:
-            groups = [(dict(enumerate(items)), {})]
+            kind, groups = form.sequence, [(dict(enumerate(items)), {})]
     if not all(named for named, _ in groups) or not groups:
         raise ValueError("params holds no parameters" if len(groups) < 2 else "a group holds no parameters")
     return kind, groups
 
 
-def listed(name: str, params: Any) -> list[Any]:
-    """The items of a sequence or of any other iterable of arrays."""
+def as_list(name: str, params: Any) -> list[Any]:
+    """Return the items of a sequence or of any other iterable of arrays."""
     if not hasattr(params, "__iter__") or isinstance(params, (str, bytes, bytearray)):
-        raise TypeError(f"{name} must be an array, or a sequence or mapping of arrays, not {type(params).__name__}")
+        raise TypeError(f"{name} must be an array, or a sequence or mapping of arrays, got {type(params).__name__}")
     return list(params)
 
 
-def listed_groups(items: list[Any]) -> list[tuple[dict[Any, Any], dict[str, Any]]]:
-    """The groups of a list of mappings; their parameters are numbered from the first group's first."""
-    groups: list[tuple[dict[Any, Any], dict[str, Any]]] = []
+def parse_groups(items: list[Any]) -> tuple[_core.Optimizer._Form, list[Group]]:
+    """Return the form and the groups of a list of mappings. Parameters without names are numbered."""
     for index, item in enumerate(items):
         if not isinstance(item, Mapping):
-            raise TypeError(f"params mixes groups and other things: item {index} is of type {type(item).__name__}")
-        options = dict(item)
-        if "params" not in options:
-            raise ValueError(f"group {index} has no 'params': it has {list(options)}")
-        params = options.pop("params")
-        first = sum(len(named) for named, _ in groups)
-        groups.append((dict(enumerate(group_params(params), first)), options))
-    return groups
+            raise TypeError(f"params mixes parameter groups and arrays: item {index} is of type {type(item).__name__}")
+        if "params" not in item:
+            raise ValueError(f"group {index} has no 'params', only {list(item)}")
+    given = [item["params"] for item in items]
+    options = [{name: value for name, value in item.items() if name != "params"} for item in items]
+    with_names = [isinstance(params, Mapping) for params in given]
+    if not all(with_names):
+        if any(with_names):
+            raise TypeError(f"parameter names are missing in group {with_names.index(False)}: name all or none")
+        keys = count()
+        groups = [({next(keys): array for array in group_params(params)}, own) for params, own in zip(given, options)]
+        return _core.Optimizer._Form.sequence, groups
+    names = [name for params in given for name in params]
+    if again := [name for index, name in enumerate(names) if name in names[:index]]:
+        raise ValueError(f"duplicate parameter name {again[0]!r}")
+    return _core.Optimizer._Form.mapping, [(dict(params), own) for params, own in zip(given, options)]
 
 
 def group_params(params: Any) -> list[Any]:
-    """The parameters of one of several groups, whose gradients come in a sequence."""
-    if isinstance(params, np.ndarray):
-        return [params]
+    """Return the parameters of a group without names."""
     if isinstance(params, Mapping):
-        raise TypeError(
-            "a group's params must be an array or a sequence, not a mapping: names are for parameters that all come in "
-            "one mapping"
-        )
-    return listed("a group's params", params)
+        raise TypeError("parameter names are missing in other groups: name all or none")
+    return [params] if isinstance(params, np.ndarray) else as_list("a group's params", params)

@@ -1,4 +1,4 @@
-"""The kernel alone, on arrays that the caller keeps."""
+"""Functional API: the kernel, on arrays that the caller keeps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from . import _checks, _core
 from ._allocate import zeros_like
 from ._checks import check_disjoint, check_storage
 from ._gradients import checked_gradient, copy_into
-from ._group import in_order
 from ._types import Array, Betas, EpsMode
 from .optimizers import Adam
 
@@ -36,7 +35,7 @@ def adam_step(
     grad_scale: SupportsFloat = 1.0,
     flush_denormals: bool = True,
 ) -> None:
-    """One step of Adam on arrays that the caller keeps: the kernel alone.
+    """Take one step of Adam on arrays that the caller keeps.
 
     Computes what `Adam` (or `AdamW`, with ``decoupled_weight_decay=True``) computes at step ``step``, and updates
     ``param``, ``exp_avg`` and ``exp_avg_sq`` in place. Any of them may be a memory map.
@@ -75,15 +74,15 @@ def adam_step(
     try:
         step = operator.index(step)
     except TypeError:
-        raise TypeError(f"step must be an integer, not {step!r}") from None
+        raise TypeError(f"step must be an integer, got {step!r}") from None
     if not 1 <= step < 2**63:
-        raise ValueError(f"step must be at least 1 and fit 64 bits, not {step}")
+        raise ValueError(f"step must be at least 1 and fit 64 bits, got {step}")
 
     states = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     if max_exp_avg_sq is not None:
         states["max_exp_avg_sq"] = max_exp_avg_sq
     check_storage("param", param)
-    param = np.asarray(param)  # a subclass might say what it likes about its layout
+    param = np.asarray(param)  # subclasses may override these attributes
     for name, given in states.items():
         check_storage(name, given)
         states[name] = array = np.asarray(given)
@@ -105,7 +104,7 @@ def adam_step(
     if not (same_order and alone and gradient.flags.aligned and gradient.dtype == param.dtype):
         gradient = copy_into(zeros_like(param), gradient)
 
-    rule, numbers = Adam._rule(options)
+    spec = Adam._spec
     common = _core.CommonOptions(
         lr=lr,
         weight_decay=weight_decay,
@@ -118,7 +117,15 @@ def adam_step(
     )
     flush = _checks.flag("flush_denormals", flush_denormals)
     if not _core.step_once(
-        rule, in_order(rule, numbers), common, grad_scale, flush, step, param, gradient, list(states.values())
+        spec.rule_name(options),
+        spec.numbers(options),
+        common,
+        grad_scale,
+        flush,
+        step,
+        param,
+        gradient,
+        list(states.values()),
     ):
         raise ValueError(
             f"a coefficient made from the options overflows {param.dtype} at step {step}: use smaller numbers, or "

@@ -40,7 +40,7 @@ import numpy as np
 
 import onepass
 
-from .. import _checks
+from .._options import OPTIMIZER_CHECKS
 from . import needed
 
 with needed("scipy"):
@@ -85,7 +85,7 @@ def _minimize(
             raise ValueError(f"option {name!r} is not supported by minimize")
     maxiter = 1000 if maxiter is None else maxiter
     gtol = next(limit for limit in (gtol, tol, 1e-5) if limit is not None)
-    known = {*kind._checks, *_checks.WHOLE}
+    known = {*kind._spec.checks, *OPTIMIZER_CHECKS}
     if unknown := [name for name in options if name not in known]:  # as SciPy's own methods have it
         warnings.warn(f"Unknown solver options: {', '.join(unknown)}", OptimizeWarning, stacklevel=4)
     options = {name: value for name, value in options.items() if name in known}

@@ -29,6 +29,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import chain
 from operator import is_
 from typing import Any, ClassVar, NamedTuple
@@ -66,11 +67,11 @@ class _CoreAdam(onepass.Adam):
     """Adam whose kind of weight decay is an option of the group, as PyTorch has it."""
 
     __slots__ = ()
-    _checks: ClassVar = {**onepass.Adam._checks, "decoupled_weight_decay": _checks.flag}
-
-    @staticmethod
-    def _decoupled(options: Mapping[str, Any]) -> bool:
-        return bool(options["decoupled_weight_decay"])
+    _spec = replace(
+        onepass.Adam._spec,
+        checks={**onepass.Adam._spec.checks, "decoupled_weight_decay": _checks.flag},
+        decoupled="decoupled_weight_decay",
+    )
 
 
 # The options that PyTorch's groups do not have.
@@ -100,12 +101,12 @@ class _Engine:
     """One of onepass's optimizers in the memory of tensors: good as long as they, groups and state stay as they are."""
 
     def __init__(self, optimizer: _OnePass) -> None:
-        kind = optimizer._kind
+        kind, checks = optimizer._kind, optimizer._kind._spec.checks
         self.state = optimizer.state
         for group in optimizer.param_groups:
             optimizer._check_options(group, optimizer.defaults)
         # Whatever else a group holds is the user's own.
-        self.names = [name for name in kind._checks if name in optimizer.defaults and name in optimizer.param_groups[0]]
+        self.names = [name for name in checks if name in optimizer.defaults and name in optimizer.param_groups[0]]
         self.groups = [_Group.of(group, self.names) for group in optimizer.param_groups]
         self.tensors = tuple(chain.from_iterable(seen.tensors for seen in self.groups))
         # Those of another layout (channels last) are updated as the flat memory that they are.
@@ -115,7 +116,9 @@ class _Engine:
         self.layouts = list(map(_layout, self.tensors))
         arrays = iter([_array(tensor, plain) for tensor, plain in zip(self.tensors, self.plain)])
 
-        defaults = {name: value for name, value in {**_OF_GROUPS, **optimizer._older}.items() if name in kind._checks}
+        defaults = {
+            name: value for name, value in {**_OF_GROUPS, **optimizer._older}.items() if name in kind._spec.checks
+        }
         keys = iter(range(len(self.tensors)))
         options = [
             ({next(keys): next(arrays) for _ in seen.tensors}, defaults | _numbers(kind, self.names, seen.options))
@@ -170,7 +173,7 @@ class _Engine:
         state = self.state[self.tensors[i]]
         if not isinstance(self.core, onepass.SGD):
             state["step"] = torch.from_numpy(self.counts)[i]
-        if self.core._has_mu_product:
+        if self.core._spec.scalars:
             state["mu_product"] = torch.from_numpy(self.products)[i]
         state.update({name: self._view(i, name) for name in self.core._states[i]})
 
@@ -276,7 +279,7 @@ def _are_same(some: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
 
 def _numbers(kind: type[CoreOptimizer], names: list[str], values: list[Any]) -> dict[str, Any]:
     """Options as onepass takes them."""
-    return {name: _number(value, kind._checks[name]) for name, value in zip(names, values)}
+    return {name: _number(value, kind._spec.checks[name]) for name, value in zip(names, values)}
 
 
 def _number(value: Any, check: Any) -> Any:
@@ -403,7 +406,7 @@ class _OnePass(torch.optim.Optimizer):
 
     @classmethod
     def _check_options(cls, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-        for name, check in cls._kind._checks.items():
+        for name, check in cls._kind._spec.checks.items():
             if name in group and name in defaults:
                 check(name, _number(group[name], check))
         _refuse(group)

@@ -365,7 +365,7 @@ class Saved:
             manifest = json.loads(data)
             version, parameters = manifest["version"], manifest["parameters"]
             if version != VERSION:
-                raise ValueError(f"version must be {VERSION}, not {version!r}")
+                raise ValueError(f"version must be {VERSION}, got {version!r}")
             for index, (found, own) in enumerate(zip(parameters, self._described())):
                 if found != own:
                     raise ValueError(f"parameter {index} was saved as {found}, here it is {own}")

@@ -17,7 +17,8 @@ from ..._flatten import in_line, one_array
 from ..._gradients import checked_gradient
 from ..._group import Group
 from ..._optimizer import Optimizer
-from ..._params import grouped, listed
+from ..._options import OPTIMIZER_CHECKS
+from ..._params import as_list, normalize_params
 from ..._types import Array, LearningRate, Nonfinite, Params, Schedule
 from ...optimizers import SGD
 from ...sparse import SparseRows
@@ -84,7 +85,7 @@ class ShardedOptimizer(Saved):
     ) -> None:
         """Collective."""
         if not isinstance(comm, MPI.Intracomm):
-            raise TypeError(f"comm must be an mpi4py intracommunicator, not {type(comm).__name__}")
+            raise TypeError(f"comm must be an mpi4py intracommunicator, got {type(comm).__name__}")
         self._comm = own_comm(comm)
         self._lock = threading.RLock()
         self._broken = False
@@ -101,19 +102,20 @@ class ShardedOptimizer(Saved):
     def _make(self, kind: Any, params: Params, average: bool, chunk: int, options: dict[str, Any]) -> dict[str, Any]:
         """What a rank does alone at construction; what all ranks must say alike."""
         if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
-            raise TypeError(f"kind must be an optimizer's class, say onepass.AdamW, not {kind!r}")
+            raise TypeError(f"kind must be an optimizer class such as onepass.AdamW, got {kind!r}")
         self._average = _checks.flag("average", average)
         try:
             chunk = operator.index(chunk)
         except TypeError:
-            raise TypeError(f"chunk must be an integer, not {chunk!r}") from None
+            raise TypeError(f"chunk must be an integer, got {chunk!r}") from None
         if chunk < 1:
-            raise ValueError(f"chunk must be at least 1, not {chunk}")
+            raise ValueError(f"chunk must be at least 1, got {chunk}")
 
-        given: Any = params if isinstance(params, (np.ndarray, Mapping, tuple)) else listed("params", params)
-        form, groups = grouped(given)
-        if form is form.sequence and any(isinstance(item, Mapping) for item in given):
-            given = [{"params": list(named.values())} for named, _ in groups]
+        given: Any = params if isinstance(params, (np.ndarray, Mapping, tuple)) else as_list("params", params)
+        form, groups = normalize_params(given)
+        if not isinstance(given, (np.ndarray, Mapping)) and any(isinstance(item, Mapping) for item in given):
+            own_params = [named if form is form.mapping else [*named.values()] for named, _ in groups]
+            given = [{"params": each} for each in own_params]
         # It has no state, and knows the parameters' names, forms and errors.
         self._whole = SGD(given, lr=0.0)
         self._params = [np.asarray(array) for array in self._whole._params]
@@ -182,12 +184,12 @@ class ShardedOptimizer(Saved):
             "sizes of groups": str([len(named) for named, _ in groups]),
             "options": [
                 *(each for index, group in enumerate(self._optimizer.groups) for each in _said(index, group)),
-                *(f"{name}={getattr(self._optimizer, name)!r}" for name in _checks.WHOLE),
+                *(f"{name}={getattr(self._optimizer, name)!r}" for name in OPTIMIZER_CHECKS),
                 f"average={self._average}",
                 f"chunk={chunk}",
             ],
             "values": [
-                f"values in {label} that rank 0 has not (make them equal first, say with comm.Bcast): checksum "
+                f"values in {label} that differ from rank 0 (broadcast them first, as with comm.Bcast): checksum "
                 f"{zlib.crc32(line.view(np.uint8)):08x}"
                 for label, line in zip(labels, self._lines)
             ],
@@ -234,7 +236,7 @@ class ShardedOptimizer(Saved):
 
     def _check_whole(self) -> None:
         if self._broken:
-            raise RuntimeError("an earlier step or load broke off in the middle, on this rank: make a new optimizer")
+            raise RuntimeError("a previous step or load failed part-way on this rank: create a new optimizer")
 
     def _take(self, grads: Any, grad_scale: float) -> None:
         """Check this rank's gradients."""
