@@ -42,7 +42,7 @@ SWEEP, MEASURE, CORE, MODULE = (
     "src/core/optimizer.cpp",
     "src/python/optimizer.hpp",
 )
-PYTHON, BASE, GROUPS = "python/onepass/optimizers.py", "python/onepass/_optimizer.py", "python/onepass/_group.py"
+PYTHON, PARAMS, GROUPS = "python/onepass/optimizers.py", "python/onepass/_params.py", "python/onepass/_group.py"
 STEP, SPARSE = "python/onepass/functional.py", "python/onepass/sparse.py"
 
 # Where, what it says, what it is made to say. The text must occur; the first occurrence is changed.
@@ -338,7 +338,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
         "return &sweep<Around::scaled_averaged, T, Rule>;",
         "return &sweep<Around::scaled, T, Rule>;",
     ),
-    "ema's first value": (BASE, 'np.copyto(state["ema"], array)', "pass"),
+    "ema's first value": (PARAMS, 'np.copyto(state["ema"], array)', "pass"),
     "ema of the group": (GROUPS, "ema_decay=ema_decay,", "ema_decay=0.0,"),
     "the tail": (SWEEP, "i < count; ++i", "i < count - count % 8; ++i"),
     "one element too many": (SWEEP, "i < count; ++i", "i < count + (count % 8 == 3); ++i"),

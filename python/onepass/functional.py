@@ -11,7 +11,7 @@ import numpy as np
 from . import _checks, _core
 from ._allocate import zeros_like
 from ._checks import check_disjoint, check_storage
-from ._gradients import checked_gradient, copy_into
+from ._gradients import cast_into, checked_gradient
 from ._types import Array, Betas, EpsMode
 from .optimizers import Adam
 
@@ -102,7 +102,7 @@ def adam_step(
     )
     alone = not any(np.may_share_memory(gradient, array) for array in arrays.values())
     if not (same_order and alone and gradient.flags.aligned and gradient.dtype == param.dtype):
-        gradient = copy_into(zeros_like(param), gradient)
+        gradient = cast_into(zeros_like(param), gradient)
 
     spec = Adam._spec
     common = _core.CommonOptions(

@@ -125,7 +125,7 @@ class _Engine:
             for seen in self.groups
         ]
         self.core = kind.__new__(kind)
-        self.core._make(_core.Optimizer._Form.sequence, False, [each for each in options if each[0]], _OF_ALL)
+        self.core._init(_core.Optimizer._Form.sequence, False, [each for each in options if each[0]], _OF_ALL)
         own = iter(self.core.groups)
         self.own = [next(own) if seen.tensors else None for seen in self.groups]
 
@@ -141,8 +141,8 @@ class _Engine:
         found = [self.state.get(tensor) or {} for tensor in self.tensors]
         steps, products = [], []
         for i, (tensor, state) in enumerate(zip(self.tensors, found)):
-            begun = any(state.get(name) is not None for name in self.core._states[i])
-            for name in self.core._states[i] if begun else ():
+            begun = any(state.get(name) is not None for name in self.core._record.states[i])
+            for name in self.core._record.states[i] if begun else ():
                 if not isinstance(state.get(name), torch.Tensor):
                     raise KeyError(f"the state of parameter {i} has no tensor {name!r}: its options had no use for one")
                 if state[name].shape != tensor.shape:
@@ -153,7 +153,7 @@ class _Engine:
             products.append(float(state.get("mu_product", 1.0)))
         with torch.no_grad():
             for i, state in enumerate(found):
-                for name in self.core._states[i]:
+                for name in self.core._record.states[i]:
                     if state.get(name) is not None:
                         self._view(i, name).copy_(state[name])
         self.core._restore([], [], self.core._clip_norm, self.core._nonfinite, max(steps), 0, steps, products)
@@ -166,7 +166,8 @@ class _Engine:
     def _view(self, i: int, name: str) -> torch.Tensor:
         """An array of state as a tensor like its parameter."""
         tensor = self.tensors[i]
-        return torch.from_numpy(self.core._states[i][name].reshape(-1)).as_strided(tensor.size(), tensor.stride())
+        flat = torch.from_numpy(self.core._record.states[i][name].reshape(-1))
+        return flat.as_strided(tensor.size(), tensor.stride())
 
     def _show(self, i: int) -> None:
         """Put the core's state of a parameter where PyTorch has it."""
@@ -175,12 +176,13 @@ class _Engine:
             state["step"] = torch.from_numpy(self.counts)[i]
         if self.core._spec.scalars:
             state["mu_product"] = torch.from_numpy(self.products)[i]
-        state.update({name: self._view(i, name) for name in self.core._states[i]})
+        state.update({name: self._view(i, name) for name in self.core._record.states[i]})
 
     def _look(self) -> None:
         """Take in what groups and state hold, so that changes are noticed."""
         self.entries = self._entries()
-        self.shown = [bool(self.state.get(tensor)) or not self.core._states[i] for i, tensor in enumerate(self.tensors)]
+        states = self.core._record.states
+        self.shown = [bool(self.state.get(tensor)) or not state for tensor, state in zip(self.tensors, states)]
         # The way without Python. Before PyTorch 2.10 there was none to the tensors' memory.
         exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
         self.known: _core.Tensors | None = None

@@ -63,7 +63,7 @@ class Saved:
             states = self._gathered("gather_ema", ["ema"] if has else [], None)
             if not has:
                 return None
-            return self._whole._formed([state["ema"] for state in states])
+            return self._whole._record.like_input([state["ema"] for state in states])
 
     def state_dict(self) -> dict[str, Any]:
         """What the ordinary optimizer's ``state_dict`` would be, gathered on every rank. Collective.
@@ -210,7 +210,7 @@ class Saved:
 
     def _state_names(self) -> list[str]:
         """Those of all state arrays of any parameter."""
-        return list(dict.fromkeys(name for state in self._optimizer._states for name in state))
+        return list(dict.fromkeys(name for state in self._optimizer._record.states for name in state))
 
     def _gathered(self, call: str, names: list[str], root: int | None) -> list[dict[str, Array]]:
         """Whole state arrays of these names, by parameter: on all ranks, or on one while the others' stay empty."""
@@ -232,7 +232,7 @@ class Saved:
                 has = {
                     piece.parameter
                     for piece in chunk.pieces
-                    if name in self._optimizer._states[self._first[piece.parameter]]
+                    if name in self._optimizer._record.states[self._first[piece.parameter]]
                 }
                 if not has:
                     continue
@@ -241,7 +241,7 @@ class Saved:
                 for index in part:
                     parameter, start, stop, at = self._pieces[index]
                     if parameter in has:
-                        mine[at - begin : at - begin + stop - start] = self._optimizer._states[index][name]
+                        mine[at - begin : at - begin + stop - start] = self._optimizer._record.states[index][name]
                 room = all_ranks[chunk.dtype][: chunk.size]
                 target = by_rank(room, chunk.counts())
                 if root is None:
@@ -258,7 +258,7 @@ class Saved:
         return [
             {
                 name: np.empty(array.shape, array.dtype, order)
-                for name in self._optimizer._states[self._first[index]]
+                for name in self._optimizer._record.states[self._first[index]]
                 if name in wanted
             }
             for index, (array, order) in enumerate(zip(self._params, self._orders))
@@ -268,7 +268,7 @@ class Saved:
         """The state dict of an ordinary optimizer with these arrays."""
         saved, names = self._optimizer._snapshot(), self._whole._snapshot()["param_groups"]
         named = [{key: own[key] for key in ("params", "param_names") if key in own} for own in names]
-        counts = [self._optimizer._counts(first) for first in self._first[:-1]]
+        counts = [self._optimizer._scalars(first) for first in self._first[:-1]]
         return {
             **saved,
             "state": {index: {**count, **state} for index, (count, state) in enumerate(zip(counts, states))},
@@ -315,7 +315,7 @@ class Saved:
         own = self._optimizer._snapshot()
         states: dict[int, dict[str, Any]] = {
             index: {name: self._staged(array) for name, array in state.items()}
-            for index, state in enumerate(self._optimizer._states)
+            for index, state in enumerate(self._optimizer._record.states)
         }
         first: dict[str, Any] = {}
         for name, pieces in files:

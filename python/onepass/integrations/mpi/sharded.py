@@ -14,11 +14,11 @@ import numpy as np
 from ... import _checks, _core
 from ..._allocate import address
 from ..._flatten import in_line, one_array
-from ..._gradients import checked_gradient
+from ..._gradients import arrange, checked_gradient
 from ..._group import Group
 from ..._optimizer import Optimizer
 from ..._options import OPTIMIZER_CHECKS
-from ..._params import as_list, normalize_params
+from ..._params import Form, as_list, normalize_params
 from ..._types import Array, LearningRate, Nonfinite, Params, Schedule
 from ...optimizers import SGD
 from ...sparse import SparseRows
@@ -114,11 +114,11 @@ class ShardedOptimizer(Saved):
         given: Any = params if isinstance(params, (np.ndarray, Mapping, tuple)) else as_list("params", params)
         form, groups = normalize_params(given)
         if not isinstance(given, (np.ndarray, Mapping)) and any(isinstance(item, Mapping) for item in given):
-            own_params = [named if form is form.mapping else [*named.values()] for named, _ in groups]
+            own_params = [named if form is Form.mapping else [*named.values()] for named, _ in groups]
             given = [{"params": each} for each in own_params]
         # It has no state, and knows the parameters' names, forms and errors.
         self._whole = SGD(given, lr=0.0)
-        self._params = [np.asarray(array) for array in self._whole._params]
+        self._params = [np.asarray(array) for array in self._whole._record.params]
         self._orders: list[Any] = ["C" if array.flags.c_contiguous else "F" for array in self._params]
         kinds = [(array.dtype, array.size) for array in self._params]
         ranks, rank = self._comm.size, self._comm.rank
@@ -174,7 +174,7 @@ class ShardedOptimizer(Saved):
         self._rank_blocks = np.bincount(found, minlength=ranks)
         self._block_counts = [-(-array.size // _core.norm_block) for array in self._params]
 
-        labels = [self._whole._parameter(key, form) for key in self._whole._keys]
+        labels = [self._whole._record.label(index) for index in range(len(self._params))]
         return {
             "optimizer": kind.__name__,
             "parameters": [
@@ -240,21 +240,21 @@ class ShardedOptimizer(Saved):
 
     def _take(self, grads: Any, grad_scale: float) -> None:
         """Check this rank's gradients."""
-        whole = self._whole
+        whole, record = self._whole, self._whole._record
         self._scale = _checks.finite("grad_scale", grad_scale) / (self._comm.size if self._average else 1)
-        arranged = [grads] if whole._form is whole._form.array else whole._arrange(grads)
+        arranged = [grads] if record.form is Form.array else arrange(record, grads)
         self._missing = [grad is None for grad in arranged]
         self._given = []
         for index, grad in enumerate(arranged):
-            if not whole._params[index].flags.writeable:
+            if not record.params[index].flags.writeable:
                 whole._parameter_changed(index, True)
             if grad is None:
                 self._given.append(None)
                 continue
-            label = whole._label(index)
+            label = record.gradient_label(index)
             if isinstance(grad, SparseRows):
                 raise TypeError(f"{label} is given by rows, which ranks cannot share: pass the whole gradient")
-            array = checked_gradient(label, grad, whole._shapes[index])
+            array = checked_gradient(label, grad, record.shapes[index])
             self._given.append(array.copy() if self._overlaps(array) else array)
         self._given_flat = {}
         for dtype in self._flat:
@@ -282,7 +282,7 @@ class ShardedOptimizer(Saved):
     def _agree(self, digest: int, whole: bool) -> None:
         """All is ready on this rank; wait until it is on the others."""
         optimizer = self._optimizer
-        missing = [self._whole._label(index) for index, none in enumerate(self._missing) if none]
+        missing = [self._whole._record.gradient_label(index) for index, none in enumerate(self._missing) if none]
         said = {
             "step": optimizer.step_count + 1,
             "None as": str(missing),
@@ -416,7 +416,7 @@ class ShardedOptimizer(Saved):
     @property
     def share(self) -> list[tuple[Any, int, int]]:
         """The elements of this rank's share: a parameter's name or index, and where in its memory they begin, end."""
-        return [(self._whole._keys[index], start, stop) for index, start, stop, _ in self._pieces]
+        return [(self._whole._record.keys[index], start, stop) for index, start, stop, _ in self._pieces]
 
     @property
     def params(self) -> Any:
