@@ -610,7 +610,7 @@ MEMBERS: dict[str, tuple[dict[str, bytes | None], str]] = {
     "the version 2 of headers": ({EXP_AVG: b"\x93NUMPY\x02\x00" + npy(np.zeros(3, "f4"))[8:]}, "does not have the he"),
     "too few numbers": ({EXP_AVG: npy(np.zeros(3, "f4"))[:-4]}, "bytes, wrong for (3,) float32"),
     "too many numbers": ({EXP_AVG: npy(np.zeros(3, "f4")) + b"\0"}, "bytes, wrong for (3,) float32"),
-    "no metadata": ({"onepass.npy": None}, "onepass did not write it: it has no member 'onepass.npy'"),
+    "no metadata": ({"onepass.npy": None}, "not a onepass checkpoint (missing member 'onepass.npy')"),
     "metadata that is no JSON": ({"onepass.npy": npy(np.frombuffer(b"{", "u1"))}, "Expecting property name"),
     "metadata that is no text": ({"onepass.npy": npy(np.frombuffer(b'"\xff"', "u1"))}, "'utf-8' codec can't decode"),
     "metadata of numbers": ({"onepass.npy": npy(np.frombuffer(b"[1, 2]", "u1"))}, "onepass.npy holds no state dict"),
@@ -630,13 +630,13 @@ def test_a_member_that_is_there_twice_is_refused(saved: Path) -> None:
     members = members_of(saved)
     with pytest.warns(UserWarning, match="Duplicate name"):
         archive(saved, [*members.items(), (EXP_AVG, members[EXP_AVG])])
-    refused(saved, small_state(), "it holds a member twice")
+    refused(saved, small_state(), "duplicate archive member")
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("optimizer", "SGD", "it is the state of 'SGD', not of 'AdamW'"),
+        ("optimizer", "SGD", "checkpoint is for 'SGD', not 'AdamW'"),
         ("version", 2, "it was written by a newer onepass"),
         ("state", [1, 2], "the state of parameter 0 ('w') must be a mapping, got 1"),
         ("state", [], "it holds 0 parameters, the optimizer has 2"),
@@ -657,7 +657,7 @@ def test_metadata_that_does_not_fit_is_refused(saved: Path, key: str, value: Any
 
 def test_compressed_members_are_refused(saved: Path) -> None:
     archive(saved, members_of(saved), compression=zipfile.ZIP_DEFLATED)
-    refused(saved, small_state(), "onepass.npy is compressed, as onepass never does")
+    refused(saved, small_state(), "onepass.npy is compressed; onepass checkpoints are stored uncompressed")
 
 
 def test_an_encrypted_member_is_refused(saved: Path) -> None:
@@ -798,7 +798,7 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
     "an older version": (put(0, "version"), ValueError, "version must be 1, got 0"),
     "a version of text": (put("1", "version"), TypeError, "version must be an integer, got '1'"),
     "a version of truth": (put(True, "version"), TypeError, "version must be an integer, got True"),
-    "another optimizer": (put("Adam", "optimizer"), ValueError, "it is the state of 'Adam', not of 'AdamW'"),
+    "another optimizer": (put("Adam", "optimizer"), ValueError, "checkpoint is for 'Adam', not 'AdamW'"),
     "an optimizer of bytes": (put(b"AdamW", "optimizer"), TypeError, "optimizer must be a string, got b'AdamW'"),
     "a step count < 0": (put(-1, "step_count"), ValueError, "step_count must be at least 0"),
     "a step count too large": (put(2**62 + 1, "step_count"), ValueError, "at most 2**62, got 4611686018427387905"),
@@ -814,7 +814,7 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
     "no names": (
         drop(*GROUP, "param_names"),
         ValueError,
-        "it is the state of parameters without names, but this optimizer's have names: make the optimizer with an",
+        "checkpoint is for parameters without names, but this optimizer's have names: make the optimizer with an",
     ),
     "other names": (
         put(["w", "c"], *GROUP, "param_names"),
@@ -907,9 +907,9 @@ def test_names_on_one_side_only_are_said_in_words(tmp_path: Path) -> None:
         ),
     ):
         saved.save(tmp_path / "adam.npz")
-        with pytest.raises(ValueError, match=re.escape(f"it is the state of {message}")):
+        with pytest.raises(ValueError, match=re.escape(f"checkpoint is for {message}")):
             other.load(tmp_path / "adam.npz")
-        with pytest.raises(ValueError, match=re.escape(f"it is the state of {message}")):
+        with pytest.raises(ValueError, match=re.escape(f"checkpoint is for {message}")):
             other.load_state_dict(saved.state_dict())
 
 

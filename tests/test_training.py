@@ -204,7 +204,7 @@ def changed(**changes: Any) -> Callable[[Any], None]:
 
 
 MISFITS: dict[str, tuple[Callable[[Any], None], type[Exception], str]] = {
-    "another class": (changed(optimizer="AdamW"), ValueError, "it is the state of 'AdamW', not of 'Adam'"),
+    "another class": (changed(optimizer="AdamW"), ValueError, "checkpoint is for 'AdamW', not 'Adam'"),
     "a newer version": (changed(version=2), ValueError, "written by a newer onepass"),
     "an older version": (changed(version=0), ValueError, "version must be 1, got 0"),
     "a key missing": (changed(step_count=None), ValueError, "lacks ['step_count']"),
@@ -736,7 +736,7 @@ def test_rows_that_do_not_fit_their_parameter() -> None:
             optimizer.step([ones(2), rows])
     for param in [np.ones((4, 3), F, order="F"), np.array(1, F)]:
         optimizer = onepass.Adam([param])
-        with refused(ValueError, "gradient 0 is given by rows, but its parameter has none that lie", optimizer):
+        with refused(ValueError, "gradient 0: SparseRows requires a C-contiguous parameter", optimizer):
             optimizer.step([onepass.SparseRows([0], ones(1, 3))])
     single = onepass.Adam(ones(4, 3))
     with refused(IndexError, "the gradient names row 9", single):

@@ -19,16 +19,16 @@ _CACHE_LINE = 64  # bytes
 
 
 def zeros_like(array: Array) -> Array:
-    """Zeros of the same shape, dtype and order in memory, as far from a cache line's start (see sweep.hpp)."""
+    """Return zeros of the same shape, dtype and order in memory, as far from a cache line's start (see loop.hpp)."""
     return all_zeros_like([array])[0]
 
 
 def all_zeros_like(arrays: list[Array], folder: str | None = None) -> list[Array]:
-    """What `zeros_like` makes of each, in one block: small arrays too then lie on the system's huge pages.
+    """Return `zeros_like` of each, in one block: small arrays too then lie on the system's huge pages.
 
     With a folder the block is a file there.
     """
-    plain = [np.asarray(array) for array in arrays]  # a subclass might say what it likes about its size
+    plain = [np.asarray(array) for array in arrays]  # subclasses may override these attributes
     size = sum(array.nbytes + _CACHE_LINE for array in plain)
     block = np.zeros(size, np.uint8) if folder is None or not size else _mapped(size, folder)
     made, end = [], 0
@@ -41,8 +41,8 @@ def all_zeros_like(arrays: list[Array], folder: str | None = None) -> list[Array
 
 
 def _mapped(size: int, folder: str) -> Array:
-    """Zeros in a file that nobody else sees, and that is gone with the last array in it."""
-    import mmap  # which take long to import, and not everyone needs them
+    """Return zeros in an anonymous file, which is gone with the last array in it."""
+    import mmap  # slow to import, and rarely needed
     import tempfile
 
     try:
@@ -54,7 +54,7 @@ def _mapped(size: int, folder: str) -> Array:
 
 
 def _extend(file: IO[bytes], size: int) -> None:
-    """Give a file that size: in room of its own, if the system can, for a full disk is else a signal in a step."""
+    """Preallocate the file, so that a full disk raises here instead of SIGBUS during a step."""
     if hasattr(os, "posix_fallocate"):
         try:
             return os.posix_fallocate(file.fileno(), 0, size)
@@ -78,7 +78,7 @@ def state_dir(folder: str | os.PathLike[str]) -> Iterator[None]:
 
     For state that is larger than memory: the system reads its pages when a step comes to them, in their order, writes
     them back when it needs the room, and counts them as files and not as the memory of the process. Parameters stay
-    where they are, and may be memory maps of yours. All else is as ever, with the same bits.
+    where they are, and may be memory maps of yours. Everything else is unchanged, bits included.
 
     The files are working room, as a swap file would be: they have no names, and are gone with the optimizer or the
     process, however it ends. What lasts is what ``save`` writes, flushed to disk and whole or not at all, so that
@@ -116,12 +116,12 @@ def state_dir(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def address(array: Array) -> int:
-    """Where the first element lies."""
+    """Return the address of the first element."""
     return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
 
 
 def pin(array: Array) -> list[weakref.ref[Any]]:
-    """Weak references that keep ndarray.resize from moving the memory of an array or of its owner."""
+    """Return weak references that keep ndarray.resize from moving the memory of an array or of its owner."""
     owners: list[Any] = [array]
     while isinstance(owners[-1].base, np.ndarray):
         owners.append(owners[-1].base)

@@ -66,7 +66,7 @@ def check(state_dict: StateDict, like: StateDict) -> None:
         raise ValueError(f"{newer}version must be {like['version']}, got {short(version)}")
     _check_type("optimizer", optimizer, str, "a string")
     if optimizer != like["optimizer"]:
-        raise ValueError(f"it is the state of {short(optimizer)}, not of {like['optimizer']!r}")
+        raise ValueError(f"checkpoint is for {short(optimizer)}, not {like['optimizer']!r}")
     _check_keys("the state dict", state_dict, like)
     for name in ("step_count", "skipped"):
         _check_count(name, state_dict[name])
@@ -125,11 +125,11 @@ def _check_names(group: Any, own: Mapping[str, Any]) -> None:
         return
     if "param_names" in own:
         raise ValueError(
-            "it is the state of parameters without names, but this optimizer's have names: make the optimizer with an "
+            "checkpoint is for parameters without names, but this optimizer's have names: make the optimizer with an "
             "array or a sequence, as it was when that was saved"
         )
     raise ValueError(
-        f"it is the state of parameters with names, {short(group['param_names'])}, but this optimizer's have none: "
+        f"checkpoint is for parameters with names, {short(group['param_names'])}, but this optimizer's have none: "
         "make the optimizer with a mapping, as it was when that was saved"
     )
 
@@ -242,7 +242,7 @@ def replaced(path: PathLike) -> Iterator[IO[bytes]]:
 
 
 def _opened(temporary: Path, target: Path) -> IO[bytes]:
-    """A new file; what hinders it is said of the file that the caller wants."""
+    """Open a new file; report errors under the target's name."""
     try:
         return temporary.open("xb")
     except OSError as error:
@@ -330,9 +330,9 @@ def read(
             raise ValueError(f"cannot load {name!r}: {detail}") from error
 
 
-def _opened_to_read(name: str) -> _Frugal:
+def _opened_to_read(name: str) -> _BoundedReader:
     try:
-        return _Frugal(name)
+        return _BoundedReader(name)
     except OSError:
         if not (Path(name) / MANIFEST).is_file():
             raise
@@ -340,8 +340,8 @@ def _opened_to_read(name: str) -> _Frugal:
     raise IsADirectoryError(errno.EISDIR, why, name)
 
 
-class _Frugal(io.FileIO):
-    """A file from which little can be read at once: a directory of a million members or huge metadata, say."""
+class _BoundedReader(io.FileIO):
+    """File with a limit on single reads, against directories of a million members and huge metadata."""
 
     longest = 0
 
@@ -359,9 +359,9 @@ def _load(
 ) -> dict[str, Any]:
     infos = {info.filename: info for info in archive.infolist()}
     if len(infos) != len(archive.infolist()):
-        raise ValueError("it holds a member twice")
+        raise ValueError("duplicate archive member")
     if _SCALARS not in infos:
-        raise ValueError(f"onepass did not write it: it has no member {_SCALARS!r}")
+        raise ValueError(f"not a onepass checkpoint (missing member {_SCALARS!r})")
     found = _load_scalars(archive, infos[_SCALARS])
     wanted = {_member(*key): (*key, own) for key, own in _arrays(like).items()}
     for member, (index, name, _) in wanted.items():
@@ -396,7 +396,7 @@ def _load_scalars(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> dict[str, 
 def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Stored:
     """The header of a plain array. NumPy's own reader evaluates it, and of a damaged one warns or runs out of stack."""
     if info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{info.filename} is compressed, as onepass never does")
+        raise ValueError(f"{info.filename} is compressed; onepass checkpoints are stored uncompressed")
     with archive.open(info) as member:
         magic = _exactly(member, npy.MAGIC_LEN)
         length = int.from_bytes(_exactly(member, 2), "little")

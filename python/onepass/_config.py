@@ -1,4 +1,4 @@
-"""What this copy of onepass is made of, and what it uses on this machine."""
+"""Configuration of the build and of this process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ threads_set_by_user = False  # by set_num_threads
 
 
 def config() -> dict[str, Any]:
-    """How onepass was built and what it uses here.
+    """Return how onepass was built and what it uses on this machine.
 
     Returns:
         ``version``; ``compiler``; ``instruction_sets``, those built in; ``usable_instruction_sets``, those that this
@@ -35,7 +35,7 @@ def config() -> dict[str, Any]:
 
 
 def set_num_threads(count: int) -> None:
-    """Let steps use that many threads, from the next one on, in this process and those that it forks.
+    """Set the maximum number of threads of a step, from the next one on, in this process and its forks.
 
     Small steps use fewer. The bits of the result do not depend on it. At import it is what the environment variable
     ``ONEPASS_NUM_THREADS`` says, else ``OMP_NUM_THREADS``, else the number of processors that this process may use.
@@ -67,7 +67,7 @@ def set_num_threads(count: int) -> None:
 
 
 def get_num_threads() -> int:
-    """How many threads a step may use: see `set_num_threads`.
+    """Return the maximum number of threads of a step: see `set_num_threads`.
 
     Example:
         >>> import onepass

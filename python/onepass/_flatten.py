@@ -9,7 +9,7 @@ import numpy as np
 
 from ._allocate import address
 from ._checks import check_disjoint, check_storage
-from ._params import as_list, normalize_params
+from ._params import Form, as_list, label, normalize_params
 from ._types import Array, Params
 
 Key = TypeVar("Key")
@@ -51,14 +51,10 @@ def flatten(params: Params) -> Any:
     """
     given: Any = params if isinstance(params, (np.ndarray, Mapping)) else as_list("params", params)
     form, groups = normalize_params(given)
-    labelled = [
-        ("the parameter" if form is form.array else f"parameter {key!r}", key, array)
-        for named, _ in groups
-        for key, array in named.items()
-    ]
-    for label, _, array in labelled:
-        check_storage(label, array)
-    check_disjoint([(label, array) for label, _, array in labelled])
+    labelled = [(label(form, key), key, array) for named, _ in groups for key, array in named.items()]
+    for name, _, array in labelled:
+        check_storage(name, array)
+    check_disjoint([(name, array) for name, _, array in labelled])
     sizes: dict[np.dtype[Any], int] = {}
     for _, _, array in labelled:
         sizes[array.dtype] = sizes.get(array.dtype, 0) + array.size
@@ -72,13 +68,13 @@ def flatten(params: Params) -> Any:
         order: Any = "C" if plain.flags.c_contiguous else "F"
         views[key] = buffers[plain.dtype][start : start + plain.size].reshape(plain.shape, order=order)
         np.copyto(views[key], plain)
-    if form is form.array:
+    if form is Form.array:
         return views[0]
     if not isinstance(given, Mapping) and any(isinstance(item, Mapping) for item in given):
         own = [{key: views[key] for key in named} for named, _ in groups]
-        each_params: list[Any] = list(own) if form is form.mapping else [[*views.values()] for views in own]
+        each_params: list[Any] = list(own) if form is Form.mapping else [[*views.values()] for views in own]
         return [{"params": each, **options} for each, (_, options) in zip(each_params, groups)]
-    if form is form.mapping:
+    if form is Form.mapping:
         return views
     return tuple(views.values()) if isinstance(params, tuple) else list(views.values())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -116,20 +117,20 @@ def initial_states(group: Group, spec: Spec, folder: str | None) -> list[dict[st
 
 def normalize_params(params: Params) -> tuple[Form, list[GroupParams]]:
     """Return the form in which parameters came, and the groups: parameters by key, and the options that they bring."""
-    form = Form
     if isinstance(params, np.ndarray):
-        return form.array, [({0: params}, {})]
+        return Form.array, [({0: params}, {})]
+    groups: list[GroupParams]
     if isinstance(params, Mapping):
-        kind, groups = form.mapping, [(dict(params), dict[str, Any]())]
+        form, groups = Form.mapping, [(dict(params), {})]
     else:
         items = as_list("params", params)
         if any(isinstance(item, Mapping) for item in items):
-            kind, groups = parse_groups(items)
+            form, groups = parse_groups(items)
         else:
-            kind, groups = form.sequence, [(dict(enumerate(items)), {})]
+            form, groups = Form.sequence, [(dict(enumerate(items)), {})]
     if not all(named for named, _ in groups) or not groups:
         raise ValueError("params holds no parameters" if len(groups) < 2 else "a group holds no parameters")
-    return kind, groups
+    return form, groups
 
 
 def as_list(name: str, params: Any) -> list[Any]:
@@ -155,8 +156,8 @@ def parse_groups(items: list[Any]) -> tuple[Form, list[GroupParams]]:
         keys = count()
         groups = [({next(keys): array for array in group_params(params)}, own) for params, own in zip(given, options)]
         return Form.sequence, groups
-    names = [name for params in given for name in params]
-    if again := [name for index, name in enumerate(names) if name in names[:index]]:
+    times = Counter(name for params in given for name in params)
+    if again := [name for name, n in times.items() if n > 1]:
         raise ValueError(f"duplicate parameter name {again[0]!r}")
     return Form.mapping, [(dict(params), own) for params, own in zip(given, options)]
 

@@ -1,4 +1,4 @@
-"""The executable specification: what the kernels compute, in NumPy, one operation at a time.
+"""Executable specification of the kernels in NumPy, one operation at a time.
 
 Each rule is a fold (the numbers that depend only on options and step, in double, rounded to the dtype once) and an
 update of one step's arrays, in exactly the order in which the kernels do it. What surrounds every rule is `around`,
@@ -31,7 +31,7 @@ class Elements:
     subnormal if it is so after rounding to full precision: what x86 processors do with FTZ and DAZ set.
     """
 
-    __array_ufunc__ = None  # NumPy's numbers leave their products with Elements to Elements
+    __array_ufunc__ = None  # make NumPy scalars defer to Elements' operators
 
     def __init__(self, values: Any, flush: bool) -> None:
         self.values = np.asarray(values)

@@ -190,7 +190,7 @@ class linear:
     Args:
         lr: the first rate, at least 0.
         end: the last rate, at least 0; it may be the greater one.
-        steps: how many steps the way takes, at least 1.
+        steps: number of steps of the transition, at least 1.
 
     Source: ``torch.optim.lr_scheduler.LinearLR``, ``optax.linear_schedule``.
 
@@ -221,7 +221,7 @@ class cosine:
 
     Args:
         lr: the first rate, at least 0.
-        steps: how many steps the way takes, at least 1.
+        steps: number of steps of the transition, at least 1.
         end: the last rate, at least 0.
 
     Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts" (2017), equation 5, without

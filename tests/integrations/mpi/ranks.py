@@ -630,7 +630,7 @@ def check_want_of_room_on_one_rank_raises_on_all() -> None:
     calls: list[Callable[[], Any]] = [
         lambda: sharded.save(folder / "whole.npz", gathered=True),
         sharded.state_dict,
-        sharded.averages,
+        sharded.gather_ema,
     ]
     with time_limit():
         for call in calls:
@@ -756,7 +756,7 @@ def check_a_set_that_does_not_fit_is_refused_and_changes_nothing() -> None:
     plain = ShardedOptimizer(WORLD, onepass.AdamW, parameters(), chunk=SMALL, lr=0.1)
     with raises(ValueError, "it has unknown members"):
         plain.load(folder)
-    with raises(ValueError, "it is the state of 'AdamW', not of 'SGD'"):
+    with raises(ValueError, "checkpoint is for 'AdamW', not 'SGD'"):
         ShardedOptimizer(WORLD, onepass.SGD, parameters(), chunk=SMALL).load(folder)
     with raises(ValueError, "it holds 10 parameters, the optimizer has 8"):
         trained(WORLD, parameters()[:8], range(0), **OPTIONS).load(folder)
@@ -805,7 +805,7 @@ def check_a_set_that_does_not_fit_is_refused_and_changes_nothing() -> None:
         later = trained(WORLD, parameters(), range(2), **OPTIONS)
         later.save(folder.with_name("later"))
         other = sorted(folder.with_name("later").glob("*.npz"))[-1].read_bytes()
-        spoil(one, lambda data: other, "is of another moment than")
+        spoil(one, lambda data: other, "belongs to a different checkpoint than")
     after = [{n: np.copy(x) for n, x in state.items()} for state in snapshot(sharded.optimizer)]
     for a, b in zip(after, before):
         assert_same_bits(a.values(), b.values())

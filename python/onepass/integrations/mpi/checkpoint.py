@@ -1,4 +1,4 @@
-"""The state of several ranks in files, and made into one."""
+"""State of several ranks: in files, and gathered."""
 
 from __future__ import annotations
 
@@ -337,7 +337,9 @@ class Saved:
             said = {**found, "state": counts, "param_groups": _options_of(found)}
             first = first or said
             if said != first:
-                raise ValueError(f"cannot load {str(folder)!r}: {name} is of another moment than {files[0][0]}")
+                raise ValueError(
+                    f"cannot load {str(folder)!r}: {name} belongs to a different checkpoint than {files[0][0]}"
+                )
         for index, piece in enumerate(self._pieces):
             states[index] |= first["state"][piece.parameter]
         return {**first, "state": states, "param_groups": self._with_pieces(first["param_groups"])}
@@ -374,7 +376,7 @@ class Saved:
             files = []
             for file in manifest["files"]:
                 if not _OURS.fullmatch(file["name"]):
-                    raise ValueError(f"{file['name']!r} is no name of a file of this set")
+                    raise ValueError(f"{file['name']!r} is not a file of this checkpoint")
                 pieces = [
                     Piece(operator.index(p), operator.index(a), operator.index(b), 0) for p, a, b in file["pieces"]
                 ]

@@ -291,7 +291,7 @@ class ShardedOptimizer(Saved):
             "nonfinite": optimizer.nonfinite,
             OPTIONS: digest,
         }
-        self._agreed = self._changing = True  # from here on a rank that leaves leaves the others behind
+        self._agreed = self._changing = True  # past this point, a failing rank leaves the others waiting
         try:
             agree(self._comm, "step", None, said)
         except (RuntimeError, ValueError) as refused:  # on all ranks, unless MPI itself failed
