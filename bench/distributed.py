@@ -80,7 +80,7 @@ def on_ranks(elements: int, rounds: int, counted: bool) -> dict[str, Any] | None
     before_all = _status("RssAnon")
     sharded, grads = made(1 << 22)
     sharded.step(grads)
-    state = sum(array.nbytes for each in sharded.optimizer._states for array in each.values())
+    state = sum(array.nbytes for each in sharded.optimizer._record.states for array in each.values())
     share = sum(array.nbytes for array in sharded._share)
     found["state_bytes"], found["share_bytes"] = comm.allreduce(state, MPI.MAX), comm.allreduce(share, MPI.MAX)
     found["resident_bytes"] = comm.allreduce(_status("RssAnon") - before_all, MPI.MAX)
@@ -240,7 +240,7 @@ def _evict(opt: onepass.Optimizer) -> None:
     """Have the system write the state's pages and forget them."""
     import mmap
 
-    array: Any = opt._states[0]["exp_avg"]
+    array: Any = opt._record.states[0]["exp_avg"]
     while not isinstance(array, mmap.mmap):
         array = array.obj if isinstance(array, memoryview) else array.base
     array.flush()

@@ -86,7 +86,7 @@ class TorchClipAverage(Torch):
         # in memory of PyTorch's own: clipping changes the gradients
         self.model = self.torch.nn.ParameterList([w.detach().clone() for w in self.weights])
         self.weights = list(self.model)
-        self.averaged = swa.AveragedModel(self.model, multi_avg_fn=swa.get_ema_multi_avg_fn(options.ema))
+        self.averaged = swa.AveragedModel(self.model, multi_avg_fn=swa.get_ema_multi_avg_fn(options.ema_decay))
         self.averaged.update_parameters(self.model)  # the first update only copies
         return getattr(self.torch.optim, rule)(self.weights, **options.of(rule), fused=True)
 

@@ -63,7 +63,7 @@ def check(kind: type[Peer], problem: Problem, rng: np.random.Generator, base: ty
     Of the problem only the dtype, the rule and the threads count: sizes are small ones, and with threads one that is
     divided among them. Epsilon is large here, so that its place shows, and averages follow fast.
     """
-    options = Options(lr=0.01, eps=0.05, ema=0.5)
+    options = Options(lr=0.01, eps=0.05, ema_decay=0.5)
     # In float64 torch's NAdam is the least exact: it keeps the product of its momenta in float32.
     rtol, atol = (1e-4, 1e-6) if problem.dtype == "float32" else (1e-7, 1e-9)
     for sizes in ((1, 1), (100, 1003), *[(200_003,)] * (problem.threads != 1)):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+
+import onepass
+from onepass import _reference
 
 from . import report
 
@@ -25,7 +29,7 @@ class Options:
     beta2: float = 0.999
     eps: float = 1e-8
     clip_norm: float = 1.0  # this and the average's decay: only for those who take them
-    ema: float = 0.999
+    ema_decay: float = 0.999
 
     def of(self, rule: str) -> dict[str, Any]:
         """Give the keywords of this rule, which onepass and torch have alike."""
@@ -33,18 +37,13 @@ class Options:
         return {"lr": self.lr, **{keyword: values[keyword] for keyword in RULES[rule]}}
 
 
-# Every rule of onepass, and which options it takes besides the learning rate.
-RULES: dict[str, tuple[str, ...]] = {
-    "Adam": ("betas", "eps"),
-    "AdamW": ("betas", "eps"),
-    "Adamax": ("betas", "eps"),
-    "NAdam": ("betas", "eps"),
-    "RMSprop": ("eps",),
-    "Adagrad": ("eps",),
-    "Adadelta": ("eps",),
-    "SGD": ("momentum",),
-    "Lion": ("betas",),
-}
+def _shared_options(rule: str) -> tuple[str, ...]:
+    options = inspect.signature(getattr(onepass, rule)).parameters
+    return tuple(name for name in ("betas", "eps") if name in options) or ("momentum",)
+
+
+# Every rule of onepass, with the options that are given besides the learning rate.
+RULES = {rule: _shared_options(rule) for rule in _reference.RULES}
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ class OnepassClipAverage(Onepass):
     name = "onepass, one call"
 
     def more(self, options: Options) -> dict[str, Any]:
-        return {"clip_norm": options.clip_norm, "ema": options.ema}
+        return {"clip_norm": options.clip_norm, "ema_decay": options.ema_decay}
 
     def results(self) -> Arrays:
         return [*self.p, *self.optimizer.ema]

@@ -25,7 +25,7 @@ F = np.float32
 def optimizers() -> list[Any]:
     """Small ones of different state."""
     return [
-        onepass.Adam({"w": np.zeros(3, F), "b": np.zeros(())}, ema=0.5),
+        onepass.Adam({"w": np.zeros(3, F), "b": np.zeros(())}, ema_decay=0.5),
         onepass.NAdam(np.zeros((2, 2))),
         onepass.SGD([np.zeros(2, F), np.zeros(0)], momentum=0.5),
         onepass.SGD([{"params": np.zeros(1)}, {"params": [np.asfortranarray(np.zeros((2, 3)))], "lr": 0.5}]),
@@ -89,16 +89,16 @@ def main() -> None:
 
     import atheris
 
-    from onepass import base, checkpoint, checks, groups
+    from onepass import _checkpoint, _checks, _group, _optimizer
 
-    readers: list[Any] = [checkpoint, groups, checks, zipfile.ZipFile, zipfile.ZipExtFile, zipfile.ZipInfo, zipfile]
-    for reader in [*readers, json.decoder, base.Optimizer]:
+    readers: list[Any] = [_checkpoint, _group, _checks, zipfile.ZipFile, zipfile.ZipExtFile, zipfile.ZipInfo, zipfile]
+    for reader in [*readers, json.decoder, _optimizer.Optimizer]:
         for name, value in list(vars(reader).items()):
             own = getattr(value, "__module__", "") in (
                 getattr(reader, "__name__", ""),
                 getattr(reader, "__module__", ""),
             )
-            if own and hasattr(value, "__code__") and (reader is not base.Optimizer or "load" in name):
+            if own and hasattr(value, "__code__") and (reader is not _optimizer.Optimizer or "load" in name):
                 atheris.instrument_func(value)
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,6 @@
-"""What the machine code of the kernels must be: python tests/guards.py BUILD_DIRECTORY.
+"""Requirements on sources and machine code: python tests/guards.py BUILD_DIRECTORY.
+
+No file of src/ or of the Python package includes or imports itself through others.
 
 The files that are compiled for one instruction set must share nothing that a linker could pick for everybody, run
 nothing when they are loaded, be vectorised at that instruction set's width, and contain no fused multiply-add.
@@ -6,6 +8,7 @@ nothing when they are loaded, be vectorised at that instruction set's width, and
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -86,6 +89,31 @@ def cycles(includes: dict[str, list[str]]) -> list[tuple[str, str]]:
                     todo += includes.get(file, [])
             if name in reached:
                 found.append((name, first))
+    return found
+
+
+def check_imports(package: Path) -> list[str]:
+    """No two files of the package import each other, not even for type checkers or inside functions."""
+    files = {}
+    for path in package.rglob("*.py*"):
+        if path.suffix in (".py", ".pyi"):
+            parts = path.relative_to(package.parent).with_suffix("").parts
+            files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    imports = {name: sorted(imports_of(name, path) & files.keys()) for name, path in files.items()}
+    return [f"{name}: imports itself through {through}" for name, through in cycles(imports)]
+
+
+def imports_of(name: str, path: Path) -> set[str]:
+    """Return the names of all modules that a file imports, and of everything else that it imports from them."""
+    found = set()
+    around = name.split(".") if path.stem == "__init__" else name.split(".")[:-1]  # the package that "." stands for
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = around[: len(around) + 1 - node.level] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            found |= {f"{module}.{alias.name}" for alias in node.names} | ({module} if node.module else set())
     return found
 
 
@@ -185,6 +213,7 @@ def main() -> int:
     build = Path(sys.argv[1])
     source = Path(__file__).parents[1] / "src"
     problems = check_flags(build) + check_includes(source) + check_microsoft(source)
+    problems += check_imports(source.parent / "python" / "onepass")
     rules = len(re.findall(r"\brule<\w+>\(\)", (source / "kernels" / "table.inl").read_text()))
     # Each rule in five surroundings, and squares, finite and the stream limit, for two dtypes.
     loops = 2 * (5 * rules + 3)

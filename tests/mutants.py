@@ -42,7 +42,7 @@ SWEEP, MEASURE, CORE, MODULE = (
     "src/core/optimizer.cpp",
     "src/python/optimizer.hpp",
 )
-PYTHON, BASE, GROUPS = "python/onepass/optimizers.py", "python/onepass/base.py", "python/onepass/groups.py"
+PYTHON, PARAMS, GROUPS = "python/onepass/optimizers.py", "python/onepass/_params.py", "python/onepass/_group.py"
 STEP, SPARSE = "python/onepass/functional.py", "python/onepass/sparse.py"
 
 # Where, what it says, what it is made to say. The text must occur; the first occurrence is changed.
@@ -192,7 +192,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     ),
     "rmsprop momentum: sign of the step": (RMSPROP, "p = p - lr * b", "p = p + lr * b"),
     "rmsprop: squares not watched": (RMSPROP, "squares_gradient = true", "squares_gradient = false"),
-    "rmsprop: the rule of the options": (PYTHON, '"_centered" * options["centered"]', '"_centered" * False'),
+    "rmsprop: the rule of the options": (PYTHON, "'_centered' * options['centered']", "'_centered' * False"),
     "adagrad: the sum": (ADAGRAD, "s = s + g * g", "s = g * g"),
     "adagrad: square of g": (ADAGRAD, "s + g * g", "s + g"),
     "adagrad: order of sqrt and eps": (ADAGRAD, "(square_root(s) + eps)", "square_root(s + eps)"),
@@ -210,7 +210,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
         "now.lr / (1 + static_cast<double>(now.t - 1) * options.lr_decay)",
         "now.lr * (1 / (1 + static_cast<double>(now.t - 1) * options.lr_decay))",
     ),
-    "adagrad: initial_accumulator_value": (PYTHON, 'return options["initial_accumulator_value"]', "return 0.0"),
+    "adagrad: initial_accumulator_value": (PYTHON, ', initial="initial_accumulator_value"', ""),
     "adagrad: squares not watched": (ADAGRAD, "squares_gradient = true", "squares_gradient = false"),
     "adadelta: rho of s": (ADADELTA, "s = rho * s", "s = s"),
     "adadelta: 1 - rho of g*g": (ADADELTA, "one_minus_rho * (g * g)", "rho * (g * g)"),
@@ -338,8 +338,8 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
         "return &sweep<Around::scaled_averaged, T, Rule>;",
         "return &sweep<Around::scaled, T, Rule>;",
     ),
-    "ema's first value": (BASE, 'np.copyto(state["ema"], array)', "pass"),
-    "ema of the group": (GROUPS, "ema_decay=ema,", "ema_decay=0.0,"),
+    "ema's first value": (PARAMS, 'np.copyto(state["ema"], array)', "pass"),
+    "ema of the group": (GROUPS, "ema_decay=ema_decay,", "ema_decay=0.0,"),
     "the tail": (SWEEP, "i < count; ++i", "i < count - count % 8; ++i"),
     "one element too many": (SWEEP, "i < count; ++i", "i < count + (count % 8 == 3); ++i"),
     "the elements before a cache line": (SWEEP, "if (aligned != begin) unpack", "if (false) unpack"),
@@ -486,20 +486,12 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "overlap with the range after": (MODULE, "after->first < begin + bytes", "false"),
     "maximize of the group": (GROUPS, 'maximize=values["maximize"]', "maximize=False"),
     "adam_step's maximize": (STEP, 'checks.flag("maximize", maximize)', 'checks.flag("maximize", False)'),
-    "adam_step's decay": (STEP, "decoupled=checks.flag(", "decoupled=False and checks.flag("),
+    "adam_step's decay": (STEP, "decoupled=_checks.flag(", "decoupled=False and _checks.flag("),
     "adam_step's order check": (STEP, "not (same_order and alone", "not (alone"),
     "adam_step's overlap check": (STEP, "same_order and alone and", "same_order and"),
-    "AdamW not decoupled": (
-        PYTHON,
-        "-> bool:\n        return True\n\n\nclass Adamax",
-        "-> bool:\n        return False\n\n\nclass Adamax",
-    ),
-    "Lion not decoupled": (
-        PYTHON,
-        "[1]}\n\n    @staticmethod\n    def _decoupled(options: Mapping[str, Any]) -> bool:\n        return True",
-        "[1]}",
-    ),
-    "NAdam's decoupled_weight_decay ignored": (PYTHON, 'return options["decoupled_weight_decay"]', "return False"),
+    "AdamW not decoupled": (PYTHON, "@declare(_adam, decoupled=True)", "@declare(_adam)"),
+    "Lion not decoupled": (PYTHON, '@declare("lion", decoupled=True)', '@declare("lion")'),
+    "NAdam's decoupled_weight_decay ignored": (PYTHON, ', decoupled="decoupled_weight_decay"', ""),
     "AdamW's default decay": (PYTHON, "weight_decay: SupportsFloat = 0.01", "weight_decay: SupportsFloat = 0.02"),
     "Adam's default eps": (PYTHON, "eps: SupportsFloat = 1e-8", "eps: SupportsFloat = 1e-7"),
     "Adam's default lr": (PYTHON, "lr: LearningRate = 1e-3", "lr: LearningRate = 2e-3"),

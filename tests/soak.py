@@ -33,7 +33,7 @@ VALUES = (ordinary, hostile, small)
 # Variants of each rule, so that every line of it is soaked.
 COMMON: list[dict[str, Any]] = [
     {},
-    {"weight_decay": 0.01, "ema": 0.5},
+    {"weight_decay": 0.01, "ema_decay": 0.5},
     {"clip_value": 0.5, "maximize": True, "clip_norm": 1.0},
 ]
 OWN: dict[str, list[dict[str, Any]]] = {
@@ -151,7 +151,7 @@ def soak_memory(name: str, shapes: list[tuple[int, ...]], steps: int) -> dict[st
     rng = np.random.default_rng(0)
     params = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
     grads: list[Any] = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
-    optimizer = onepass.AdamW(params, lr=onepass.schedules.cosine(1e-3, 10**6), clip_norm=1.0, ema=0.99)
+    optimizer = onepass.AdamW(params, lr=onepass.schedules.cosine(1e-3, 10**6), clip_norm=1.0, ema_decay=0.99)
     wide = np.asarray(grads[0], np.float64).T.copy().T
     rows = onepass.SparseRows(np.arange(0, shapes[-1][0], 2), grads[-1][::2])
     warm, started = max(steps // 10, 1), time.monotonic()

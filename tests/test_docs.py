@@ -103,7 +103,7 @@ def test_importing_onepass_needs_numpy_alone_and_starts_nothing() -> None:
 
 
 def test_importing_onepass_leaves_out_what_few_need() -> None:
-    few = "{'onepass.checkpoint', 'onepass.schedules', 'mmap', 'pathlib', 'tempfile', 'urllib.parse'}"
+    few = "{'onepass._checkpoint', 'onepass.schedules', 'mmap', 'pathlib', 'tempfile', 'urllib.parse'}"
     code = f"import sys, numpy; before = {{*sys.modules}}; import onepass; print({few} & {{*sys.modules}} - before)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert printed.stdout == "set()\n"

@@ -264,7 +264,7 @@ def test_clip_norm_bounds_the_norm_of_all_gradients_and_keeps_their_direction(dt
 def test_ema_is_the_running_average_of_the_parameters(decay: Any, kind: str, dtype: Any) -> None:
     rng = np.random.default_rng(8)
     p, q = np.ones(50, dtype), np.ones(50, dtype)
-    optimizer, plain = getattr(onepass, kind)(p, lr=0.1, ema=decay), getattr(onepass, kind)(q, lr=0.1)
+    optimizer, plain = getattr(onepass, kind)(p, lr=0.1, ema_decay=decay), getattr(onepass, kind)(q, lr=0.1)
     expected = p.astype(np.float64)
     for t, grad in enumerate(gradients(rng, 50, dtype, 15), 1):
         optimizer.step(grad)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import onepass
-from onepass import checkpoint
+from onepass import _checkpoint
 from support import refused
 from test_out_of_memory import COMPILER
 from test_out_of_memory import preloaded as preloaded
@@ -45,7 +45,7 @@ onepass.set_num_threads(8)
 n = 9_000_000
 def trained(steps):
     w = np.ones(n, np.float32)
-    optimizer = onepass.AdamW(w, lr=0.5, clip_norm=1.0, ema=0.5)
+    optimizer = onepass.AdamW(w, lr=0.5, clip_norm=1.0, ema_decay=0.5)
     for t in range(steps):
         refuse(t % 2 == 0)
         optimizer.step(np.full(n, t + 1, np.float32))
@@ -71,7 +71,7 @@ def test_a_system_that_refuses_threads_now_and_then_gets_the_same_bits(preloaded
 SAVING = """
 import numpy as np, onepass, resource, signal, sys, os
 from pathlib import Path
-optimizer = onepass.Adam(np.zeros(50_000, np.float32), ema=0.5)
+optimizer = onepass.Adam(np.zeros(50_000, np.float32), ema_decay=0.5)
 optimizer.step(np.ones(50_000, np.float32))
 """
 
@@ -124,7 +124,7 @@ except PermissionError as error:
 optimizer.load("x")
 """
     result = python(
-        SAVING + f"FOLDER = {str(folder)!r}\nfrom onepass import checkpoint; import zipfile\n" + code, tmp_path
+        SAVING + f"FOLDER = {str(folder)!r}\nfrom onepass import _checkpoint; import zipfile\n" + code, tmp_path
     )
     if "PermissionError" in result.stderr and "import" in result.stderr:
         pytest.skip("nobody may not read Python here")
@@ -135,7 +135,7 @@ def test_a_device_is_not_replaced(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     with pytest.raises(OSError, match="Not a regular file"):
-        checkpoint.write("/dev/full", onepass.Adam(np.zeros(2)).state_dict())
+        _checkpoint.write("/dev/full", onepass.Adam(np.zeros(2)).state_dict())
     assert Path("/dev/full").is_char_device()
 
 
@@ -182,7 +182,7 @@ print(sorted(seen))
 
 END = """
 import threading, numpy as np, onepass, sys
-optimizer = onepass.AdamW([np.ones(1_000_000, np.float32), np.ones(5, np.float32)], clip_norm=1.0, ema=0.5)
+optimizer = onepass.AdamW([np.ones(1_000_000, np.float32), np.ones(5, np.float32)], clip_norm=1.0, ema_decay=0.5)
 grads = [np.ones(1_000_000), np.ones(5, np.float32)]
 onepass.set_num_threads(2)
 started = [threading.Event() for _ in range(3)]
@@ -202,7 +202,7 @@ def test_the_interpreter_may_end_while_threads_step_save_and_read(tmp_path: Path
     for _ in range(int(os.environ.get("ONEPASS_ENDS", "8"))):
         result = python(END, tmp_path)
         assert (result.returncode, result.stderr) == (0, "")
-        onepass.AdamW([np.ones(1_000_000, F), np.ones(5, F)], ema=0.5).load(tmp_path / "x")
+        onepass.AdamW([np.ones(1_000_000, F), np.ones(5, F)], ema_decay=0.5).load(tmp_path / "x")
 
 
 # ---- Interpreters within the interpreter ----
@@ -249,7 +249,7 @@ def test_another_interpreter_is_refused_or_right(tmp_path: Path) -> None:
 def test_no_call_and_no_error_changes_the_processors_mode(tmp_path: Path) -> None:
     w = np.ones(100_000, F)
     g = np.full(100_000, 1e-30, F)
-    optimizer = onepass.AdamW([w], lr=lambda t: 0.1, clip_norm=1e-3, nonfinite="raise", ema=0.5)
+    optimizer = onepass.AdamW([w], lr=lambda t: 0.1, clip_norm=1e-3, nonfinite="raise", ema_decay=0.5)
     calls: list[Any] = [
         lambda: optimizer.step([g]),
         lambda: optimizer.save(tmp_path / "x"),

@@ -60,7 +60,7 @@ def made() -> Any:
         {"params": [rng.standard_normal((3, 2)).astype(F), rng.standard_normal(4)]},
         {"params": [rng.standard_normal(5).astype(F)], "lr": schedules.linear(0.5, 0.1, 9), "weight_decay": 0.1},
     ]
-    optimizer = onepass.NAdam(groups, lr=0.25, ema=0.5, clip_norm=2.0, nonfinite="skip")
+    optimizer = onepass.NAdam(groups, lr=0.25, ema_decay=0.5, clip_norm=2.0, nonfinite="skip")
     for _ in range(2):
         optimizer.step(gradients())
     return optimizer
@@ -190,7 +190,7 @@ def test_an_interrupted_construction_leaves_parameters_alone_and_works_again() -
     w, b, made = np.ones((3, 2), F), np.ones(4), []
 
     def make() -> None:
-        made.append(onepass.AdamW([{"params": w}, {"params": b, "lr": 0.5}], ema=0.5, clip_norm=1.0))
+        made.append(onepass.AdamW([{"params": w}, {"params": b, "lr": 0.5}], ema_decay=0.5, clip_norm=1.0))
 
     make()  # which may import
     moment = 1
@@ -221,7 +221,7 @@ def test_a_save_that_is_interrupted_at_any_moment_leaves_the_old_file_or_the_new
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
 def test_signals_at_random_moments_leave_a_whole_number_of_steps(tmp_path: Path) -> None:
     params = [np.zeros(3), np.zeros(100_000)]
-    optimizer = onepass.SGD(params, lr=1.0, momentum=0.5, dampening=0.5, ema=0.0)
+    optimizer = onepass.SGD(params, lr=1.0, momentum=0.5, dampening=0.5, ema_decay=0.0)
     grads = [np.ones(3, F), np.ones(100_000)]
     path = tmp_path / "x"
     optimizer.save(path)  # on a slow disk no later one may come to its end

@@ -287,7 +287,7 @@ def test_an_optimizer_is_freed_with_its_last_reference() -> None:
 def test_it_prints_what_it_is() -> None:
     assert repr(onepass.Adam([np.zeros(3), np.zeros((2, 2))], lr=0.5, maximize=True)) == (
         "Adam(2 parameters, 7 elements, lr=0.5, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0, "
-        "amsgrad=False, bias_correction=True, eps_mode='paper', maximize=True, clip_value=None, ema=None)"
+        "amsgrad=False, bias_correction=True, eps_mode='paper', maximize=True, clip_value=None, ema_decay=None)"
     )
 
 

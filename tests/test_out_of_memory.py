@@ -60,7 +60,7 @@ def run(preloaded: Path, folder: Path, code: str, **environment: str) -> str:
 PROGRAM = """
 import ctypes, os
 import numpy as np, onepass
-from onepass import checkpoint, schedules
+from onepass import _checkpoint, schedules
 from test_interrupts import everything
 F = np.float32
 library = ctypes.CDLL(None)
@@ -82,7 +82,7 @@ def made():
     rng = np.random.default_rng(0)
     groups = [{"params": [rng.standard_normal((400, 2)).astype(F)]},
               {"params": [rng.standard_normal(100) for _ in range(COUNT)], "lr": schedules.linear(0.5, 0.1, 9)}]
-    optimizer = onepass.NAdam(groups, lr=0.25, ema=0.5, clip_norm=2.0, nonfinite="skip")
+    optimizer = onepass.NAdam(groups, lr=0.25, ema_decay=0.5, clip_norm=2.0, nonfinite="skip")
     optimizer.step([np.ones((400, 2), F), *[np.ones(100)] * COUNT])
     return optimizer
 

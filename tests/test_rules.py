@@ -35,7 +35,7 @@ COMMON: dict[str, list[Any]] = {
     "lr": [0.01, shrinking],
     "weight_decay": [0.0, 0.02],
     "maximize": [False, True],
-    "ema": [None, 0.9, growing],
+    "ema_decay": [None, 0.9, growing],
     "grad_scale": [1.0, 0.125, -3e-3],
     "eps": [1e-8, 0.0, 0.1],
 }
@@ -66,7 +66,7 @@ OWN: dict[str, dict[str, list[Any]]] = {
 }
 KINDS = list(OWN)
 # One choice of each that has every buffer and takes every line.
-RICH: dict[str, dict[str, Any]] = {kind: {"weight_decay": 0.02, "ema": 0.9, "clip_value": 1.5} for kind in KINDS}
+RICH: dict[str, dict[str, Any]] = {kind: {"weight_decay": 0.02, "ema_decay": 0.9, "clip_value": 1.5} for kind in KINDS}
 RICH["Adam"] |= {"amsgrad": True}
 RICH["RMSprop"] |= {"centered": True, "momentum": 0.9}
 RICH["SGD"] |= {"momentum": 0.9, "nesterov": True}
@@ -188,7 +188,7 @@ def test_groups_have_their_own_options_and_parameters_their_own_counts(kind: str
     groups = [
         {"params": arrays[:2], "lr": shrinking, "clip_value": 0.8},
         {"params": arrays[2], "maximize": True},
-        {"params": arrays[3:], "weight_decay": 0.1, "ema": 0.5},
+        {"params": arrays[3:], "weight_decay": 0.1, "ema_decay": 0.5},
     ]
     optimizer, reference = pair(kind, groups, **{"clip_norm": 3.0, **RICH[kind]})
     for t in range(1, 31):

@@ -1,4 +1,4 @@
-"""How parameters are shared out, and steps in parts, without MPI; tests/integrations/mpi has them with it."""
+"""Steps in parts and parameters in one array, which ranks use, without MPI; tests/integrations/mpi has them with it."""
 
 from __future__ import annotations
 
@@ -6,71 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import onepass
 from onepass import _core
-from onepass.arrays import one_array
-from onepass.shares import Chunk, owners, shared_out
+from onepass._flatten import one_array
 from support import DTYPES, Array, assert_same_bits, ordinary, refused
 
 BLOCK = 4096
-dtypes = st.sampled_from([np.dtype(dtype) for dtype in DTYPES])
-sizes = st.one_of(
-    st.integers(0, 3), st.integers(0, 3 * BLOCK), st.integers(BLOCK - 1, BLOCK + 1), st.integers(0, 10**6)
-)
-kinds = st.lists(st.tuples(dtypes, sizes), min_size=1, max_size=8)
-
-
-@given(kinds, st.integers(1, 9), st.integers(1, 10**5))
-def test_every_element_is_in_one_share_and_shares_are_equal_to_within_a_block(
-    params: list[tuple[Any, int]], ranks: int, chunk: int
-) -> None:
-    chunks = shared_out(params, ranks, chunk)
-    held = [np.zeros(size, int) for _, size in params]
-    taken: dict[tuple[Any, int], int] = {}
-    for each in chunks:
-        assert len(each.cuts) == ranks + 1 and each.cuts[0] == 0
-        assert sum(each.counts()) == each.size == sum(stop - start for _, start, stop, _ in each.pieces) > 0
-        places: list[int] = []
-        for rank in range(ranks):
-            for index, start, stop, at in each.share(rank):
-                assert params[index][0] == each.dtype
-                assert start % BLOCK == 0 and (stop % BLOCK == 0 or stop == params[index][1])
-                assert each.cuts[rank] <= at < at + stop - start <= each.cuts[rank + 1]
-                held[index][start:stop] += 1
-                places += range(at, at + stop - start, BLOCK)
-                taken[each.dtype, rank] = taken.get((each.dtype, rank), 0) + stop - start
-        assert places == sorted(places)
-    assert all((count == 1).all() for count in held)
-    for dtype in {dtype for dtype, _ in params}:
-        mean = sum(size for own, size in params if own == dtype) / ranks
-        assert all(abs(taken.get((dtype, rank), 0) - mean) <= BLOCK for rank in range(ranks))
-
-
-@given(kinds, st.integers(1, 5))
-def test_the_owner_of_each_block_is_who_has_its_elements(params: list[tuple[Any, int]], ranks: int) -> None:
-    chunks = shared_out(params, ranks, 1)
-    owner: list[Array] = [np.full(size, -1) for _, size in params]
-    for chunk in chunks:
-        for rank in range(ranks):
-            for index, start, stop, _ in chunk.share(rank):
-                owner[index][start:stop] = rank
-    assert owners(params, ranks, chunks).tolist() == [rank for each in owner for rank in each[::BLOCK]]
-
-
-def test_chunks_are_about_as_large_as_asked_for_where_ranks_are_few() -> None:
-    size = 100_000_000
-    chunks = shared_out([(np.dtype(np.float32), size)], 4, 1 << 20)
-    assert len(chunks) == size // (1 << 20)
-    assert all(abs(chunk.size - size / len(chunks)) <= BLOCK for chunk in chunks)
-    many = shared_out([(np.dtype(np.float32), size)], 1000, 1 << 20)
-    assert all(min(chunk.counts()) > 0 for chunk in many)
-    assert isinstance(many[0], Chunk)
-
-
-# ---- Steps in parts ----
 
 
 class Exchange:
@@ -103,7 +45,7 @@ def arrays(seed: int, dtype: Any) -> list[Array]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.5}, {"nonfinite": "skip", "ema": 0.5}])
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.5}, {"nonfinite": "skip", "ema_decay": 0.5}])
 def test_a_step_in_parts_has_the_bits_of_a_step(dtype: Any, options: dict[str, Any]) -> None:
     whole, parts = arrays(0, dtype), arrays(0, dtype)
     a, b = onepass.NAdam(whole, **options), onepass.NAdam(parts, **options)
@@ -120,7 +62,7 @@ def test_a_step_in_parts_has_the_bits_of_a_step(dtype: Any, options: dict[str, A
         b._step_in_parts(gradients, 0.5, PARTS, exchange)
         assert_same_bits(parts, whole)
         assert (b.step_count, b.skipped, b.grad_norm) == (a.step_count, a.skipped, a.grad_norm)
-        assert exchange.said == [bool(options) and options != {"ema": 0.5}, *[7] * bool(options)] + [
+        assert exchange.said == [bool(options) and options != {"ema_decay": 0.5}, *[7] * bool(options)] + [
             f"part {k}" for k in range(3) if step != 3 or not a.skipped
         ]
         for one, other in zip(a.state_dict()["state"].values(), b.state_dict()["state"].values()):
@@ -166,7 +108,7 @@ def test_the_digest_of_a_step_tells_options_schedules_and_counts_apart() -> None
     stepped.step([np.ones(3, np.float32)])
     others = [
         made(lr=0.5), made(betas=(0.5, 0.999)), made(weight_decay=0.1), made(clip_value=1.0), made(maximize=True),
-        made(ema=0.5), made(ema=0.6), made(lr=lambda t: 0.25),
+        made(ema_decay=0.5), made(ema_decay=0.6), made(lr=lambda t: 0.25),
         onepass.AdamW([np.ones(3, np.float32)], weight_decay=0.1), stepped, made(),
     ]  # fmt: skip
     digests = [digest(optimizer) for optimizer in others]

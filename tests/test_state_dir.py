@@ -30,7 +30,7 @@ def is_mapped(array: Any) -> bool:
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        (onepass.AdamW, {"amsgrad": True, "ema": 0.9}),
+        (onepass.AdamW, {"amsgrad": True, "ema_decay": 0.9}),
         (onepass.Adagrad, {"initial_accumulator_value": 0.5}),
         (onepass.SGD, {}),
     ],
@@ -193,7 +193,7 @@ def test_many_arrays_take_a_few_files(tmp_path: Path, monkeypatch: pytest.Monkey
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
         with onepass.state_dir("state"):
-            opt = onepass.Adam(params, ema=0.9)
+            opt = onepass.Adam(params, ema_decay=0.9)
         opt.step(params)
         opt.save("saved.npz")
         monkeypatch.chdir("/")
@@ -208,7 +208,7 @@ FORK = """
 import os, sys, zlib, numpy as np, onepass
 w, g = np.ones(1000, np.float32), np.ones(1000, np.float32)
 with onepass.state_dir(sys.argv[1]):
-    opt = onepass.Adam(w, ema=0.5)
+    opt = onepass.Adam(w, ema_decay=0.5)
 in_memory = onepass.Adam(np.ones(1000, np.float32))
 opt.step(g)
 saved, path = opt.state_dict(), os.path.join(sys.argv[1], "adam.npz")
@@ -232,11 +232,11 @@ if os.fork() == 0:
         except RuntimeError as error:
             assert "make another optimizer in this process" in str(error), error
             print(name, "refused,", state() == before)
-    again = onepass.Adam(w, ema=0.5)
+    again = onepass.Adam(w, ema_decay=0.5)
     again.load_state_dict(opt.state_dict())
     again.step(g)
     with onepass.state_dir(sys.argv[1]):
-        own = onepass.Adam(np.ones(1000, np.float32), ema=0.5)
+        own = onepass.Adam(np.ones(1000, np.float32), ema_decay=0.5)
     own.load(path)
     own.step(g)
     in_memory.step(g)

@@ -67,13 +67,13 @@ WHOLE: dict[str, Any] = {
 
 def drawn_options(data: Any, kind: str, averaged: bool) -> dict[str, Any]:
     """Some options of a group, and whether there is an average."""
-    names = [name for name in getattr(onepass, kind)._checks if name in OPTIONS]
+    names = [name for name in getattr(onepass, kind)._spec.checks if name in OPTIONS]
     chosen = data.draw(st.lists(st.sampled_from(names), unique=True), "options")
     options = {name: data.draw(OPTIONS[name], name) for name in chosen}
     if kind == "SGD" and options.get("momentum") and not options.get("dampening"):
         options["nesterov"] = data.draw(flags, "nesterov")
     if averaged:
-        options["ema"] = data.draw(st.sampled_from(AVERAGES), "ema")
+        options["ema_decay"] = data.draw(st.sampled_from(AVERAGES), "ema")
     return options
 
 
@@ -192,16 +192,16 @@ class Machine(RuleBasedStateMachine):
     def change_an_option(self, data: Any) -> None:
         index = data.draw(st.integers(0, len(self.opt.groups) - 1))
         group, options = self.opt.groups[index], self.model.groups[index]
-        names = [name for name in group if name in OPTIONS and name not in FIXED] + ["ema"]
+        names = [name for name in group if name in OPTIONS and name not in FIXED] + ["ema_decay"]
         name = data.draw(st.sampled_from(names))
-        value = data.draw(st.sampled_from(AVERAGES) if name == "ema" else OPTIONS[name])
-        kept = {"momentum", "ema"}
+        value = data.draw(st.sampled_from(AVERAGES) if name == "ema_decay" else OPTIONS[name])
+        kept = {"momentum", "ema_decay"}
         if name in kept and (value in (0.0, None)) != (options[name] in (0.0, None)) and name == "momentum":
-            with refused(AttributeError, "decides which buffers exist", self.opt):
+            with refused(AttributeError, "it determines which state buffers exist", self.opt):
                 group.momentum = value
-        elif name == "ema" and options["ema"] is None:
-            with refused(AttributeError, "decides which buffers exist", self.opt):
-                group["ema"] = value
+        elif name == "ema_decay" and options["ema_decay"] is None:
+            with refused(AttributeError, "it determines which state buffers exist", self.opt):
+                group["ema_decay"] = value
         elif name == "dampening" and options["nesterov"] and value:
             with refused(ValueError, "nesterov needs", self.opt):
                 group.dampening = value
@@ -254,7 +254,7 @@ class Machine(RuleBasedStateMachine):
         old, self.model = self.model, copy.deepcopy(model)
         self.model.params, self.model.flush, self.model.grad_norm = old.params, old.flush, old.grad_norm
         for options, own in zip(self.model.groups, old.groups):
-            options |= {name: own[name] for name in ("lr", "ema") if callable(options[name])}
+            options |= {name: own[name] for name in ("lr", "ema_decay") if callable(options[name])}
 
     @rule(how=st.sampled_from([copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))]))
     def go_on_with_a_copy(self, how: Any) -> None:
@@ -311,7 +311,7 @@ class Machine(RuleBasedStateMachine):
                 (TypeError, "lr", "x"),
                 (ValueError, "weight_decay", float("nan")),
                 (ValueError, "clip_value", 0.0),
-                (ValueError, "ema", 1.0),
+                (ValueError, "ema_decay", 1.0),
                 (TypeError, "maximize", 1),
                 (AttributeError, "rate", 1),
                 (AttributeError, "params", []),
@@ -351,7 +351,7 @@ class Machine(RuleBasedStateMachine):
         elif wrong == "range":
             options = {"lr": -1}
         elif wrong == "ema":
-            options = {"ema": 0.5 if self.model.groups[0]["ema"] is None else None}
+            options = {"ema_decay": 0.5 if self.model.groups[0]["ema_decay"] is None else None}
         arrays = [] if wrong == "nothing" else [np.ones(2), array]
         given = {f"q{i}": a for i, a in enumerate(arrays)} if self.form == "mapping" else arrays
         with refused(error, "", self.opt):
@@ -400,7 +400,7 @@ class Machine(RuleBasedStateMachine):
     def misuse(self) -> None:
         with refused(TypeError, "two optimizers must not share", self.opt):
             copy.copy(self.opt)
-        with refused(RuntimeError, "has been made already", self.opt):
+        with refused(RuntimeError, "is already initialized", self.opt):
             self.opt.__init__([np.ones(2)])
         with refused(FileNotFoundError, "", self.opt):
             self.opt.save(Path(self.folder.name) / "nowhere" / "x")
@@ -420,7 +420,7 @@ class Machine(RuleBasedStateMachine):
                     assert_same_bits([own[name]], [value], name)
                 else:
                     assert own[name] == value, name
-        if model.groups[0]["ema"] is None:
+        if model.groups[0]["ema_decay"] is None:
             assert opt.ema is None
         else:
             averages = opt.ema.values() if isinstance(opt.ema, dict) else [opt.ema] if len(model.ema) == 1 else opt.ema

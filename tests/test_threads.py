@@ -57,7 +57,7 @@ def trained(kind: str, dtype: Any, threads: int, **options: Any) -> list[Array]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_number_of_threads_gives_the_same_bits(kind: str, dtype: Any, clip_norm: float | None) -> None:
-    options: dict[str, Any] = {} if clip_norm is None else {"clip_norm": clip_norm, "ema": 0.9}
+    options: dict[str, Any] = {} if clip_norm is None else {"clip_norm": clip_norm, "ema_decay": 0.9}
     alone = trained(kind, dtype, 1, **options)
     for threads in (2, 3, 5, 16):
         assert_same_bits(trained(kind, dtype, threads, **options), alone, threads)
@@ -190,7 +190,7 @@ def test_a_process_of_one_processor_uses_one_thread() -> None:
 def configured(**environment: str) -> dict[str, Any]:
     """The configuration and the hint of a process in which no variable but these concerns threads."""
     clean = {name: value for name, value in os.environ.items() if not name.endswith(("_NUM_THREADS", "_TIMEOUT"))}
-    code = "import json, onepass; from onepass.machine import thread_hint\n"
+    code = "import json, onepass; from onepass._config import thread_hint\n"
     code += "print(json.dumps({**onepass.config(), 'hint': thread_hint()}))"
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, check=True).stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+import pydoc
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ def warm(t: int) -> float:
 
 
 one = onepass.Adam(W)
-several = onepass.AdamW([W, b], lr=warm, betas=(0.8, 0.9), clip_norm=1.0, nonfinite="skip", ema=0.9)
+several = onepass.AdamW([W, b], lr=warm, betas=(0.8, 0.9), clip_norm=1.0, nonfinite="skip", ema_decay=0.9)
 named = onepass.SGD({"W": W, "b": b}, lr=schedules.warmup(schedules.cosine(0.1, 100), 10), momentum=0.9)
 groups: list[dict[str, Any]] = [{"params": [W], "lr": 0.1}, {"params": b}]
 grouped = onepass.RMSprop(groups)
@@ -46,7 +47,7 @@ weights: list[npt.NDArray[Any]] = [W, np.zeros(3)]
 mixed = onepass.Adam(weights)
 mixed.step([W, np.zeros(3)])
 mixed.step(np.ones(p.shape) for p in weights)
-onepass.Adam((W, np.zeros(3)), lr=np.float32(0.1), betas=[0.9, 0.99], eps=np.float64(1e-8), ema=np.float32(0.9))
+onepass.Adam((W, np.zeros(3)), lr=np.float32(0.1), betas=[0.9, 0.99], eps=np.float64(1e-8), ema_decay=np.float32(0.9))
 onepass.Adam({"W": W, "b": np.zeros(3)}, lr=lambda t: np.float32(0.1)).step({"W": W, "b": None})
 onepass.SGD(np.zeros(())).step(np.float32(1))
 flat: npt.NDArray[Any] = onepass.flatten(W)
@@ -75,6 +76,10 @@ one.lr = warm
 one.lr = np.float32(0.1)
 one.nonfinite = "skip"
 one.clip_norm = np.float32(1)
+one.betas = [0.8, 0.9]
+one.ema_decay = warm
+first: float = one.betas[0] + one.weight_decay
+named_groups = onepass.Adam([{"params": {"w": W}, "lr": 0.1}, {"params": {"b": b}}])
 state: Mapping[Any, dict[str, Any]] = one.state
 steps: int = one.step_count + one.skipped
 norm: float | None = several.grad_norm
@@ -99,9 +104,9 @@ one.step(W, grad_scale="half")  # type: ignore[arg-type]
 one.step("abc")  # type: ignore[arg-type]
 one.step(0.5)  # type: ignore[arg-type]
 one.step([[1.0]])  # type: ignore[list-item]
-one.betas = (0.8, 0.9)  # type: ignore[attr-defined]
 one.learning_rate = 0.1  # type: ignore[attr-defined]
-one.betas  # type: ignore[attr-defined]
+one.momentum  # type: ignore[attr-defined]
+one.betas = 0.9  # type: ignore[assignment]
 one.nonfinite = "x"  # type: ignore[assignment]
 one.groups[0].betaz = 3  # type: ignore[attr-defined]
 one.groups[0].eps = "small"  # type: ignore[assignment]
@@ -159,15 +164,30 @@ def test_the_types_are_those_of_the_package_and_not_guessed() -> None:
 def test_the_types_know_the_options_of_every_optimizer() -> None:
     kinds = [getattr(onepass, name) for name in onepass.__all__]
     kinds = [kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, onepass.Optimizer)]
-    options = {name for kind in kinds for name in getattr(kind, "_checks", ())}
+    options = {name for kind in kinds if kind is not onepass.Optimizer for name in kind._spec.checks}
     assert len(options) > 15
     assert {name for name in onepass.Group.__annotations__ if not name.startswith("_")} == options
 
 
 def test_help_says_of_each_constructor_what_is_so() -> None:
     for name in ("Optimizer", "Adam", "AdamW", "SGD"):
-        assert inspect.getdoc(getattr(onepass, name).__init__) == "The arguments are described with the class."
-        assert inspect.signature(getattr(onepass, name)).parameters["params"].default is inspect.Parameter.empty
+        cls = getattr(onepass, name)
+        assert inspect.signature(cls).parameters["params"].default is inspect.Parameter.empty
+        if name != "Optimizer":
+            # Editors, which read the source, would show a docstring of __init__ in the place of the class's.
+            assert inspect.getdoc(cls.__init__) == "See the class." and '"""' not in inspect.getsource(cls.__init__)
+            assert "**" not in str(inspect.signature(cls))
+
+
+def test_help_lists_the_options_with_their_defaults() -> None:
+    shown = pydoc.render_doc(onepass.Adam, renderer=pydoc.plaintext)
+    for said in (
+        "nonfinite: 'Nonfinite' = 'propagate'",
+        "ema_decay: 'Average' = None",
+        "betas: the decays of",
+        "The only",
+    ):
+        assert said in shown, said
 
 
 def test_what_is_shown_is_what_is_public() -> None:

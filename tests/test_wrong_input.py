@@ -29,11 +29,11 @@ misaligned = np.zeros(13, np.uint8)[1:].view(F)
 shared = ones(10)
 
 PARAMETERS: dict[str, tuple[Any, type[Exception], str]] = {
-    "a list": ([[1.0, 2.0]], TypeError, "parameter 0 must be a NumPy array, not list"),
-    "a number": (1.0, TypeError, "params must be an array, or a sequence or mapping of arrays, not float"),
-    "a string": ("weights", TypeError, "not str"),
-    "a set of names": ({"w": "b"}, TypeError, "parameter 'w' must be a NumPy array, not str"),
-    "a NumPy scalar": ([F(1)], TypeError, "parameter 0 must be a NumPy array, not float32"),
+    "a list": ([[1.0, 2.0]], TypeError, "parameter 0 must be a NumPy array, got list"),
+    "a number": (1.0, TypeError, "params must be an array, or a sequence or mapping of arrays, got float"),
+    "a string": ("weights", TypeError, "got str"),
+    "a set of names": ({"w": "b"}, TypeError, "parameter 'w' must be a NumPy array, got str"),
+    "a NumPy scalar": ([F(1)], TypeError, "parameter 0 must be a NumPy array, got float32"),
     "float16": ([ones(3), ones(3, dtype=np.float16)], TypeError, "parameter 1 must be of dtype float32 or float64"),
     "longdouble": ([ones(3, dtype=np.longdouble)], TypeError, "parameter 0 must be of dtype float32 or float64"),
     "integers": (ones(3, dtype=int), TypeError, "the parameter must be of dtype float32 or float64"),
@@ -41,7 +41,7 @@ PARAMETERS: dict[str, tuple[Any, type[Exception], str]] = {
     "objects": ([ones(3, dtype=object)], TypeError, "parameter 0 must be of dtype"),
     "the other byte order": ([ones(3, dtype=np.dtype(F).newbyteorder())], TypeError, "in native byte order"),
     "masked": (np.ma.masked_array(ones(3), [0, 1, 0]), TypeError, "masked array"),
-    "read-only": ([ones(2), read_only], ValueError, "parameter 1 is read-only and could not be updated: pass a"),
+    "read-only": ([ones(2), read_only], ValueError, "parameter 1 is read-only: pass a"),
     "not contiguous": ({"w": ones(4, 4)[:, ::2]}, ValueError, "parameter 'w' is not contiguous"),
     "broadcast": (np.broadcast_to(F(1), (3, 3)), ValueError, "read-only"),
     "misaligned": ([misaligned], ValueError, "parameter 0 is not aligned"),
@@ -87,8 +87,8 @@ OPTIONS: list[tuple[str, Any, type[Exception], str]] = [
         for name in ["amsgrad", "bias_correction", "maximize", "flush_denormals"]
         for value in [1, None, "yes"]
     ],
-    ("eps_mode", "Paper", ValueError, "eps_mode must be 'paper' or 'hat', not 'Paper'"),
-    ("eps_mode", None, TypeError, "eps_mode must be 'paper' or 'hat', not None"),
+    ("eps_mode", "Paper", ValueError, "eps_mode must be 'paper' or 'hat', got 'Paper'"),
+    ("eps_mode", None, TypeError, "eps_mode must be 'paper' or 'hat', got None"),
     ("momentum", 0.9, TypeError, "momentum"),
     *[
         ("betas", value, TypeError, "betas must be a pair of numbers")
@@ -99,9 +99,9 @@ OPTIONS: list[tuple[str, Any, type[Exception], str]] = [
     *[(name, value, TypeError, f"{name} must be a number") for name in LIMITS for value in ["1", 1j, [1.0], len]],
     *[("nonfinite", value, ValueError, "nonfinite must be 'propagate', 'skip' or") for value in ["", "Skip", "ignore"]],
     *[("nonfinite", value, TypeError, "nonfinite must be 'propagate', 'skip' or") for value in [None, True, b"skip"]],
-    *[("ema", value, ValueError, "ema must be at least 0 and less than 1") for value in [-0.1, 1, 1.5]],
-    *[("ema", value, ValueError, "ema must be finite") for value in [NAN, INF]],
-    *[("ema", value, TypeError, "ema must be a number") for value in ["0.9", 1j, [0.9]]],
+    *[("ema_decay", value, ValueError, "ema_decay must be at least 0 and less than 1") for value in [-0.1, 1, 1.5]],
+    *[("ema_decay", value, ValueError, "ema_decay must be finite") for value in [NAN, INF]],
+    *[("ema_decay", value, TypeError, "ema_decay must be a number") for value in ["0.9", 1j, [0.9]]],
 ]
 FIXED = ["amsgrad", "flush_denormals", "momentum"]  # or no options of a group
 WHOLE = ["clip_norm", "nonfinite"]  # the optimizer's
@@ -117,7 +117,7 @@ def test_wrong_options_at_construction(cls: Any, name: str, value: Any, error: t
 
 @pytest.mark.parametrize(("name", "value", "error", "message"), [case for case in OPTIONS if case[0] not in FIXED])
 def test_wrong_options_later(name: str, value: Any, error: type[Exception], message: str) -> None:
-    optimizer = onepass.Adam([ones(3)], ema=0.5)
+    optimizer = onepass.Adam([ones(3)], ema_decay=0.5)
     with refused(error, message, optimizer):
         setattr(optimizer if name in WHOLE else optimizer.groups[0], name, value)
 
@@ -167,7 +167,7 @@ def test_the_ends_of_the_ranges_are_allowed() -> None:
         onepass.RMSprop(ones(3), alpha=end, momentum=1.5).step(ones(3))
         onepass.Adadelta(ones(3), rho=end).step(ones(3))
     onepass.SGD(ones(3), momentum=0.5, dampening=-1).step(ones(3))
-    optimizer = onepass.Lion(ones(3), betas=(0, 0), ema=0, lr=0, clip_norm=INF, clip_value=INF)
+    optimizer = onepass.Lion(ones(3), betas=(0, 0), ema_decay=0, lr=0, clip_norm=INF, clip_value=INF)
     optimizer.step(ones(3))
     assert optimizer.grad_norm == np.sqrt(3)
 
@@ -203,7 +203,7 @@ def test_nesterov_needs_momentum_and_no_dampening() -> None:
 def test_an_option_of_another_rule(cls: Any) -> None:
     with refused(TypeError, "amsgrad"):
         cls(ones(3), amsgrad=True)
-    with refused(TypeError, f"a group of {cls.__name__} has no option 'amsgrad'"):
+    with refused(TypeError, f"unexpected option 'amsgrad' of a group of {cls.__name__}"):
         cls([{"params": ones(3), "amsgrad": True}])
 
 
@@ -213,23 +213,36 @@ def test_an_option_of_another_rule(cls: Any) -> None:
 @pytest.mark.parametrize(
     ("groups", "error", "message"),
     [
-        ([{"params": ones(3)}, {"lr": 0.1}], ValueError, "group 1 has no 'params': it has ['lr']"),
-        ([{}], ValueError, "group 0 has no 'params': it has []"),
-        ([{"params": ones(3), "momentum": 0.9}], TypeError, "a group of Adam has no option 'momentum': its options"),
-        ([{"params": ones(3), "nonfinite": "skip"}], TypeError, "nonfinite is an option of the whole optimizer"),
-        ([{"params": ones(3), "clip_norm": 1.0}], TypeError, "clip_norm is an option of the whole optimizer"),
-        ([{"params": ones(3)}, ones(3)], TypeError, "params mixes groups and other things: item 1 is of type ndarray"),
-        ([ones(3), {"params": ones(3)}], TypeError, "params mixes groups and other things: item 0 is of type ndarray"),
+        ([{"params": ones(3)}, {"lr": 0.1}], ValueError, "group 1 has no 'params', only ['lr']"),
+        ([{}], ValueError, "group 0 has no 'params', only []"),
+        ([{"params": ones(3), "momentum": 0.9}], TypeError, "unexpected option 'momentum' of a group of Adam. Valid"),
+        ([{"params": ones(3), "nonfinite": "skip"}], TypeError, "it applies to the whole optimizer"),
+        ([{"params": ones(3), "clip_norm": 1.0}], TypeError, "it applies to the whole optimizer"),
+        (
+            [{"params": ones(3)}, ones(3)],
+            TypeError,
+            "params mixes parameter groups and arrays: item 1 is of type ndarray",
+        ),
+        (
+            [ones(3), {"params": ones(3)}],
+            TypeError,
+            "params mixes parameter groups and arrays: item 0 is of type ndarray",
+        ),
         ([{"params": []}, {"params": ones(3)}], ValueError, "a group holds no parameters"),
         ([{"params": []}], ValueError, "params holds no parameters"),
-        ([{"params": {"w": ones(3)}}], TypeError, "a group's params must be an array or a sequence, not a mapping"),
+        ([{"params": {"w": ones(3)}}, {"params": ones(3)}], TypeError, "parameter names are missing in group 1"),
+        ([{"params": {"w": ones(3)}}, {"params": {"w": ones(3)}}], ValueError, "duplicate parameter name 'w'"),
         ([{"params": 1.0}], TypeError, "a group's params must be an array, or a sequence"),
         ([{"params": "ab"}], TypeError, "a group's params must be an array, or a sequence"),
         ([{"params": [ones(3)]}, {"params": [ones(3), [1.0]]}], TypeError, "parameter 2 must be a NumPy array"),
         ([{"params": shared}, {"params": [ones(2), shared]}], ValueError, "parameter 2 is the same memory as"),
         ([{"params": ones(3), "lr": -1}], ValueError, "lr must be at least 0"),
         ([{"params": ones(3)}, {"params": ones(3), "eps": None}], TypeError, "eps must be a number"),
-        ([{"params": ones(3), "ema": 0.5}, {"params": ones(3)}], ValueError, "ema is on in some groups and off in"),
+        (
+            [{"params": ones(3), "ema_decay": 0.5}, {"params": ones(3)}],
+            ValueError,
+            "ema_decay must be set for all groups",
+        ),
     ],
 )
 def test_wrong_groups(groups: Any, error: type[Exception], message: str) -> None:
@@ -240,87 +253,79 @@ def test_wrong_groups(groups: Any, error: type[Exception], message: str) -> None
 def test_what_decides_which_buffers_exist_cannot_be_set() -> None:
     for optimizer, name, value in [
         (onepass.Adam([ones(3)]), "amsgrad", True),
-        (onepass.Adam([ones(3)]), "ema", 0.5),
-        (onepass.Adam([ones(3)], ema=0.5), "ema", None),
+        (onepass.Adam([ones(3)]), "ema_decay", 0.5),
+        (onepass.Adam([ones(3)], ema_decay=0.5), "ema_decay", None),
         (onepass.SGD([ones(3)]), "momentum", 0.9),
         (onepass.SGD([ones(3)], momentum=0.9), "momentum", 0.0),
         (onepass.RMSprop([ones(3)]), "centered", True),
     ]:
-        with refused(AttributeError, f"{name} decides which buffers exist: it is fixed", optimizer):
+        with refused(
+            AttributeError,
+            f"{name} cannot be changed after construction: it determines which state buffers exist",
+            optimizer,
+        ):
             setattr(optimizer.groups[0], name, value)
     adagrad = onepass.Adagrad([ones(3)])
-    with refused(AttributeError, "initial_accumulator_value is what state starts with", adagrad):
+    with refused(AttributeError, "initial_accumulator_value cannot be changed after", adagrad):
         adagrad.groups[0].initial_accumulator_value = 1.0
 
 
 @pytest.mark.parametrize("name", ["flush_denormals", "clip_norm", "momentum", "learning_rate", "__class__"])
 def test_options_that_do_not_exist_cannot_be_set(name: str) -> None:
     optimizer = onepass.Adam([ones(3)])
-    with refused(AttributeError, f"has no option {name!r} that can be set", optimizer):
+    with refused(AttributeError, f"a group of Adam has no option {name!r}", optimizer):
         setattr(optimizer.groups[0], name, True)
     with pytest.raises(AttributeError):
         _ = optimizer.groups[0].momentum
 
 
-def test_the_options_that_can_be_set_are_those_that_are_said() -> None:
-    """The list is right: each can be set to another value, and nothing else can."""
-    kinds = [onepass.Adam, onepass.NAdam, onepass.RMSprop, onepass.Adagrad, onepass.Adadelta, onepass.SGD, onepass.Lion]
+def test_every_option_can_be_set_on_an_optimizer_with_one_group() -> None:
     more: dict[Any, dict[str, Any]] = {
-        onepass.Adam: {"amsgrad": True, "ema": 0.5},
+        onepass.Adam: {"amsgrad": True, "ema_decay": 0.5},
         onepass.RMSprop: {"centered": True, "momentum": 0.5},
         onepass.SGD: {"momentum": 0.5, "nesterov": True, "clip_value": 0.5},
     }
-    for kind in kinds:
-        for options in ({}, more.get(kind, {}), {"lr": 0.0, "ema": lambda t: 0.5}):
-            group: Any = kind([ones(3)], **options).groups[0]
-            with pytest.raises(AttributeError) as caught:
-                group.learning_rate = 1
-            said = str(caught.value)
-            assert "has no option 'learning_rate' that can be set (say lr): those that can are ['lr', " in said
-            for name in kind._checks:
-                value = group[name]
+    for cls in CLASSES:
+        for options in ({}, more.get(cls, {}), {"lr": 0.0, "ema_decay": lambda t: 0.5}):
+            optimizer = cls([ones(3)], **options)
+            group = optimizer.groups[0]
+            for name in cls._spec.checks:
+                value = getattr(optimizer, name)
+                assert value is group[name]
                 other = "hat" if value == "paper" else (0.25, 0.5) if name == "betas" else 0.25
+                wanted = not value if isinstance(value, bool) else other
                 try:
-                    setattr(group, name, not value if isinstance(value, bool) else other)
-                    can = True
+                    setattr(optimizer, name, wanted)
                 except ValueError:
-                    can = name in ("nesterov", "dampening")  # not without another
+                    assert name in ("nesterov", "dampening")  # not without another option
                 except AttributeError:
-                    can = False
-                assert can == (f"{name!r}" in said), (kind, options, name)
+                    assert name in ("amsgrad", "centered", "momentum", "ema_decay", "initial_accumulator_value")
+                else:
+                    assert getattr(optimizer, name) == group[name] == wanted
 
 
-def test_an_option_of_the_groups_that_is_asked_of_the_optimizer() -> None:
-    optimizer: Any = onepass.Adam([ones(3)])
-    with refused(AttributeError, "betas is an option of the groups: use opt.groups[0].betas", optimizer):
-        _ = optimizer.betas
-    assert not hasattr(optimizer, "betas") and "betas" not in dir(optimizer) and {"lr", "step"} < set(dir(optimizer))
-    with refused(AttributeError, "betas is an option of the groups: set opt.groups[0].betas", optimizer):
-        optimizer.betas = (0.1, 0.2)
-    with refused(AttributeError, "ema decides which buffers exist: it is fixed when the optimizer is made", optimizer):
-        optimizer.ema = 0.9
-    with refused(AttributeError, "initial_accumulator_value is what state starts with"):
-        onepass.Adagrad([ones(3)]).initial_accumulator_value = 1.0  # type: ignore[attr-defined]
-    averaged: Any = onepass.Adam([ones(3)], ema=0.5)
-    with refused(AttributeError, "ema is an option of the groups: set opt.groups[0].ema", averaged):
-        averaged.ema = 0.9
-    two_groups: Any = onepass.Adam([{"params": ones(3)}, {"params": ones(2)}])
-    for name in ("lr", "betas"):
-        said = f"there are 2 groups, each with {name} of its own: "
-        with refused(AttributeError, f"{said}use opt.groups[i].{name}", two_groups):
-            getattr(two_groups, name)
-        with refused(AttributeError, said, two_groups):
-            setattr(two_groups, name, 0.1)
+def test_an_option_on_the_optimizer() -> None:
+    optimizer = onepass.Adam([ones(3)], ema_decay=0.5)
+    optimizer.betas = (0.1, 0.2)
+    optimizer.ema_decay = 0.75
+    assert optimizer.betas == optimizer.groups[0].betas == (0.1, 0.2) and optimizer.groups[0].ema_decay == 0.75
+    assert {"betas", "lr", "ema_decay"} < set(dir(optimizer)) and "momentum" not in dir(optimizer)
+    with refused(ValueError, "betas[1] must be at least 0 and less than 1, got 1", optimizer):
+        optimizer.betas = (0.1, 1)
+    two_groups = onepass.Adam([{"params": ones(3)}, {"params": ones(2)}])
+    for name in ("lr", "betas", "ema_decay"):
+        for access in (getattr, lambda opt, name: setattr(opt, name, 0.1)):
+            with refused(AttributeError, f"{name} is ambiguous with 2 groups: use opt.groups[i].{name}", two_groups):
+                access(two_groups, name)
     for name in ("momentum", "nothing"):
         with refused(AttributeError, f"'Adam' object has no attribute {name!r}"):
             getattr(optimizer, name)
-        assert not hasattr(optimizer, name)
 
 
 @pytest.mark.parametrize("name", ["step_count", "skipped", "grad_norm", "flush_denormals", "groups", "params", "state"])
 def test_what_can_only_be_read(name: str) -> None:
     optimizer = onepass.Adam([ones(3)])
-    with refused(AttributeError, f"{name} of Adam can only be read", optimizer):
+    with refused(AttributeError, "", optimizer):
         setattr(optimizer, name, 0)
 
 
@@ -331,33 +336,35 @@ CLASSES = [
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_an_unknown_keyword_hears_which_there_are(cls: Any) -> None:
-    options = list(inspect.signature(cls).parameters)[1:]
-    assert options[0] == "lr" and "ema" in options
-    for name, hint in [("learning_rate", " (say lr)"), ("fused", " (it chooses among PyTorch's own"), ("nothing", "")]:
-        with refused(TypeError, f"{cls.__name__}() got an unexpected keyword argument {name!r}{hint}"):
+def test_an_unknown_keyword_is_answered_with_a_suggestion(cls: Any) -> None:
+    options = set(list(inspect.signature(cls).parameters)[1:])
+    assert {"lr", "ema_decay", "clip_norm", *cls._spec.checks} <= options
+    for name, hint in [("learning_rate", "Did you mean 'lr'? "), ("fused", "It selects among PyTorch's"), ("none", "")]:
+        with refused(TypeError, f"{cls.__name__}() got an unexpected keyword argument {name!r}. {hint}") as caught:
             cls(ones(3), **{name: 0.1})
-    with refused(TypeError, f"got an unexpected keyword argument 'nothing': its options are {options}"):
-        cls(ones(3), nothing=1)
+        valid = str(caught.value).rpartition("Valid options: ")[2].split(", ")
+        assert set(valid) == options and len(valid) == len(options)
 
 
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
-        *[(name, "betas=(beta1, beta2)") for name in ("beta1", "beta2", "beta_1", "b2")],
-        *[("epsilon", "eps"), ("alpha", "lr"), ("clipnorm", "clip_norm"), ("ema_momentum", "ema")],
+        *[(name, "betas") for name in ("beta1", "beta2", "beta_1", "b2", "betaz")],
+        *[("epsilon", "eps"), ("alpha", "lr"), ("clipnorm", "clip_norm"), ("weight_deacy", "weight_decay")],
+        *[("ema_momentum", "ema_decay"), ("ema", "ema_decay")],
     ],
 )
-def test_what_other_libraries_call_an_option(name: str, meant: str) -> None:
-    for make in (
-        lambda: onepass.Adam(ones(3), **{name: 0.1}),
-        lambda: onepass.Adam([{"params": ones(3), name: 0.1}]) if meant != "clip_norm" else onepass.Adam(1, clipnorm=1),
-    ):
-        with refused(TypeError, f"{name!r} (say {meant}): its options are ["):
-            make()
-    with pytest.raises(TypeError, match="unexpected keyword argument 'eps_root': "):  # another quantity
+def test_names_of_other_libraries_and_misspelt_names_are_understood(name: str, meant: str) -> None:
+    with refused(TypeError, f"{name!r}. Did you mean {meant!r}? Valid options: "):
+        onepass.Adam(ones(3), **{name: 0.1})
+    if meant != "clip_norm":  # of the whole optimizer
+        with refused(TypeError, f"{name!r} of a group of Adam. Did you mean {meant!r}? Valid options: "):
+            onepass.Adam([{"params": ones(3), name: 0.1}])
+        with refused(AttributeError, f"{name!r}. Did you mean {meant!r}? Valid options: "):
+            setattr(onepass.Adam(ones(3)).groups[0], name, 0.1)
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'eps_root'\. Valid"):  # another quantity
         onepass.Adam(ones(3), eps_root=1e-8)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="unexpected keyword argument 'beta1': "):  # of which there are none
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'beta1'\. Valid"):  # SGD has none
         onepass.SGD(ones(3), beta1=0.9)  # type: ignore[call-arg]
 
 
@@ -368,7 +375,7 @@ def test_a_subclass_may_take_options_of_its_own() -> None:
             super().__init__(params, **options)
 
     assert Mine(ones(3), alpha=2.0, lr=0.5).alpha == 2
-    with refused(TypeError, "Mine() got an unexpected keyword argument 'epsilon' (say eps)"):
+    with refused(TypeError, "Mine() got an unexpected keyword argument 'epsilon'. Did you mean 'eps'?"):
         Mine(ones(3), alpha=2.0, epsilon=1)
 
 
@@ -385,22 +392,21 @@ def test_a_subclass_may_have_a_property_of_an_options_name() -> None:
     optimizer = Mine(ones(3))
     optimizer.betas = (0.1, 0.2)
     assert optimizer.betas == (0.1, 0.2) and "betas" in dir(optimizer)
-    assert "eps" not in dir(optimizer)
 
 
-@pytest.mark.parametrize("name", ["betas", "lr", "ema"])
+@pytest.mark.parametrize("name", ["betas", "lr", "ema_decay"])
 def test_an_option_that_a_subclass_sets_too_early(name: str) -> None:
     class Mine(onepass.Adam):
         def __init__(self, params: Any, value: Any) -> None:
             setattr(self, name, value)
 
-    with refused(AttributeError, f"{name} is an option of the groups, which are made by super().__init__(): pass it"):
+    with refused(AttributeError, f"{name} exists after super().__init__(): pass it there"):
         Mine(ones(3), 0.5)
 
 
 def test_what_the_optimizers_share_is_none_itself() -> None:
     for options in ({}, {"lr": 0.1}):
-        with refused(TypeError, "Optimizer is what the optimizers share: use onepass.Adam or another"):
+        with refused(TypeError, "Optimizer is abstract: use a subclass such as onepass.Adam"):
             onepass.Optimizer(ones(3), **options)
 
 
@@ -412,26 +418,26 @@ def test_a_preset_that_does_not_exist() -> None:
 
 def test_lr_is_checked_when_set() -> None:
     optimizer = onepass.Adam([ones(3)])
-    with refused(ValueError, "lr must be at least 0, not -1", optimizer):
+    with refused(ValueError, "lr must be at least 0, got -1", optimizer):
         optimizer.lr = -1
 
 
 # ---- Gradients ----
 
 GRADIENTS: dict[str, tuple[Any, type[Exception], str]] = {
-    "too few": ([ones(2, 3)], ValueError, "there are 2 parameters but 1 gradient: pass one for each, or None"),
-    "too many": ([ones(2, 3), ones(3), ones(3)], ValueError, "there are 2 parameters but 3 gradients"),
-    "none at all": ([], ValueError, "there are 2 parameters but 0 gradients"),
-    "a bare array": (ones(2, 3), TypeError, "the gradients must be a sequence, as the parameters were, not ndarray"),
+    "too few": ([ones(2, 3)], ValueError, "expected 2 gradients, got 1"),
+    "too many": ([ones(2, 3), ones(3), ones(3)], ValueError, "expected 2 gradients, got 3"),
+    "none at all": ([], ValueError, "expected 2 gradients, got 0"),
+    "a bare array": (ones(2, 3), TypeError, "the gradients must be a sequence, as the parameters were, got ndarray"),
     "a mapping": ({0: ones(2, 3), 1: ones(3)}, TypeError, "the gradients must be a sequence"),
     "a number": (3.0, TypeError, "the gradients must be a sequence"),
     "nothing": (None, TypeError, "the gradients must be a sequence"),
     "a string": ("ab", TypeError, "the gradients must be a sequence"),
-    "another shape": ([ones(2, 3), ones(4)], ValueError, "gradient 1 has shape (4,), its parameter (3,)"),
-    "transposed": ([ones(3, 2), ones(3)], ValueError, "gradient 0 has shape (3, 2), its parameter (2, 3)"),
-    "to be broadcast": ([ones(2, 3), ones(1)], ValueError, "gradient 1 has shape (1,), its parameter (3,)"),
-    "a scalar to be broadcast": ([ones(2, 3), F(1)], ValueError, "gradient 1 has shape (), its parameter (3,)"),
-    "with a dimension more": ([ones(1, 2, 3), ones(3)], ValueError, "gradient 0 has shape (1, 2, 3)"),
+    "another shape": ([ones(2, 3), ones(4)], ValueError, "gradient 1: expected shape (3,), got (4,)"),
+    "transposed": ([ones(3, 2), ones(3)], ValueError, "gradient 0: expected shape (2, 3), got (3, 2)"),
+    "to be broadcast": ([ones(2, 3), ones(1)], ValueError, "gradient 1: expected shape (3,), got (1,)"),
+    "a scalar to be broadcast": ([ones(2, 3), F(1)], ValueError, "gradient 1: expected shape (3,), got ()"),
+    "with a dimension more": ([ones(1, 2, 3), ones(3)], ValueError, "gradient 0: expected shape (2, 3), got (1, 2, 3)"),
     "a list": ([ones(2, 3), [1.0, 1.0, 1.0]], TypeError, "gradient 1 must be a NumPy array of real floating"),
     "a Python number": ([ones(2, 3), 1.0], TypeError, "gradient 1 must be a NumPy array"),
     "integers": ([ones(2, 3), ones(3, dtype=int)], TypeError, "gradient 1 must be of a real floating-point dtype"),
@@ -467,20 +473,18 @@ def test_gradients_that_are_wrapped_once_too_often() -> None:
             alone.step(grads)  # type: ignore[arg-type]
     flat = "gradients come as one flat sequence, in the order of the groups"
     groups = onepass.Adam([{"params": [ones(3)]}, {"params": [ones(3)]}])
-    with refused(TypeError, f"gradient 0 must be a NumPy array, not list: {flat}", groups):
+    with refused(TypeError, f"gradient 0 must be a NumPy array, got list: {flat}", groups):
         groups.step([[g], [g]])  # type: ignore[list-item]
     groups = onepass.Adam([{"params": [ones(3), ones(3)]}, {"params": [ones(3)]}])
-    with refused(ValueError, f"there are 3 parameters but 2 gradients: {flat}", groups):
+    with refused(ValueError, f"expected 3 gradients, got 2 ({flat})", groups):
         groups.step([[g, g], [g]])  # type: ignore[list-item]
     one = onepass.Adam([ones(3)])
-    with refused(ValueError, "there is 1 parameter but 2 gradients: pass one for each, or None", one):
+    with refused(ValueError, "expected 1 gradient, got 2", one):
         one.step([g, g])
     assert repr(one).startswith("Adam(1 parameter, 3 elements, ")
 
 
 def test_a_group_of_names_or_as_pytorch_adds_it() -> None:
-    with pytest.raises(TypeError, match=r"names are for parameters that all come in one mapping$"):
-        onepass.Adam([{"params": {"W": ones(3)}}])
     for optimizer in (onepass.Adam([ones(3)]), onepass.Adam({"w": ones(3)})):
         with refused(TypeError, "their options as arguments: add_group(params, lr=...)", optimizer):
             optimizer.add_group({"params": ones(3), "lr": 0.1})
@@ -490,11 +494,11 @@ def test_wrong_names() -> None:
     optimizer = onepass.Adam({"w": ones(2), "b": ones(1)})
     good = {"w": ones(2), "b": ones(1)}
     wrong: list[tuple[Any, type[Exception], str]] = [
-        ({"w": ones(2)}, ValueError, "none is named ['b']"),
-        ({**good, "c": ones(1)}, ValueError, "['c'] are unknown"),
-        ({"w": ones(2), "c": ones(1)}, ValueError, "none is named ['b'] and ['c'] are unknown"),
-        ([ones(2), ones(1)], TypeError, "the gradients must be a mapping, as the parameters were, not list"),
-        ({**good, "b": ones(2)}, ValueError, "gradient 'b' has shape (2,), its parameter (1,)"),
+        ({"w": ones(2)}, ValueError, "missing ['b']"),
+        ({**good, "c": ones(1)}, ValueError, "unexpected ['c']"),
+        ({"w": ones(2), "c": ones(1)}, ValueError, "missing ['b'], unexpected ['c']"),
+        ([ones(2), ones(1)], TypeError, "the gradients must be a mapping, as the parameters were, got list"),
+        ({**good, "b": ones(2)}, ValueError, "gradient 'b': expected shape (1,), got (2,)"),
         ({**good, "b": [1.0]}, TypeError, "gradient 'b' must be a NumPy array"),
     ]
     for grads, error, message in wrong:
@@ -598,7 +602,7 @@ def test_a_parameter_given_other_memory_later() -> None:
     w = ones(3)
     optimizer = onepass.Adam([w])
     w.__setstate__((1, (300,), np.dtype(F), False, b"\0" * 1200))
-    with refused(ValueError, "parameter 0 was given other memory", optimizer):
+    with refused(ValueError, "parameter 0 was reallocated", optimizer):
         optimizer.step([ones(3)])
 
 
@@ -660,7 +664,7 @@ def test_a_shallow_copy_is_refused() -> None:
     [
         ({"step": 0}, ValueError, "step must be at least 1"),
         ({"step": 2**63}, ValueError, "step must be at least 1 and fit 64 bits"),
-        ({"step": 1.0}, TypeError, "step must be an integer, not 1.0"),
+        ({"step": 1.0}, TypeError, "step must be an integer, got 1.0"),
         ({"lr": -1.0}, ValueError, "lr must be at least 0"),
         ({"lr": lambda t: 0.1}, TypeError, "lr must be a number"),
         ({"lr": 1e39}, ValueError, "overflows float32 at step 1"),
@@ -679,9 +683,9 @@ def test_a_shallow_copy_is_refused() -> None:
         ({"exp_avg": ones(3, dtype=np.float64)}, TypeError, "exp_avg is of dtype float64, param of float32"),
         ({"exp_avg_sq": ones(4)}, ValueError, "exp_avg_sq has shape (4,), param (3,)"),
         ({"exp_avg": read_only}, ValueError, "exp_avg is read-only"),
-        ({"exp_avg_sq": None}, TypeError, "exp_avg_sq must be a NumPy array, not NoneType"),
+        ({"exp_avg_sq": None}, TypeError, "exp_avg_sq must be a NumPy array, got NoneType"),
         ({"max_exp_avg_sq": ones(2)}, ValueError, "max_exp_avg_sq has shape (2,), param (3,)"),
-        ({"grad": ones(2)}, ValueError, "grad has shape (2,), its parameter (3,)"),
+        ({"grad": ones(2)}, ValueError, "grad: expected shape (3,), got (2,)"),
         ({"grad": None}, TypeError, "grad must be a NumPy array"),
         ({"grad": ones(3, dtype=int)}, TypeError, "grad must be of a real floating-point dtype"),
     ],

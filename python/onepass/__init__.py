@@ -9,20 +9,28 @@ Example:
     array([-0.1, -0.1, -0.1], dtype=float32)
 """
 
-from typing import TYPE_CHECKING, Any
-
-from . import _alone as _alone  # in this order
+import sys as _sys
+import typing as _typing
+from importlib import import_module as _import_module
 
 try:
+    _interpreters = _import_module("_interpreters" if _sys.version_info >= (3, 13) else "_xxsubinterpreters")
+except ImportError:  # a Python without subinterpreters
+    pass
+else:  # in a subinterpreter, loading the core would deadlock
+    if _interpreters.get_current() != _interpreters.get_main():
+        raise ImportError("onepass does not support subinterpreters, as NumPy does not: use the main one")
+try:
     from . import _core
-except ImportError as error:  # about ONEPASS_ISA, say
-    error.name = error.name or __name__  # python -m onepass then shows what it says, and no traceback
+except ImportError as _error:  # about ONEPASS_ISA, for example
+    _error.name = _error.name or __name__  # python -m onepass then prints the message without a traceback
     raise
-from .arrays import flatten, state_dir
-from .base import Optimizer
+from ._allocate import state_dir
+from ._config import config, get_num_threads, set_num_threads, show_config
+from ._flatten import flatten
+from ._group import Group
+from ._optimizer import Optimizer
 from .functional import adam_step
-from .groups import Group
-from .machine import config, get_num_threads, set_num_threads, show_config
 from .optimizers import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RMSprop
 from .presets import presets
 from .sparse import SparseRows
@@ -52,16 +60,14 @@ __all__ = [
 ]
 __version__ = _core.__version__
 
-if TYPE_CHECKING:  # a checker must not think that every name is there
+if _typing.TYPE_CHECKING:  # checkers would take __getattr__ for a sign that every name exists
     from . import integrations as integrations
     from . import schedules
 else:
 
-    def __getattr__(name: str) -> Any:
-        if name in ("integrations", "schedules"):  # take long to import, and not everyone needs them
-            from importlib import import_module
-
-            return import_module(f"onepass.{name}")
+    def __getattr__(name: str) -> _typing.Any:
+        if name in ("integrations", "schedules"):  # slow to import, and rarely needed
+            return _import_module(f"onepass.{name}")
         raise AttributeError(f"module 'onepass' has no attribute {name!r}")
 
 

@@ -26,14 +26,14 @@ import numpy.typing as npt
 
 import onepass
 from onepass._reference import RULES, Reference
-from onepass.machine import thread_hint
+from onepass._config import thread_hint
 
 Array = npt.NDArray[Any]
 
 STEPS = 3
 SHAPES = [(83, 101), (129,), (1,), ()]
 LONG = 300_007  # elements, enough for two threads
-FULL: dict[str, Any] = {"grad_scale": 0.5, "weight_decay": 0.02, "ema": 0.9, "clip_value": 0.75, "maximize": True}
+FULL: dict[str, Any] = {"grad_scale": 0.5, "weight_decay": 0.02, "ema_decay": 0.9, "clip_value": 0.75, "maximize": True}
 OWN: dict[str, dict[str, Any]] = {
     "Adam": {"amsgrad": True, "eps_mode": "hat"},
     "RMSprop": {"centered": True, "momentum": 0.9},
@@ -43,7 +43,7 @@ OWN: dict[str, dict[str, Any]] = {
 ARRAYS = {name for rule in RULES.values() for name in rule.states}
 LIMIT = 600.0  # seconds: what it takes on a slow or an emulated machine, and then some
 ROUNDS = 15
-BUSY = 1.5  # how much the rounds of a machine that does nothing else do not differ
+BUSY = 1.5  # spread of rounds above which the machine counts as busy
 # How an interpreter that was started with these is cut off from its surroundings, for its children to be too.
 FLAGS = {
     "isolated": "-I",
@@ -271,7 +271,10 @@ def main(arguments: list[str] | None = None) -> int:
         for found in checks:
             if found["first"]:
                 print(f"\n{found['instruction_set']}: {found['first']}")
-        print("\nEvery bit is as it should be." if good else "\nSOMETHING DIFFERS: please report it.", flush=True)
+        print(
+            "\nAll results are bit-identical to the reference." if good else "\nMISMATCH: please report this output.",
+            flush=True,
+        )
 
     speeds = [speed(size) for size in (100, 10_000, 1_000_000)]
     if as_json:
@@ -289,7 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run() -> int:
-    """Check, measure and print, as long as somebody reads it."""
+    """Check, measure and print, exiting quietly on a closed pipe."""
     try:
         status = main()
         sys.stdout.flush()

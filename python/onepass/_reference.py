@@ -1,4 +1,4 @@
-"""The executable specification: what the kernels compute, in NumPy, one operation at a time.
+"""Executable specification of the kernels in NumPy, one operation at a time.
 
 Each rule is a fold (the numbers that depend only on options and step, in double, rounded to the dtype once) and an
 update of one step's arrays, in exactly the order in which the kernels do it. What surrounds every rule is `around`,
@@ -7,6 +7,7 @@ the class `Reference` a whole optimizer. The kernels must give the same bits. In
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Context, Decimal
@@ -16,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from . import optimizers
 
 Array = npt.NDArray[Any]
 Numbers = SimpleNamespace
@@ -28,7 +31,7 @@ class Elements:
     subnormal if it is so after rounding to full precision: what x86 processors do with FTZ and DAZ set.
     """
 
-    __array_ufunc__ = None  # NumPy's numbers leave their products with Elements to Elements
+    __array_ufunc__ = None  # make NumPy scalars defer to Elements' operators
 
     def __init__(self, values: Any, flush: bool) -> None:
         self.values = np.asarray(values)
@@ -345,34 +348,30 @@ class Rule(NamedTuple):
     fold: Callable[[Any, int, Numbers], Numbers]
     update: Callable[..., tuple[Any, ...]]
     states: tuple[str, ...]  # in the order in which the update takes them
-    defaults: dict[str, Any]
     squares: bool = True  # it takes squares of the gradient, which must not overflow
 
-
-COMMON = {"weight_decay": 0.0, "decoupled_weight_decay": False, "maximize": False, "clip_value": None, "ema": None}
-ADAMAX = {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8}
-ADAM = {**ADAMAX, "lr": 1e-3, "amsgrad": False, "bias_correction": True, "eps_mode": "paper"}
-ADAMW = {**ADAM, "weight_decay": 0.01, "decoupled_weight_decay": True}
-NADAM = {**ADAMAX, "momentum_decay": 4e-3}
-RMSPROP = {"lr": 1e-2, "alpha": 0.99, "eps": 1e-8, "momentum": 0.0, "centered": False}
-ADAGRAD = {"lr": 1e-2, "lr_decay": 0.0, "initial_accumulator_value": 0.0, "eps": 1e-10}
-ADADELTA = {"lr": 1.0, "rho": 0.9, "eps": 1e-6}
-SGD = {"lr": 1e-3, "momentum": 0.0, "dampening": 0.0, "nesterov": False}
-LION = {"lr": 1e-4, "betas": (0.9, 0.99), "decoupled_weight_decay": True}
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SWITCHES = {"max_exp_avg_sq": "amsgrad", "grad_avg": "centered", "momentum_buffer": "momentum"}  # states of options
 RULES = {
-    "Adam": Rule(fold_adam, adam, (*MOMENTS, "max_exp_avg_sq"), ADAM),
-    "AdamW": Rule(fold_adam, adam, (*MOMENTS, "max_exp_avg_sq"), ADAMW),
-    "Adamax": Rule(fold_adamax, adamax, ("exp_avg", "exp_inf"), ADAMAX, squares=False),
-    "NAdam": Rule(fold_nadam, nadam, MOMENTS, NADAM),
-    "RMSprop": Rule(fold_rmsprop, rmsprop, ("square_avg", "grad_avg", "momentum_buffer"), RMSPROP),
-    "Adagrad": Rule(fold_adagrad, adagrad, ("sum",), ADAGRAD),
-    "Adadelta": Rule(fold_adadelta, adadelta, ("square_avg", "acc_delta"), ADADELTA),
-    "SGD": Rule(fold_sgd, sgd, ("momentum_buffer",), SGD, squares=False),
-    "Lion": Rule(fold_lion, lion, ("exp_avg",), LION, squares=False),
+    "Adam": Rule(fold_adam, adam, (*MOMENTS, "max_exp_avg_sq")),
+    "AdamW": Rule(fold_adam, adam, (*MOMENTS, "max_exp_avg_sq")),
+    "Adamax": Rule(fold_adamax, adamax, ("exp_avg", "exp_inf"), squares=False),
+    "NAdam": Rule(fold_nadam, nadam, MOMENTS),
+    "RMSprop": Rule(fold_rmsprop, rmsprop, ("square_avg", "grad_avg", "momentum_buffer")),
+    "Adagrad": Rule(fold_adagrad, adagrad, ("sum",)),
+    "Adadelta": Rule(fold_adadelta, adadelta, ("square_avg", "acc_delta")),
+    "SGD": Rule(fold_sgd, sgd, ("momentum_buffer",), squares=False),
+    "Lion": Rule(fold_lion, lion, ("exp_avg",), squares=False),
 }
+
+
+def defaults(kind: str) -> dict[str, Any]:
+    """Return the options of a group and their defaults, which the constructor of the public class declares."""
+    cls = getattr(optimizers, kind)
+    parameters = inspect.signature(cls).parameters
+    decoupled = {"decoupled_weight_decay": cls._spec.decoupled is True}
+    return decoupled | {name: parameters[name].default for name in cls._spec.checks}
 
 
 class Reference:
@@ -404,7 +403,7 @@ class Reference:
         params = [params] if isinstance(params, np.ndarray) else params
         for group in params if isinstance(params[0], Mapping) else [{"params": params}]:
             own = {name: value for name, value in group.items() if name != "params"}
-            self.groups.append(chosen({**COMMON, **self.rule.defaults}, {**options, **own}))
+            self.groups.append(chosen(defaults(kind), {**options, **own}))
             arrays = [group["params"]] if isinstance(group["params"], np.ndarray) else group["params"]
             for array in arrays:
                 self._add(array, self.groups[-1])
@@ -417,7 +416,7 @@ class Reference:
         self.state.append({"step": 0, **{name: np.full_like(array, start) for name in names}})
         if self.rule.update is nadam:
             self.state[-1]["mu_product"] = 1.0
-        self.ema.append(None if options["ema"] is None else array.copy("K"))
+        self.ema.append(None if options["ema_decay"] is None else array.copy("K"))
 
     def step(self, grads: Sequence[Any], grad_scale: float = 1.0) -> None:
         with np.errstate(all="ignore"):
@@ -459,7 +458,9 @@ class Reference:
         p, g = around(before[0], Elements(grad, self.flush), scale, o)
         after = self.rule.update(k, p, g, *before[1:])
         if ema is not None:
-            ema[rows] = running_average(at(o.ema, self.step_count), Elements(ema[rows], self.flush), after[0]).values
+            ema[rows] = running_average(
+                at(o.ema_decay, self.step_count), Elements(ema[rows], self.flush), after[0]
+            ).values
         for array, elements in zip(arrays, after):
             if array is not None:
                 array[rows] = elements.values
@@ -500,7 +501,7 @@ def adam_step(
     **options: Any,
 ) -> tuple[Array, ...]:
     """What `onepass.adam_step` leaves in param, exp_avg, exp_avg_sq (and max_exp_avg_sq): new arrays."""
-    o = Numbers(**chosen({**COMMON, **ADAM}, options))
+    o = Numbers(**chosen(defaults("Adam"), options))
     arrays = [param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq]
     with np.errstate(all="ignore"):
         k = fold_adam(param.dtype, step, o)

@@ -1,4 +1,4 @@
-"""The kernel alone, on arrays that the caller keeps."""
+"""Functional API: the kernel, on arrays that the caller keeps."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import SupportsFloat, SupportsIndex
 
 import numpy as np
 
-from . import _core, checks
-from .arrays import Array, check_disjoint, check_storage, checked_gradient, copy_into, zeros_like
-from .checks import Betas, EpsMode
-from .groups import in_order
+from . import _checks, _core
+from ._allocate import zeros_like
+from ._checks import check_disjoint, check_storage
+from ._gradients import cast_into, checked_gradient
+from ._types import Array, Betas, EpsMode
 from .optimizers import Adam
 
 
@@ -34,7 +35,7 @@ def adam_step(
     grad_scale: SupportsFloat = 1.0,
     flush_denormals: bool = True,
 ) -> None:
-    """One step of Adam on arrays that the caller keeps: the kernel alone.
+    """Take one step of Adam on arrays that the caller keeps.
 
     Computes what `Adam` (or `AdamW`, with ``decoupled_weight_decay=True``) computes at step ``step``, and updates
     ``param``, ``exp_avg`` and ``exp_avg_sq`` in place. Any of them may be a memory map.
@@ -62,26 +63,26 @@ def adam_step(
     """
     options = {
         "amsgrad": max_exp_avg_sq is not None,
-        "betas": checks.betas("betas", betas),
-        "eps": checks.non_negative("eps", eps),
-        "bias_correction": checks.flag("bias_correction", bias_correction),
-        "eps_mode": checks.eps_mode("eps_mode", eps_mode),
+        "betas": _checks.betas("betas", betas),
+        "eps": _checks.non_negative("eps", eps),
+        "bias_correction": _checks.flag("bias_correction", bias_correction),
+        "eps_mode": _checks.eps_mode("eps_mode", eps_mode),
     }
-    lr = checks.non_negative("lr", lr)
-    weight_decay = checks.non_negative("weight_decay", weight_decay)
-    grad_scale = checks.finite("grad_scale", grad_scale)
+    lr = _checks.non_negative("lr", lr)
+    weight_decay = _checks.non_negative("weight_decay", weight_decay)
+    grad_scale = _checks.finite("grad_scale", grad_scale)
     try:
         step = operator.index(step)
     except TypeError:
-        raise TypeError(f"step must be an integer, not {step!r}") from None
+        raise TypeError(f"step must be an integer, got {step!r}") from None
     if not 1 <= step < 2**63:
-        raise ValueError(f"step must be at least 1 and fit 64 bits, not {step}")
+        raise ValueError(f"step must be at least 1 and fit 64 bits, got {step}")
 
     states = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     if max_exp_avg_sq is not None:
         states["max_exp_avg_sq"] = max_exp_avg_sq
     check_storage("param", param)
-    param = np.asarray(param)  # a subclass might say what it likes about its layout
+    param = np.asarray(param)  # subclasses may override these attributes
     for name, given in states.items():
         check_storage(name, given)
         states[name] = array = np.asarray(given)
@@ -101,22 +102,30 @@ def adam_step(
     )
     alone = not any(np.may_share_memory(gradient, array) for array in arrays.values())
     if not (same_order and alone and gradient.flags.aligned and gradient.dtype == param.dtype):
-        gradient = copy_into(zeros_like(param), gradient)
+        gradient = cast_into(zeros_like(param), gradient)
 
-    rule, numbers = Adam._rule(options)
+    spec = Adam._spec
     common = _core.CommonOptions(
         lr=lr,
         weight_decay=weight_decay,
         clip_value=math.inf,
         ema_decay=0.0,
-        decoupled=checks.flag("decoupled_weight_decay", decoupled_weight_decay),
-        maximize=checks.flag("maximize", maximize),
+        decoupled=_checks.flag("decoupled_weight_decay", decoupled_weight_decay),
+        maximize=_checks.flag("maximize", maximize),
         averaged=False,
         scheduled=False,
     )
-    flush = checks.flag("flush_denormals", flush_denormals)
+    flush = _checks.flag("flush_denormals", flush_denormals)
     if not _core.step_once(
-        rule, in_order(rule, numbers), common, grad_scale, flush, step, param, gradient, list(states.values())
+        spec.rule_name(options),
+        spec.numbers(options),
+        common,
+        grad_scale,
+        flush,
+        step,
+        param,
+        gradient,
+        list(states.values()),
     ):
         raise ValueError(
             f"a coefficient made from the options overflows {param.dtype} at step {step}: use smaller numbers, or "

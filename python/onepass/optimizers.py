@@ -1,19 +1,29 @@
-"""The optimizers: what is particular to each.
+"""Optimizer classes.
 
-The arithmetic is the core's; `_reference.py` says in NumPy what it computes.
+The arithmetic is the core's; `_reference.py` is its specification in NumPy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, SupportsFloat
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
-from . import checks
-from .arrays import Params
-from .base import Optimizer
-from .checks import Average, Betas, EpsMode, LearningRate, Nonfinite
+from . import _checks
+from ._optimizer import Optimizer
+from ._options import Option, declare
+from ._types import Betas, EpsMode, LearningRate, Params
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._options import CommonOptions
 
 
+def _adam(options: Mapping[str, Any]) -> str:
+    return "amsgrad" if options["amsgrad"] else "adam"
+
+
+@declare(_adam)
 class Adam(Optimizer):
     r"""Adam: adaptive moment estimation, in place and in one pass over memory.
 
@@ -29,21 +39,21 @@ class Adam(Optimizer):
 
     The same number acts as one up to ``1/sqrt(1 − beta2)`` times larger there.
 
-    Names and defaults are those of ``torch.optim.Adam``. What differs: parameters are NumPy arrays, gradients are
-    handed to `step`, ``lr`` may be a function of the step, ``bias_correction`` and ``eps_mode`` exist, and so do the
-    options from ``clip_norm`` on. By default subnormal numbers, in parameters and gradients too, count as zero.
+    Names and defaults are those of ``torch.optim.Adam``. The differences: parameters are NumPy arrays, `step` takes the
+    gradients, ``lr`` may be a function of the step, ``bias_correction``, ``eps_mode`` and the options from
+    ``clip_norm`` on are additions, and subnormal numbers, in parameters and gradients too, count as zero by default.
 
     Args:
         params: an array, a sequence of arrays or a mapping of names to arrays, of dtype float32 or float64, contiguous
             (C or Fortran order) and writeable. They are updated in place. State takes two arrays of each one's size.
-            Or groups: a list of mappings with an entry "params", an array or a sequence, and any options of the group's
-            own, say ``[{"params": [w], "weight_decay": 0.1}, {"params": b}]``.
+            Or groups: a list of mappings with an entry "params" (an array, a sequence, or in every group a mapping of
+            names to arrays) and the options that differ, as ``[{"params": [w], "weight_decay": 0.1}, {"params": b}]``.
         lr: the learning rate, or a function of ``t`` that returns one.
         betas: the decays of the two moments, in [0, 1).
-        eps: keeps the division from blowing up.
+        eps: added to the denominator for numerical stability.
         weight_decay: adds ``weight_decay·p`` to the gradient (L2); see `AdamW` for the other kind.
         amsgrad: divide by the root of the largest second moment so far, "max_exp_avg_sq".
-        bias_correction: whether the moments are divided by ``1 − beta^t``.
+        bias_correction: divide the moments by ``1 − beta^t``.
         eps_mode: ``"paper"`` or ``"hat"``.
         maximize: step along the gradient instead of against it.
         clip_norm: scale all gradients so that their global L2 norm, then in ``grad_norm``, is at most this; infinity
@@ -52,10 +62,11 @@ class Adam(Optimizer):
         nonfinite: ``"propagate"``; ``"skip"``: a step whose gradients hold NaN or infinity (or, for rules that square
             them, whose squares overflow the dtype) changes nothing and adds one to ``skipped``; ``"raise"``: it changes
             nothing and raises.
-        ema: the decay of a running average of the parameters, ``e ← ema·e + (1 − ema)·p``, or a function of ``t`` that
-            returns one. The averages start as copies, are written in the same pass and read as ``ema``. None: off.
-        flush_denormals: treat subnormal numbers as zero while stepping. They carry no information worth having and make
-            processors slow.
+        ema_decay: the decay of a running average of the parameters, ``e ← ema_decay·e + (1 − ema_decay)·p``, or a
+            function of ``t`` that returns one. The averages start as copies, are written in the same pass and read as
+            ``ema``. None: off.
+        flush_denormals: treat subnormal numbers as zero while stepping. They are numerically irrelevant here and slow
+            on most CPUs.
 
     Raises:
         TypeError: a parameter that is no array, or of another dtype; an option of the wrong type.
@@ -79,16 +90,11 @@ class Adam(Optimizer):
 
     __slots__ = ()
 
-    _checks: ClassVar = {
-        "lr": checks.learning_rate,
-        "betas": checks.betas,
-        "eps": checks.non_negative,
-        "weight_decay": checks.non_negative,
-        "amsgrad": checks.flag,
-        "bias_correction": checks.flag,
-        "eps_mode": checks.eps_mode,
-        **checks.COMMON,
-    }
+    betas = Option(_checks.betas)
+    eps = Option(_checks.non_negative)
+    amsgrad = Option(_checks.flag)
+    bias_correction = Option(_checks.flag)
+    eps_mode = Option(_checks.eps_mode)
 
     def __init__(
         self,
@@ -101,26 +107,22 @@ class Adam(Optimizer):
         *,
         bias_correction: bool = True,
         eps_mode: EpsMode = "paper",
-        maximize: bool = False,
-        clip_norm: SupportsFloat | None = None,
-        clip_value: SupportsFloat | None = None,
-        nonfinite: Nonfinite = "propagate",
-        ema: Average = None,
-        flush_denormals: bool = True,
+        **common: Unpack[CommonOptions],
     ) -> None:
-        self._begin(params, locals())
+        super().__init__(
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            bias_correction=bias_correction,
+            eps_mode=eps_mode,
+            **common,
+        )
 
-    @staticmethod
-    def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
-        return "amsgrad" if options["amsgrad"] else "adam", {
-            "beta1": options["betas"][0],
-            "beta2": options["betas"][1],
-            "eps": options["eps"],
-            "bias_correction": options["bias_correction"],
-            "hat": options["eps_mode"] == "hat",
-        }
 
-
+@declare(_adam, decoupled=True)
 class AdamW(Adam):
     """Adam with decoupled weight decay.
 
@@ -130,8 +132,8 @@ class AdamW(Adam):
     Args:
         params: as in `Adam`, and so are the other arguments that are not named here: ``lr``, ``betas``, ``eps``,
             ``amsgrad``, and by name ``bias_correction``, ``eps_mode``, ``maximize``, ``clip_norm``, ``clip_value``,
-            ``nonfinite``, ``ema``, ``flush_denormals``.
-        weight_decay: the share of the parameter that a step of ``lr = 1`` takes away.
+            ``nonfinite``, ``ema_decay``, ``flush_denormals``.
+        weight_decay: decoupled weight decay; each step multiplies the parameter by ``1 − lr·weight_decay``.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019); defaults as ``torch.optim.AdamW``.
 
@@ -157,20 +159,22 @@ class AdamW(Adam):
         *,
         bias_correction: bool = True,
         eps_mode: EpsMode = "paper",
-        maximize: bool = False,
-        clip_norm: SupportsFloat | None = None,
-        clip_value: SupportsFloat | None = None,
-        nonfinite: Nonfinite = "propagate",
-        ema: Average = None,
-        flush_denormals: bool = True,
+        **common: Unpack[CommonOptions],
     ) -> None:
-        self._begin(params, locals())
+        super().__init__(
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            bias_correction=bias_correction,
+            eps_mode=eps_mode,
+            **common,
+        )
 
-    @staticmethod
-    def _decoupled(options: Mapping[str, Any]) -> bool:
-        return True
 
-
+@declare("adamax")
 class Adamax(Optimizer):
     """Adamax: Adam with the infinity norm in place of the second moment.
 
@@ -186,7 +190,7 @@ class Adamax(Optimizer):
         betas: the decays of the first moment and of the infinity norm, in [0, 1).
         eps: added to the size of the gradient.
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
-        maximize, clip_norm, clip_value, nonfinite, ema, flush_denormals: as in `Adam`.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
@@ -203,13 +207,8 @@ class Adamax(Optimizer):
 
     __slots__ = ()
 
-    _checks: ClassVar = {
-        "lr": checks.learning_rate,
-        "betas": checks.betas,
-        "eps": checks.non_negative,
-        "weight_decay": checks.non_negative,
-        **checks.COMMON,
-    }
+    betas = Option(_checks.betas)
+    eps = Option(_checks.non_negative)
 
     def __init__(
         self,
@@ -218,21 +217,12 @@ class Adamax(Optimizer):
         betas: Betas = (0.9, 0.999),
         eps: SupportsFloat = 1e-8,
         weight_decay: SupportsFloat = 0.0,
-        *,
-        maximize: bool = False,
-        clip_norm: SupportsFloat | None = None,
-        clip_value: SupportsFloat | None = None,
-        nonfinite: Nonfinite = "propagate",
-        ema: Average = None,
-        flush_denormals: bool = True,
+        **common: Unpack[CommonOptions],
     ) -> None:
-        self._begin(params, locals())
-
-    @staticmethod
-    def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
-        return "adamax", {"beta1": options["betas"][0], "beta2": options["betas"][1], "eps": options["eps"]}
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **common)
 
 
+@declare("nadam", decoupled="decoupled_weight_decay", scalars=("mu_product",))
 class NAdam(Optimizer):
     """NAdam: Adam with Nesterov's momentum.
 
@@ -250,11 +240,11 @@ class NAdam(Optimizer):
         params: as in `Adam`. State takes two arrays of each one's size.
         lr: the learning rate, or a function of ``t`` that returns one.
         betas: the decays of the two moments, in [0, 1).
-        eps: keeps the division from blowing up.
+        eps: added to the denominator for numerical stability.
         weight_decay: adds ``weight_decay·p`` to the gradient (L2), or is decoupled.
         momentum_decay: how fast the momentum rises to ``beta1``.
-        decoupled_weight_decay: whether weight decay shrinks the parameter instead, as in `AdamW`.
-        maximize, clip_norm, clip_value, nonfinite, ema, flush_denormals: as in `Adam`.
+        decoupled_weight_decay: weight decay shrinks the parameter instead, as in `AdamW`.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
@@ -272,16 +262,10 @@ class NAdam(Optimizer):
 
     __slots__ = ()
 
-    _checks: ClassVar = {
-        "lr": checks.learning_rate,
-        "betas": checks.betas,
-        "eps": checks.non_negative,
-        "weight_decay": checks.non_negative,
-        "momentum_decay": checks.non_negative,
-        "decoupled_weight_decay": checks.flag,
-        **checks.COMMON,
-    }
-    _has_mu_product = True
+    betas = Option(_checks.betas)
+    eps = Option(_checks.non_negative)
+    momentum_decay = Option(_checks.non_negative)
+    decoupled_weight_decay = Option(_checks.flag)
 
     def __init__(
         self,
@@ -292,30 +276,25 @@ class NAdam(Optimizer):
         weight_decay: SupportsFloat = 0.0,
         momentum_decay: SupportsFloat = 4e-3,
         decoupled_weight_decay: bool = False,
-        *,
-        maximize: bool = False,
-        clip_norm: SupportsFloat | None = None,
-        clip_value: SupportsFloat | None = None,
-        nonfinite: Nonfinite = "propagate",
-        ema: Average = None,
-        flush_denormals: bool = True,
+        **common: Unpack[CommonOptions],
     ) -> None:
-        self._begin(params, locals())
-
-    @staticmethod
-    def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
-        return "nadam", {
-            "beta1": options["betas"][0],
-            "beta2": options["betas"][1],
-            "eps": options["eps"],
-            "momentum_decay": options["momentum_decay"],
-        }
-
-    @staticmethod
-    def _decoupled(options: Mapping[str, Any]) -> bool:
-        return options["decoupled_weight_decay"]  # type: ignore[no-any-return]
+        super().__init__(
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            momentum_decay=momentum_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            **common,
+        )
 
 
+def _rmsprop(options: Mapping[str, Any]) -> str:
+    return f"rmsprop{'_centered' * options['centered']}{'_momentum' * (options['momentum'] != 0)}"
+
+
+@declare(_rmsprop)
 class RMSprop(Optimizer):
     """RMSprop: the gradient over the root of its mean square.
 
@@ -333,11 +312,11 @@ class RMSprop(Optimizer):
         params: as in `Adam`. State takes one to three arrays of each one's size.
         lr: the learning rate, or a function of the step that returns one.
         alpha: the decay of the averages, in [0, 1].
-        eps: keeps the division from blowing up.
+        eps: added to the denominator for numerical stability.
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
-        momentum: the decay of the steps' sum. Whether it is 0 is fixed when the optimizer is made.
-        centered: divide by the standard deviation. PyTorch lacks the maximum with 0, and may give NaN.
-        maximize, clip_norm, clip_value, nonfinite, ema, flush_denormals: as in `Adam`.
+        momentum: the decay of the steps' sum. On (above 0) or off is fixed at construction.
+        centered: divide by the standard deviation. PyTorch does not take the maximum with 0 and may give NaN.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
@@ -355,15 +334,10 @@ class RMSprop(Optimizer):
 
     __slots__ = ()
 
-    _checks: ClassVar = {
-        "lr": checks.learning_rate,
-        "alpha": checks.fraction,
-        "eps": checks.non_negative,
-        "weight_decay": checks.non_negative,
-        "momentum": checks.non_negative,
-        "centered": checks.flag,
-        **checks.COMMON,
-    }
+    alpha = Option(_checks.unit_interval)
+    eps = Option(_checks.non_negative)
+    momentum = Option(_checks.non_negative)
+    centered = Option(_checks.flag)
 
     def __init__(
         self,
@@ -374,22 +348,21 @@ class RMSprop(Optimizer):
         weight_decay: SupportsFloat = 0.0,
         momentum: SupportsFloat = 0.0,
         centered: bool = False,
-        *,
-        maximize: bool = False,
-        clip_norm: SupportsFloat | None = None,
-        clip_value: SupportsFloat | None = None,
-        nonfinite: Nonfinite = "propagate",
-        ema: Average = None,
-        flush_denormals: bool = True,
+        **common: Unpack[CommonOptions],
     ) -> None:
-        self._begin(params, locals())
+        super().__init__(
+            params,
+            lr=lr,
+            alpha=alpha,
+            eps=eps,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            centered=centered,
+            **common,
+        )
 
-    @staticmethod
-    def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
-        rule = "rmsprop" + "_centered" * options["centered"] + "_momentum" * (options["momentum"] != 0)
-        return rule, {name: options[name] for name in ("alpha", "eps", "momentum")}
 
-
+@declare("adagrad", initial="initial_accumulator_value")
 class Adagrad(Optimizer):
     """Adagrad: the gradient over the root of the sum of all squares so far.
 
@@ -403,9 +376,9 @@ class Adagrad(Optimizer):
         lr: the learning rate, or a function of ``t`` that returns one.
         lr_decay: how fast the learning rate falls.
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
-        initial_accumulator_value: what the sums start with.
-        eps: keeps the division from blowing up.
-        maximize, clip_norm, clip_value, nonfinite, ema, flush_denormals: as in `Adam`.
+        initial_accumulator_value: the initial value of the sums.
+        eps: added to the denominator for numerical stability.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
@@ -423,15 +396,9 @@ class Adagrad(Optimizer):
 
     __slots__ = ()
 
-    _checks: ClassVar = {
-        "lr": checks.learning_rate,
-        "lr_decay": checks.non_negative,
-        "weight_decay": checks.non_negative,
-        "initial_accumulator_value": checks.non_negative,
-        "eps": checks.non_negative,
-        **checks.COMMON,
-    }
-    _initial = ("initial_accumulator_value",)
+    lr_decay = Option(_checks.non_negative)
+    initial_accumulator_value = Option(_checks.non_negative)
+    eps = Option(_checks.non_negative)
 
     def __init__(
         self,
@@ -441,27 +408,22 @@ class Adagrad(Optimizer):
         weight_decay: SupportsFloat = 0.0,
         initial_accumulator_value: SupportsFloat = 0.0,
         eps: SupportsFloat = 1e-10,
-        *,
-        maximize: bool = False,
-        clip_norm: SupportsFloat | None = None,
-        clip_value: SupportsFloat | None = None,
-        nonfinite: Nonfinite = "propagate",
-        ema: Average = None,
-        flush_denormals: bool = True,
+        **common: Unpack[CommonOptions],
     ) -> None:
-        self._begin(params, locals())
+        super().__init__(
+            params,
+            lr=lr,
+            lr_decay=lr_decay,
+            weight_decay=weight_decay,
+            initial_accumulator_value=initial_accumulator_value,
+            eps=eps,
+            **common,
+        )
 
-    @staticmethod
-    def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
-        return "adagrad", {"lr_decay": options["lr_decay"], "eps": options["eps"]}
 
-    @staticmethod
-    def _first_state(name: str, options: Mapping[str, Any]) -> float:
-        return options["initial_accumulator_value"]  # type: ignore[no-any-return]
-
-
+@declare("adadelta")
 class Adadelta(Optimizer):
-    """Adadelta: steps of the size of the steps so far, without a learning rate of their own.
+    """Adadelta: steps scaled by the ratio of RMS updates to RMS gradients, without a tuned learning rate.
 
     For each element of each parameter ``p`` with gradient ``g``::
 
@@ -476,7 +438,7 @@ class Adadelta(Optimizer):
         rho: the decay of both averages, in [0, 1].
         eps: added under the roots; it gives the first steps their size.
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
-        maximize, clip_norm, clip_value, nonfinite, ema, flush_denormals: as in `Adam`.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
@@ -493,13 +455,8 @@ class Adadelta(Optimizer):
 
     __slots__ = ()
 
-    _checks: ClassVar = {
-        "lr": checks.learning_rate,
-        "rho": checks.fraction,
-        "eps": checks.non_negative,
-        "weight_decay": checks.non_negative,
-        **checks.COMMON,
-    }
+    rho = Option(_checks.unit_interval)
+    eps = Option(_checks.non_negative)
 
     def __init__(
         self,
@@ -508,21 +465,20 @@ class Adadelta(Optimizer):
         rho: SupportsFloat = 0.9,
         eps: SupportsFloat = 1e-6,
         weight_decay: SupportsFloat = 0.0,
-        *,
-        maximize: bool = False,
-        clip_norm: SupportsFloat | None = None,
-        clip_value: SupportsFloat | None = None,
-        nonfinite: Nonfinite = "propagate",
-        ema: Average = None,
-        flush_denormals: bool = True,
+        **common: Unpack[CommonOptions],
     ) -> None:
-        self._begin(params, locals())
-
-    @staticmethod
-    def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
-        return "adadelta", {"rho": options["rho"], "eps": options["eps"]}
+        super().__init__(params, lr=lr, rho=rho, eps=eps, weight_decay=weight_decay, **common)
 
 
+def _check_nesterov(options: Mapping[str, Any]) -> None:
+    if options["nesterov"] and (options["momentum"] == 0 or options["dampening"] != 0):
+        raise ValueError(
+            "nesterov needs a momentum above 0 and no dampening, got "
+            f"momentum={options['momentum']!r}, dampening={options['dampening']!r}"
+        )
+
+
+@declare(lambda options: "sgd_momentum" if options["momentum"] else "sgd", validate=_check_nesterov)
 class SGD(Optimizer):
     """Stochastic gradient descent, with momentum or Nesterov's momentum.
 
@@ -535,11 +491,11 @@ class SGD(Optimizer):
     Args:
         params: as in `Adam`. State takes one array of each one's size with momentum, none without.
         lr: the learning rate, or a function of the step that returns one.
-        momentum: the decay of the momentum. Whether it is 0 is fixed when the optimizer is made.
-        dampening: what share of the gradient does not enter the momentum.
+        momentum: the decay of the momentum. On (above 0) or off is fixed at construction.
+        dampening: the share of the gradient that does not enter the momentum.
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
-        nesterov: step from where the momentum leads. It needs a momentum above 0 and no dampening.
-        maximize, clip_norm, clip_value, nonfinite, ema, flush_denormals: as in `Adam`.
+        nesterov: use Nesterov momentum. It needs a momentum above 0 and no dampening.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`; ValueError: nesterov without momentum or with dampening.
@@ -559,14 +515,9 @@ class SGD(Optimizer):
 
     __slots__ = ()
 
-    _checks: ClassVar = {
-        "lr": checks.learning_rate,
-        "momentum": checks.non_negative,
-        "dampening": checks.finite,
-        "weight_decay": checks.non_negative,
-        "nesterov": checks.flag,
-        **checks.COMMON,
-    }
+    momentum = Option(_checks.non_negative)
+    dampening = Option(_checks.finite)
+    nesterov = Option(_checks.flag)
 
     def __init__(
         self,
@@ -576,27 +527,20 @@ class SGD(Optimizer):
         dampening: SupportsFloat = 0.0,
         weight_decay: SupportsFloat = 0.0,
         nesterov: bool = False,
-        *,
-        maximize: bool = False,
-        clip_norm: SupportsFloat | None = None,
-        clip_value: SupportsFloat | None = None,
-        nonfinite: Nonfinite = "propagate",
-        ema: Average = None,
-        flush_denormals: bool = True,
+        **common: Unpack[CommonOptions],
     ) -> None:
-        self._begin(params, locals())
-
-    @staticmethod
-    def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
-        if options["nesterov"] and (options["momentum"] == 0 or options["dampening"] != 0):
-            raise ValueError(
-                "nesterov needs a momentum above 0 and no dampening, not "
-                f"momentum={options['momentum']!r}, dampening={options['dampening']!r}"
-            )
-        rule = "sgd" if options["momentum"] == 0 else "sgd_momentum"
-        return rule, {name: options[name] for name in ("momentum", "dampening", "nesterov")}
+        super().__init__(
+            params,
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            **common,
+        )
 
 
+@declare("lion", decoupled=True)
 class Lion(Optimizer):
     """Lion: steps by the sign of the momentum.
 
@@ -612,8 +556,8 @@ class Lion(Optimizer):
         params: as in `Adam`. State takes one array of each one's size.
         lr: the learning rate, or a function of the step that returns one.
         betas: the momentum's share in the step, and its decay; in [0, 1).
-        weight_decay: the share of the parameter that a step of ``lr = 1`` takes away.
-        maximize, clip_norm, clip_value, nonfinite, ema, flush_denormals: as in `Adam`.
+        weight_decay: decoupled weight decay; each step multiplies the parameter by ``1 − lr·weight_decay``.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
@@ -630,12 +574,7 @@ class Lion(Optimizer):
 
     __slots__ = ()
 
-    _checks: ClassVar = {
-        "lr": checks.learning_rate,
-        "betas": checks.betas,
-        "weight_decay": checks.non_negative,
-        **checks.COMMON,
-    }
+    betas = Option(_checks.betas)
 
     def __init__(
         self,
@@ -643,20 +582,6 @@ class Lion(Optimizer):
         lr: LearningRate = 1e-4,
         betas: Betas = (0.9, 0.99),
         weight_decay: SupportsFloat = 0.0,
-        *,
-        maximize: bool = False,
-        clip_norm: SupportsFloat | None = None,
-        clip_value: SupportsFloat | None = None,
-        nonfinite: Nonfinite = "propagate",
-        ema: Average = None,
-        flush_denormals: bool = True,
+        **common: Unpack[CommonOptions],
     ) -> None:
-        self._begin(params, locals())
-
-    @staticmethod
-    def _rule(options: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
-        return "lion", {"beta1": options["betas"][0], "beta2": options["betas"][1]}
-
-    @staticmethod
-    def _decoupled(options: Mapping[str, Any]) -> bool:
-        return True
+        super().__init__(params, lr=lr, betas=betas, weight_decay=weight_decay, **common)

@@ -41,8 +41,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from . import checks
-from .checks import LearningRate
+from . import _checks
+from ._types import LearningRate
 
 __all__ = ["cosine", "exponential", "inverse_sqrt", "inverse_time", "linear", "piecewise", "warmup"]
 
@@ -70,7 +70,7 @@ class inverse_sqrt:
     lr: float
 
     def __post_init__(self) -> None:
-        _keep(self, lr=checks.non_negative("lr", self.lr))
+        _keep(self, lr=_checks.non_negative("lr", self.lr))
 
     def __call__(self, t: int) -> float:
         """The rate at step t."""
@@ -97,7 +97,7 @@ class inverse_time:
     decay: float
 
     def __post_init__(self) -> None:
-        _keep(self, lr=checks.non_negative("lr", self.lr), decay=checks.non_negative("decay", self.decay))
+        _keep(self, lr=_checks.non_negative("lr", self.lr), decay=_checks.non_negative("decay", self.decay))
 
     def __call__(self, t: int) -> float:
         """The rate at step t."""
@@ -127,9 +127,9 @@ class exponential:
     steps: int = 1
 
     def __post_init__(self) -> None:
-        lr, rate = checks.non_negative("lr", self.lr), checks.finite("rate", self.rate)
+        lr, rate = _checks.non_negative("lr", self.lr), _checks.finite("rate", self.rate)
         if rate <= 0:
-            raise ValueError(f"rate must be greater than 0, not {self.rate!r}")
+            raise ValueError(f"rate must be greater than 0, got {self.rate!r}")
         _keep(self, lr=lr, rate=rate, steps=_count("steps", self.steps))
 
     def __call__(self, t: int) -> float:
@@ -166,7 +166,7 @@ class piecewise:
 
     def __post_init__(self) -> None:
         boundaries = tuple(_count(f"boundaries[{i}]", b) for i, b in enumerate(_items("boundaries", self.boundaries)))
-        values = tuple(checks.non_negative(f"values[{i}]", v) for i, v in enumerate(_items("values", self.values)))
+        values = tuple(_checks.non_negative(f"values[{i}]", v) for i, v in enumerate(_items("values", self.values)))
         if any(a >= b for a, b in pairwise(boundaries)):
             raise ValueError(f"boundaries must each be greater than the one before, not {self.boundaries!r}")
         if len(values) != len(boundaries) + 1:
@@ -190,7 +190,7 @@ class linear:
     Args:
         lr: the first rate, at least 0.
         end: the last rate, at least 0; it may be the greater one.
-        steps: how many steps the way takes, at least 1.
+        steps: number of steps of the transition, at least 1.
 
     Source: ``torch.optim.lr_scheduler.LinearLR``, ``optax.linear_schedule``.
 
@@ -205,7 +205,7 @@ class linear:
     steps: int
 
     def __post_init__(self) -> None:
-        lr, end = checks.non_negative("lr", self.lr), checks.non_negative("end", self.end)
+        lr, end = _checks.non_negative("lr", self.lr), _checks.non_negative("end", self.end)
         _keep(self, lr=lr, end=end, steps=_count("steps", self.steps))
 
     def __call__(self, t: int) -> float:
@@ -221,7 +221,7 @@ class cosine:
 
     Args:
         lr: the first rate, at least 0.
-        steps: how many steps the way takes, at least 1.
+        steps: number of steps of the transition, at least 1.
         end: the last rate, at least 0.
 
     Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts" (2017), equation 5, without
@@ -238,7 +238,7 @@ class cosine:
     end: float = 0.0
 
     def __post_init__(self) -> None:
-        lr, end = checks.non_negative("lr", self.lr), checks.non_negative("end", self.end)
+        lr, end = _checks.non_negative("lr", self.lr), _checks.non_negative("end", self.end)
         _keep(self, lr=lr, steps=_count("steps", self.steps), end=end)
 
     def __call__(self, t: int) -> float:
@@ -274,7 +274,7 @@ class warmup:
     steps: int
 
     def __post_init__(self) -> None:
-        _keep(self, schedule=checks.learning_rate("schedule", self.schedule), steps=_count("steps", self.steps))
+        _keep(self, schedule=_checks.learning_rate("schedule", self.schedule), steps=_count("steps", self.steps))
 
     def __call__(self, t: int) -> float:
         """The rate at step t."""
@@ -283,7 +283,7 @@ class warmup:
 
     def _rate(self, t: int) -> float:
         schedule = self.schedule
-        return checks.non_negative(f"schedule({t})", schedule(t)) if callable(schedule) else float(schedule)
+        return _checks.non_negative(f"schedule({t})", schedule(t)) if callable(schedule) else float(schedule)
 
 
 def _keep(self: object, /, **values: Any) -> None:
@@ -297,9 +297,9 @@ def _count(name: str, value: Any) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an integer, not {value!r}") from None
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
     if number < 1:
-        raise ValueError(f"{name} must be at least 1, not {value!r}")
+        raise ValueError(f"{name} must be at least 1, got {value!r}")
     return number
 
 
@@ -314,11 +314,11 @@ def _step(t: Any) -> int:
 def _items(name: str, value: Any) -> tuple[Any, ...]:
     """The items of a sequence."""
     if isinstance(value, (str, bytes, bytearray, Mapping, Set)):
-        raise TypeError(f"{name} must be a sequence of numbers, not {value!r}")
+        raise TypeError(f"{name} must be a sequence of numbers, got {value!r}")
     try:
         return tuple(value)
     except TypeError:
-        raise TypeError(f"{name} must be a sequence of numbers, not {value!r}") from None
+        raise TypeError(f"{name} must be a sequence of numbers, got {value!r}") from None
 
 
 def _between(start: float, end: float, fraction: float) -> float:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array, real_floating
+from ._checks import real_floating
+from ._types import Array
 
 
 class SparseRows:
     """The gradient of a parameter of which only some rows are not zero.
 
     Hand it to `step` in the place of an array: only these rows of the parameter and of its state are touched, those
-    of the moments and of the running average included. The parameter's own step count goes up by one, as ever. Weight
+    of the moments and of the running average included. The parameter's own step count increases by one as usual. Weight
     decay, clipping and everything else apply to these rows alone.
 
     Args:
@@ -22,7 +23,7 @@ class SparseRows:
 
     Raises:
         TypeError: indices that are not integers, values that are no array of real floating-point numbers.
-        ValueError: indices that are not one-dimensional, or as many values as there are indices are not given.
+        ValueError: indices that are not one-dimensional, or a number of values that differs from the number of indices.
         IndexError: a negative index; one past the end, when it is handed to `step`.
 
     Example:
@@ -43,11 +44,11 @@ class SparseRows:
     def __init__(self, indices: npt.ArrayLike, values: Array) -> None:
         rows = np.asarray(indices)
         if rows.dtype.kind not in "iu" and rows.size:
-            raise TypeError(f"indices must be integers, not {rows.dtype}")
+            raise TypeError(f"indices must be integers, got {rows.dtype}")
         if rows.ndim != 1:
-            raise ValueError(f"indices must be one-dimensional, not of shape {rows.shape}")
+            raise ValueError(f"indices must be one-dimensional, got {rows.shape}")
         real_floating("values", values)
-        values = np.asarray(values)  # a subclass might say what it likes about its shape
+        values = np.asarray(values)  # subclasses may override these attributes
         if values.ndim == 0 or values.shape[0] != rows.size:
             raise ValueError(f"there are {rows.size} indices but values has shape {values.shape}: one entry for each")
         if rows.size and int(rows.min()) < 0:
@@ -65,7 +66,7 @@ def coalesced(label: str, sparse: SparseRows, param: Array) -> tuple[npt.NDArray
     """The rows in ascending order, each once, and their values in the parameter's dtype, copied."""
     param = np.asarray(param)
     if param.ndim == 0 or not param.flags.c_contiguous:
-        raise ValueError(f"{label} is given by rows, but its parameter has none that lie together: use C order")
+        raise ValueError(f"{label}: SparseRows requires a C-contiguous parameter")
     real_floating(label, sparse.values)
     if len(sparse.values) != len(sparse.indices):
         raise ValueError(f"{label} has {len(sparse.indices)} indices but {len(sparse.values)} rows of values")

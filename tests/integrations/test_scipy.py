@@ -182,14 +182,14 @@ def test_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(("keywords", "error", "message"), [
     ({"hess": lambda x: np.eye(3)}, ValueError, "no second derivatives"),
-    ({"constraints": {"type": "eq", "fun": sum}}, ValueError, "no constraints but bounds"),
+    ({"constraints": {"type": "eq", "fun": sum}}, ValueError, "constraints are not supported"),
     ({"bounds": [(0, 1)]}, ValueError, "bounds"),
     ({"bounds": [(1, 0)] * 3}, ValueError, "bound"),
     ({"bounds": [(0, 1), (0, np.nan), (0, 1)]}, ValueError, "bound is NaN"),
     ({"bounds": optimize.Bounds(np.nan, 1)}, ValueError, "bound is NaN"),
-    ({"options": {"ema": 0.9}}, ValueError, "leave ema out"),
-    ({"options": {"maximize": True}}, ValueError, "leave maximize out"),
-    ({"options": {"nonfinite": "skip"}}, ValueError, "leave nonfinite out"),
+    ({"options": {"ema_decay": 0.9}}, ValueError, "option 'ema_decay' is not supported by minimize"),
+    ({"options": {"maximize": True}}, ValueError, "option 'maximize' is not supported"),
+    ({"options": {"nonfinite": "skip"}}, ValueError, "option 'nonfinite' is not supported"),
     ({"options": {"lr": -1}}, ValueError, "lr must be at least 0"),
     ({"jac": lambda x: np.zeros(2)}, ValueError, "jac returned 2 numbers, x has 3"),
 ])  # fmt: skip

@@ -175,7 +175,7 @@ def test_the_running_average_is_torchs_averaged_model(dtype: str) -> None:
     model = torch.nn.ParameterList(weights)
     averaged = swa.AveragedModel(model, multi_avg_fn=swa.get_ema_multi_avg_fn(0.9))
     averaged.update_parameters(model)
-    ours = onepass.AdamW(params, lr=0.05, ema=0.9)
+    ours = onepass.AdamW(params, lr=0.05, ema_decay=0.9)
     way = [[p.copy() for p in params]]
     for grads in steps:
         ours.step(grads)

@@ -795,7 +795,7 @@ def test_what_else_groups_and_state_hold_is_the_users_own() -> None:
     p, q = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
     p.grad, q.grad = torch.ones(2), torch.ones(2)
     optimizer = ours.SGD([{"params": [p], "clip_value": "mine"}, {"params": [q]}], lr=1.0)
-    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "ema": True})
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "ema_decay": True})
     optimizer.state["epoch"] = 3
     optimizer.step()
     optimizer.param_groups[1]["clip_value"] = 0.5

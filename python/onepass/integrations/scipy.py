@@ -13,13 +13,13 @@ optimizer (``lr``, a number or a function of the step, and the others) and
 ``disp``        print how it ended
 ==============  ======================================================================================================
 
-``adamw`` decays weights by 0.01 unless ``weight_decay`` says otherwise: it settles beside the minimum, where the
-gradient is not within ``gtol``. ``ema``, ``maximize`` and ``nonfinite`` are refused, as are constraints and second
-derivatives. Unless ``jac`` is a function or True the gradient is estimated by differences to one side, within the
-bounds. With ``bounds`` every step ends at the nearest point within them. ``callback`` has either of SciPy's signatures
-and ends the search by raising ``StopIteration``; what it returns is ignored, as by most of SciPy's own methods. An
-objective or gradient that is not finite ends the search where both were last finite, without success. An option that is
-none of these is a warning, as of SciPy's own methods.
+``adamw`` decays weights by 0.01 unless ``weight_decay`` says otherwise: it settles next to the minimum, where the
+gradient is not within ``gtol``. The options ``ema_decay``, ``maximize`` and ``nonfinite`` are refused, and so are
+constraints and second derivatives. Unless ``jac`` is a function or True, the gradient is estimated by one-sided
+differences within the bounds. With ``bounds`` every step ends at the nearest point within them. ``callback`` has either
+of SciPy's signatures and ends the search by raising ``StopIteration``; its return value is ignored, as by most of
+SciPy's own methods. An objective or gradient that is not finite ends the search at the last point at which both were
+finite, without success. Any other option is a warning, as of SciPy's own methods.
 
 Example:
     >>> from scipy.optimize import minimize, rosen, rosen_der
@@ -40,7 +40,7 @@ import numpy as np
 
 import onepass
 
-from .. import checks
+from .._options import OPTIMIZER_CHECKS
 from . import needed
 
 with needed("scipy"):
@@ -79,13 +79,13 @@ def _minimize(
     if hess is not None or hessp is not None:
         raise ValueError("this method uses no second derivatives: leave hess and hessp out")
     if not (isinstance(constraints, (tuple, list)) and len(constraints) == 0):
-        raise ValueError("this method knows no constraints but bounds: add a penalty to the objective")
-    for name in ("ema", "maximize", "nonfinite"):
+        raise ValueError("constraints are not supported (only bounds): add a penalty to the objective")
+    for name in ("ema_decay", "maximize", "nonfinite"):
         if name in options:
-            raise ValueError(f"leave {name} out: minimize has no use for it")
+            raise ValueError(f"option {name!r} is not supported by minimize")
     maxiter = 1000 if maxiter is None else maxiter
     gtol = next(limit for limit in (gtol, tol, 1e-5) if limit is not None)
-    known = {*kind._checks, *checks.WHOLE}
+    known = {*kind._spec.checks, *OPTIMIZER_CHECKS}
     if unknown := [name for name in options if name not in known]:  # as SciPy's own methods have it
         warnings.warn(f"Unknown solver options: {', '.join(unknown)}", OptimizeWarning, stacklevel=4)
     options = {name: value for name, value in options.items() if name in known}

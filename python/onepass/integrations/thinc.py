@@ -28,8 +28,7 @@ import numpy as np
 import onepass
 
 from .. import _core
-from ..arrays import zeros_like
-from ..groups import in_order
+from .._allocate import zeros_like
 from . import needed
 
 with needed("thinc"):
@@ -99,17 +98,18 @@ class Optimizer(ThincOptimizer):
             average = zeros_like(weights)
         states = [mom[key] if key in mom else zeros_like(weights).reshape(-1) for mom in kept.values()]
         if moments:
-            rule, numbers = onepass.Adam._rule(
+            spec, options = (
+                onepass.Adam._spec,
                 {
                     "betas": (beta1, beta2),
                     "eps": self._now("eps", key),
                     "amsgrad": False,
                     "bias_correction": not self.use_radam,  # RAdam's is in its factor
                     "eps_mode": "hat",
-                }
+                },
             )
         else:
-            rule, numbers = onepass.SGD._rule({"momentum": 0.0, "dampening": 0.0, "nesterov": False})
+            spec, options = onepass.SGD._spec, {"momentum": 0.0, "dampening": 0.0, "nesterov": False}
         common = _core.CommonOptions(
             lr=lr * shrink,
             weight_decay=decay / (lr * shrink) if decay else l2,
@@ -121,9 +121,8 @@ class Optimizer(ThincOptimizer):
             scheduled=False,
         )
         scale = limit / norm if limit and norm >= limit else 1.0
-        if not _core.step_once(
-            rule, in_order(rule, numbers), common, scale, True, t, weights, decayed, states, average
-        ):
+        rule, numbers = spec.rule_name(options), spec.numbers(options)
+        if not _core.step_once(rule, numbers, common, scale, True, t, weights, decayed, states, average):
             raise ValueError(f"a number of step {t} of {key!r} overflows float32 or is NaN: {lr=}, {norm=}")
         gradient.fill(0)
         self.nr_update[key] = t

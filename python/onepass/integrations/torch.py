@@ -30,6 +30,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import chain
 from operator import is_
 from typing import Any, ClassVar, NamedTuple
@@ -38,9 +39,9 @@ import numpy as np
 
 import onepass
 
-from .. import _core, checks
-from ..arrays import Array
-from ..base import Optimizer as CoreOptimizer
+from .. import _checks, _core
+from .._optimizer import Optimizer as CoreOptimizer
+from .._types import Array
 from ..sparse import SparseRows
 from . import needed
 
@@ -67,15 +68,15 @@ class _CoreAdam(onepass.Adam):
     """Adam whose kind of weight decay is an option of the group, as PyTorch has it."""
 
     __slots__ = ()
-    _checks: ClassVar = {**onepass.Adam._checks, "decoupled_weight_decay": checks.flag}
-
-    @staticmethod
-    def _decoupled(options: Mapping[str, Any]) -> bool:
-        return bool(options["decoupled_weight_decay"])
+    _spec = replace(
+        onepass.Adam._spec,
+        checks={**onepass.Adam._spec.checks, "decoupled_weight_decay": _checks.flag},
+        decoupled="decoupled_weight_decay",
+    )
 
 
 # The options that PyTorch's groups do not have.
-_OF_GROUPS = {"bias_correction": True, "eps_mode": "paper", "clip_value": None, "ema": None}
+_OF_GROUPS = {"bias_correction": True, "eps_mode": "paper", "clip_value": None, "ema_decay": None}
 _OF_ALL = {"clip_norm": None, "nonfinite": "propagate", "flush_denormals": True}
 
 
@@ -101,12 +102,12 @@ class _Engine:
     """One of onepass's optimizers in the memory of tensors: good as long as they, groups and state stay as they are."""
 
     def __init__(self, optimizer: _OnePass) -> None:
-        kind = optimizer._kind
+        kind, checks = optimizer._kind, optimizer._kind._spec.checks
         self.state = optimizer.state
         for group in optimizer.param_groups:
             optimizer._check_options(group, optimizer.defaults)
         # Whatever else a group holds is the user's own.
-        self.names = [name for name in kind._checks if name in optimizer.defaults and name in optimizer.param_groups[0]]
+        self.names = [name for name in checks if name in optimizer.defaults and name in optimizer.param_groups[0]]
         self.groups = [_Group.of(group, self.names) for group in optimizer.param_groups]
         self.tensors = tuple(chain.from_iterable(seen.tensors for seen in self.groups))
         # Those of another layout (channels last) are updated as the flat memory that they are.
@@ -116,14 +117,16 @@ class _Engine:
         self.layouts = list(map(_layout, self.tensors))
         arrays = iter([_array(tensor, plain) for tensor, plain in zip(self.tensors, self.plain)])
 
-        defaults = {name: value for name, value in {**_OF_GROUPS, **optimizer._older}.items() if name in kind._checks}
+        defaults = {
+            name: value for name, value in {**_OF_GROUPS, **optimizer._older}.items() if name in kind._spec.checks
+        }
         keys = iter(range(len(self.tensors)))
         options = [
             ({next(keys): next(arrays) for _ in seen.tensors}, defaults | _numbers(kind, self.names, seen.options))
             for seen in self.groups
         ]
         self.core = kind.__new__(kind)
-        self.core._make(_core.Optimizer._Form.sequence, False, [each for each in options if each[0]], _OF_ALL)
+        self.core._init(_core.Optimizer._Form.sequence, False, [each for each in options if each[0]], _OF_ALL)
         self.core._use_torch_threads(torch.get_num_threads)
         own = iter(self.core.groups)
         self.own = [next(own) if seen.tensors else None for seen in self.groups]
@@ -140,8 +143,8 @@ class _Engine:
         found = [self.state.get(tensor) or {} for tensor in self.tensors]
         steps, products = [], []
         for i, (tensor, state) in enumerate(zip(self.tensors, found)):
-            begun = any(state.get(name) is not None for name in self.core._states[i])
-            for name in self.core._states[i] if begun else ():
+            begun = any(state.get(name) is not None for name in self.core._record.states[i])
+            for name in self.core._record.states[i] if begun else ():
                 if not isinstance(state.get(name), torch.Tensor):
                     raise KeyError(f"the state of parameter {i} has no tensor {name!r}: its options had no use for one")
                 if state[name].shape != tensor.shape:
@@ -152,7 +155,7 @@ class _Engine:
             products.append(float(state.get("mu_product", 1.0)))
         with torch.no_grad():
             for i, state in enumerate(found):
-                for name in self.core._states[i]:
+                for name in self.core._record.states[i]:
                     if state.get(name) is not None:
                         self._view(i, name).copy_(state[name])
         self.core._restore([], [], self.core._clip_norm, self.core._nonfinite, max(steps), 0, steps, products)
@@ -165,21 +168,23 @@ class _Engine:
     def _view(self, i: int, name: str) -> torch.Tensor:
         """An array of state as a tensor like its parameter."""
         tensor = self.tensors[i]
-        return torch.from_numpy(self.core._states[i][name].reshape(-1)).as_strided(tensor.size(), tensor.stride())
+        flat = torch.from_numpy(self.core._record.states[i][name].reshape(-1))
+        return flat.as_strided(tensor.size(), tensor.stride())
 
     def _show(self, i: int) -> None:
         """Put the core's state of a parameter where PyTorch has it."""
         state = self.state[self.tensors[i]]
         if not isinstance(self.core, onepass.SGD):
             state["step"] = torch.from_numpy(self.counts)[i]
-        if self.core._has_mu_product:
+        if self.core._spec.scalars:
             state["mu_product"] = torch.from_numpy(self.products)[i]
-        state.update({name: self._view(i, name) for name in self.core._states[i]})
+        state.update({name: self._view(i, name) for name in self.core._record.states[i]})
 
     def _look(self) -> None:
         """Take in what groups and state hold, so that changes are noticed."""
         self.entries = self._entries()
-        self.shown = [bool(self.state.get(tensor)) or not self.core._states[i] for i, tensor in enumerate(self.tensors)]
+        states = self.core._record.states
+        self.shown = [bool(self.state.get(tensor)) or not state for tensor, state in zip(self.tensors, states)]
         # The way without Python. Before PyTorch 2.10 there was none to the tensors' memory.
         exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
         self.known: _core.Tensors | None = None
@@ -278,7 +283,7 @@ def _are_same(some: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
 
 def _numbers(kind: type[CoreOptimizer], names: list[str], values: list[Any]) -> dict[str, Any]:
     """Options as onepass takes them."""
-    return {name: _number(value, kind._checks[name]) for name, value in zip(names, values)}
+    return {name: _number(value, kind._spec.checks[name]) for name, value in zip(names, values)}
 
 
 def _number(value: Any, check: Any) -> Any:
@@ -287,7 +292,7 @@ def _number(value: Any, check: Any) -> Any:
         value = value.item()
     if isinstance(value, (tuple, list)):
         return tuple(_number(item, None) for item in value)
-    return bool(value) if check is checks.flag else value
+    return bool(value) if check is _checks.flag else value
 
 
 _UNCHANGEABLE = frozenset({bool, float, int, str, type(None)})
@@ -405,7 +410,7 @@ class _OnePass(torch.optim.Optimizer):
 
     @classmethod
     def _check_options(cls, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-        for name, check in cls._kind._checks.items():
+        for name, check in cls._kind._spec.checks.items():
             if name in group and name in defaults:
                 check(name, _number(group[name], check))
         _refuse(group)

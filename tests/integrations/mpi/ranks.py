@@ -134,13 +134,13 @@ def compare(
 
 
 RULES: list[tuple[Any, dict[str, Any]]] = [
-    (onepass.Adam, {"weight_decay": 0.1, "ema": 0.9}),
+    (onepass.Adam, {"weight_decay": 0.1, "ema_decay": 0.9}),
     (onepass.AdamW, {"amsgrad": True, "lr": lambda t: 0.1 / t}),
     (onepass.Adamax, {"clip_norm": 1e-3}),
     (onepass.NAdam, {"clip_norm": 1e-3, "nonfinite": "skip"}),
     (onepass.RMSprop, {"momentum": 0.5, "centered": True, "clip_value": 1e-4}),
     (onepass.Adagrad, {"initial_accumulator_value": 0.5, "maximize": True}),
-    (onepass.Adadelta, {"ema": lambda t: 1 - 1 / t, "nonfinite": "raise"}),
+    (onepass.Adadelta, {"ema_decay": lambda t: 1 - 1 / t, "nonfinite": "raise"}),
     (onepass.SGD, {"momentum": 0.9, "nesterov": True, "clip_norm": float("inf")}),
     (onepass.SGD, {"lr": onepass.schedules.cosine(0.1, 10)}),
     (onepass.Lion, {"flush_denormals": False}),
@@ -153,7 +153,7 @@ def check_every_rule_has_the_bits_of_one_process() -> None:
 
 
 def check_numbers_of_all_kinds_have_the_bits_of_one_process() -> None:
-    compare(WORLD, onepass.AdamW, {"ema": 0.5}, gradients=alone)
+    compare(WORLD, onepass.AdamW, {"ema_decay": 0.5}, gradients=alone)
     sharded = compare(WORLD, onepass.Adam, {"nonfinite": "skip"}, gradients=alone)
     assert sharded.skipped == 3
     compare(WORLD, onepass.SGD, {"clip_norm": 1.0}, gradients=alone)
@@ -177,7 +177,9 @@ def check_the_norm_has_the_bits_of_one_process_where_sums_round() -> None:
 def check_groups_and_their_options_have_the_bits_of_one_process() -> None:
     groups: list[dict[str, Any]] = [{"momentum": 0.0, "lr": 0.5}, {"momentum": 0.9, "weight_decay": 0.1}]
     compare(WORLD, onepass.SGD, {"clip_norm": 1e-2}, groups=groups)
-    compare(WORLD, onepass.AdamW, {"ema": 0.9}, groups=[{"betas": (0.5, 0.9)}, {"lr": lambda t: 1 / t}], flat=True)
+    compare(
+        WORLD, onepass.AdamW, {"ema_decay": 0.9}, groups=[{"betas": (0.5, 0.9)}, {"lr": lambda t: 1 / t}], flat=True
+    )
 
 
 def check_flat_parameters_and_gradients_travel_without_a_copy() -> None:
@@ -202,10 +204,10 @@ def check_names_and_one_array_serve_as_parameters() -> None:
     assert (w["a"] == 0.5).all() and (w["b"] == np.float32(1 - 0.5 * np.float32((n - 1) / 2))).all()
     assert sharded.params == w or all(sharded.params[key] is w[key] for key in w)
     one = np.ones(10_000)
-    averaged = ShardedOptimizer(WORLD, onepass.SGD, one, average=False, lr=1.0, ema=0.5)
+    averaged = ShardedOptimizer(WORLD, onepass.SGD, one, average=False, lr=1.0, ema_decay=0.5)
     averaged.step(np.ones(10_000))
-    assert (one == 1 - n).all() and (averaged.averages() == 1 - n / 2).all()
-    assert ShardedOptimizer(WORLD, onepass.SGD, one).averages() is None
+    assert (one == 1 - n).all() and (averaged.gather_ema() == 1 - n / 2).all()
+    assert ShardedOptimizer(WORLD, onepass.SGD, one).gather_ema() is None
 
 
 def check_gradients_of_any_layout_and_dtype_are_taken() -> None:
@@ -312,7 +314,7 @@ def check_ranks_that_disagree_at_construction_are_told_so() -> None:
         params = [w(1), w(1), w(1)]
         make([{"params": params[:cut]}, {"params": params[cut:]}])
     with raises(
-        ValueError, who + "values in the parameter that rank 0 has not (make them equal first, say with comm.Bc"
+        ValueError, who + "values in the parameter that differ from rank 0 (broadcast them first, as with comm.Bc"
     ):
         make(w(3, fill=2.0 if last else 1.0))
     with raises(ValueError, who + "chunk=2, rank 0 chunk=1"):
@@ -332,13 +334,13 @@ def check_ranks_that_disagree_at_construction_are_told_so() -> None:
 
 def check_wrong_arguments_are_refused_on_every_rank() -> None:
     w = np.ones(3, np.float32)
-    with raises(TypeError, "kind must be an optimizer's class"):
+    with raises(TypeError, "kind must be an optimizer class"):
         ShardedOptimizer(WORLD, onepass.adam_step, w)  # type: ignore[arg-type]
-    with raises(TypeError, "comm must be an mpi4py intracommunicator, not str"):
+    with raises(TypeError, "comm must be an mpi4py intracommunicator, got str"):
         ShardedOptimizer("world", onepass.Adam, w)
-    with raises(TypeError, "chunk must be an integer, not 1.5"):
+    with raises(TypeError, "chunk must be an integer, got 1.5"):
         ShardedOptimizer(WORLD, onepass.Adam, w, chunk=1.5)  # type: ignore[arg-type]
-    with raises(ValueError, "chunk must be at least 1, not 0"):
+    with raises(ValueError, "chunk must be at least 1, got 0"):
         ShardedOptimizer(WORLD, onepass.Adam, w, chunk=0)
     with raises(TypeError, "average must be True or False"):
         ShardedOptimizer(WORLD, onepass.Adam, w, average=1)  # type: ignore[arg-type]
@@ -362,13 +364,13 @@ def check_an_error_on_one_rank_raises_on_all_and_changes_nothing() -> None:
     def elsewhere(error: type[BaseException], message: str) -> Any:
         return raises(error, message) if first else raises(RuntimeError, f"rank 0 raised {error.__name__}: {message}")
 
-    with elsewhere(ValueError, "there are 10 parameters but 9 gradients"):
+    with elsewhere(ValueError, "expected 10 gradients, got 9"):
         sharded.step(good[1:] if first else good)
-    with elsewhere(ValueError, "gradient 3 has shape (1, 4096), its parameter (4096,)"):
+    with elsewhere(ValueError, "gradient 3: expected shape (4096,), got (1, 4096)"):
         sharded.step([*good[:3], good[3][None], *good[4:]] if first else good)
-    with elsewhere(TypeError, "gradient 1 must be of a real floating-point dtype, not int64"):
+    with elsewhere(TypeError, "gradient 1 must be of a real floating-point dtype, got int64"):
         sharded.step([good[0], np.array(3), *good[2:]] if first else good)
-    with elsewhere(ValueError, "grad_scale must be finite, not nan"):
+    with elsewhere(ValueError, "grad_scale must be finite, got nan"):
         sharded.step(good, grad_scale=float("nan") if first else 1.0)
     failing[0] = float("inf") if first else 0
     with elsewhere(ValueError, "the schedule of group 0 returned inf at step 1"):
@@ -426,8 +428,8 @@ def check_nothing_to_step_is_a_step_all_the_same() -> None:
     empty = [np.zeros((0, 3), np.float32), np.zeros(0)]
     for params, grads in ((empty, empty), (empty, [None, None]), (parameters(), [None] * len(SHAPES))):
         for options in ({}, {"clip_norm": 1.0, "nonfinite": "skip"}):
-            sharded = ShardedOptimizer(WORLD, onepass.Adam, params, chunk=SMALL, ema=0.5, **options)
-            single = onepass.Adam([p.copy("K") for p in params], ema=0.5, **options)
+            sharded = ShardedOptimizer(WORLD, onepass.Adam, params, chunk=SMALL, ema_decay=0.5, **options)
+            single = onepass.Adam([p.copy("K") for p in params], ema_decay=0.5, **options)
             for optimizer in (sharded, single):
                 optimizer.step([g if g is None else g.copy() for g in grads])
             assert (sharded.step_count, sharded.grad_norm) == (single.step_count, single.grad_norm)
@@ -455,10 +457,10 @@ def check_a_step_that_breaks_off_in_the_middle_is_not_gone_on_from() -> None:
         lambda: sharded.load(folder / "set"),
     ):
         sharded._broken = True
-        with raises(RuntimeError, "broke off in the middle"):
+        with raises(RuntimeError, "failed part-way"):
             call()
         sharded._broken = WORLD.rank == 0  # and on one rank alone the others are told
-        with raises(RuntimeError, "broke off in the middle"):
+        with raises(RuntimeError, "failed part-way"):
             call()
 
 
@@ -552,7 +554,7 @@ def check_an_interrupt_on_one_rank_raises_on_all() -> None:
             ShardedOptimizer(WORLD, onepass.Adam, w)
         with on_first(KeyboardInterrupt, "now"), replaced(ShardedOptimizer, "_take", interrupt):
             sharded.step(w)
-        with on_first(KeyboardInterrupt, "now"), replaced(onepass.checkpoint, "write", interrupt):  # type: ignore[attr-defined]
+        with on_first(KeyboardInterrupt, "now"), replaced(onepass._checkpoint, "write", interrupt):  # type: ignore[attr-defined]
             sharded.save(folder / "set")
         sharded.save(folder / "set")
         with on_first(KeyboardInterrupt, "now"), replaced(ShardedOptimizer, "_read_set", interrupt):
@@ -567,7 +569,7 @@ def check_an_interrupt_on_one_rank_after_the_agreement_breaks_the_optimizer() ->
     with time_limit():
         with raises(KeyboardInterrupt, "now"), patch.object(_core, "total", raising(KeyboardInterrupt, "now")):
             sharded.step(w)
-        with raises(RuntimeError, "broke off in the middle"):
+        with raises(RuntimeError, "failed part-way"):
             sharded.step(w)
 
 
@@ -576,18 +578,18 @@ def check_ranks_in_different_calls_are_told_so() -> None:
         return
     folder, last = shared_folder(), WORLD.size - 1
     w = np.ones(20_000, np.float32)
-    sharded = ShardedOptimizer(WORLD, onepass.Adam, w, ema=0.5)
+    sharded = ShardedOptimizer(WORLD, onepass.Adam, w, ema_decay=0.5)
     calls: dict[str, Callable[[], Any]] = {
         "step": lambda: sharded.step(w),
         "save": lambda: sharded.save(folder / "set"),
         "load": lambda: sharded.load(folder / "other"),
         "state_dict": sharded.state_dict,
-        "averages": sharded.averages,
+        "gather_ema": sharded.gather_ema,
         "load_state_dict": lambda: sharded.load_state_dict(kept),
     }
     with time_limit():
         calls["save"]()
-        ShardedOptimizer(WORLD, onepass.Adam, w, ema=0.5).save(folder / "other")
+        ShardedOptimizer(WORLD, onepass.Adam, w, ema_decay=0.5).save(folder / "other")
         kept = sharded.state_dict()
         for mine, one in calls.items():
             for theirs, other in calls.items():
@@ -624,18 +626,18 @@ def check_an_error_without_words_raises_on_all() -> None:
 
 def check_want_of_room_on_one_rank_raises_on_all() -> None:
     folder, full = shared_folder(), raising(MemoryError, "no room")
-    sharded = trained(WORLD, parameters(), range(1), ema=0.5)
+    sharded = trained(WORLD, parameters(), range(1), ema_decay=0.5)
     calls: list[Callable[[], Any]] = [
         lambda: sharded.save(folder / "whole.npz", gathered=True),
         sharded.state_dict,
-        sharded.averages,
+        sharded.gather_ema,
     ]
     with time_limit():
         for call in calls:
             with on_first(MemoryError, "no room"), replaced(ShardedOptimizer, "_empty_states", full):
                 call()
             sharded._broken = WORLD.rank == 0
-            with on_first(RuntimeError, "an earlier step or load broke off"):
+            with on_first(RuntimeError, "a previous step or load failed part-way"):
                 call()
             sharded._broken = False
             call()
@@ -654,7 +656,7 @@ def check_a_load_that_fails_late_on_one_rank_breaks_all() -> None:
         full = raising(MemoryError, "no room")
         with on_first(MemoryError, "no room"), replaced(onepass.AdamW, "load_state_dict", full):
             sharded.load(folder)
-        with raises(RuntimeError, "broke off in the middle"):
+        with raises(RuntimeError, "failed part-way"):
             sharded.step(parameters())
 
 
@@ -679,7 +681,12 @@ def trained(
     return sharded
 
 
-OPTIONS: dict[str, Any] = {"ema": 0.9, "amsgrad": True, "clip_norm": 1e-3, "lr": onepass.schedules.inverse_sqrt(0.1)}
+OPTIONS: dict[str, Any] = {
+    "ema_decay": 0.9,
+    "amsgrad": True,
+    "clip_norm": 1e-3,
+    "lr": onepass.schedules.inverse_sqrt(0.1),
+}
 
 
 def check_training_goes_on_with_the_same_bits_on_any_number_of_ranks() -> None:
@@ -749,7 +756,7 @@ def check_a_set_that_does_not_fit_is_refused_and_changes_nothing() -> None:
     plain = ShardedOptimizer(WORLD, onepass.AdamW, parameters(), chunk=SMALL, lr=0.1)
     with raises(ValueError, "it has unknown members"):
         plain.load(folder)
-    with raises(ValueError, "it is the state of 'AdamW', not of 'SGD'"):
+    with raises(ValueError, "checkpoint is for 'AdamW', not 'SGD'"):
         ShardedOptimizer(WORLD, onepass.SGD, parameters(), chunk=SMALL).load(folder)
     with raises(ValueError, "it holds 10 parameters, the optimizer has 8"):
         trained(WORLD, parameters()[:8], range(0), **OPTIONS).load(folder)
@@ -774,7 +781,7 @@ def check_a_set_that_does_not_fit_is_refused_and_changes_nothing() -> None:
     one = sorted(folder.glob("*.npz"))[-1]
     spoil(manifest, lambda data: data[:-20], "cannot load")
     spoil(manifest, lambda data: b"[]", "cannot load")
-    spoil(manifest, lambda data: data.replace(b'"version": 1', b'"version": 2'), "version must be 1, not 2")
+    spoil(manifest, lambda data: data.replace(b'"version": 1', b'"version": 2'), "version must be 1, got 2")
     spoil(manifest, lambda data: data.replace(one.name.encode(), b"../" + one.name.encode()), "is no name of a file")
     spoil(one, lambda data: data[:-9], "cannot load")
     spoil(
@@ -798,7 +805,7 @@ def check_a_set_that_does_not_fit_is_refused_and_changes_nothing() -> None:
         later = trained(WORLD, parameters(), range(2), **OPTIONS)
         later.save(folder.with_name("later"))
         other = sorted(folder.with_name("later").glob("*.npz"))[-1].read_bytes()
-        spoil(one, lambda data: other, "is of another moment than")
+        spoil(one, lambda data: other, "belongs to a different checkpoint than")
     after = [{n: np.copy(x) for n, x in state.items()} for state in snapshot(sharded.optimizer)]
     for a, b in zip(after, before):
         assert_same_bits(a.values(), b.values())
@@ -841,7 +848,7 @@ def check_a_manifest_that_cannot_be_written_leaves_no_files_of_its_set() -> None
         sharded.save(folder)
         kept = sorted(folder.iterdir())
     # What fails once the manifest is in its place leaves the new set, and the old files beside it.
-    flush = onepass.checkpoint._flush_folder  # type: ignore[attr-defined]
+    flush = onepass._checkpoint._flush_folder  # type: ignore[attr-defined]
 
     def unflushed(where: pathlib.Path) -> None:
         flush(where)
@@ -851,7 +858,7 @@ def check_a_manifest_that_cannot_be_written_leaves_no_files_of_its_set() -> None
     manifest = kept[-1].read_bytes()
     assert kept[-1].name == "manifest.json"
     WORLD.Barrier()
-    with time_limit(), on_first(OSError, "late"), replaced(onepass.checkpoint, "_flush_folder", unflushed):  # type: ignore[attr-defined]
+    with time_limit(), on_first(OSError, "late"), replaced(onepass._checkpoint, "_flush_folder", unflushed):  # type: ignore[attr-defined]
         sharded.save(folder)
     assert kept[-1].read_bytes() != manifest
     sharded.load(folder)
@@ -908,7 +915,7 @@ def save_and_die() -> None:
         counted(pathlib.Path, name)
     for name in ("fsync", "close"):
         counted(os, name)
-    counted(onepass.checkpoint, "_write_array")  # type: ignore[attr-defined]
+    counted(onepass._checkpoint, "_write_array")  # type: ignore[attr-defined]
     sharded.save(folder)
     print(f"saved, with {calls} calls on rank {WORLD.rank}", flush=True)
 

@@ -1,4 +1,4 @@
-"""Ranks among themselves: a communicator of one's own, agreement, and the processors of a node."""
+"""Communicator duplication, collective error handling, thread counts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core
-from ..arrays import Array
-from . import needed
+from ... import _core
+from ..._types import Array
+from .. import needed
 
 with needed("mpi4py", "mpi"):
     from mpi4py import MPI
@@ -27,9 +27,9 @@ _keyvals: list[int] = []  # of a communicator's duplicates among its attributes
 
 
 def own_comm(comm: MPI.Intracomm) -> MPI.Intracomm:
-    """A duplicate for one owner alone, so that nothing else is ever matched with its messages. Collective.
+    """Return a duplicate for one owner, so that nothing else is ever matched with its messages. Collective.
 
-    It is freed some time after its owner has forgotten it. Freeing is collective too, and ranks forget at different
+    It is freed lazily after its owner is garbage-collected. Freeing is collective too, and ranks forget at different
     moments, so it waits for the next duplicate of the same communicator, or until that is freed.
     """
     if not _keyvals:
@@ -115,6 +115,7 @@ def share_processors(comm: MPI.Intracomm) -> None:
 
 
 def displacements(counts: npt.ArrayLike) -> list[int]:
+    """Return the index at which each rank's elements begin."""
     return [0, *np.cumsum(counts)[:-1].tolist()]
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from . import _core
+from ... import _core
 
 Positions = npt.NDArray[np.int64]
 

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
-from .checks import counted
+from ._checks import plural
 
 Array = npt.NDArray[Any]
 StateDict = Mapping[str, Any]
@@ -63,10 +63,10 @@ def check(state_dict: StateDict, like: StateDict) -> None:
     _check_type("version", version, int, "an integer")
     if version != like["version"]:
         newer = "it was written by a newer onepass: " * (version > like["version"])
-        raise ValueError(f"{newer}version must be {like['version']}, not {short(version)}")
+        raise ValueError(f"{newer}version must be {like['version']}, got {short(version)}")
     _check_type("optimizer", optimizer, str, "a string")
     if optimizer != like["optimizer"]:
-        raise ValueError(f"it is the state of {short(optimizer)}, not of {like['optimizer']!r}")
+        raise ValueError(f"checkpoint is for {short(optimizer)}, not {like['optimizer']!r}")
     _check_keys("the state dict", state_dict, like)
     for name in ("step_count", "skipped"):
         _check_count(name, state_dict[name])
@@ -87,9 +87,23 @@ def check(state_dict: StateDict, like: StateDict) -> None:
             _check_entry(f"{name} of {labels[index]}", name, state_dict["state"][index][name], mine)
 
 
+def upgraded(state_dict: Any) -> Any:
+    """Return a state dict with today's names of options: ``ema_decay`` was ``ema`` before the first release."""
+    groups = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
+    if not isinstance(groups, (list, tuple)) or not any(map(_is_old, groups)):
+        return state_dict
+    new = {"ema": "ema_decay"}
+    renamed = [{new.get(key, key): group[key] for key in group} if _is_old(group) else group for group in groups]
+    return {**state_dict, "param_groups": renamed}
+
+
+def _is_old(group: Any) -> bool:
+    return isinstance(group, Mapping) and "ema" in group and "ema_decay" not in group
+
+
 def _check_type(label: str, value: Any, kinds: Any, what: str) -> None:
     if not isinstance(value, kinds) or (kinds is int and isinstance(value, bool)):
-        raise TypeError(f"{label} must be {what}, not {short(value)}")
+        raise TypeError(f"{label} must be {what}, got {short(value)}")
 
 
 def _check_keys(label: str, found: Any, wanted: Iterable[Any]) -> None:
@@ -102,7 +116,7 @@ def _check_keys(label: str, found: Any, wanted: Iterable[Any]) -> None:
 
 def _check_length(what: str, found: Any, wanted: Any, where: str = "") -> None:
     if len(found) != len(wanted):
-        raise ValueError(f"it holds {counted(len(found), what)}{where}, the optimizer has {len(wanted)}")
+        raise ValueError(f"it holds {plural(len(found), what)}{where}, the optimizer has {len(wanted)}")
 
 
 def _check_names(group: Any, own: Mapping[str, Any]) -> None:
@@ -111,11 +125,11 @@ def _check_names(group: Any, own: Mapping[str, Any]) -> None:
         return
     if "param_names" in own:
         raise ValueError(
-            "it is the state of parameters without names, but this optimizer's have names: make the optimizer with an "
+            "checkpoint is for parameters without names, but this optimizer's have names: make the optimizer with an "
             "array or a sequence, as it was when that was saved"
         )
     raise ValueError(
-        f"it is the state of parameters with names, {short(group['param_names'])}, but this optimizer's have none: "
+        f"checkpoint is for parameters with names, {short(group['param_names'])}, but this optimizer's have none: "
         "make the optimizer with a mapping, as it was when that was saved"
     )
 
@@ -123,7 +137,7 @@ def _check_names(group: Any, own: Mapping[str, Any]) -> None:
 def _check_count(label: str, value: Any) -> None:
     _check_type(label, value, int, "an integer")
     if not 0 <= value <= 2**62:  # far from where the core's 64-bit counts end
-        raise ValueError(f"{label} must be at least 0 and at most 2**62, not {short(value)}")
+        raise ValueError(f"{label} must be at least 0 and at most 2**62, got {short(value)}")
 
 
 def _check_option(label: str, name: str, value: Any, own: Any) -> None:
@@ -133,7 +147,7 @@ def _check_option(label: str, name: str, value: Any, own: Any) -> None:
         for index, (item, mine) in enumerate(zip(value, own)):
             _check_type(f"{label}, item {index},", item, type(mine), f"{mine!r}")
             if item != mine:
-                raise ValueError(f"{label}, item {index}, must be {mine!r}, not {short(item)}")
+                raise ValueError(f"{label}, item {index}, must be {mine!r}, got {short(item)}")
     elif isinstance(value, (list, tuple)):
         for item in value:
             _check_type(f"an item of {label}", item, (int, float), "a number")
@@ -147,15 +161,15 @@ def _check_entry(label: str, name: str, value: Any, own: Any) -> None:
         _check_type(label, value, kinds, "a NumPy array")
         dtype = value.dtype if isinstance(value, _Stored) else value.dtype.str
         if dtype != own.dtype.str:
-            raise ValueError(f"{label} must be of dtype {own.dtype.str!r}, not {dtype!r}")
+            raise ValueError(f"{label} must be of dtype {own.dtype.str!r}, got {dtype!r}")
         if value.shape != own.shape:
-            raise ValueError(f"{label} must have shape {own.shape}, not {value.shape}")
+            raise ValueError(f"{label} must have shape {own.shape}, got {value.shape}")
     elif name == "step":
         _check_count(label, value)
     else:
         _check_type(label, value, float, "a float")
         if not math.isfinite(value):
-            raise ValueError(f"{label} must be finite, not {value!r}")
+            raise ValueError(f"{label} must be finite, got {value!r}")
 
 
 def _labels(like: StateDict) -> dict[int, str]:
@@ -228,7 +242,7 @@ def replaced(path: PathLike) -> Iterator[IO[bytes]]:
 
 
 def _opened(temporary: Path, target: Path) -> IO[bytes]:
-    """A new file; what hinders it is said of the file that the caller wants."""
+    """Open a new file; report errors under the target's name."""
     try:
         return temporary.open("xb")
     except OSError as error:
@@ -316,9 +330,9 @@ def read(
             raise ValueError(f"cannot load {name!r}: {detail}") from error
 
 
-def _opened_to_read(name: str) -> _Frugal:
+def _opened_to_read(name: str) -> _BoundedReader:
     try:
-        return _Frugal(name)
+        return _BoundedReader(name)
     except OSError:
         if not (Path(name) / MANIFEST).is_file():
             raise
@@ -326,8 +340,8 @@ def _opened_to_read(name: str) -> _Frugal:
     raise IsADirectoryError(errno.EISDIR, why, name)
 
 
-class _Frugal(io.FileIO):
-    """A file from which little can be read at once: a directory of a million members or huge metadata, say."""
+class _BoundedReader(io.FileIO):
+    """File with a limit on single reads, against directories of a million members and huge metadata."""
 
     longest = 0
 
@@ -345,9 +359,9 @@ def _load(
 ) -> dict[str, Any]:
     infos = {info.filename: info for info in archive.infolist()}
     if len(infos) != len(archive.infolist()):
-        raise ValueError("it holds a member twice")
+        raise ValueError("duplicate archive member")
     if _SCALARS not in infos:
-        raise ValueError(f"onepass did not write it: it has no member {_SCALARS!r}")
+        raise ValueError(f"not a onepass checkpoint (missing member {_SCALARS!r})")
     found = _load_scalars(archive, infos[_SCALARS])
     wanted = {_member(*key): (*key, own) for key, own in _arrays(like).items()}
     for member, (index, name, _) in wanted.items():
@@ -375,13 +389,14 @@ def _load_scalars(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> dict[str, 
         found = json.loads(_exactly(member, info.file_size)[stored.start :])
     if not isinstance(found, dict) or not isinstance(found.get("state"), list):
         raise ValueError(f"{info.filename} holds no state dict")
-    return found | {"state": dict(enumerate(found["state"]))}
+    found = {**found, "state": dict(enumerate(found["state"]))}
+    return upgraded(found)  # type: ignore[no-any-return]
 
 
 def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Stored:
     """The header of a plain array. NumPy's own reader evaluates it, and of a damaged one warns or runs out of stack."""
     if info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{info.filename} is compressed, as onepass never does")
+        raise ValueError(f"{info.filename} is compressed; onepass checkpoints are stored uncompressed")
     with archive.open(info) as member:
         magic = _exactly(member, npy.MAGIC_LEN)
         length = int.from_bytes(_exactly(member, 2), "little")

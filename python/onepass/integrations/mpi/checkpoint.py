@@ -1,4 +1,4 @@
-"""The state of several ranks in files, and made into one."""
+"""State of several ranks: in files, and gathered."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from .. import checkpoint
-from ..arrays import Array, all_zeros_like, in_line
-from ..base import Optimizer
-from ..checkpoint import MANIFEST
-from ..shares import Chunk, Piece
-from . import needed
-from ._ranks import agree, by_rank
+from ... import _checkpoint
+from ..._allocate import all_zeros_like
+from ..._checkpoint import MANIFEST
+from ..._flatten import in_line
+from ..._optimizer import Optimizer
+from ..._types import Array
+from .. import needed
+from .agreement import agree, by_rank
+from .partition import Chunk, Piece
 
 with needed("mpi4py", "mpi"):
     from mpi4py import MPI
@@ -50,18 +52,18 @@ class Saved:
     def _check_whole(self) -> None:
         raise NotImplementedError
 
-    def averages(self) -> Any:
-        """The running averages, gathered, in the form of the parameters; None without ``ema``. Collective.
+    def gather_ema(self) -> Any:
+        """The running averages, gathered, in the form of the parameters; None without ``ema_decay``. Collective.
 
         Raises:
             MemoryError: no room; RuntimeError: another rank raised.
         """
         with self._lock:
-            has = self._optimizer.groups[0].ema is not None
-            states = self._gathered("averages", ["ema"] if has else [], None)
+            has = self._optimizer.groups[0].ema_decay is not None
+            states = self._gathered("gather_ema", ["ema"] if has else [], None)
             if not has:
                 return None
-            return self._whole._formed([state["ema"] for state in states])
+            return self._whole._record.like_input([state["ema"] for state in states])
 
     def state_dict(self) -> dict[str, Any]:
         """What the ordinary optimizer's ``state_dict`` would be, gathered on every rank. Collective.
@@ -81,8 +83,9 @@ class Saved:
         """
 
         def checked() -> dict[str, Any]:
-            checkpoint.check(state_dict, self._like_whole())
-            return self._piecewise(state_dict, self._cut)
+            upgraded = _checkpoint.upgraded(state_dict)
+            _checkpoint.check(upgraded, self._like_whole())
+            return self._piecewise(upgraded, self._cut)
 
         self._load("load_state_dict", checked)
 
@@ -110,7 +113,7 @@ class Saved:
                 states = self._gathered("save", self._state_names(), 0)
                 with self._together("save"):
                     if self._comm.rank == 0:
-                        checkpoint.write(path, self._said_of_whole(states))
+                        _checkpoint.write(path, self._said_of_whole(states))
             else:
                 self._save_set(folder)
 
@@ -124,7 +127,7 @@ class Saved:
         mine = folder / names[self._comm.rank]
         try:
             with self._together("save"):
-                checkpoint.write(mine, self._optimizer._snapshot())
+                _checkpoint.write(mine, self._optimizer._snapshot())
         except BaseException:
             with suppress(OSError):
                 mine.unlink()
@@ -138,7 +141,7 @@ class Saved:
                     "files": [{"name": name, "pieces": own} for name, own in zip(names, pieces)],
                 }
                 try:
-                    with checkpoint.replaced(folder / MANIFEST) as file:
+                    with _checkpoint.replaced(folder / MANIFEST) as file:
                         file.write(json.dumps(manifest).encode())
                 except BaseException:
                     with suppress(OSError):
@@ -166,7 +169,7 @@ class Saved:
             try:
                 if whole.is_dir():
                     return self._read_set(whole)
-                found = checkpoint.read(path, self._like_whole(), self._cut, self._staged)
+                found = _checkpoint.read(path, self._like_whole(), self._cut, self._staged)
                 return self._piecewise(found, lambda index, name, cut: cut)
             except TypeError as error:
                 raise ValueError(f"cannot load {os.fspath(path)!r}: {error}") from error
@@ -181,10 +184,10 @@ class Saved:
             try:
                 self._check_whole()
                 found = read()
-                checkpoint.check(found, self._optimizer._snapshot())
+                _checkpoint.check(found, self._optimizer._snapshot())
                 said = {
                     "checkpoint": zlib.crc32(
-                        checkpoint._scalars({**found, "state": {}, "param_groups": _options_of(found)})
+                        _checkpoint._scalars({**found, "state": {}, "param_groups": _options_of(found)})
                     )
                 }
             except BaseException as failed:
@@ -207,7 +210,7 @@ class Saved:
 
     def _state_names(self) -> list[str]:
         """Those of all state arrays of any parameter."""
-        return list(dict.fromkeys(name for state in self._optimizer._states for name in state))
+        return list(dict.fromkeys(name for state in self._optimizer._record.states for name in state))
 
     def _gathered(self, call: str, names: list[str], root: int | None) -> list[dict[str, Array]]:
         """Whole state arrays of these names, by parameter: on all ranks, or on one while the others' stay empty."""
@@ -229,7 +232,7 @@ class Saved:
                 has = {
                     piece.parameter
                     for piece in chunk.pieces
-                    if name in self._optimizer._states[self._first[piece.parameter]]
+                    if name in self._optimizer._record.states[self._first[piece.parameter]]
                 }
                 if not has:
                     continue
@@ -238,7 +241,7 @@ class Saved:
                 for index in part:
                     parameter, start, stop, at = self._pieces[index]
                     if parameter in has:
-                        mine[at - begin : at - begin + stop - start] = self._optimizer._states[index][name]
+                        mine[at - begin : at - begin + stop - start] = self._optimizer._record.states[index][name]
                 room = all_ranks[chunk.dtype][: chunk.size]
                 target = by_rank(room, chunk.counts())
                 if root is None:
@@ -255,7 +258,7 @@ class Saved:
         return [
             {
                 name: np.empty(array.shape, array.dtype, order)
-                for name in self._optimizer._states[self._first[index]]
+                for name in self._optimizer._record.states[self._first[index]]
                 if name in wanted
             }
             for index, (array, order) in enumerate(zip(self._params, self._orders))
@@ -265,7 +268,7 @@ class Saved:
         """The state dict of an ordinary optimizer with these arrays."""
         saved, names = self._optimizer._snapshot(), self._whole._snapshot()["param_groups"]
         named = [{key: own[key] for key in ("params", "param_names") if key in own} for own in names]
-        counts = [self._optimizer._counts(first) for first in self._first[:-1]]
+        counts = [self._optimizer._scalars(first) for first in self._first[:-1]]
         return {
             **saved,
             "state": {index: {**count, **state} for index, (count, state) in enumerate(zip(counts, states))},
@@ -312,7 +315,7 @@ class Saved:
         own = self._optimizer._snapshot()
         states: dict[int, dict[str, Any]] = {
             index: {name: self._staged(array) for name, array in state.items()}
-            for index, state in enumerate(self._optimizer._states)
+            for index, state in enumerate(self._optimizer._record.states)
         }
         first: dict[str, Any] = {}
         for name, pieces in files:
@@ -326,7 +329,7 @@ class Saved:
                     if low < high:
                         states[k][name][low - piece.start : high - piece.start] = array[low - start : high - start]
 
-            found = checkpoint.read(folder / name, like, take, self._staged)
+            found = _checkpoint.read(folder / name, like, take, self._staged)
             counts = {
                 piece.parameter: {key: value for key, value in found["state"][index].items() if value is not None}
                 for index, piece in enumerate(pieces)
@@ -334,7 +337,9 @@ class Saved:
             said = {**found, "state": counts, "param_groups": _options_of(found)}
             first = first or said
             if said != first:
-                raise ValueError(f"cannot load {str(folder)!r}: {name} is of another moment than {files[0][0]}")
+                raise ValueError(
+                    f"cannot load {str(folder)!r}: {name} belongs to a different checkpoint than {files[0][0]}"
+                )
         for index, piece in enumerate(self._pieces):
             states[index] |= first["state"][piece.parameter]
         return {**first, "state": states, "param_groups": self._with_pieces(first["param_groups"])}
@@ -362,7 +367,7 @@ class Saved:
             manifest = json.loads(data)
             version, parameters = manifest["version"], manifest["parameters"]
             if version != VERSION:
-                raise ValueError(f"version must be {VERSION}, not {version!r}")
+                raise ValueError(f"version must be {VERSION}, got {version!r}")
             for index, (found, own) in enumerate(zip(parameters, self._described())):
                 if found != own:
                     raise ValueError(f"parameter {index} was saved as {found}, here it is {own}")
@@ -371,7 +376,7 @@ class Saved:
             files = []
             for file in manifest["files"]:
                 if not _OURS.fullmatch(file["name"]):
-                    raise ValueError(f"{file['name']!r} is no name of a file of this set")
+                    raise ValueError(f"{file['name']!r} is not a file of this checkpoint")
                 pieces = [
                     Piece(operator.index(p), operator.index(a), operator.index(b), 0) for p, a, b in file["pieces"]
                 ]

@@ -1,23 +1,4 @@
-"""Data-parallel training on MPI (mpi4py): every process, a rank, keeps the optimizer's state of its own share alone.
-
-ZeRO's first stage: the gradients of all ranks are summed by a reduce-scatter that leaves each with the sum for its
-share of the elements, an ordinary optimizer steps the share, and an allgather hands the new weights to all. That sends
-no more than summing all gradients everywhere would, and the state is divided by the number of ranks.
-
-    mpiexec -n 4 python -m mpi4py train.py
-
-(``-m mpi4py`` so that an exception on one rank ends all of them, where they would wait for it forever.)
-
-Example:
-    >>> import numpy as np, onepass
-    >>> from mpi4py import MPI
-    >>> from onepass.integrations.mpi import ShardedOptimizer
-    >>> w = np.ones(3, np.float32)
-    >>> opt = ShardedOptimizer(MPI.COMM_SELF, onepass.AdamW, w, lr=0.5, weight_decay=0.0)
-    >>> opt.step(np.array([1, 0, -1], np.float32))  # on each rank its own gradients: their average counts
-    >>> w
-    array([0.5, 1. , 1.5], dtype=float32)
-"""
+"""The optimizer whose state is divided among ranks."""
 
 from __future__ import annotations
 
@@ -30,22 +11,24 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core, checks
-from ..arrays import Array, Params, address, checked_gradient, grouped, in_line, listed, one_array
-from ..base import Optimizer
-from ..checks import LearningRate, Nonfinite, Schedule
-from ..groups import Group
-from ..optimizers import SGD
-from ..shares import Piece, owners, shared_out
-from ..sparse import SparseRows
-from . import needed
-from ._ranks import OPTIONS, agree, by_rank, displacements, own_comm, share_processors
-from ._saved import Saved
+from ... import _checks, _core
+from ..._allocate import address
+from ..._flatten import in_line, one_array
+from ..._gradients import arrange, checked_gradient
+from ..._group import Group
+from ..._optimizer import Optimizer
+from ..._options import OPTIMIZER_CHECKS
+from ..._params import Form, as_list, normalize_params
+from ..._types import Array, LearningRate, Nonfinite, Params, Schedule
+from ...optimizers import SGD
+from ...sparse import SparseRows
+from .. import needed
+from .agreement import OPTIONS, agree, by_rank, displacements, own_comm, share_processors
+from .checkpoint import Saved
+from .partition import Piece, owners, shared_out
 
 with needed("mpi4py", "mpi"):
     from mpi4py import MPI
-
-__all__ = ["ShardedOptimizer"]
 
 _kept: list[Any] = []  # what MPI may still read and write for steps that broke off
 
@@ -102,7 +85,7 @@ class ShardedOptimizer(Saved):
     ) -> None:
         """Collective."""
         if not isinstance(comm, MPI.Intracomm):
-            raise TypeError(f"comm must be an mpi4py intracommunicator, not {type(comm).__name__}")
+            raise TypeError(f"comm must be an mpi4py intracommunicator, got {type(comm).__name__}")
         self._comm = own_comm(comm)
         self._lock = threading.RLock()
         self._broken = False
@@ -119,22 +102,23 @@ class ShardedOptimizer(Saved):
     def _make(self, kind: Any, params: Params, average: bool, chunk: int, options: dict[str, Any]) -> dict[str, Any]:
         """What a rank does alone at construction; what all ranks must say alike."""
         if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
-            raise TypeError(f"kind must be an optimizer's class, say onepass.AdamW, not {kind!r}")
-        self._average = checks.flag("average", average)
+            raise TypeError(f"kind must be an optimizer class such as onepass.AdamW, got {kind!r}")
+        self._average = _checks.flag("average", average)
         try:
             chunk = operator.index(chunk)
         except TypeError:
-            raise TypeError(f"chunk must be an integer, not {chunk!r}") from None
+            raise TypeError(f"chunk must be an integer, got {chunk!r}") from None
         if chunk < 1:
-            raise ValueError(f"chunk must be at least 1, not {chunk}")
+            raise ValueError(f"chunk must be at least 1, got {chunk}")
 
-        given: Any = params if isinstance(params, (np.ndarray, Mapping, tuple)) else listed("params", params)
-        form, groups = grouped(given)
-        if form is form.sequence and any(isinstance(item, Mapping) for item in given):
-            given = [{"params": list(named.values())} for named, _ in groups]
+        given: Any = params if isinstance(params, (np.ndarray, Mapping, tuple)) else as_list("params", params)
+        form, groups = normalize_params(given)
+        if not isinstance(given, (np.ndarray, Mapping)) and any(isinstance(item, Mapping) for item in given):
+            own_params = [named if form is Form.mapping else [*named.values()] for named, _ in groups]
+            given = [{"params": each} for each in own_params]
         # It has no state, and knows the parameters' names, forms and errors.
         self._whole = SGD(given, lr=0.0)
-        self._params = [np.asarray(array) for array in self._whole._params]
+        self._params = [np.asarray(array) for array in self._whole._record.params]
         self._orders: list[Any] = ["C" if array.flags.c_contiguous else "F" for array in self._params]
         kinds = [(array.dtype, array.size) for array in self._params]
         ranks, rank = self._comm.size, self._comm.rank
@@ -190,7 +174,7 @@ class ShardedOptimizer(Saved):
         self._rank_blocks = np.bincount(found, minlength=ranks)
         self._block_counts = [-(-array.size // _core.norm_block) for array in self._params]
 
-        labels = [self._whole._parameter(key, form) for key in self._whole._keys]
+        labels = [self._whole._record.label(index) for index in range(len(self._params))]
         return {
             "optimizer": kind.__name__,
             "parameters": [
@@ -200,12 +184,12 @@ class ShardedOptimizer(Saved):
             "sizes of groups": str([len(named) for named, _ in groups]),
             "options": [
                 *(each for index, group in enumerate(self._optimizer.groups) for each in _said(index, group)),
-                *(f"{name}={getattr(self._optimizer, name)!r}" for name in checks.WHOLE),
+                *(f"{name}={getattr(self._optimizer, name)!r}" for name in OPTIMIZER_CHECKS),
                 f"average={self._average}",
                 f"chunk={chunk}",
             ],
             "values": [
-                f"values in {label} that rank 0 has not (make them equal first, say with comm.Bcast): checksum "
+                f"values in {label} that differ from rank 0 (broadcast them first, as with comm.Bcast): checksum "
                 f"{zlib.crc32(line.view(np.uint8)):08x}"
                 for label, line in zip(labels, self._lines)
             ],
@@ -252,25 +236,25 @@ class ShardedOptimizer(Saved):
 
     def _check_whole(self) -> None:
         if self._broken:
-            raise RuntimeError("an earlier step or load broke off in the middle, on this rank: make a new optimizer")
+            raise RuntimeError("a previous step or load failed part-way on this rank: create a new optimizer")
 
     def _take(self, grads: Any, grad_scale: float) -> None:
         """Check this rank's gradients."""
-        whole = self._whole
-        self._scale = checks.finite("grad_scale", grad_scale) / (self._comm.size if self._average else 1)
-        arranged = [grads] if whole._form is whole._form.array else whole._arrange(grads)
+        whole, record = self._whole, self._whole._record
+        self._scale = _checks.finite("grad_scale", grad_scale) / (self._comm.size if self._average else 1)
+        arranged = [grads] if record.form is Form.array else arrange(record, grads)
         self._missing = [grad is None for grad in arranged]
         self._given = []
         for index, grad in enumerate(arranged):
-            if not whole._params[index].flags.writeable:
+            if not record.params[index].flags.writeable:
                 whole._parameter_changed(index, True)
             if grad is None:
                 self._given.append(None)
                 continue
-            label = whole._label(index)
+            label = record.gradient_label(index)
             if isinstance(grad, SparseRows):
                 raise TypeError(f"{label} is given by rows, which ranks cannot share: pass the whole gradient")
-            array = checked_gradient(label, grad, whole._shapes[index])
+            array = checked_gradient(label, grad, record.shapes[index])
             self._given.append(array.copy() if self._overlaps(array) else array)
         self._given_flat = {}
         for dtype in self._flat:
@@ -298,7 +282,7 @@ class ShardedOptimizer(Saved):
     def _agree(self, digest: int, whole: bool) -> None:
         """All is ready on this rank; wait until it is on the others."""
         optimizer = self._optimizer
-        missing = [self._whole._label(index) for index, none in enumerate(self._missing) if none]
+        missing = [self._whole._record.gradient_label(index) for index, none in enumerate(self._missing) if none]
         said = {
             "step": optimizer.step_count + 1,
             "None as": str(missing),
@@ -307,7 +291,7 @@ class ShardedOptimizer(Saved):
             "nonfinite": optimizer.nonfinite,
             OPTIONS: digest,
         }
-        self._agreed = self._changing = True  # from here on a rank that leaves leaves the others behind
+        self._agreed = self._changing = True  # past this point, a failing rank leaves the others waiting
         try:
             agree(self._comm, "step", None, said)
         except (RuntimeError, ValueError) as refused:  # on all ranks, unless MPI itself failed
@@ -432,7 +416,7 @@ class ShardedOptimizer(Saved):
     @property
     def share(self) -> list[tuple[Any, int, int]]:
         """The elements of this rank's share: a parameter's name or index, and where in its memory they begin, end."""
-        return [(self._whole._keys[index], start, stop) for index, start, stop, _ in self._pieces]
+        return [(self._whole._record.keys[index], start, stop) for index, start, stop, _ in self._pieces]
 
     @property
     def params(self) -> Any:

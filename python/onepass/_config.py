@@ -1,4 +1,4 @@
-"""What this copy of onepass is made of, and what it uses on this machine."""
+"""Configuration of the build and of this process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from . import _core
 
 
 def config() -> dict[str, Any]:
-    """How onepass was built and what it uses here.
+    """Return how onepass was built and what it uses on this machine.
 
     Returns:
         ``version``; ``compiler``; ``instruction_sets``, those built in; ``usable_instruction_sets``, those that this
@@ -40,7 +40,7 @@ def config() -> dict[str, Any]:
 
 
 def set_num_threads(count: int) -> None:
-    """Let steps use that many threads, from the next one on, in this process and those that it forks.
+    """Set the maximum number of threads of a step, from the next one on, in this process and its forks.
 
     Small steps use fewer. The bits of the result do not depend on it. At import it is the number in the environment
     variable ``ONEPASS_NUM_THREADS``, else ``OMP_NUM_THREADS``; else 1 where NumPy's BLAS keeps the processors busy
@@ -64,14 +64,14 @@ def set_num_threads(count: int) -> None:
     try:
         number = operator.index(count)
     except TypeError:
-        raise TypeError(f"the number of threads must be an integer, not {count!r}") from None
+        raise TypeError(f"the number of threads must be an integer, got {count!r}") from None
     if not 1 <= number <= 4096:
-        raise ValueError(f"the number of threads must be at least 1 and at most 4096, not {number}")
+        raise ValueError(f"the number of threads must be at least 1 and at most 4096, got {number}")
     _core.set_num_threads(number)
 
 
 def get_num_threads() -> int:
-    """How many threads a step may use: see `set_num_threads`.
+    """Return the maximum number of threads of a step: see `set_num_threads`.
 
     Example:
         >>> import onepass

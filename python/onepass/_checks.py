@@ -1,0 +1,161 @@
+"""Checks of options, which return the value to keep or raise, and of arrays, which raise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Set
+from itertools import pairwise
+from typing import Any, SupportsFloat
+
+import numpy as np
+
+from ._allocate import address
+from ._types import Array, Average, Betas, Check, EpsMode, LearningRate, Nonfinite, Schedule
+
+
+def plural(number: int, noun: str) -> str:
+    """Return the number with its noun: "1 parameter", "2 parameters"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def finite(name: str, value: SupportsFloat) -> float:
+    """A finite number."""
+    strange = isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind not in "biuf"
+    if strange or isinstance(value, (str, bytes, bytearray, memoryview)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    try:
+        number = float(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    except (ValueError, OverflowError):
+        raise ValueError(f"{name} must be a finite number, got {value!r}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    return number
+
+
+def non_negative(name: str, value: SupportsFloat) -> float:
+    """A finite number, 0 or more."""
+    number = finite(name, value)
+    if number < 0:
+        raise ValueError(f"{name} must be at least 0, got {value!r}")
+    return number
+
+
+def unit_interval_open(name: str, value: SupportsFloat) -> float:
+    """A number in [0, 1)."""
+    number = finite(name, value)
+    if not 0 <= number < 1:
+        raise ValueError(f"{name} must be at least 0 and less than 1, got {value!r}")
+    return number
+
+
+def unit_interval(name: str, value: SupportsFloat) -> float:
+    """A number in [0, 1]."""
+    number = finite(name, value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name} must be at least 0 and at most 1, got {value!r}")
+    return number
+
+
+def learning_rate(name: str, value: LearningRate) -> float | Schedule:
+    """A number, 0 or more, or a function of the step."""
+    return value if callable(value) else non_negative(name, value)
+
+
+def betas(name: str, value: Betas) -> tuple[float, float]:
+    """A pair of numbers in [0, 1)."""
+    if isinstance(value, (str, bytes, Mapping, Set)):
+        raise TypeError(f"{name} must be a pair of numbers, got {value!r}")
+    try:
+        values = tuple(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a pair of numbers, got {value!r}") from None
+    if len(values) != 2:
+        raise ValueError(f"{name} must be a pair of numbers, got {value!r}")
+    return unit_interval_open(f"{name}[0]", values[0]), unit_interval_open(f"{name}[1]", values[1])
+
+
+def flag(name: str, value: bool) -> bool:
+    """True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def one_of(*choices: str) -> Check:
+    """Return the check that a value is one of these words."""
+
+    def check(name: str, value: Any) -> str:
+        message = f"{name} must be {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, got {value!r}"
+        if not isinstance(value, str):
+            raise TypeError(message)
+        if value not in choices:
+            raise ValueError(message)
+        return value
+
+    return check
+
+
+eps_mode: Callable[[str, EpsMode], EpsMode] = one_of("paper", "hat")
+nonfinite: Callable[[str, Nonfinite], Nonfinite] = one_of("propagate", "skip", "raise")
+
+
+def positive_or_none(name: str, value: SupportsFloat | None) -> float | None:
+    """A number above 0, which may be infinite, or None."""
+    if value is None:
+        return None
+    number = math.inf if isinstance(value, (float, np.floating)) and value == math.inf else finite(name, value)
+    if number <= 0:
+        raise ValueError(f"{name} must be above 0 or None, got {value!r}")
+    return number
+
+
+def ema_decay(name: str, value: Average) -> float | Schedule | None:
+    """A decay in [0, 1), a function of the step that returns one, or None."""
+    return value if value is None or callable(value) else unit_interval_open(name, value)
+
+
+# ---- Arrays ----
+
+
+def check_storage(label: str, array: Any) -> None:
+    """Refuse anything that cannot be updated in place."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{label} must be a NumPy array, got {type(array).__name__}")
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{label} is a masked array, whose mask would be ignored: pass its .data")
+    array = np.asarray(array)  # subclasses may override these attributes
+    if not array.dtype.isnative:
+        raise TypeError(f"{label} must be in native byte order, got {array.dtype.str!r}: pass a converted copy")
+    if array.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{label} must be of dtype float32 or float64, got {array.dtype.name}")
+    if not array.flags.writeable:
+        raise ValueError(f"{label} is read-only: pass a writeable array or a copy")
+    if not array.flags.forc:
+        raise ValueError(f"{label} is not contiguous: pass a contiguous array (see numpy.ascontiguousarray)")
+    if not array.flags.aligned:
+        raise ValueError(f"{label} is not aligned to its dtype: pass a copy")
+
+
+def check_disjoint(arrays: list[tuple[str, Array]]) -> None:
+    """Refuse contiguous arrays that share memory; each comes with its label."""
+    plain = [(label, np.asarray(array)) for label, array in arrays]
+    extents = sorted((address(array), array.nbytes, label) for label, array in plain if array.size)
+    for (start, size, label), (next_start, next_size, next_label) in pairwise(extents):
+        if (start, size) == (next_start, next_size):
+            raise ValueError(f"{next_label} is the same memory as {label}: pass it once")
+        if next_start < start + size:
+            raise ValueError(f"{next_label} overlaps {label} in memory: pass arrays that share nothing, or a copy")
+
+
+def real_floating(label: str, array: Any) -> None:
+    """Refuse anything but an array of real floating-point numbers."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{label} must be a NumPy array of real floating-point numbers, got {type(array).__name__}")
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{label} is a masked array, whose mask would be ignored: pass its .filled(0)")
+    if array.dtype.kind != "f":
+        raise TypeError(
+            f"{label} must be of a real floating-point dtype, got {array.dtype}: use .astype(numpy.float32)"
+        )

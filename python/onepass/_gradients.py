@@ -1,0 +1,115 @@
+"""Gradients: conversion to arrays that the core can read, where its fast path ends, and the errors of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ._allocate import zeros_like
+from ._checks import non_negative, plural, real_floating, unit_interval_open
+from ._group import Group, evaluate_schedule
+from ._params import Form, ParameterRecord
+from ._types import Array
+from .sparse import SparseRows, coalesced
+
+
+def arrange(record: ParameterRecord, grads: Any) -> list[Any]:
+    """Return the gradients as one list, in the order of the parameters."""
+    keys = record.keys
+    if record.form is Form.mapping:
+        if not isinstance(grads, Mapping):
+            raise TypeError(f"the gradients must be a mapping, as the parameters were, got {type(grads).__name__}")
+        missing = [key for key in keys if key not in grads]
+        unexpected = [key for key in grads if key not in record.index]
+        if missing or unexpected:
+            wrong = [f"missing {missing}"] * bool(missing) + [f"unexpected {unexpected}"] * bool(unexpected)
+            raise ValueError(f"gradient names do not match the parameters: {', '.join(wrong)}")
+        return [grads[key] for key in keys]
+    if isinstance(grads, (np.ndarray, SparseRows, Mapping, str, bytes)) or not isinstance(grads, Iterable):
+        hint = ": pass [gradient]" if isinstance(grads, (np.ndarray, SparseRows)) and len(keys) == 1 else ""
+        raise TypeError(f"the gradients must be a sequence, as the parameters were, got {type(grads).__name__}{hint}")
+    arranged = list(grads)
+    if len(arranged) != len(keys):
+        hint = _flat_hint(record, *arranged) or "pass None to skip a parameter"
+        raise ValueError(f"expected {plural(len(keys), 'gradient')}, got {len(arranged)} ({hint})")
+    return arranged
+
+
+def _flat_hint(record: ParameterRecord, *grads: Any) -> str:
+    """Return a hint for gradients that are nested as the groups are."""
+    nested = len(record.groups) > 1 and any(isinstance(grad, (list, tuple)) for grad in grads)
+    return "gradients come as one flat sequence, in the order of the groups" if nested else ""
+
+
+def convert(
+    record: ParameterRecord, index: int, grad: Any, scratch: dict[int, Array], fits: Callable[[int, Any], bool]
+) -> Array | tuple[Array, Array]:
+    """Return a gradient that the core can read: itself where it fits, or a copy in scratch memory; rows as a pair."""
+    label = record.gradient_label(index)
+    if isinstance(grad, SparseRows):
+        return coalesced(label, grad, record.params[index])
+    if isinstance(grad, (list, tuple, Mapping)):
+        single = "pass the gradient itself, as the parameter was" if record.form is Form.array else ""
+        if hint := single or _flat_hint(record, grad):
+            raise TypeError(f"{label} must be a NumPy array, got {type(grad).__name__}: {hint}")
+    array = checked_gradient(label, grad, record.shapes[index])
+    if fits(index, array):
+        return array
+    if index not in scratch:
+        scratch[index] = zeros_like(record.params[index])
+    return cast_into(scratch[index], array)
+
+
+def checked_gradient(label: str, grad: Any, shape: tuple[int, ...]) -> Array:
+    """Return the gradient as a plain array, or raise."""
+    if isinstance(grad, np.floating):
+        grad = np.asarray(grad)
+    real_floating(label, grad)
+    plain: Array = np.asarray(grad)  # subclasses may override these attributes
+    if plain.shape != shape:
+        raise ValueError(f"{label}: expected shape {shape}, got {plain.shape}")
+    return plain
+
+
+def cast_into(scratch: Array, grad: Array) -> Array:
+    """Copy the gradient into the scratch array, in its dtype and order, and return it."""
+    with np.errstate(all="ignore"):  # a value too large for the dtype becomes infinite, as in any cast
+        np.copyto(scratch, grad, casting="same_kind")
+    return scratch
+
+
+def scheduled_rates(group: Group, number: int, t: int) -> tuple[float, float]:
+    """Return the learning rate of a group at step t, and the decay of its average."""
+    options = group._values  # at one moment: another thread may be setting options
+    lr = evaluate_schedule(f"the schedule of group {number}", options["lr"], "lr", non_negative, t)
+    if options["ema_decay"] is None:
+        return lr, 0.0
+    label = f"the ema_decay of group {number}"
+    return lr, evaluate_schedule(label, options["ema_decay"], "ema_decay", unit_interval_open, t)
+
+
+# ---- Errors that the core notices and does not word ----
+
+
+def overflow(record: ParameterRecord, index: int, t: int, grad_scale: float) -> ValueError:
+    """Return the error of coefficients that overflow a parameter's dtype."""
+    array = record.params[index]
+    group = next(group for group in record.groups if any(param is array for param in group.params))
+    return ValueError(
+        f"a coefficient made from the options overflows {array.dtype} at step {t} of {record.label(index)}: use "
+        f"smaller numbers, or float64 parameters (grad_scale={grad_scale!r}, {group!r})"
+    )
+
+
+def nonfinite_gradient(record: ParameterRecord, index: int) -> FloatingPointError:
+    """Return the error of a gradient that is not finite."""
+    label = record.gradient_label(index)
+    return FloatingPointError(f"{label} is not finite, or its squares are not; nothing has changed")
+
+
+def parameter_changed(record: ParameterRecord, index: int, same_memory: bool) -> ValueError:
+    """Return the error of a parameter that is no longer what it was."""
+    change = "was made read-only" if same_memory else "was reallocated"
+    return ValueError(f"{record.label(index)} {change} after the optimizer was created: create a new optimizer")

@@ -1,0 +1,182 @@
+"""Groups of parameters with options of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, SupportsFloat
+
+from ._core import CommonOptions
+from ._core import Group as CoreGroup
+from ._options import OPTIMIZER_CHECKS, Option, Spec, suggestion
+from ._types import Array, Average, Betas, Check, EpsMode, LearningRate
+
+
+class Group(Mapping[str, Any]):
+    """Some of an optimizer's parameters, with their options as attributes (or, as in PyTorch, as items).
+
+    An assignment checks the value and takes effect at the next step. Options that determine which state buffers exist
+    (``amsgrad``, ``centered``, ``momentum`` on or off, ``ema_decay`` on or off) are fixed at construction.
+
+    Example:
+        >>> import numpy as np, onepass
+        >>> opt = onepass.AdamW(np.zeros(3, np.float32), lr=0.1)
+        >>> opt.groups[0].weight_decay = 0.05
+        >>> opt.groups[0]["lr"] *= 0.5
+        >>> opt.groups[0]
+        Group(lr=0.05, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.05, amsgrad=False, bias_correction=True, \
+eps_mode='paper', maximize=False, clip_value=None, ema_decay=None)
+    """
+
+    __slots__ = ("_core", "_params", "_spec", "_values")
+
+    _core: CoreGroup
+    _params: tuple[Array, ...]
+    _spec: Spec
+    _values: Mapping[str, Any]
+
+    # The options of all optimizers, for type checkers; a group has those of its own. A rate is a number or a function.
+    lr: Option[Any, LearningRate]
+    betas: Option[tuple[float, float], Betas]
+    eps: Option[float, SupportsFloat]
+    weight_decay: Option[float, SupportsFloat]
+    amsgrad: Option[bool, bool]
+    bias_correction: Option[bool, bool]
+    eps_mode: Option[EpsMode, EpsMode]
+    alpha: Option[float, SupportsFloat]
+    rho: Option[float, SupportsFloat]
+    momentum: Option[float, SupportsFloat]
+    dampening: Option[float, SupportsFloat]
+    nesterov: Option[bool, bool]
+    centered: Option[bool, bool]
+    momentum_decay: Option[float, SupportsFloat]
+    decoupled_weight_decay: Option[bool, bool]
+    lr_decay: Option[float, SupportsFloat]
+    initial_accumulator_value: Option[float, SupportsFloat]
+    maximize: Option[bool, bool]
+    clip_value: Option[float | None, SupportsFloat | None]
+    ema_decay: Option[Any, Average]
+
+    def __init__(self, spec: Spec, params: list[Array], options: Mapping[str, Any]) -> None:
+        if unknown := [name for name in options if name not in spec.checks]:
+            rest = suggestion(unknown[0], spec.checks)
+            if unknown[0] in OPTIMIZER_CHECKS:
+                rest = ": it applies to the whole optimizer"
+            raise TypeError(f"unexpected option {unknown[0]!r} of a group of {spec.name}{rest}")
+        values = {name: check(name, options[name]) for name, check in spec.checks.items()}
+        spec.validate(values)
+        object.__setattr__(self, "_spec", spec)
+        object.__setattr__(self, "_values", values)
+        object.__setattr__(self, "_params", tuple(params))
+        object.__setattr__(self, "_core", CoreGroup(spec.rule_name(values), *self._numbers(values)))
+
+    @property
+    def params(self) -> list[Array]:
+        """The parameters of this group."""
+        return list(self._params)
+
+    def _numbers(self, values: Mapping[str, Any]) -> tuple[list[float], CommonOptions]:
+        """Return checked options as the core takes them: those of the rule, and those that every rule shares."""
+        clip_value = values["clip_value"]
+        lr, ema_decay, scheduled = _rates(values)
+        return self._spec.numbers(values), CommonOptions(
+            lr=lr,
+            weight_decay=values["weight_decay"],
+            clip_value=math.inf if clip_value is None else clip_value,
+            ema_decay=ema_decay,
+            decoupled=self._spec.is_decoupled(values),
+            maximize=values["maximize"],
+            averaged=values["ema_decay"] is not None,
+            scheduled=scheduled,
+        )
+
+    def _changed(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options with these changes, checked."""
+        spec, old = self._spec, self._values
+        if unknown := [name for name in changes if name not in old]:
+            raise AttributeError(f"a group of {spec.name} has no option {unknown[0]!r}{suggestion(unknown[0], old)}")
+        values = {**old, **{name: spec.checks[name](name, value) for name, value in changes.items()}}
+        spec.validate(values)
+        if spec.buffers(values) != spec.buffers(old):
+            fixed = (name for name in changes if spec.buffers({**old, name: values[name]}) != spec.buffers(old))
+            raise AttributeError(
+                f"{next(fixed)} cannot be changed after construction: it determines which state buffers exist"
+            )
+        return values
+
+    def _set(self, changes: Mapping[str, Any]) -> None:
+        """Change options: all of them or, when it raises, none."""
+        initial = self._spec.initial
+        done = False
+        while not done:  # another thread may be setting another option
+            known = self._values
+            if changes.keys() == {"lr"}:  # fast path: schedulers set only lr, before every step
+                values = {**known, "lr": self._spec.checks["lr"]("lr", changes["lr"])}
+                lr, _, scheduled = _rates(values)
+                done = self._core.set_lr(lr, scheduled, self, known, values)
+                continue
+            values = self._changed(changes)
+            if initial and values[initial] != known[initial]:
+                raise AttributeError(
+                    f"{initial} cannot be changed after construction: it only affects the initial state"
+                )
+            done = self._core.set(*self._numbers(values), self, known, values)
+
+    if not TYPE_CHECKING:  # checkers would take these for a sign that every name is an option
+
+        def __getattr__(self, name: str) -> Any:
+            if name in Group.__slots__ or name not in self._values:  # a slot comes here only while it is empty
+                raise AttributeError(f"there is no option {name!r}")
+            return self._values[name]
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            self._set({name: value})
+
+    def __getitem__(self, name: str) -> Any:
+        return self.params if name == "params" else self._values[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._set({name: value})
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["params", *self._values])
+
+    def __len__(self) -> int:
+        return 1 + len(self._values)
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a group is part of its optimizer: copy or pickle the optimizer")
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._values]
+
+    def __repr__(self) -> str:
+        return f"Group({', '.join(f'{name}={value!r}' for name, value in self._values.items())})"
+
+
+def _rates(values: Mapping[str, Any]) -> tuple[float, float, bool]:
+    """Return the learning rate and the average's decay, 0 for a function of the step, and whether there is one."""
+    lr, ema_decay = values["lr"], values["ema_decay"]
+    scheduled = callable(lr), callable(ema_decay)
+    return 0.0 if scheduled[0] else lr, 0.0 if ema_decay is None or scheduled[1] else ema_decay, any(scheduled)
+
+
+def evaluate_schedule(label: str, schedule: Any, name: str, check: Check, t: int) -> float:
+    """Evaluate a schedule at step t; return numbers unchanged."""
+    if not callable(schedule):
+        return schedule  # type: ignore[no-any-return]
+    try:
+        value = schedule(t)
+    except MemoryError:  # which is not the schedule's fault
+        raise
+    except Exception as error:
+        raise ValueError(f"{label} failed at step {t}: {error!r}") from error
+    try:
+        return check(name, value)  # type: ignore[no-any-return]
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{label} returned {value!r} at step {t}: {error}") from error

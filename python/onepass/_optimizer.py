@@ -1,0 +1,362 @@
+"""Base class of the optimizers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Iterator, Mapping
+from copy import deepcopy
+from typing import Any, ClassVar, SupportsFloat
+
+from . import _checks, _core, _gradients, _state_dict
+from ._allocate import state_folder
+from ._group import Group
+from ._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS, Option, Spec, suggestion
+from ._params import Form, GroupParams, ParameterRecord, create_groups, group_params, initial_states, normalize_params
+from ._types import Array, Nonfinite, Params
+
+
+class _State(Mapping[Any, "dict[str, Any]"]):
+    """Each parameter's state: its step count and live views of its arrays."""
+
+    __slots__ = ("_optimizer",)
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+
+    def __getitem__(self, key: Hashable) -> dict[str, Any]:
+        record = self._optimizer._record
+        index = record.index[key]
+        arrays = {name: array.view() for name, array in record.states[index].items() if name != "ema"}
+        return self._optimizer._scalars(index) | arrays
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._optimizer._record.keys)
+
+    def __len__(self) -> int:
+        return len(self._optimizer._record.keys)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+class Optimizer(_core.Optimizer):
+    """Shared base class of `Adam`, `SGD` and the other optimizers."""
+
+    __slots__ = ("_flush_denormals", "_record", "_scratch", "_state_folder")
+
+    _spec: ClassVar[Spec]  # by the decorator `declare`
+    _record: ParameterRecord  # replaced by the core in the moment in which it takes a group
+
+    lr = Option(_checks.learning_rate)
+    weight_decay = Option(_checks.non_negative)
+    maximize = Option(_checks.flag)
+    clip_value = Option(_checks.positive_or_none)
+    ema_decay = Option(_checks.ema_decay)
+
+    def __init__(self, params: Params, **options: Any) -> None:
+        name, spec = type(self).__name__, getattr(type(self), "_spec", None)
+        if spec is None:
+            raise TypeError("Optimizer is abstract: use a subclass such as onepass.Adam")
+        if hasattr(self, "_record"):
+            raise RuntimeError(f"this {name} is already initialized: create another one, or use add_group")
+        valid = [*spec.checks, *OPTIMIZER_CHECKS]
+        if unknown := [option for option in options if option not in valid]:
+            hint = suggestion(unknown[0], valid)
+            raise TypeError(f"{name}() got an unexpected keyword argument {unknown[0]!r}{hint}")
+        options = {**COMMON_DEFAULTS, **options}
+        form, groups = normalize_params(params)
+        whole = {option: check(option, options[option]) for option, check in OPTIMIZER_CHECKS.items()}
+        defaults = {option: options[option] for option in spec.checks}
+        self._init(form, isinstance(params, tuple), [(named, defaults | own) for named, own in groups], whole)
+
+    def _init(self, form: Form, as_tuple: bool, groups: list[GroupParams], options: Mapping[str, Any]) -> None:
+        self._state_folder = state_folder()
+        self._flush_denormals = options["flush_denormals"]
+        _core.Optimizer.__init__(self, self._flush_denormals, self._state_folder is not None)
+        self._scratch: dict[int, Array] = {}
+        self._record = ParameterRecord(form, as_tuple and len(groups) == 1)
+        self.clip_norm = options["clip_norm"]
+        self.nonfinite = options["nonfinite"]
+        self._register(form, groups)
+
+    def _register(self, form: Form, groups: list[GroupParams]) -> None:
+        """Register groups: all of them or, when it raises, none."""
+        created = create_groups(self._record, form, groups, self._spec)
+        all_states = [initial_states(group, self._spec, self._state_folder) for group in created]
+        for group, (named, _), states in zip(created, groups, all_states):
+            record = self._record.with_group(form, group, [*named], states)
+            averages = [state.get("ema") for state in states]
+            arrays = [[array for name, array in state.items() if name != "ema"] for state in states]
+            self._add_group(form, group._core, [*named], group.params, arrays, averages, {"_record": record})
+
+    def add_group(self, params: Params, **options: Any) -> None:
+        """Add parameters, with options of their own.
+
+        From the next step on their gradients come behind those of the others, in one sequence; where parameters have
+        names, under their names.
+
+        Args:
+            params: as at construction: an array or a sequence, or a mapping where the first parameters came as one.
+            options: those that differ from the first group's.
+
+        Raises:
+            TypeError, ValueError: as at construction. Nothing has changed.
+
+        Example:
+            >>> import numpy as np, onepass
+            >>> w, b = np.ones(2, np.float32), np.ones(2, np.float32)
+            >>> opt = onepass.SGD(w, lr=0.5)
+            >>> opt.add_group(b, lr=0.25)
+            >>> opt.step([np.ones(2, np.float32), np.ones(2, np.float32)])
+            >>> b
+            array([0.75, 0.75], dtype=float32)
+        """
+        if isinstance(params, Mapping) and "params" in params:  # PyTorch's way
+            raise TypeError("add_group takes the parameters, and their options as arguments: add_group(params, lr=...)")
+        form: Form
+        items: Any
+        if self._record.form is Form.mapping:
+            if not isinstance(params, Mapping):
+                raise TypeError("the parameters have names: add a mapping of names to arrays")
+            form, items = Form.mapping, dict(params)
+        else:
+            form, items = Form.sequence, group_params(params)
+        if not items:
+            raise ValueError("params holds no parameters")
+
+        def add() -> None:
+            record = self._record
+            named = items if form is Form.mapping else dict(enumerate(items, len(record.params)))
+            self._register(form, [(named, {**record.groups[0]._values, **options})])
+
+        self._locked(add)
+
+    @property
+    def params(self) -> Any:
+        """The parameters, in the form in which they came; with groups one list of all."""
+        return self._record.like_input(self._record.params)
+
+    @property
+    def ema(self) -> Any:
+        """The running averages of the parameters, live, in the parameters' form; None without ``ema_decay``."""
+        record = self._record
+        if record.groups[0].ema_decay is None:
+            return None
+        return record.like_input([state["ema"].view() for state in record.states])
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups of parameters: their options can be read and set. `add_group` adds one."""
+        return self._record.groups
+
+    @property
+    def param_groups(self) -> tuple[Group, ...]:
+        """The same as `groups`, under PyTorch's name: ``opt.param_groups[0]["lr"] = 0.1``."""
+        return self._record.groups
+
+    @property
+    def clip_norm(self) -> float | None:
+        """The limit to which the global norm of the gradients is scaled down, or None."""
+        return None if self._clip_norm == _core.no_clip_norm else self._clip_norm
+
+    @clip_norm.setter
+    def clip_norm(self, value: SupportsFloat | None) -> None:
+        self._clip_norm = _state_dict.core_clip_norm(_checks.positive_or_none("clip_norm", value))
+
+    @property
+    def nonfinite(self) -> Nonfinite:
+        """The treatment of gradients that are not finite: ``"propagate"``, ``"skip"`` or ``"raise"``."""
+        return self._nonfinite.name  # type: ignore[return-value]
+
+    @nonfinite.setter
+    def nonfinite(self, value: Nonfinite) -> None:
+        self._nonfinite = _core.Optimizer._Nonfinite[_checks.nonfinite("nonfinite", value)]
+
+    @property
+    def flush_denormals(self) -> bool:
+        """True if subnormal numbers count as zero while stepping."""
+        return bool(self._flush_denormals)
+
+    @property
+    def state(self) -> Mapping[Any, dict[str, Any]]:
+        """Each parameter's state under its name or index: ``"step"`` and live views of the arrays.
+
+        Returns a fresh dict: writing to the arrays changes the state; adding keys does not.
+
+        Example:
+            >>> import numpy as np, onepass
+            >>> opt = onepass.Adam({"w": np.zeros(2, np.float32)})
+            >>> opt.step({"w": np.array([1, 2], np.float32)})
+            >>> opt.state["w"]["step"], opt.state["w"]["exp_avg"]
+            (1, array([0.1, 0.2], dtype=float32))
+        """
+        return _State(self)
+
+    def _scalars(self, index: int) -> dict[str, Any]:
+        """Return a parameter's state other than arrays."""
+        return {"step": self._parameter_step(index)} | dict.fromkeys(self._spec.scalars, self._mu_product(index))
+
+    def __repr__(self) -> str:
+        groups, params = self._record.groups, self._record.params
+        set_options = {name: getattr(self, name) for name in OPTIMIZER_CHECKS}
+        defaults: Mapping[str, Any] = COMMON_DEFAULTS
+        text = "".join(f", {name}={x!r}" for name, x in set_options.items() if x != defaults[name])
+        own = repr(groups[0]).removeprefix("Group(").removesuffix(")") if len(groups) == 1 else ""
+        text = f", {own}{text}" if own else f"{text}, {[*groups]!r}"
+        elements = sum(array.size for array in params)
+        size = f"{_checks.plural(len(params), 'parameter')}, {_checks.plural(elements, 'element')}"
+        return f"{type(self).__name__}({size}{text})"
+
+    # ---- Saving, loading and copying: see _state_dict.py ----
+
+    def _snapshot(self) -> dict[str, Any]:
+        """Return the state dict, with the live arrays."""
+        names = ("step_count", "skipped", "clip_norm", "nonfinite")
+        optimizer = {"optimizer": type(self).__name__, **{name: getattr(self, name) for name in names}}
+        scalars = [self._scalars(index) for index in range(len(self._record.keys))]
+        return _state_dict.snapshot(self._record, optimizer, scalars)  # type: ignore[no-any-return]
+
+    def state_dict(self) -> dict[str, Any]:
+        """State, step counts, options and averages, copied: a dict of arrays, numbers and strings in PyTorch's layout.
+
+        The parameters themselves are not in it, and a callable ``lr`` or ``ema_decay`` is None.
+
+        Example:
+            >>> import numpy as np, onepass
+            >>> opt = onepass.SGD(np.zeros(2, np.float32), lr=0.5, momentum=0.9)
+            >>> opt.step(np.ones(2, np.float32))
+            >>> opt.state_dict()["state"]
+            {0: {'step': 1, 'momentum_buffer': array([1., 1.], dtype=float32)}}
+        """
+        return self._locked(lambda: _state_dict.copy_arrays(self._snapshot()))  # type: ignore[no-any-return]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue where the optimizer that made this state dict was. It is copied.
+
+        Args:
+            state_dict: what `state_dict` returned, of an optimizer of the same class whose parameters have the same
+                shapes and dtypes in the same order, and the same names if they have any. Its options replace this
+                optimizer's, ``lr`` among them; where ``lr`` or ``ema_decay`` is None, because it was a function, this
+                optimizer's own goes on.
+
+        Raises:
+            TypeError, ValueError: it does not fit: something is missing or unknown, of another shape or dtype, an
+                option out of its range, another optimizer's. Nothing has changed.
+        """
+
+        def load() -> None:
+            while not self._restore(*_state_dict.prepare_load(self._record, self._snapshot(), state_dict)):
+                pass  # another thread has set an option meanwhile, and nothing has changed
+
+        self._locked(load)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what `state_dict` holds to one ``.npz`` file at exactly this path.
+
+        The parameters themselves are not in it, as in PyTorch: save them too.
+
+        A crash at any moment leaves the old file or the new one: the file is written beside its place, flushed to disk
+        and renamed. `numpy.load` can read it; nothing in it is pickled.
+
+        Raises:
+            OSError: the file could not be written, and what was there before still is; or the folder could not be
+                flushed, and the new file is in its place but may not outlive a loss of power.
+
+        Example:
+            >>> import numpy as np, onepass, pathlib, tempfile
+            >>> opt = onepass.Adam(np.zeros(2, np.float32))
+            >>> opt.step(np.ones(2, np.float32))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     path = pathlib.Path(folder) / "adam.npz"
+            ...     opt.save(path)
+            ...     again = onepass.Adam(np.zeros(2, np.float32))
+            ...     again.load(path)
+            >>> again.step_count
+            1
+        """
+        self._locked(lambda: _state_dict.write(path, self._snapshot()))
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Continue from a file that `save` wrote, as `load_state_dict` does.
+
+        The parameters themselves are not in it: put those that were saved with it into the arrays. The options are, and
+        replace this optimizer's.
+
+        Raises:
+            OSError: the file could not be read, `FileNotFoundError` if there is none.
+            ValueError: the file is damaged or foreign, or does not fit. Nothing has changed.
+        """
+        found = _state_dict.read(path, self._snapshot(), self._state_folder)
+        try:
+            self.load_state_dict(found)
+        except (TypeError, ValueError) as error:  # such as an option out of its range
+            raise ValueError(f"cannot load {os.fspath(path)!r}: {error}") from error
+
+    def _reduce_args(self) -> tuple[Any, ...]:
+        """Return the arguments of `_rebuild` that make an equal optimizer, with the live arrays."""
+        record, first = self._record, 0
+        groups = []
+        for group in record.groups:
+            keys = record.keys[first : first + len(group.params)]
+            groups.append((dict(zip(keys, group.params)), dict(group._values)))
+            first += len(keys)
+        options = {name: getattr(self, name) for name in OPTIMIZER_CHECKS}
+        return record.form, record.as_tuple, groups, options, self._snapshot()
+
+    def _rebuild(
+        self, form: Form, as_tuple: bool, groups: list[GroupParams], options: Mapping[str, Any], state: Any
+    ) -> None:
+        for named, _ in groups:  # buffers that a pickle was read from may be read-only
+            named.update({key: array.copy(order="K") for key, array in named.items() if not array.flags.writeable})
+        self._init(form, as_tuple, groups, options)
+        for saved, own in zip(state["param_groups"], self._snapshot()["param_groups"]):
+            saved.update({name: own[name] for name in own if name == "param_names"})  # repr() of keys may differ
+        Optimizer.load_state_dict(self, state)  # a subclass's own may need attributes, which are set later
+
+    def __getstate__(self) -> Any:
+        """Return the attributes that a subclass added, as `object.__getstate__` does."""
+        return _state_dict.added_attributes(self, Optimizer.__slots__)
+
+    def __setstate__(self, added: Any) -> None:
+        attributes, filled = added if isinstance(added, tuple) else (added, {})
+        if attributes:
+            self.__dict__.update(attributes)
+        for name, value in filled.items():
+            setattr(self, name, value)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _state_dict.rebuild, (type(self), *self._locked(self._reduce_args)), self.__getstate__()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = memo[id(self)] = type(self).__new__(type(self))  # before a schedule that knows of this one is copied
+        live = self.__getstate__()
+        arguments, added = self._locked(lambda: deepcopy((self._reduce_args(), live), memo))
+        copied._rebuild(*arguments)
+        if added is not None:
+            copied.__setstate__(added)
+        return copied
+
+    def __copy__(self) -> Any:
+        raise TypeError("two optimizers must not share parameters and state: use copy.deepcopy")
+
+    # ---- Called by the core where its fast path ends: see _gradients.py ----
+
+    _number = staticmethod(_checks.finite)
+
+    def _arrange(self, grads: Any) -> list[Any]:
+        return _gradients.arrange(self._record, grads)
+
+    def _convert(self, index: int, grad: Any) -> Array | tuple[Array, Array]:
+        return _gradients.convert(self._record, index, grad, self._scratch, self._fits)
+
+    def _scheduled(self, group: int, t: int) -> tuple[float, float]:
+        return _gradients.scheduled_rates(self._record.groups[group], group, t)
+
+    def _overflow(self, index: int, t: int, grad_scale: float) -> None:
+        raise _gradients.overflow(self._record, index, t, grad_scale)
+
+    def _nonfinite_gradient(self, index: int) -> None:
+        raise _gradients.nonfinite_gradient(self._record, index)
+
+    def _parameter_changed(self, index: int, same_memory: bool) -> None:
+        raise _gradients.parameter_changed(self._record, index, same_memory)

@@ -1,0 +1,156 @@
+"""Options: how an optimizer class declares them, and what its users see of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, TypedDict, TypeVar, overload
+
+from . import _core
+from ._checks import flag, nonfinite, positive_or_none
+from ._types import Average, Check, Nonfinite
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Read = TypeVar("Read")
+Write = TypeVar("Write", contravariant=True)
+Class = TypeVar("Class", bound=type)
+
+
+class CommonOptions(TypedDict, total=False):
+    """Options of every optimizer, keyword only."""
+
+    maximize: bool
+    clip_norm: SupportsFloat | None
+    clip_value: SupportsFloat | None
+    nonfinite: Nonfinite
+    ema_decay: Average
+    flush_denormals: bool
+
+
+COMMON_DEFAULTS: CommonOptions = {
+    "maximize": False,
+    "clip_norm": None,
+    "clip_value": None,
+    "nonfinite": "propagate",
+    "ema_decay": None,
+    "flush_denormals": True,
+}
+# Options of the whole optimizer. All others belong to groups.
+OPTIMIZER_CHECKS: Mapping[str, Check] = {
+    "clip_norm": positive_or_none,
+    "nonfinite": nonfinite,
+    "flush_denormals": flag,
+}
+
+
+class Option(Generic[Read, Write]):
+    """Option of a group, which can be read and set on the optimizer too while it has only one group."""
+
+    def __init__(self, check: Callable[[str, Write], Read]) -> None:
+        self.check = check
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        self.__doc__ = f"The only group's ``{name}``. With several groups use ``groups[i].{name}``."
+
+    @overload
+    def __get__(self, optimizer: None, cls: Any) -> Self: ...
+    @overload
+    def __get__(self, optimizer: object, cls: Any) -> Read: ...
+    def __get__(self, optimizer: Any, cls: Any) -> Any:
+        return self if optimizer is None else self._only_group(optimizer)[self.name]
+
+    def __set__(self, optimizer: object, value: Write) -> None:
+        self._only_group(optimizer)[self.name] = value
+
+    def _only_group(self, optimizer: Any) -> Any:
+        try:
+            groups = optimizer.groups
+        except AttributeError:
+            raise AttributeError(f"{self.name} exists after super().__init__(): pass it there") from None
+        if len(groups) != 1:
+            raise AttributeError(f"{self.name} is ambiguous with {len(groups)} groups: use opt.groups[i].{self.name}")
+        return groups[0]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Declaration of an optimizer class: its rule in the core, its options, its state."""
+
+    name: str
+    rule: str | Callable[[Mapping[str, Any]], str]  # or a function of the options that returns the rule's name
+    checks: Mapping[str, Check]  # of the options that may differ between groups
+    decoupled: bool | str = False  # weight decay shrinks the parameter: a fact, or the name of the option that decides
+    initial: str = ""  # the option that gives the initial value of state arrays; without one it is 0
+    scalars: tuple[str, ...] = ()  # state other than arrays and step counts
+    validate: Callable[[Mapping[str, Any]], None] = lambda options: None  # raises where options contradict each other
+
+    def rule_name(self, options: Mapping[str, Any]) -> str:
+        """Return the name of the core's rule for these options."""
+        return self.rule if isinstance(self.rule, str) else self.rule(options)
+
+    def numbers(self, options: Mapping[str, Any]) -> list[float]:
+        """Return the options of the core's rule, in the order in which it takes them."""
+        named = {f"beta{i}": beta for i, beta in enumerate(options.get("betas", ()), 1)}
+        named["hat"] = options.get("eps_mode") == "hat"
+        named |= options
+        return [float(named[name]) for name in _core.rules[self.rule_name(options)][0]]
+
+    def buffers(self, options: Mapping[str, Any]) -> tuple[str, bool]:
+        """Return what decides which arrays of state exist."""
+        return self.rule_name(options), options["ema_decay"] is not None
+
+    def is_decoupled(self, options: Mapping[str, Any]) -> bool:
+        """Return True if weight decay shrinks the parameter instead of adding to the gradient."""
+        return bool(options[self.decoupled]) if isinstance(self.decoupled, str) else self.decoupled
+
+    def initial_value(self, options: Mapping[str, Any]) -> float:
+        """Return the initial value of state arrays."""
+        return float(options[self.initial]) if self.initial else 0.0
+
+
+def declare(rule: str | Callable[[Mapping[str, Any]], str], **state: Any) -> Callable[[Class], Class]:
+    """Give a class its `Spec` (with these fields), and its constructor a signature that lists the common options."""
+
+    def declared(cls: Class) -> Class:
+        init: Any = cls.__init__  # type: ignore[misc]
+        signature = inspect.signature(init)
+        own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+        types = {name: getattr(t, "__forward_arg__", t) for name, t in CommonOptions.__annotations__.items()}
+        common = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=types[name])
+            for name, default in COMMON_DEFAULTS.items()
+        ]
+        init.__doc__ = "See the class."  # set here: in the source, editors would show it instead of the class docstring
+        init.__signature__ = signature.replace(parameters=[*own, *common])
+        options = {name: getattr(cls, name, None) for name in init.__signature__.parameters}
+        checks = {name: option.check for name, option in options.items() if isinstance(option, Option)}
+        cls._spec = Spec(cls.__name__, rule, checks, **state)  # type: ignore[attr-defined]
+        return cls
+
+    return declared
+
+
+# Names in other libraries.
+_FOREIGN = {
+    **dict.fromkeys(["learning_rate", "learn_rate", "step_size", "eta", "alpha"], "lr"),
+    **{"epsilon": "eps", "b1": "betas", "b2": "betas", "L2": "weight_decay", "rho": "alpha"},
+    **dict.fromkeys(["global_clipnorm", "max_grad_norm", "grad_clip"], "clip_norm"),
+    **dict.fromkeys(["ema", "use_ema", "ema_momentum"], "ema_decay"),
+}
+_OF_PYTORCH = ("fused", "foreach", "capturable", "differentiable")
+
+
+def suggestion(name: str, options: Iterable[str]) -> str:
+    """Return the rest of an error about an unexpected option: the likely one, and the valid ones."""
+    from difflib import get_close_matches  # slow to import
+
+    valid = [*options]
+    close = [_FOREIGN[name]] if _FOREIGN.get(name) in valid else get_close_matches(name, valid, 1, 0.7)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    if name in _OF_PYTORCH:
+        hint = "It selects among PyTorch's own implementations. "
+    return f". {hint}Valid options: {', '.join(valid)}"

@@ -1,0 +1,169 @@
+"""Parameters: the forms in which they come, and the record that an optimizer keeps of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from ._allocate import all_zeros_like, pin
+from ._checks import check_disjoint, check_storage
+from ._core import Optimizer as CoreOptimizer
+from ._core import rules
+from ._group import Group
+from ._options import Spec
+from ._types import Array, Params
+
+Form = CoreOptimizer._Form
+GroupParams = tuple[dict[Any, Any], dict[str, Any]]  # parameters by key, and options
+
+
+@dataclass(frozen=True)
+class ParameterRecord:
+    """Parameters of an optimizer with their keys, groups and state. A new group makes a new record."""
+
+    form: Form
+    as_tuple: bool  # they came as a tuple
+    keys: tuple[Any, ...] = ()
+    index: Mapping[Any, int] = field(default_factory=dict)  # by key
+    params: tuple[Array, ...] = ()
+    shapes: tuple[tuple[int, ...], ...] = ()  # as they were: an array's own may be changed
+    states: tuple[dict[str, Array], ...] = ()
+    groups: tuple[Group, ...] = ()
+    pins: tuple[Any, ...] = ()
+
+    def with_group(
+        self, form: Form, group: Group, keys: Sequence[Any], states: Sequence[dict[str, Array]]
+    ) -> ParameterRecord:
+        """Return the record with one more group."""
+        keys = (*self.keys, *keys)
+        pins = [pin(array) for array in (*group.params, *(array for state in states for array in state.values()))]
+        return ParameterRecord(
+            form,
+            self.as_tuple,
+            keys,
+            {key: index for index, key in enumerate(keys)},
+            (*self.params, *group.params),
+            (*self.shapes, *(np.asarray(array).shape for array in group.params)),
+            (*self.states, *states),
+            (*self.groups, group),
+            (*self.pins, *pins),
+        )
+
+    def like_input(self, arrays: Sequence[Array]) -> Any:
+        """Return an array for each parameter in the form in which the parameters came."""
+        if self.form is Form.array:
+            return arrays[0]
+        if self.form is Form.mapping:
+            return dict(zip(self.keys, arrays))
+        return tuple(arrays) if self.as_tuple and len(self.groups) == 1 else list(arrays)
+
+    def label(self, index: int) -> str:
+        """Return the name of a parameter in messages."""
+        return label(self.form, self.keys[index])
+
+    def gradient_label(self, index: int) -> str:
+        """Return the name of a gradient in messages."""
+        return "the gradient" if self.form is Form.array else f"gradient {self.keys[index]!r}"
+
+
+def label(form: Form, key: Any) -> str:
+    """Return the name of a parameter in messages."""
+    return "the parameter" if form is Form.array else f"parameter {key!r}"
+
+
+def create_groups(record: ParameterRecord, form: Form, groups: list[GroupParams], spec: Spec) -> list[Group]:
+    """Return new groups of parameters, checked against each other and against the parameters that there are."""
+    arrays = dict(zip(record.keys, record.params))
+    created: list[Group] = []
+    for named, options in groups:
+        if again := [key for key in named if key in arrays]:
+            raise ValueError(f"duplicate parameter name {again[0]!r}")
+        for key, array in named.items():
+            check_storage(label(form, key), array)
+        arrays |= named
+        created.append(Group(spec, list(named.values()), options))
+    states = [(f"state {name!r}", array) for state in record.states for name, array in state.items()]
+    check_disjoint([*states, *((label(form, key), array) for key, array in arrays.items())])
+    averaged = [group.ema_decay is not None for group in (*record.groups, *created)]
+    if any(averaged) and not all(averaged):
+        raise ValueError("ema_decay must be set for all groups or for none")
+    return created
+
+
+def initial_states(group: Group, spec: Spec, folder: str | None) -> list[dict[str, Array]]:
+    """Return the state of a group's parameters before the first step: arrays by name, "ema" among them."""
+    names = [*rules[spec.rule_name(group)][1], *(["ema"] if group.ema_decay is not None else [])]
+    rooms = iter(all_zeros_like([array for array in group.params for _ in names], folder))
+    first = spec.initial_value(group)
+    states = []
+    for array in group.params:
+        state = {name: next(rooms) for name in names}
+        for name, values in state.items():
+            if name == "ema":
+                np.copyto(state["ema"], array)
+            elif first:
+                with np.errstate(over="ignore"):
+                    values.fill(first)
+                if not np.isfinite(values).all():
+                    raise ValueError(f"{spec.initial}={first!r} overflows {values.dtype}")
+        states.append(state)
+    return states
+
+
+def normalize_params(params: Params) -> tuple[Form, list[GroupParams]]:
+    """Return the form in which parameters came, and the groups: parameters by key, and the options that they bring."""
+    if isinstance(params, np.ndarray):
+        return Form.array, [({0: params}, {})]
+    groups: list[GroupParams]
+    if isinstance(params, Mapping):
+        form, groups = Form.mapping, [(dict(params), {})]
+    else:
+        items = as_list("params", params)
+        if any(isinstance(item, Mapping) for item in items):
+            form, groups = parse_groups(items)
+        else:
+            form, groups = Form.sequence, [(dict(enumerate(items)), {})]
+    if not all(named for named, _ in groups) or not groups:
+        raise ValueError("params holds no parameters" if len(groups) < 2 else "a group holds no parameters")
+    return form, groups
+
+
+def as_list(name: str, params: Any) -> list[Any]:
+    """Return the items of a sequence or of any other iterable of arrays."""
+    if not hasattr(params, "__iter__") or isinstance(params, (str, bytes, bytearray)):
+        raise TypeError(f"{name} must be an array, or a sequence or mapping of arrays, got {type(params).__name__}")
+    return list(params)
+
+
+def parse_groups(items: list[Any]) -> tuple[Form, list[GroupParams]]:
+    """Return the form and the groups of a list of mappings. Parameters without names are numbered."""
+    for index, item in enumerate(items):
+        if not isinstance(item, Mapping):
+            raise TypeError(f"params mixes parameter groups and arrays: item {index} is of type {type(item).__name__}")
+        if "params" not in item:
+            raise ValueError(f"group {index} has no 'params', only {list(item)}")
+    given = [item["params"] for item in items]
+    options = [{name: value for name, value in item.items() if name != "params"} for item in items]
+    with_names = [isinstance(params, Mapping) for params in given]
+    if not all(with_names):
+        if any(with_names):
+            raise TypeError(f"parameter names are missing in group {with_names.index(False)}: name all or none")
+        keys = count()
+        groups = [({next(keys): array for array in group_params(params)}, own) for params, own in zip(given, options)]
+        return Form.sequence, groups
+    times = Counter(name for params in given for name in params)
+    if again := [name for name, n in times.items() if n > 1]:
+        raise ValueError(f"duplicate parameter name {again[0]!r}")
+    return Form.mapping, [(dict(params), own) for params, own in zip(given, options)]
+
+
+def group_params(params: Any) -> list[Any]:
+    """Return the parameters of a group without names."""
+    if isinstance(params, Mapping):
+        raise TypeError("parameter names are missing in other groups: name all or none")
+    return [params] if isinstance(params, np.ndarray) else as_list("a group's params", params)

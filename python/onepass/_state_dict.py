@@ -1,0 +1,141 @@
+"""State dicts and pickles of optimizers."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from types import MemberDescriptorType
+from typing import Any
+
+import numpy as np
+
+from ._allocate import address, all_zeros_like
+from ._core import CommonOptions, no_clip_norm
+from ._core import Group as CoreGroup
+from ._core import Optimizer as CoreOptimizer
+from ._group import Group
+from ._options import OPTIMIZER_CHECKS
+from ._params import Form, ParameterRecord
+from ._types import Array
+
+# _checkpoint takes longer to import than all the rest, hence the imports in functions.
+
+
+def snapshot(record: ParameterRecord, optimizer: Mapping[str, Any], scalars: Sequence[Mapping[str, Any]]) -> Any:
+    """Return a state dict with the live arrays; scalars are the other state of each parameter."""
+    from . import _checkpoint
+
+    groups, first = [], 0
+    for group in record.groups:
+        last = first + len(group.params)
+        saved: dict[str, Any] = {"params": list(range(first, last))}
+        if record.form is Form.mapping:
+            saved["param_names"] = [key if isinstance(key, str) else repr(key) for key in record.keys[first:last]]
+        saved |= {name: None if callable(value) else value for name, value in group._values.items()}
+        groups.append(saved)
+        first = last
+    states = {index: {**own, **state} for index, (own, state) in enumerate(zip(scalars, record.states))}
+    return {"version": _checkpoint.VERSION, **optimizer, "state": states, "param_groups": groups}
+
+
+def copy_arrays(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Replace the arrays of a state dict by copies."""
+    for state in state_dict["state"].values():
+        state.update({name: value.copy() for name, value in state.items() if isinstance(value, np.ndarray)})
+    return state_dict
+
+
+CoreOptions = tuple[CoreGroup, list[float], CommonOptions, Group, Mapping[str, Any], Mapping[str, Any]]
+
+
+def prepare_load(record: ParameterRecord, own: dict[str, Any], state_dict: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the arguments of the core's restore that load a state dict, checked against the optimizer's own."""
+    from . import _checkpoint
+
+    state_dict = _checkpoint.upgraded(state_dict)
+    _checkpoint.check(state_dict, own)
+    clip_norm, nonfinite = (OPTIMIZER_CHECKS[name](name, state_dict[name]) for name in ("clip_norm", "nonfinite"))
+    options: list[CoreOptions] = []
+    for index, (group, saved) in enumerate(zip(record.groups, state_dict["param_groups"])):
+        known = group._values
+        changes = {name: saved[name] for name in known}
+        for name in ("lr", "ema_decay"):
+            if changes[name] is None:
+                changes[name] = known[name]
+        try:
+            values = group._changed(changes)
+        except AttributeError as error:
+            raise ValueError(f"the state dict does not fit group {index}: {error}") from None
+        options.append((group._core, *group._numbers(values), group, known, values))
+    states = [state_dict["state"][index] for index in range(len(record.states))]
+    return (
+        _copies(record, states),
+        options,
+        core_clip_norm(clip_norm),
+        CoreOptimizer._Nonfinite[nonfinite],
+        state_dict["step_count"],
+        state_dict["skipped"],
+        [int(state["step"]) for state in states],
+        [float(state.get("mu_product", 1.0)) for state in states],
+    )
+
+
+def _copies(record: ParameterRecord, states: Iterable[Mapping[str, Any]]) -> list[tuple[Array, Array]]:
+    """Return pairs of arrays to copy to and from. Saved arrays that overlap live state are copied before."""
+    live = sorted((address(array), array.nbytes) for state in record.states for array in state.values())
+    pairs = []
+    for state, saved in zip(record.states, states):
+        for name, array in state.items():
+            order: Any = "C" if array.flags.c_contiguous else "F"
+            given = np.asarray(saved[name], order=order)
+            last = bisect_left(live, (address(given) + given.nbytes,)) - 1  # the last one that begins before its end
+            overlaps = last >= 0 and sum(live[last]) > address(given)
+            pairs.append((array, given.copy(order) if overlaps else given))
+    return pairs
+
+
+def core_clip_norm(clip_norm: float | None) -> float:
+    """Return ``clip_norm`` as the core has it."""
+    return no_clip_norm if clip_norm is None else clip_norm
+
+
+def write(path: str | os.PathLike[str], own: dict[str, Any]) -> None:
+    """Write a state dict to a file."""
+    from . import _checkpoint
+
+    _checkpoint.write(path, own)
+
+
+def read(path: str | os.PathLike[str], own: dict[str, Any], folder: str | None) -> dict[str, Any]:
+    """Read a state dict that fits the optimizer's own from a file; its arrays lie where state is kept."""
+    from . import _checkpoint
+
+    rooms: dict[int, Array] = {}
+
+    def room(array: Array) -> Array:
+        if not rooms:  # all at once: with a folder for state that is one file
+            arrays = _checkpoint.arrays(own)
+            rooms.update(zip(map(id, arrays), all_zeros_like(arrays, folder)))
+        return rooms[id(array)]
+
+    return _checkpoint.read(path, own, room=room)
+
+
+# ---- Pickles ----
+
+
+def rebuild(cls: Any, *arguments: Any) -> Any:
+    """Return the optimizer of a pickle."""
+    optimizer = cls.__new__(cls)
+    optimizer._rebuild(*arguments)
+    return optimizer
+
+
+def added_attributes(optimizer: object, own_slots: Iterable[str]) -> Any:
+    """Return what a user's subclass added, as `object.__getstate__` does: its attributes, and those in slots."""
+    attributes = getattr(optimizer, "__dict__", None) or None
+    members = [item for cls in type(optimizer).__mro__ for item in vars(cls).items()]
+    slots = {name for name, member in members if isinstance(member, MemberDescriptorType)} - {*own_slots}
+    filled = {name: getattr(optimizer, name) for name in slots if hasattr(optimizer, name)}
+    return (attributes, filled) if filled else attributes

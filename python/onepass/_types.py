@@ -1,0 +1,21 @@
+"""Types of arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, SupportsFloat
+
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+# Any: or mypy would not take {...} with arrays of several dtypes for a mapping.
+Params = Array | Mapping[Any, Array | Any] | Iterable[Array | Mapping[str, Any]]
+
+# A number is anything that float() takes, NumPy's scalars too, but no string.
+Schedule = Callable[[int], SupportsFloat]
+LearningRate = SupportsFloat | Schedule
+Average = SupportsFloat | Schedule | None  # the decay of the running average
+Betas = tuple[SupportsFloat, SupportsFloat] | list[float]
+EpsMode = Literal["paper", "hat"]
+Nonfinite = Literal["propagate", "skip", "raise"]
+Check = Callable[[str, Any], Any]

@@ -1,0 +1,66 @@
+"""Partition of parameters among ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onepass.integrations.mpi.partition import Chunk, owners, shared_out
+from support import DTYPES, Array
+
+BLOCK = 4096
+dtypes = st.sampled_from([np.dtype(dtype) for dtype in DTYPES])
+sizes = st.one_of(
+    st.integers(0, 3), st.integers(0, 3 * BLOCK), st.integers(BLOCK - 1, BLOCK + 1), st.integers(0, 10**6)
+)
+kinds = st.lists(st.tuples(dtypes, sizes), min_size=1, max_size=8)
+
+
+@given(kinds, st.integers(1, 9), st.integers(1, 10**5))
+def test_every_element_is_in_one_share_and_shares_are_equal_to_within_a_block(
+    params: list[tuple[Any, int]], ranks: int, chunk: int
+) -> None:
+    chunks = shared_out(params, ranks, chunk)
+    held = [np.zeros(size, int) for _, size in params]
+    taken: dict[tuple[Any, int], int] = {}
+    for each in chunks:
+        assert len(each.cuts) == ranks + 1 and each.cuts[0] == 0
+        assert sum(each.counts()) == each.size == sum(stop - start for _, start, stop, _ in each.pieces) > 0
+        places: list[int] = []
+        for rank in range(ranks):
+            for index, start, stop, at in each.share(rank):
+                assert params[index][0] == each.dtype
+                assert start % BLOCK == 0 and (stop % BLOCK == 0 or stop == params[index][1])
+                assert each.cuts[rank] <= at < at + stop - start <= each.cuts[rank + 1]
+                held[index][start:stop] += 1
+                places += range(at, at + stop - start, BLOCK)
+                taken[each.dtype, rank] = taken.get((each.dtype, rank), 0) + stop - start
+        assert places == sorted(places)
+    assert all((count == 1).all() for count in held)
+    for dtype in {dtype for dtype, _ in params}:
+        mean = sum(size for own, size in params if own == dtype) / ranks
+        assert all(abs(taken.get((dtype, rank), 0) - mean) <= BLOCK for rank in range(ranks))
+
+
+@given(kinds, st.integers(1, 5))
+def test_the_owner_of_each_block_is_who_has_its_elements(params: list[tuple[Any, int]], ranks: int) -> None:
+    chunks = shared_out(params, ranks, 1)
+    owner: list[Array] = [np.full(size, -1) for _, size in params]
+    for chunk in chunks:
+        for rank in range(ranks):
+            for index, start, stop, _ in chunk.share(rank):
+                owner[index][start:stop] = rank
+    assert owners(params, ranks, chunks).tolist() == [rank for each in owner for rank in each[::BLOCK]]
+
+
+def test_chunks_are_about_as_large_as_asked_for_where_ranks_are_few() -> None:
+    size = 100_000_000
+    chunks = shared_out([(np.dtype(np.float32), size)], 4, 1 << 20)
+    assert len(chunks) == size // (1 << 20)
+    assert all(abs(chunk.size - size / len(chunks)) <= BLOCK for chunk in chunks)
+    many = shared_out([(np.dtype(np.float32), size)], 1000, 1 << 20)
+    assert all(min(chunk.counts()) > 0 for chunk in many)
+    assert isinstance(many[0], Chunk)
