@@ -183,10 +183,12 @@ def loops(record: Record, name: str) -> str:
     """The step in training loops: its time with onepass and with another, and how many times as fast both parts are."""
     columns: list[dict[int, list[str]]] = []
     head = ["parameters"]
+    machines: dict[str, None] = {}
     for case, other, own, library in LOOPS:
-        record = with_case(record, case)
-        if case not in record["cases"]:
+        found = with_case(record, case)
+        if case not in found["cases"]:
             continue
+        machines[report.machine_line(found["machine"])] = None
         head += [f"{library}: step, {other}", f"step, {own}", "ratio of steps", "ratio of iterations"]
         columns.append(
             {
@@ -194,7 +196,7 @@ def loops(record: Record, name: str) -> str:
                     *(report.duration(point["step"]["timings"][peer]["median_ns"]) for peer in (other, own)),
                     *(report.times(report.ratio(part, other, "median_ns")) for part in (point["step"], point)),
                 ]
-                for point in record["cases"][case]["points"]
+                for point in found["cases"][case]["points"]
             }
         )
     if not columns:
@@ -203,7 +205,7 @@ def loops(record: Record, name: str) -> str:
     for elements in sorted({elements for column in columns for elements in column}):
         cells = [cell for column in columns for cell in column.get(elements, [""] * 4)]
         rows.append([f"{report.digits(elements / 10**6)} million", *cells])
-    return f"{table(rows)}\n\nMeasured on {report.machine_line(record['machine'])}, in the default environment."
+    return f"{table(rows)}\n\nMeasured on {'; '.join(machines)}, in the default environment."
 
 
 def image(record: Record, name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -500,20 +501,31 @@ def test_a_bar_is_judged_by_its_part_of_the_loop_and_its_statistic(bench: Simple
     assert bench.plots.bar_label(judged["step", "median_ns"]) == f"{problem}, step: onepass, one thread"
 
 
-def test_the_table_of_loops_has_both_libraries_next_to_each_other(bench: SimpleNamespace) -> None:
+def test_the_table_of_loops_has_both_libraries_next_to_each_other(
+    bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bench.records, "RESULTS", tmp_path)  # no other machine's results
     torch = loop_point(
         1_050_624, {"onepass for torch": 1e6, "torch fused": 1.3e6}, {"onepass for torch": 5e6, "torch fused": 5.5e6}
     )
     numpy = [
-        loop_point(n, {"onepass": 1e6, "onepass, one thread": 2e6}, {"onepass": 8e6, "onepass, one thread": 8e6})
+        loop_point(n, {"onepass": 1e6, "textbook NumPy": 2e6}, {"onepass": 8e6, "textbook NumPy": 8e6})
         for n in (66_048, 1_050_624)
     ]
     cases = {"loop-torch": {"points": [torch]}, "loop-numpy": {"points": numpy}}
-    lines = bench.readme.block("loop", {"cases": cases}, "a-machine").splitlines()
+    record = {"machine": bench.machine.describe(), "cases": cases}
+    lines = bench.readme.block("loop", record, "a-machine").splitlines()
     assert lines[2] == "| 0.07 million |  |  |  |  | 2.00 ms | 1.00 ms | 2.00× | 1.00× |"
     assert lines[3] == "| 1.05 million | 1.30 ms | 1.00 ms | 1.30× | 1.10× | 2.00 ms | 1.00 ms | 2.00× | 1.00× |"
     del cases["loop-torch"]
-    assert bench.readme.block("loop", {"cases": cases}, "a-machine").count("PyTorch") == 0
+    assert bench.readme.block("loop", record, "a-machine").count("PyTorch") == 0
+    other = {
+        "machine": {**bench.machine.describe(), "cpu": "Another CPU"},
+        "cases": {"loop-torch": {"points": [torch]}},
+    }
+    (tmp_path / "another.json").write_text(json.dumps(other))
+    assert "Another CPU" in bench.readme.block("loop", record, "a-machine")
+    (tmp_path / "another.json").unlink()
     assert "make bench CASE=loop-torch" in bench.readme.block("loop", {"cases": {}}, "a-machine")
 
 

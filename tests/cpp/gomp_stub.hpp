@@ -20,3 +20,5 @@ int regions();     // begun so far
 unsigned asked();  // members that the last region asked for
 
 }  // namespace stub
+
+extern "C" void GOMP_parallel(void (*function)(void*), void* data, unsigned threads, unsigned flags);
