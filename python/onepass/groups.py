@@ -60,12 +60,11 @@ class Group(Mapping[str, Any]):
 eps_mode='paper', maximize=False, clip_value=None, ema=None)
     """
 
-    __slots__ = ("_core", "_kind", "_params", "_values")
+    __slots__ = ("_core", "_kind", "_params")
 
     _core: CoreGroup
     _kind: type[Optimizer]
     _params: tuple[Array, ...]
-    _values: Mapping[str, Any]
 
     # The options of all optimizers; each group has those of its own. A rate may be a number or a function.
     lr: _Option[Any, LearningRate]
@@ -98,14 +97,18 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
         values = {name: check(name, options[name]) for name, check in kind._checks.items()}
         rule, numbers = kind._rule(values)
         object.__setattr__(self, "_kind", kind)
-        object.__setattr__(self, "_values", values)
         object.__setattr__(self, "_params", tuple(params))
-        object.__setattr__(self, "_core", CoreGroup(rule, in_order(rule, numbers), self._common(values)))
+        object.__setattr__(self, "_core", CoreGroup(rule, values, in_order(rule, numbers), self._common(values)))
 
     @property
     def params(self) -> list[Array]:
         """The parameters of this group."""
         return list(self._params)
+
+    @property
+    def _values(self) -> Mapping[str, Any]:
+        """The options, checked."""
+        return self._core.values
 
     def _common(self, values: Mapping[str, Any]) -> CommonOptions:
         """The options that every rule shares, as the core takes them."""
@@ -124,10 +127,10 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
 
     def _numbers(
         self, known: Mapping[str, Any], values: Mapping[str, Any]
-    ) -> tuple[list[float], CommonOptions, Group, Mapping[str, Any], Mapping[str, Any]]:
-        """Checked options as the core takes them, to be remembered in the place of those known."""
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any], list[float], CommonOptions]:
+        """Checked options as the core takes them, in place of the known ones."""
         rule, numbers = self._kind._rule(values)
-        return in_order(rule, numbers), self._common(values), self, known, values
+        return known, values, in_order(rule, numbers), self._common(values)
 
     def _changed(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """The options with these changes, checked."""
@@ -178,9 +181,9 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            if name in Group.__slots__ or name not in self._values:  # a slot is only asked for here while it is empty
+            if name in Group.__slots__ or name not in (values := self._core.values):  # an empty slot comes here
                 raise AttributeError(f"there is no option {name!r}")
-            return self._values[name]
+            return values[name]
 
         def __setattr__(self, name: str, value: Any) -> None:
             self._set({name: value})
@@ -193,9 +196,9 @@ eps_mode='paper', maximize=False, clip_value=None, ema=None)
             if changes.keys() == {"lr"}:  # by itself, before every step, is how many have it
                 values = {**known, "lr": self._kind._checks["lr"]("lr", changes["lr"])}
                 lr, _, scheduled = _rates(values)
-                done = self._core.set_lr(lr, scheduled, self, known, values)
+                done = self._core.swap_lr(known, values, lr, scheduled)
             else:
-                done = self._core.set(*self._numbers(known, self._settable(changes)))
+                done = self._core.swap(*self._numbers(known, self._settable(changes)))
 
     def __getitem__(self, name: str) -> Any:
         return self.params if name == "params" else self._values[name]
