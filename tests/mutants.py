@@ -40,7 +40,7 @@ SWEEP, MEASURE, CORE, MODULE = (
     "src/kernels/loop.hpp",
     "src/kernels/reduce.hpp",
     "src/core/optimizer.cpp",
-    "src/python/optimizer.hpp",
+    "src/python/optimizer.cpp",
 )
 PYTHON, PARAMS, GROUPS = "python/onepass/optimizers.py", "python/onepass/_params.py", "python/onepass/_group.py"
 STEP, SPARSE = "python/onepass/functional.py", "python/onepass/sparse.py"
@@ -374,10 +374,10 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     "clip_norm raises small norms": (MODULE, "!(measured.norm <= clip_norm)", "true"),
     "clip_norm of NaN": (MODULE, "!(measured.norm <= clip_norm)", "measured.norm > clip_norm"),
     "clip_norm of infinity and NaN": (MODULE, "std::isfinite(clip_norm) && !(", "!("),
-    "grad_norm of a step": (MODULE, "    remember(measured, clip_norm);\n  }\n", "  }\n"),
-    "grad_norm of a skipped step": (MODULE, "remember(measured, clip_norm);\n      ++skipped_;", "++skipped_;"),
+    "grad_norm of a step": (MODULE, "  remember(measured, clip_norm);\n}\n", "}\n"),
+    "grad_norm of a skipped step": (MODULE, "remember(measured, clip_norm);\n    ++skipped_;", "++skipped_;"),
     "skipped steps counted": (MODULE, "++skipped_;", ""),
-    "skipped steps taken": (MODULE, "++skipped_;\n      return;", "++skipped_;"),
+    "skipped steps taken": (MODULE, "++skipped_;\n    return;", "++skipped_;"),
     "nonfinite: nothing found": (MEASURE, "zero += x - x", "zero += 0 * (x > x)"),
     "nonfinite: squares not looked at": (MEASURE, "squared ? g * g : g", "g"),
     "nonfinite: squares always looked at": (MEASURE, "squared ? g * g : g", "g * g"),
@@ -482,8 +482,8 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
         "taken_[group].common.ema_decay = ema_decay;",
         "static_cast<void>(ema_decay);",
     ),
-    "overlap with the range before": (MODULE, "std::prev(after)->second > begin", "false"),
-    "overlap with the range after": (MODULE, "after->first < begin + bytes", "false"),
+    "overlap with the range before": ("src/python/arrays.cpp", "std::prev(after)->second > begin", "false"),
+    "overlap with the range after": ("src/python/arrays.cpp", "after->first < begin + bytes", "false"),
     "maximize of the group": (GROUPS, 'maximize=values["maximize"]', "maximize=False"),
     "adam_step's maximize": (STEP, 'checks.flag("maximize", maximize)', 'checks.flag("maximize", False)'),
     "adam_step's decay": (STEP, "decoupled=_checks.flag(", "decoupled=False and _checks.flag("),

@@ -28,12 +28,11 @@ class Group(Mapping[str, Any]):
 eps_mode='paper', maximize=False, clip_value=None, ema_decay=None)
     """
 
-    __slots__ = ("_core", "_params", "_spec", "_values")
+    __slots__ = ("_core", "_params", "_spec")
 
     _core: CoreGroup
     _params: tuple[Array, ...]
     _spec: Spec
-    _values: Mapping[str, Any]
 
     # The options of all optimizers, for type checkers; a group has those of its own. A rate is a number or a function.
     lr: Option[Any, LearningRate]
@@ -66,14 +65,18 @@ eps_mode='paper', maximize=False, clip_value=None, ema_decay=None)
         values = {name: check(name, options[name]) for name, check in spec.checks.items()}
         spec.validate(values)
         object.__setattr__(self, "_spec", spec)
-        object.__setattr__(self, "_values", values)
         object.__setattr__(self, "_params", tuple(params))
-        object.__setattr__(self, "_core", CoreGroup(spec.rule_name(values), *self._numbers(values)))
+        object.__setattr__(self, "_core", CoreGroup(spec.rule_name(values), values, *self._numbers(values)))
 
     @property
     def params(self) -> list[Array]:
         """The parameters of this group."""
         return list(self._params)
+
+    @property
+    def _values(self) -> Mapping[str, Any]:
+        """The options, checked."""
+        return self._core.values
 
     def _numbers(self, values: Mapping[str, Any]) -> tuple[list[float], CommonOptions]:
         """Return checked options as the core takes them: those of the rule, and those that every rule shares."""
@@ -90,9 +93,9 @@ eps_mode='paper', maximize=False, clip_value=None, ema_decay=None)
             scheduled=scheduled,
         )
 
-    def _changed(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options with these changes, checked."""
-        spec, old = self._spec, self._values
+    def _changed(self, old: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Return options with these changes, checked."""
+        spec = self._spec
         if unknown := [name for name in changes if name not in old]:
             raise AttributeError(f"a group of {spec.name} has no option {unknown[0]!r}{suggestion(unknown[0], old)}")
         values = {**old, **{name: spec.checks[name](name, value) for name, value in changes.items()}}
@@ -113,21 +116,21 @@ eps_mode='paper', maximize=False, clip_value=None, ema_decay=None)
             if changes.keys() == {"lr"}:  # fast path: schedulers set only lr, before every step
                 values = {**known, "lr": self._spec.checks["lr"]("lr", changes["lr"])}
                 lr, _, scheduled = _rates(values)
-                done = self._core.set_lr(lr, scheduled, self, known, values)
+                done = self._core.swap_lr(known, values, lr, scheduled)
                 continue
-            values = self._changed(changes)
+            values = self._changed(known, changes)
             if initial and values[initial] != known[initial]:
                 raise AttributeError(
                     f"{initial} cannot be changed after construction: it only affects the initial state"
                 )
-            done = self._core.set(*self._numbers(values), self, known, values)
+            done = self._core.swap(known, values, *self._numbers(values))
 
     if not TYPE_CHECKING:  # checkers would take these for a sign that every name is an option
 
         def __getattr__(self, name: str) -> Any:
-            if name in Group.__slots__ or name not in self._values:  # a slot comes here only while it is empty
+            if name in Group.__slots__ or name not in (values := self._core.values):  # an empty slot comes here
                 raise AttributeError(f"there is no option {name!r}")
-            return self._values[name]
+            return values[name]
 
         def __setattr__(self, name: str, value: Any) -> None:
             self._set({name: value})

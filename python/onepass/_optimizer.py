@@ -42,10 +42,10 @@ class _State(Mapping[Any, "dict[str, Any]"]):
 class Optimizer(_core.Optimizer):
     """Shared base class of `Adam`, `SGD` and the other optimizers."""
 
-    __slots__ = ("_flush_denormals", "_record", "_scratch", "_state_folder")
+    __slots__ = ("_flush_denormals", "_scratch", "_state_folder")
 
     _spec: ClassVar[Spec]  # by the decorator `declare`
-    _record: ParameterRecord  # replaced by the core in the moment in which it takes a group
+    _record: ParameterRecord  # held by the core, which replaces it when it takes a group
 
     lr = Option(_checks.learning_rate)
     weight_decay = Option(_checks.non_negative)
@@ -57,7 +57,7 @@ class Optimizer(_core.Optimizer):
         name, spec = type(self).__name__, getattr(type(self), "_spec", None)
         if spec is None:
             raise TypeError("Optimizer is abstract: use a subclass such as onepass.Adam")
-        if hasattr(self, "_record"):
+        if hasattr(self, "_scratch"):
             raise RuntimeError(f"this {name} is already initialized: create another one, or use add_group")
         valid = [*spec.checks, *OPTIMIZER_CHECKS]
         if unknown := [option for option in options if option not in valid]:
@@ -72,9 +72,9 @@ class Optimizer(_core.Optimizer):
     def _init(self, form: Form, as_tuple: bool, groups: list[GroupParams], options: Mapping[str, Any]) -> None:
         self._state_folder = state_folder()
         self._flush_denormals = options["flush_denormals"]
-        _core.Optimizer.__init__(self, self._flush_denormals, self._state_folder is not None)
+        record = ParameterRecord(form, as_tuple and len(groups) == 1)
+        _core.Optimizer.__init__(self, self._flush_denormals, self._state_folder is not None, record)
         self._scratch: dict[int, Array] = {}
-        self._record = ParameterRecord(form, as_tuple and len(groups) == 1)
         self.clip_norm = options["clip_norm"]
         self.nonfinite = options["nonfinite"]
         self._register(form, groups)
@@ -87,7 +87,7 @@ class Optimizer(_core.Optimizer):
             record = self._record.with_group(form, group, [*named], states)
             averages = [state.get("ema") for state in states]
             arrays = [[array for name, array in state.items() if name != "ema"] for state in states]
-            self._add_group(form, group._core, [*named], group.params, arrays, averages, {"_record": record})
+            self._add_group(form, group._core, [*named], group.params, arrays, averages, record)
 
     def add_group(self, params: Params, **options: Any) -> None:
         """Add parameters, with options of their own.

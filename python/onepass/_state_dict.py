@@ -64,10 +64,10 @@ def prepare_load(record: ParameterRecord, own: dict[str, Any], state_dict: Mappi
             if changes[name] is None:
                 changes[name] = known[name]
         try:
-            values = group._changed(changes)
+            values = group._changed(known, changes)
         except AttributeError as error:
             raise ValueError(f"the state dict does not fit group {index}: {error}") from None
-        options.append((group._core, *group._numbers(values), group, known, values))
+        options.append((group._core, known, values, *group._numbers(values)))
     states = [state_dict["state"][index] for index in range(len(record.states))]
     return (
         _copies(record, states),

@@ -1,52 +1,79 @@
-// NumPy's arrays as the core's parameters.
+// NumPy arrays as the core's parameters and gradients.
 #pragma once
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "core/optimizer.hpp"
 
+// NumPy's C API as of the oldest version that onepass runs with, imported once, by import_numpy().
+#define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
+#define NPY_TARGET_VERSION NPY_1_21_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL onepass_numpy_api
+#ifndef ONEPASS_IMPORTS_NUMPY
+#define NO_IMPORT_ARRAY
+#endif
+#include <numpy/arrayobject.h>
+
 namespace onepass::python {
 
 namespace py = pybind11;
-using NumPy = py::detail::npy_api;
 
-constexpr int any_order = NumPy::NPY_ARRAY_C_CONTIGUOUS_ | NumPy::NPY_ARRAY_F_CONTIGUOUS_;
+// Import NumPy's C API; required before anything else here.
+void import_numpy();
 
-inline const py::detail::PyArray_Proxy& fields(PyObject* array) { return *py::detail::array_proxy(array); }
+constexpr int any_order = NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_F_CONTIGUOUS;
 
-// float32 or float64 in the machine's byte order; nothing else.
-inline std::optional<DType> dtype_of(PyObject* array) {
-  const auto* const descr = py::detail::array_descriptor_proxy(fields(array).descr);
-  if (descr->byteorder != '=' && descr->byteorder != '|') return std::nullopt;
-  if (descr->type_num == NumPy::NPY_FLOAT_) return onepass::float32;
-  if (descr->type_num == NumPy::NPY_DOUBLE_) return onepass::float64;
+inline PyArrayObject* as_array(py::handle array) { return reinterpret_cast<PyArrayObject*>(array.ptr()); }
+inline void* data_of(py::handle array) { return PyArray_DATA(as_array(array)); }
+inline bool is_contiguous(py::handle array) { return (PyArray_FLAGS(as_array(array)) & any_order) != 0; }
+
+// float32 or float64 in native byte order; any other dtype is none.
+inline std::optional<DType> dtype_of(py::handle array) {
+  if (!PyArray_ISNOTSWAPPED(as_array(array))) return std::nullopt;
+  if (PyArray_TYPE(as_array(array)) == NPY_FLOAT) return onepass::float32;
+  if (PyArray_TYPE(as_array(array)) == NPY_DOUBLE) return onepass::float64;
   return std::nullopt;
 }
 
-// What a parameter's arrays look like to the core. The caller has checked their layouts.
-inline Parameter describe(const py::array& param, const std::vector<py::array>& states,
-                          const std::optional<py::array>& average) {
-  const std::optional<DType> dtype = dtype_of(param.ptr());
-  if (!dtype) throw py::type_error("arrays must be native float32 or float64");
-  if (states.size() > onepass::max_states) throw py::value_error("too many states");
-  const auto data_of = [&](const py::array& state) {
-    if (dtype_of(state.ptr()) != dtype || state.size() != param.size()) {
-      throw py::value_error("state must have the dtype and size of its parameter");
-    }
-    return fields(state.ptr()).data;
-  };
-  const auto size = static_cast<std::size_t>(param.size());
-  const auto rows = static_cast<std::size_t>(param.ndim() == 0 ? 1 : param.shape(0));
-  Parameter parameter{*dtype, size, rows == 0 ? 0 : size / rows, {}, 0, 0, 1};
-  parameter.operands.param = fields(param.ptr()).data;
-  for (std::size_t k = 0; k < states.size(); ++k) parameter.operands.state[k] = data_of(states[k]);
-  if (average) parameter.operands.average = data_of(*average);
-  return parameter;
-}
+// A parameter for the core. The caller has checked the layouts of the arrays.
+Parameter describe(const py::array& param, const std::vector<py::array>& states,
+                   const std::optional<py::array>& average);
+
+// The arrays of one parameter, and the layout that its gradients must have.
+struct ParameterRecord {
+  ParameterRecord(py::object key, py::array param, std::vector<py::array> states,
+                  const std::optional<py::array>& average);
+
+  // True if an array has the parameter's shape.
+  bool has_shape(PyArrayObject* array) const;
+
+  py::object key;
+  py::array param;
+  std::vector<py::array> states;  // and the running average, if there is one
+  std::vector<npy_intp> shape;
+  int order;                       // NumPy's flags of the contiguous orders that the parameter has
+  const void* disjoint = nullptr;  // the last address of a gradient that was found to overlap no array of the optimizer
+};
+
+// The memory of all parameters and state: finds gradients that overlap it.
+class MemoryRanges {
+ public:
+  // These ranges and the arrays of more parameters.
+  MemoryRanges with(const std::vector<ParameterRecord>& records, std::size_t first) const;
+
+  // True if these bytes overlap a range.
+  bool overlap(const void* data, std::size_t bytes) const;
+
+ private:
+  using Range = std::pair<std::uintptr_t, std::uintptr_t>;
+  std::vector<Range> ranges_;  // sorted
+};
 
 }  // namespace onepass::python

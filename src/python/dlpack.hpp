@@ -1,14 +1,14 @@
-// How PyTorch (from 2.10 on) lets others see its tensors without a call of Python's: what is used here of DLPack's
-// exchange interface, version 1 (https://dmlc.github.io/dlpack, DLPackExchangeAPI).
+// Views of PyTorch's tensors without a Python call: the parts used here of DLPack's exchange interface, version 1
+// (https://dmlc.github.io/dlpack, DLPackExchangeAPI). PyTorch has it from 2.10 on.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
-namespace onepass {
+namespace onepass::python {
 
-// A view of a tensor's memory, which stays the tensor's own.
+// A view of the memory of a tensor, which keeps it.
 struct DLTensor {
   void* data;
   std::int32_t device_type;
@@ -24,20 +24,18 @@ struct DLTensor {
   const void* address() const noexcept { return static_cast<const unsigned char*>(data) + byte_offset; }
 };
 
-// What a tensor was: numbers in the processor's memory, in this order.
-class Layout {
+// dtype, shape and strides of a CPU tensor.
+class TensorLayout {
  public:
-  explicit Layout(const DLTensor& tensor) : type_code_(tensor.type_code), type_bits_(tensor.type_bits) {
+  explicit TensorLayout(const DLTensor& tensor) : type_code_(tensor.type_code), type_bits_(tensor.type_bits) {
     for (std::int32_t axis = 0; axis < tensor.ndim; ++axis) {
       axes_.push_back({tensor.shape[axis], tensor.strides[axis]});
       elements_ *= static_cast<std::size_t>(tensor.shape[axis]);
     }
   }
 
-  std::size_t elements() const noexcept { return elements_; }
-
-  // Whether it is a tensor's, of which no element lies elsewhere.
-  bool is_of(const DLTensor& tensor) const noexcept {
+  // True if the tensor has this layout. Strides that reach no second element may differ.
+  bool matches(const DLTensor& tensor) const noexcept {
     constexpr std::int32_t cpu = 1;
     const bool same = tensor.device_type == cpu && tensor.type_code == type_code_ && tensor.type_bits == type_bits_ &&
                       tensor.type_lanes == 1 && static_cast<std::size_t>(tensor.ndim) == axes_.size();
@@ -61,13 +59,13 @@ class Layout {
 
 struct DLPackExchange {
   static constexpr std::uint32_t known_major = 1;
-  using Look = int (*)(void* tensor, DLTensor* view);  // 0, or -1 and an exception is set
+  using ViewTensor = int (*)(void* tensor, DLTensor* view);  // 0, or -1 with a Python exception set
 
   std::uint32_t major;
   std::uint32_t minor;
   void* previous;
-  void* unused[3];  // for memory that changes hands
-  Look look;        // may be null
+  void* unused[3];         // functions that transfer ownership
+  ViewTensor view_tensor;  // may be null
 };
 
-}  // namespace onepass
+}  // namespace onepass::python

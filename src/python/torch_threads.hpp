@@ -8,7 +8,7 @@
 #include <cstdint>
 
 #include "core/executor.hpp"
-#include "python/objects.hpp"
+#include "python/gil.hpp"
 
 namespace onepass::python {
 

@@ -90,6 +90,11 @@ class _Group(NamedTuple):
     tensors: tuple[torch.Tensor, ...]
     options: list[Any]  # those that are onepass's too
 
+    @property
+    def snapshots(self) -> tuple[tuple[Any, tuple[Any, ...]], tuple[Any, tuple[Any, ...]]]:
+        """The group and its list of tensors, as the core takes them."""
+        return (self.group, (*self.keys, *self.values)), (self.params, self.tensors)
+
     @classmethod
     def of(cls, group: dict[str, Any], names: list[str]) -> _Group:
         keys, values = tuple(group), tuple(group.values())
@@ -187,21 +192,21 @@ class _Engine:
         self.shown = [bool(self.state.get(tensor)) or not state for tensor, state in zip(self.tensors, states)]
         # The way without Python. Before PyTorch 2.10 there was none to the tensors' memory.
         exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-        self.known: _core.Tensors | None = None
+        self.known: _core.TorchFastPath | None = None
         if exchange is not None and all(isinstance(seen.params, list) for seen in self.groups):
-            groups = [seen[:5] for seen in self.groups]
+            groups = [seen.snapshots for seen in self.groups]
             counts = self.counts, self.products
-            self.known = _core.Tensors(
+            self.known = _core.TorchFastPath(
                 self.core, self.tensors, self.shown, groups, self.entries, *counts, _count_changes, exchange
             )
 
-    def _entries(self) -> list[tuple[dict[Any, Any], tuple[Any, ...], tuple[Any, ...]]]:
-        """Each dict of state, its keys and its values; first the one that holds the others."""
+    def _entries(self) -> list[tuple[dict[Any, Any], tuple[Any, ...]]]:
+        """Each dict of state, with its keys and its values; first the one that holds the others."""
         dicts = [self.state, *(held for held in self.state.values() if isinstance(held, dict))]
-        return [(held, tuple(held), tuple(held.values())) for held in dicts]
+        return [(held, (*held, *held.values())) for held in dicts]
 
     @property
-    def direct(self) -> _core.Tensors | None:
+    def direct(self) -> _core.TorchFastPath | None:
         """What takes a step without a look at the options, where these do not change in place."""
         changeable = any(map(_is_changeable, chain.from_iterable(seen.options for seen in self.groups)))
         return None if changeable else self.known
@@ -240,7 +245,8 @@ class _Engine:
             _refuse(group)
             if own is not None:
                 numbers = _numbers(type(self.core), self.names, seen.options)
-                changes = {name: number for name, number in numbers.items() if number != own._values[name]}
+                values = own._values
+                changes = {name: number for name, number in numbers.items() if number != values[name]}
                 try:
                     if changes:
                         own._set(changes)
@@ -250,7 +256,7 @@ class _Engine:
             if not isinstance(seen.params, list):
                 self.known = None
             if self.known is not None:
-                self.known.see(g, seen[:5])
+                self.known.update_group(g, seen.snapshots)
         return True
 
     def step_slowly(self) -> None:
@@ -271,9 +277,9 @@ class _Engine:
         self._look()
 
 
-def _is_same(held: tuple[dict[Any, Any], tuple[Any, ...], tuple[Any, ...]], known: Any) -> bool:
-    """Whether it is the very same dict, with the very same keys and values."""
-    return held[0] is known[0] and _are_same(held[1], known[1]) and _are_same(held[2], known[2])
+def _is_same(held: tuple[dict[Any, Any], tuple[Any, ...]], known: Any) -> bool:
+    """Return True for the same dict with the same keys and values, compared by identity."""
+    return held[0] is known[0] and _are_same(held[1], known[1])
 
 
 def _are_same(some: tuple[Any, ...], others: tuple[Any, ...]) -> bool:
@@ -353,7 +359,7 @@ class _OnePass(torch.optim.Optimizer):
     _kind: ClassVar[type[CoreOptimizer]]
     _older: ClassVar[Mapping[str, Any]] = {}  # options that groups of an older PyTorch lack
     _engine: _Engine | None = None
-    _known: _core.Tensors | None = None  # the engine's
+    _known: _core.TorchFastPath | None = None  # the engine's
 
     # PyTorch wraps every step of every optimizer in a profiler's record, which takes longer than a small step. One that
     # is marked so is left alone, and does what the wrapper does where it makes a difference.

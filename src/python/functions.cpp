@@ -1,0 +1,130 @@
+#include "python/functions.hpp"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/dispatch.hpp"
+#include "core/executor.hpp"
+#include "core/openmp.hpp"
+#include "core/optimizer.hpp"
+#include "core/spinning_blas.hpp"
+#include "kernels/power.hpp"
+#include "python/arrays.hpp"
+#include "python/gil.hpp"
+
+namespace onepass::python {
+namespace {
+
+bool step_once(const std::string& rule_name, const std::vector<double>& options, const CommonOptions& common,
+               double grad_scale, bool flush_denormals, std::int64_t step, const py::array& param,
+               const py::array& grad, const std::vector<py::array>& states, const std::optional<py::array>& average) {
+  const onepass::Rule& rule = onepass::find_rule(rule_name);
+  if (options.size() != rule.option_count || states.size() != rule.state_count) {
+    throw py::value_error("wrong number of options or states for this rule");
+  }
+  if (common.averaged != average.has_value()) throw py::value_error("averaged, but no average, or the other way round");
+  Parameter parameter = describe(param, states, average);
+  const auto is_state = [](const py::array& state) { return is_contiguous(state) && state.writeable(); };
+  if (dtype_of(grad) != parameter.dtype || grad.size() != param.size() || !is_contiguous(grad)) {
+    throw py::value_error("the gradient must be contiguous, with the dtype and size of its parameter");
+  }
+  if (!is_state(param) || !std::all_of(states.begin(), states.end(), is_state) || (average && !is_state(*average))) {
+    throw py::value_error("a parameter, its state and its average must be contiguous and writeable");
+  }
+  parameter.operands.grad = data_of(grad);
+  parameter.step = step;
+  bool done = false;
+  without_gil_if(parameter.size >= release_gil_from, [&] {
+    done = onepass::step_once(rule, options.data(), common, grad_scale, parameter, flush_denormals);
+  });
+  return done;
+}
+
+// An array in the memory of another object, which it keeps alive.
+py::array array_at(std::uintptr_t address, const py::dtype& dtype, std::vector<py::ssize_t> shape,
+                   std::vector<py::ssize_t> strides, const py::object& owner) {
+  return py::array(dtype, std::move(shape), std::move(strides), reinterpret_cast<const void*>(address), owner);
+}
+
+// The L2 norm of a contiguous array, with the bits that clip_norm finds for one gradient.
+double norm(const py::array& array) {
+  const std::optional<DType> dtype = dtype_of(array);
+  if (!dtype || !is_contiguous(array)) {
+    throw py::value_error("the array must be contiguous, of native float32 or float64");
+  }
+  const void* const data = data_of(array);
+  const auto size = static_cast<std::size_t>(array.size());
+  double result = 0;
+  without_gil_if(size >= release_gil_from, [&] { result = onepass::norm(*dtype, data, size); });
+  return result;
+}
+
+// The norm of gradients, and the first parameter whose gradient is not finite if that is requested, from the statistics
+// of all blocks of all gradients, one in each row.
+std::pair<double, std::optional<std::size_t>> total(const py::array_t<double, py::array::c_style>& blocks,
+                                                    const std::vector<std::size_t>& counts, double grad_scale,
+                                                    bool finite) {
+  std::size_t rows = 0;
+  for (const std::size_t count : counts) rows += count;
+  if (blocks.ndim() != 2 || blocks.shape(1) != 2 || static_cast<std::size_t>(blocks.shape(0)) != rows) {
+    throw py::value_error("blocks must have two columns, and as many rows as there are blocks");
+  }
+  const auto* const data = reinterpret_cast<const onepass::Block*>(blocks.data());
+  const onepass::Measured result = onepass::total(data, counts.data(), counts.size(), grad_scale, finite);
+  if (result.first_nonfinite == onepass::Measured::none) return {result.norm, std::nullopt};
+  return {result.norm, result.first_nonfinite};
+}
+
+// The stream baseline of benchmarks: reads and writes the memory of an Adam step, and computes next to nothing.
+void stream_baseline(const py::array& param, const py::array& grad, const py::array& exp_avg,
+                     const py::array& exp_avg_sq) {
+  Parameter parameter = describe(param, {exp_avg, exp_avg_sq}, std::nullopt);
+  for (const py::array& array : {param, grad, exp_avg, exp_avg_sq}) {
+    if (dtype_of(array) != parameter.dtype || array.size() != param.size() || !is_contiguous(array) ||
+        (!array.is(grad) && !array.writeable())) {
+      throw py::value_error("the arrays must be contiguous, writeable, of one dtype and one size");
+    }
+  }
+  parameter.operands.grad = data_of(grad);
+  const auto part = [](const void* context, std::size_t begin, std::size_t end) {
+    const auto& x = *static_cast<const Parameter*>(context);
+    onepass::kernels().stream_limit[x.dtype](x.operands, begin, end);
+  };
+  const std::size_t bytes = parameter.size * onepass::bytes_of(parameter.dtype) * 7;
+  without_gil([&] { onepass::run_parts(onepass::pool_executor(), part, &parameter, parameter.size, bytes); });
+}
+
+}  // namespace
+
+void register_functions(py::module_& m) {
+  m.attr("norm_block") = onepass::norm_block;
+  m.def("step_once", &step_once, py::arg("rule"), py::arg("options"), py::arg("common"), py::arg("grad_scale"),
+        py::arg("flush_denormals"), py::arg("step"), py::arg("param"), py::arg("grad"), py::arg("states"),
+        py::arg("average") = std::nullopt);
+  m.def("array_at", &array_at, py::arg("address"), py::arg("dtype"), py::arg("shape"), py::arg("strides"),
+        py::arg("owner"));
+  m.def("norm", &norm, py::arg("array"));
+  m.def("total", &total, py::arg("blocks"), py::arg("counts"), py::arg("grad_scale"), py::arg("finite"));
+  m.def("stream_baseline", &stream_baseline, py::arg("param"), py::arg("grad"), py::arg("exp_avg"),
+        py::arg("exp_avg_sq"));
+  m.def("get_num_threads", &onepass::get_num_threads);
+  m.def("set_num_threads", &onepass::set_num_threads, py::arg("count"));
+  m.def("requested_threads", &onepass::requested_threads);
+  m.def("processor_count", &onepass::processor_count);
+  m.def("spinning_blas", &onepass::spinning_blas);
+  m.def("torch_openmp", []() -> std::optional<std::string> {
+    const onepass::OpenMP* const runtime = onepass::torch_openmp();
+    return runtime == nullptr ? std::nullopt : std::optional(runtime->path);
+  });
+  m.def("power", &onepass::power, py::arg("base"), py::arg("exponent"));
+}
+
+}  // namespace onepass::python

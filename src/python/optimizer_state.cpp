@@ -1,0 +1,139 @@
+// The bound Optimizer between steps: registration, restoring, counts.
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <initializer_list>
+#include <stdexcept>
+#include <utility>
+
+#include "python/gc.hpp"
+#include "python/optimizer.hpp"
+
+namespace onepass::python {
+
+void Optimizer::add_group(Form form, const Group* group, const std::vector<py::object>& keys,
+                          const std::vector<py::array>& params, const std::vector<std::vector<py::array>>& states,
+                          const std::vector<std::optional<py::array>>& averages, py::object record) {
+  const std::unique_lock<StepLock> lock = lock_for_change();
+  check_process();
+  if (group == nullptr) throw py::type_error("group must not be None");
+  std::vector<Parameter> parameters;
+  std::vector<ParameterRecord> records = records_;
+  for (std::size_t i = 0; i < params.size(); ++i) {
+    parameters.push_back(describe(params[i], states.at(i), averages.at(i)));
+    records.emplace_back(keys.at(i), params[i], states[i], averages[i]);
+  }
+  for (ParameterRecord& record : records) record.disjoint = nullptr;  // the new arrays may overlap
+  MemoryRanges ranges = ranges_.with(records, records_.size());
+  gradients_.reserve(records.size());
+  pointers_.resize(records.size());
+  core_.add_group(group->core(), parameters);
+  records_.swap(records);  // the old records are released at the end
+  ranges_ = std::move(ranges);
+  form_ = form;
+  for (const Parameter& parameter : parameters) elements_ += parameter.size;
+  const std::scoped_lock record_lock(record_mutex_);
+  std::swap(record_, record);
+}
+
+py::object Optimizer::record() const {
+  const std::scoped_lock lock(record_mutex_);
+  return record_;
+}
+
+bool Optimizer::restore(const std::vector<std::pair<py::array, py::array>>& copies, const std::vector<Options>& options,
+                        double clip_norm, Nonfinite nonfinite, std::int64_t step_count, std::int64_t skipped,
+                        const std::vector<std::int64_t>& steps, const std::vector<double>& mu_products) {
+  const std::unique_lock<StepLock> lock = lock_for_change();
+  check_process();
+  if (steps.size() != records_.size() || mu_products.size() != records_.size()) {
+    throw py::value_error("one count for each parameter");
+  }
+  for (const auto& [to, from] : copies) {
+    if (to.nbytes() != from.nbytes() ||
+        (PyArray_FLAGS(as_array(to)) & PyArray_FLAGS(as_array(from)) & any_order) == 0) {
+      throw py::value_error("the arrays of a pair must have the same layout");
+    }
+  }
+  std::vector<OptionsUpdate> updates;
+  for (const auto& [group, expected, values, numbers, common] : options) {
+    if (group == nullptr) throw py::type_error("group must not be None");
+    updates.push_back({*group, expected, values, numbers, common});
+  }
+  if (!swap_all(updates)) return false;
+  for (const auto& [to, from] : copies) {
+    std::memmove(data_of(to), data_of(from), static_cast<std::size_t>(to.nbytes()));
+  }
+  core_.restore(step_count, steps, mu_products);
+  skipped_ = skipped;
+  clip_norm_ = clip_norm;
+  nonfinite_ = nonfinite;
+  return true;
+}
+
+py::object Optimizer::locked(const py::function& function) {
+  const std::scoped_lock lock(lock_);
+  const struct Locked {
+    bool& is_locked;
+    ~Locked() { is_locked = false; }
+  } until_return{is_locked_ = true};
+  return call(function, py::tuple());
+}
+
+// The lock, or nothing within locked().
+std::unique_lock<StepLock> Optimizer::lock_for_change() {
+  if (lock_.is_mine() && is_locked_) return {};
+  return std::unique_lock<StepLock>(lock_);
+}
+
+// The lock, or nothing where this thread holds it.
+std::unique_lock<StepLock> Optimizer::lock_for_reading() {
+  if (lock_.is_mine()) return {};
+  return std::unique_lock<StepLock>(lock_);
+}
+
+// Throw where a change of state would also be another process's. Reading does no harm.
+void Optimizer::check_process() const {
+  if (in_files_ && onepass::fork_count() != made_forks_) {
+    throw std::runtime_error(
+        "this optimizer was made before a fork and its state lies in files (state_dir), which this process shares "
+        "with its parent: what changes here would change there; make another optimizer in this process and load "
+        "what was saved, or this one's state_dict()");
+  }
+}
+
+std::size_t Optimizer::parameter_count() {
+  const std::unique_lock<StepLock> lock = lock_for_reading();
+  return records_.size();
+}
+
+std::int64_t Optimizer::step_count() {
+  const std::unique_lock<StepLock> lock = lock_for_reading();
+  return core_.step_count();
+}
+
+std::int64_t Optimizer::parameter_step(std::size_t i) {
+  const std::unique_lock<StepLock> lock = lock_for_reading();
+  return core_.parameters().at(i).step;
+}
+
+double Optimizer::mu_product(std::size_t i) {
+  const std::unique_lock<StepLock> lock = lock_for_reading();
+  return core_.parameters().at(i).mu_product;
+}
+
+int Optimizer::traverse(visitproc visit, void* argument) const {
+  for (const ParameterRecord& record : records_) {
+    if (const int result = visit_all({&record.key, &record.param}, visit, argument)) return result;
+  }
+  return visit_all({&record_, &torch_threads_}, visit, argument);
+}
+
+void Optimizer::clear() {
+  std::vector<ParameterRecord> records;
+  records.swap(records_);
+  for (py::object* object : {&record_, &torch_threads_}) *object = py::object();
+  core_.clear();
+}
+
+}  // namespace onepass::python

@@ -1,0 +1,136 @@
+// The bound Optimizer's methods and properties.
+#include <pybind11/native_enum.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <utility>
+
+#include "python/gc.hpp"
+#include "python/optimizer.hpp"
+
+namespace onepass::python {
+namespace {
+
+constexpr const char* step_doc = R"(step($self, /, grads, grad_scale=1.0)
+--
+
+Update the parameters in place, along these gradients.
+
+Args:
+    grads: the gradients in the shape in which the parameters came: an array,
+        a sequence, or a mapping. Each has its parameter's shape and any real
+        floating dtype and memory layout; one whose dtype or layout is not its
+        parameter's, or that shares memory with a parameter or with state, is
+        copied into a scratch buffer that the optimizer keeps. With groups they
+        come as one sequence, in the order of the groups. ``None`` leaves its
+        parameter, state and step count as they are; a `SparseRows` touches
+        some rows of the parameter and of its state, and no others.
+    grad_scale: a factor for every gradient, applied in the same pass.
+
+Raises:
+    TypeError: a gradient that is no array of real floating-point numbers.
+    FloatingPointError: a gradient that holds NaN or infinity, where
+        ``nonfinite="raise"``.
+    IndexError: a row that the parameter does not have.
+    ValueError: too few or too many gradients, an unknown or missing name, a
+        gradient of another shape than its parameter's, a schedule that returns
+        no usable number, a coefficient that overflows the parameters' dtype,
+        or a ``grad_scale`` that is not finite. Nothing has changed.
+
+Example:
+    >>> import numpy as np, onepass
+    >>> w = np.ones(3, np.float32)
+    >>> opt = onepass.Adam(w, lr=0.5)
+    >>> opt.step(np.array([1, 0, -1], np.float32))
+    >>> w
+    array([0.5, 1. , 1.5], dtype=float32)
+)";
+
+// The arguments of a call, by position or by name. Throws what Python throws for a function of this signature.
+std::pair<py::handle, py::handle> step_arguments(PyObject* const* arguments, Py_ssize_t positional, PyObject* names) {
+  py::handle grads;
+  py::handle grad_scale;
+  if (positional > 2) {
+    throw py::type_error("step() takes 2 arguments, grads and grad_scale, but " + std::to_string(positional) +
+                         " were given");
+  }
+  if (positional > 0) grads = arguments[0];
+  if (positional > 1) grad_scale = arguments[1];
+  const Py_ssize_t named = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
+  for (Py_ssize_t i = 0; i < named; ++i) {
+    const py::handle name = PyTuple_GET_ITEM(names, i);
+    const bool is_grads = PyUnicode_CompareWithASCIIString(name.ptr(), "grads") == 0;
+    if (!is_grads && PyUnicode_CompareWithASCIIString(name.ptr(), "grad_scale") != 0) {
+      throw py::type_error("step() got an unexpected keyword argument " + py::repr(name).cast<std::string>());
+    }
+    py::handle& argument = is_grads ? grads : grad_scale;
+    if (argument) throw py::type_error("step() got multiple values for argument " + py::repr(name).cast<std::string>());
+    argument = arguments[positional + i];
+  }
+  if (!grads) throw py::type_error("step() is missing the argument 'grads'");
+  return {grads, grad_scale};
+}
+
+PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t positional, PyObject* names) {
+  return guarded([&] {
+    Optimizer& optimizer = core_of(self);
+    const auto [grads, grad_scale] = step_arguments(arguments, positional, names);
+    optimizer.step(grads, grad_scale);
+    return py::none().release().ptr();
+  });
+}
+
+// Methods that take any object and require an optimizer: pybind11 would pass one whose constructor never ran.
+template <class Result, class... Arguments>
+auto method(Result (Optimizer::*function)(Arguments...)) {
+  return [function](const py::object& self, Arguments... arguments) {
+    return (require_optimizer(self).*function)(std::forward<Arguments>(arguments)...);
+  };
+}
+template <class Result>
+auto method(Result (Optimizer::*function)() const) {
+  return [function](const py::object& self) { return (require_optimizer(self).*function)(); };
+}
+
+}  // namespace
+
+void register_optimizer(py::module_& m) {
+  m.attr("no_clip_norm") = Optimizer::no_clip_norm;
+  py::class_<Optimizer> optimizer(m, "Optimizer", py::custom_type_setup(&set_up_collection<Optimizer>));
+  py::native_enum<Optimizer::Form>(optimizer, "_Form", "enum.Enum")
+      .value("array", Optimizer::Form::array)
+      .value("sequence", Optimizer::Form::sequence)
+      .value("mapping", Optimizer::Form::mapping)
+      .finalize();
+  py::native_enum<Optimizer::Nonfinite>(optimizer, "_Nonfinite", "enum.Enum")
+      .value("propagate", Optimizer::Nonfinite::propagate)
+      .value("skip", Optimizer::Nonfinite::skip)
+      .value("raise", Optimizer::Nonfinite::raise)
+      .finalize();
+  optimizer.def(py::init<bool, bool, py::object>(), py::arg("flush_denormals"), py::arg("in_files"), py::arg("record"))
+      .def_property_readonly("_record", [](const py::object& self) { return require_optimizer(self).record(); })
+      .def("_add_group", method(&Optimizer::add_group), py::arg("form"), py::arg("group"), py::arg("keys"),
+           py::arg("params"), py::arg("states"), py::arg("averages"), py::arg("record"))
+      .def("_restore", method(&Optimizer::restore), py::arg("copies"), py::arg("options"), py::arg("clip_norm"),
+           py::arg("nonfinite"), py::arg("step_count"), py::arg("skipped"), py::arg("steps"), py::arg("mu_products"))
+      .def("_locked", method(&Optimizer::locked), py::arg("function"))
+      .def("_step_in_parts", method(&Optimizer::step_in_parts), py::arg("grads"), py::arg("grad_scale"),
+           py::arg("parts"), py::arg("exchange"))
+      .def("_fits", [](const py::object& self, std::size_t i,
+                       const py::object& gradient) { return require_optimizer(self).fits(i, gradient.ptr()); })
+      .def("_parameter_step", method(&Optimizer::parameter_step))
+      .def("_mu_product", method(&Optimizer::mu_product))
+      .def_property("_clip_norm", method(&Optimizer::clip_norm), method(&Optimizer::set_clip_norm))
+      .def_property("_nonfinite", method(&Optimizer::nonfinite), method(&Optimizer::set_nonfinite))
+      .def_property_readonly("step_count", method(&Optimizer::step_count), "The number of steps applied so far.")
+      .def_property_readonly("skipped", method(&Optimizer::skipped),
+                             "The number of steps left out because of gradients that ``nonfinite`` refuses.")
+      .def_property_readonly(
+          "grad_norm", method(&Optimizer::grad_norm),
+          "The global L2 norm of the last step's gradients before clipping; None where ``clip_norm`` was not set then, "
+          "and before the first step.");
+  static PyMethodDef step_method = {"step", as_cfunction(&step), METH_FASTCALL | METH_KEYWORDS, step_doc};
+  add_method(optimizer, step_method);
+}
+
+}  // namespace onepass::python

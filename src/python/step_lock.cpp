@@ -1,0 +1,41 @@
+#include "python/step_lock.hpp"
+
+#include <chrono>
+#include <stdexcept>
+#include <thread>
+
+#include "core/fork_count.hpp"
+#include "python/gil.hpp"
+
+namespace onepass::python {
+
+void StepLock::lock() {
+  if (is_mine()) {
+    throw std::runtime_error(
+        "this optimizer is in the middle of a step: a schedule or a gradient's own code called it again");
+  }
+  const unsigned forks = onepass::fork_count();
+  if (!mutex_.try_lock()) {
+    // An owner in this process is recorded just after it has locked; an owner from before a fork never unlocks.
+    for (int tries = 0; owner_forks_ != forks && tries < 100; ++tries) {
+      without_gil([] { std::this_thread::sleep_for(std::chrono::milliseconds(1)); });
+    }
+    if (owner_forks_ != forks) {
+      throw std::runtime_error(
+          "this process was forked while another thread was inside a step of this optimizer: its parameters and "
+          "state may hold half a step here; make a new optimizer, or fork between steps");
+    }
+    without_gil([this] { mutex_.lock(); });
+  }
+  owner_forks_ = forks;
+  owner_ = PyThread_get_thread_ident();
+}
+
+void StepLock::unlock() noexcept {
+  owner_ = 0;
+  mutex_.unlock();
+}
+
+bool StepLock::is_mine() const noexcept { return owner_ == PyThread_get_thread_ident(); }
+
+}  // namespace onepass::python
