@@ -55,7 +55,7 @@ def test_files_that_are_there_are_refused_and_left_alone(tmp_path: Path) -> None
 @pytest.mark.parametrize("option", ["--elements", "--chunk", "--steps"])
 @pytest.mark.parametrize("number", ["0", "-1"])
 def test_a_mapped_file_has_elements_chunks_and_steps(option: str, number: str) -> None:
-    assert f"argument {option}: must be 1 or more, got {number}" in refused(f"{option}={number}")
+    assert f"argument {option}: must be 1 or more, not {number}" in refused(f"{option}={number}")
 
 
 def refused(*arguments: Any) -> str:

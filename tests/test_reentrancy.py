@@ -450,7 +450,7 @@ def test_adam_step_is_not_deceived_either() -> None:
 
 def test_rows_of_a_parameter_that_lies_about_having_some() -> None:
     optimizer = onepass.SGD(np.array(1, F).view(Liar))
-    with refused(ValueError, "its parameter has none that lie together", optimizer):
+    with refused(ValueError, "SparseRows requires a C-contiguous parameter", optimizer):
         optimizer.step(onepass.SparseRows([0], np.array([1], F)))
 
 

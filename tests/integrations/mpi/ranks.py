@@ -782,7 +782,11 @@ def check_a_set_that_does_not_fit_is_refused_and_changes_nothing() -> None:
     spoil(manifest, lambda data: data[:-20], "cannot load")
     spoil(manifest, lambda data: b"[]", "cannot load")
     spoil(manifest, lambda data: data.replace(b'"version": 1', b'"version": 2'), "version must be 1, got 2")
-    spoil(manifest, lambda data: data.replace(one.name.encode(), b"../" + one.name.encode()), "is no name of a file")
+    spoil(
+        manifest,
+        lambda data: data.replace(one.name.encode(), b"../" + one.name.encode()),
+        "is not a file of this checkpoint",
+    )
     spoil(one, lambda data: data[:-9], "cannot load")
     spoil(
         one, lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :], "CRC"
