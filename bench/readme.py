@@ -185,7 +185,7 @@ def loops(record: Record, name: str) -> str:
     for case, other, own, library in LOOPS:
         if case not in record["cases"]:
             continue
-        head += [f"{library}: step, {other}", own, "step", "iteration"]
+        head += [f"{library}: step, {other}", f"step, {own}", "ratio of steps", "ratio of iterations"]
         columns.append(
             {
                 point["elements"]: [
