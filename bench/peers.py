@@ -110,7 +110,7 @@ class StreamLimit(Peer):
         self.v = [state[i]["exp_avg_sq"] for i in range(len(params))]
 
     def run(self, steps: int) -> None:
-        stream = _core.stream_limit  # adds the gradient to each: grows linearly, and never overflows
+        stream = _core.stream_baseline  # adds the gradient to each: grows linearly, and never overflows
         for _ in range(steps):
             for p, g, m, v in self.tensors:
                 stream(p, g, m, v)

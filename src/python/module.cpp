@@ -117,7 +117,7 @@ auto method(Result (Optimizer::*function)(Arguments...)) {
 bool step_once(const std::string& rule_name, const std::vector<double>& options, const CommonOptions& common,
                double grad_scale, bool flush_denormals, std::int64_t step, const py::array& param,
                const py::array& grad, const std::vector<py::array>& states, const std::optional<py::array>& average) {
-  const onepass::Rule& rule = onepass::find_rule(rule_name);
+  const onepass::RuleEntry& rule = onepass::find_rule(rule_name);
   if (options.size() != rule.option_count || states.size() != rule.state_count) {
     throw py::value_error("wrong number of options or states for this rule");
   }
@@ -169,14 +169,14 @@ std::pair<double, std::optional<std::size_t>> total(const py::array_t<double, py
   if (blocks.ndim() != 2 || blocks.shape(1) != 2 || static_cast<std::size_t>(blocks.shape(0)) != rows) {
     throw py::value_error("blocks must have two columns, and as many rows as there are blocks");
   }
-  const auto* const data = reinterpret_cast<const onepass::Block*>(blocks.data());
-  const onepass::Measured found = onepass::total(data, counts.data(), counts.size(), grad_scale, finite);
-  if (found.first_nonfinite == onepass::Measured::none) return {found.norm, std::nullopt};
+  const auto* const data = reinterpret_cast<const onepass::BlockStats*>(blocks.data());
+  const onepass::GradientStats found = onepass::total(data, counts.data(), counts.size(), grad_scale, finite);
+  if (found.first_nonfinite == onepass::GradientStats::none) return {found.norm, std::nullopt};
   return {found.norm, found.first_nonfinite};
 }
 
-void stream_limit(const py::array& param, const py::array& grad, const py::array& exp_avg,
-                  const py::array& exp_avg_sq) {
+void stream_baseline(const py::array& param, const py::array& grad, const py::array& exp_avg,
+                     const py::array& exp_avg_sq) {
   Parameter parameter = describe(param, {exp_avg, exp_avg_sq}, std::nullopt);
   for (const py::array& array : {param, grad, exp_avg, exp_avg_sq}) {
     if (dtype_of(array.ptr()) != parameter.dtype || array.size() != param.size() ||
@@ -187,7 +187,7 @@ void stream_limit(const py::array& param, const py::array& grad, const py::array
   parameter.operands.grad = fields(grad.ptr()).data;
   const auto part = [](const void* context, std::size_t begin, std::size_t end) {
     const auto& x = *static_cast<const Parameter*>(context);
-    onepass::kernels().stream_limit[x.dtype](x.operands, begin, end);
+    onepass::kernels().stream_baseline[x.dtype](x.operands, begin, end);
   };
   const std::size_t bytes = parameter.size * onepass::bytes_of(parameter.dtype) * 7;
   without_gil([&] { onepass::run_parts(part, &parameter, parameter.size, bytes); });
@@ -197,7 +197,7 @@ py::dict rules() {
   py::dict all;
   const onepass::Kernels& kernels = onepass::kernels();
   for (std::size_t i = 0; i < kernels.rule_count; ++i) {
-    const onepass::Rule& rule = kernels.rules[i];
+    const onepass::RuleEntry& rule = kernels.rules[i];
     all[rule.name] = py::make_tuple(std::vector<std::string>(rule.options, rule.options + rule.option_count),
                                     std::vector<std::string>(rule.states, rule.states + rule.state_count));
   }
@@ -320,7 +320,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   m.def("norm", &norm, py::arg("array"));
   m.def("total", &total, py::arg("blocks"), py::arg("counts"), py::arg("grad_scale"), py::arg("finite"));
   m.attr("norm_block") = onepass::norm_block;
-  m.def("stream_limit", &stream_limit, py::arg("param"), py::arg("grad"), py::arg("exp_avg"), py::arg("exp_avg_sq"));
+  m.def("stream_baseline", &stream_baseline, py::arg("param"), py::arg("grad"), py::arg("exp_avg"),
+        py::arg("exp_avg_sq"));
   m.def("get_num_threads", &onepass::get_num_threads);
   m.def("set_num_threads", &onepass::set_num_threads, py::arg("count"));
   m.def("power", &onepass::power, py::arg("base"), py::arg("exponent"));

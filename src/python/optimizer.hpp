@@ -109,10 +109,12 @@ class Optimizer {
     for (const auto& [group, numbers, common, object, known, values] : options) {
       if (!is_held(object, slot, known)) return false;
     }
+    std::vector<Scalars> scalars;
+    for (const double product : mu_products) scalars.push_back({{product}});
     for (const auto& [to, from] : copies) {
       std::memmove(fields(to.ptr()).data, fields(from.ptr()).data, static_cast<std::size_t>(to.nbytes()));
     }
-    core_.restore(step_count, steps, mu_products);
+    core_.restore(step_count, steps, scalars);
     skipped_ = skipped;
     clip_norm_ = clip_norm;
     nonfinite_ = nonfinite;
@@ -220,7 +222,7 @@ class Optimizer {
     return reading([&] { return core_.parameters().at(i).step; });
   }
   double mu_product(std::size_t i) const {
-    return reading([&] { return core_.parameters().at(i).mu_product; });
+    return reading([&] { return core_.parameters().at(i).scalars.values[0]; });
   }
 
   // The norm of the last step's gradients, if it was asked for.
@@ -380,7 +382,7 @@ class Optimizer {
     take_options();
     plan(scale);
     const bool large = core_.planned_elements() >= release_gil_from;
-    onepass::Measured measured;
+    onepass::GradientStats measured;
     const bool norm = clip_norm != no_clip_norm;
     const bool finite = nonfinite != Nonfinite::propagate;
     if (in_parts != nullptr) call(in_parts->exchange.attr("_agree"), py::make_tuple(core_.digest(), norm || finite));
@@ -389,7 +391,7 @@ class Optimizer {
     } else if (norm || finite) {
       without_gil_if(large, [&] { measured = core_.measure(pointers_.data(), scale, norm, finite); });
     }
-    if (measured.first_nonfinite != onepass::Measured::none) {
+    if (measured.first_nonfinite != onepass::GradientStats::none) {
       if (nonfinite == Nonfinite::raise) {
         ask("_nonfinite_gradient", measured.first_nonfinite);
         throw std::runtime_error("a gradient is not finite");
@@ -414,15 +416,16 @@ class Optimizer {
     remember(measured, clip_norm);
   }
 
-  onepass::Measured measure_with_others(double scale, bool norm, bool finite, bool large, const py::object& exchange) {
+  onepass::GradientStats measure_with_others(double scale, bool norm, bool finite, bool large,
+                                             const py::object& exchange) {
     std::size_t count = 0;
     for (const Parameter& parameter : core_.parameters()) count += onepass::blocks_of(parameter.size);
     py::array_t<double> blocks({count, std::size_t{2}});
-    auto* const room = reinterpret_cast<onepass::Block*>(blocks.mutable_data());
+    auto* const room = reinterpret_cast<onepass::BlockStats*>(blocks.mutable_data());
     without_gil_if(large, [&] { core_.measure_blocks(pointers_.data(), scale, norm, finite, room); });
     const auto [found, first] =
         call(exchange.attr("_measured"), py::make_tuple(blocks)).cast<std::pair<double, std::optional<std::size_t>>>();
-    return {found, first.value_or(onepass::Measured::none)};
+    return {found, first.value_or(onepass::GradientStats::none)};
   }
 
   // Has the core take the groups' options, with what their schedules say of this step.
@@ -447,7 +450,7 @@ class Optimizer {
     }
   }
 
-  void remember(const onepass::Measured& measured, double clip_norm) {
+  void remember(const onepass::GradientStats& measured, double clip_norm) {
     grad_norm_ = measured.norm;
     measured_ = clip_norm != no_clip_norm;
   }

@@ -199,7 +199,7 @@ class Tensors {
   // For Optimizer::step_from: the gradient of a tensor, if both and its count are simply what is expected.
   bool look(std::size_t i, const Parameter& parameter, py::object& gradient, const void*& data) {
     static constexpr char nothing = 0;  // where the gradient of no elements lies
-    if (!steps_.says(i, static_cast<double>(parameter.step)) || !mu_products_.says(i, parameter.mu_product)) {
+    if (!steps_.says(i, static_cast<double>(parameter.step)) || !mu_products_.says(i, parameter.scalars.values[0])) {
       return false;
     }
     PyObject* const tensor = PyTuple_GET_ITEM(tensors_.ptr(), static_cast<Py_ssize_t>(i));
@@ -221,7 +221,7 @@ class Tensors {
 
   void tell(std::size_t i, const Parameter& parameter) {
     steps_.tell(i, static_cast<double>(parameter.step));
-    mu_products_.tell(i, parameter.mu_product);
+    mu_products_.tell(i, parameter.scalars.values[0]);
   }
 
   // What the garbage collector is told.
