@@ -14,13 +14,13 @@ namespace onepass {
 namespace {
 
 // Coefficients passed in memory instead of registers took longer than a hundred elements.
-template <Extras extras, class T, class Rule, class... State>
-ONEPASS_INLINE void loop(const Coefficients<T, Rule> k, std::size_t count, T* param, const T* grad, T* average,
-                         State*... state) {
+template <Extras extras, class T, class Rule, class Param, class Grad, class Average, class... State>
+ONEPASS_INLINE void loop(const Coefficients<T, Rule> k, std::size_t count, const Param param, const Grad grad,
+                         const Average average, const State... state) {
   ONEPASS_SIMD
   for (std::size_t i = 0; i < count; ++i) {
-    T p = param[i];
-    T g = grad[i];
+    T p = param.load(i);
+    T g = grad.load(i);
     if ((extras & scale_gradient) != 0) g = g * k.scale;
     if ((extras & clip_gradient) != 0) {
       // Not a minimum and a maximum, which flush subnormal numbers where a selection copies them.
@@ -29,9 +29,9 @@ ONEPASS_INLINE void loop(const Coefficients<T, Rule> k, std::size_t count, T* pa
     }
     if ((extras & decay_weights) != 0) g = g + k.weight_decay * p;
     p = p * k.shrink;
-    k.rule(p, g, StateRef<State>(state + i)...);
-    param[i] = p;
-    if ((extras & average_weights) != 0) average[i] = k.ema_decay * average[i] + k.one_minus_ema * p;
+    k.rule(p, g, state.ref(i)...);
+    param.store(i, p);
+    if ((extras & average_weights) != 0) average.store(i, k.ema_decay * average.load(i) + k.one_minus_ema * p);
   }
 }
 
@@ -43,45 +43,55 @@ constexpr std::size_t count_states(const char* const (&states)[count]) {
   return named;
 }
 
-template <Extras extras, class T, class Rule>
+template <Extras extras, class Format, class Rule>
 ONEPASS_NOINLINE void run_loop(const PackedCoefficients& packed, const Operands& x, std::size_t begin,
                                std::size_t end) {
-  Coefficients<T, Rule> k = {};
+  Coefficients<typename Format::Value, Rule> k = {};
   copy_bytes(&k, packed.bytes, sizeof k);
   const std::size_t count = end - begin;
-  T* const param = static_cast<T*>(x.param) + begin;
-  const T* const grad = static_cast<const T*>(x.grad) + begin;
-  T* const average = (extras & average_weights) != 0 ? static_cast<T*>(x.average) + begin : nullptr;
-  const auto state = [&](std::size_t slot) { return static_cast<T*>(x.state[slot]) + begin; };
+  const typename Format::Param param(x.param, begin);
+  const typename Format::Grad grad(x.grad, begin);
+  constexpr bool averages = (extras & average_weights) != 0;
+  const typename Format::Average average(averages ? x.average : nullptr, averages ? begin : 0);
+  using State0 = typename Format::template State<0>;
+  using State1 = typename Format::template State<1>;
+  using State2 = typename Format::template State<2>;
   constexpr std::size_t states = count_states(Rule::states);
   static_assert(states <= 3 && max_states == 3, "one case for each number of states");
   if constexpr (states == 0) loop<extras>(k, count, param, grad, average);
-  if constexpr (states == 1) loop<extras>(k, count, param, grad, average, state(0));
-  if constexpr (states == 2) loop<extras>(k, count, param, grad, average, state(0), state(1));
-  if constexpr (states == 3) loop<extras>(k, count, param, grad, average, state(0), state(1), state(2));
+  if constexpr (states == 1) loop<extras>(k, count, param, grad, average, State0(x.state[0], begin));
+  if constexpr (states == 2) {
+    loop<extras>(k, count, param, grad, average, State0(x.state[0], begin), State1(x.state[1], begin));
+  }
+  if constexpr (states == 3) {
+    loop<extras>(k, count, param, grad, average, State0(x.state[0], begin), State1(x.state[1], begin),
+                 State2(x.state[2], begin));
+  }
 }
 
-template <Extras extras, class T, class Rule>
+template <Extras extras, class Format, class Rule>
 void sweep(const PackedCoefficients& packed, const Operands& operands, std::size_t begin, std::size_t end) {
-  const std::size_t aligned = begin + until_cache_line(static_cast<const T*>(operands.param) + begin, end - begin);
-  if (aligned != begin) run_loop<extras, T, Rule>(packed, operands, begin, aligned);
-  run_loop<extras, T, Rule>(packed, operands, aligned, end);
+  // What suits the parameter suits its state, which is allocated at the same distance from a cache line.
+  const std::size_t aligned = begin + typename Format::Param(operands.param, begin).until_cache_line(end - begin);
+  if (aligned != begin) run_loop<extras, Format, Rule>(packed, operands, begin, aligned);
+  run_loop<extras, Format, Rule>(packed, operands, aligned, end);
 }
 
-template <class T, class Rule, Extras... sets>
+template <class Format, class Rule, Extras... sets>
 constexpr void add_sweeps(SweepFunction (&sweeps)[extras_count]) {
-  ((sweeps[sets] = &sweep<sets, T, Rule>), ...);
+  ((sweeps[sets] = &sweep<sets, Format, Rule>), ...);
 }
 
-template <class T, class Rule>
-constexpr void add_dtype(RuleEntry& entry, DType dtype) {
-  entry.coefficients[dtype] = &coefficients<T, Rule>;
+template <template <class> class R, class Format>
+constexpr void add_format(RuleEntry& entry, DType dtype) {
+  using Rule = R<typename Format::Value>;
+  entry.coefficients[dtype] = &coefficients<typename Format::Value, Rule>;
   constexpr Extras clip = scale_gradient | clip_gradient;
   constexpr Extras decay = clip | decay_weights;
   constexpr Extras average = average_weights;
-  add_sweeps<T, Rule, 0, clip, decay, clip | average, decay | average>(entry.sweeps[dtype]);
+  add_sweeps<Format, Rule, 0, clip, decay, clip | average, decay | average>(entry.sweeps[dtype]);
   if constexpr (copies_gradient<Rule>) {
-    add_sweeps<T, Rule, clip_gradient, clip_gradient | average>(entry.sweeps[dtype]);
+    add_sweeps<Format, Rule, clip_gradient, clip_gradient | average>(entry.sweeps[dtype]);
   }
 }
 
@@ -107,8 +117,8 @@ constexpr RuleEntry make_entry() {
   entry.state_count = count_states(Rule::states);
   add_scalars<Rule>(entry, 0);
   entry.squares_gradient = Rule::squares_gradient;
-  add_dtype<float, R<float>>(entry, float32);
-  add_dtype<double, R<double>>(entry, float64);
+  add_format<R, PlainFormat<float>>(entry, float32);
+  add_format<R, PlainFormat<double>>(entry, float64);
   return entry;
 }
 

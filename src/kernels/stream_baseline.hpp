@@ -26,7 +26,7 @@ void stream_baseline(const Operands& x, std::size_t begin, std::size_t end) {
     stream_loop(to - from, static_cast<T*>(x.param) + from, static_cast<const T*>(x.grad) + from,
                 static_cast<T*>(x.state[0]) + from, static_cast<T*>(x.state[1]) + from);
   };
-  const std::size_t aligned = begin + until_cache_line(static_cast<const T*>(x.param) + begin, end - begin);
+  const std::size_t aligned = begin + Plain<T>(x.param, begin).until_cache_line(end - begin);
   part(begin, aligned);
   part(aligned, end);
 }
