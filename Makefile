@@ -106,7 +106,7 @@ lint-build:
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(venv))/bin/ninja -DPython_EXECUTABLE=$(abspath $(python)) \
 	  -Dpybind11_DIR=$$($(python) -m pybind11 --cmakedir) -DONEPASS_WERROR=ON -DSKBUILD_PROJECT_VERSION=0 -DSKBUILD_PROJECT_VERSION_FULL=0 > $(build_dir).log 2>&1 || { cat $(build_dir).log; exit 1; }
 	$(venv)/bin/cmake --build $(build_dir)
-	$(python) tests/guards.py $(build_dir)
+	PYTHONPATH=. $(python) tests/guards.py $(build_dir)
 
 lint-run: lint-build
 	@mkdir -p $(build_dir)/site && cp -r python/onepass $(build_dir)/site && cp $(build_dir)/_core.* $(build_dir)/site/onepass
@@ -149,7 +149,7 @@ include tests/cpp/core.mk
 
 workflows := $(wildcard .github/workflows/*.yml)
 cxx_sources := $(shell find src -name "*.?pp" -o -name "*.inl")
-cxx_tests := $(wildcard tests/cpp/*.hpp tests/cpp/*.cpp)
+cxx_tests := $(wildcard tests/cpp/*.hpp tests/cpp/*.cpp tools/*.cpp)
 sources := CMakeLists.txt pyproject.toml $(cxx_sources) $(shell find python -name '*.py*' -not -path '*/__pycache__/*')
 
 # onepass itself, built again when a source has changed.

@@ -16,23 +16,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+from tools.kernel_code import innermost_loops, kernels_of, output
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "bench" / "instructions.json"
 DRIVER = ROOT / "bench" / "steps.cpp"
 SLACK = 1.03
 REGISTERS = {"baseline": "xmm", "avx2": "ymm", "avx512": "zmm"}
-SIZES = {"float": 4, "double": 8}
-AROUND = ("nothing", "clamped", "scaled", "decayed", "clamped, averaged", "scaled, averaged", "decayed, averaged")
+SIZES = {"float32": 4, "float64": 8}
 TENSORS = (1, 8, 148)
 
 Counts = dict[str, float]
-
-
-def output(*command: str | Path) -> str:
-    return subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout
 
 
 def compiler_of(build: Path) -> str:
@@ -46,44 +43,16 @@ def compiler_of(build: Path) -> str:
 def loops_of(build: Path) -> Counts:
     """Count each kernel's instructions per element in the loop over whole vectors."""
     counts: Counts = {}
-    for item in sorted([*build.rglob("kernels/avx*.cpp.o"), *build.rglob("kernels/baseline.cpp.o")]):
-        table = item.name.removesuffix(".cpp.o")
-        code = output("objdump", "-dC", "--no-show-raw-insn", item)
-        for title, body in re.findall(r"^[0-9a-f]+ <(.*)>:\n((?:.+\n)+)", code, re.MULTILINE):
-            name = kernel_name(title)
-            per_element = [
-                len(loop) / elements
-                for loop in innermost_loops(body)
-                if (elements := elements_of(loop, "float" if "float" in title else "double", REGISTERS[table]))
-            ]
-            if name and per_element:  # of several the fastest is that over whole vectors
-                counts[f"{table}: {name}"] = round(min(per_element), 4)
+    for kernel in kernels_of(build):
+        per_element = [
+            len(loop) / elements
+            for function in kernel.functions
+            for loop in innermost_loops(function)
+            if (elements := elements_of(loop, kernel.dtype, REGISTERS[kernel.table]))
+        ]
+        if per_element:  # the fastest of several is the loop over whole vectors
+            counts[f"{kernel.table}: {kernel.dtype} {kernel.name}"] = round(min(per_element), 4)
     return dict(sorted(counts.items()))
-
-
-def kernel_name(title: str) -> str | None:
-    """Name a function's rule, dtype and surroundings; None for one without a hot loop of its own."""
-    if match := re.search(
-        r"::(?:unpack|loop|sweep)<.*Around\)(\d), (\w+), .*?(\w+)(?:, 0ul.*|, (?:float|double).*)?>\(", title
-    ):
-        return f"{match[3]} {match[2]}, {AROUND[int(match[1])]}"
-    if match := re.search(
-        r"::(squares|stream|stream_loop|all_finite|finite)<(?:(true|false), )?(float|double)>\(", title
-    ):
-        return f"{match[1].removesuffix('_loop')} {match[3]}{', of squares' if match[2] == 'true' else ''}"
-    return None
-
-
-def innermost_loops(body: str) -> Iterator[list[str]]:
-    """Give the instructions of each loop that holds no other."""
-    code = [(int(at, 16), text) for at, text in re.findall(r"^ +([0-9a-f]+):\t(.+)$", body, re.MULTILINE)]
-    places = {at: index for index, (at, _) in enumerate(code)}
-    begin = 0
-    for index, (at, text) in enumerate(code):
-        match = re.match(r"j\w+ +([0-9a-f]+)", text)
-        if match and (target := int(match[1], 16)) <= at and places.get(target, -1) >= begin:
-            yield [text for _, text in code[places[target] : index + 1]]
-            begin = index + 1
 
 
 def elements_of(loop: list[str], dtype: str, register: str) -> int:

@@ -1,4 +1,4 @@
-"""Requirements on sources and machine code: python tests/guards.py BUILD_DIRECTORY.
+"""Requirements on sources and machine code: python tests/guards.py BUILD_DIRECTORY, with the root in PYTHONPATH.
 
 No file of src/ or of the Python package includes or imports itself through others.
 
@@ -17,14 +17,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tools.kernel_code import Kernel, innermost_loops, kernels_of, output
+
 # The registers that each table's hot loops must use, and the instructions that would betray another instruction set.
 VECTOR = {"baseline": "xmm", "avx2": "ymm", "avx512": "zmm"}
 FORBIDDEN_FLAGS = ["-ffast-math", "-Ofast", "-march=native", "-mfma", "-flto", "-funsafe-math-optimizations"]
 REQUIRED_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fopenmp-simd"]
-
-
-def output(*command: str | Path) -> str:
-    return subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout
 
 
 def check_flags(build: Path) -> list[str]:
@@ -43,7 +41,11 @@ def check_flags(build: Path) -> list[str]:
 
 # The folders of src/ from the bottom up: each includes only itself and those below it.
 LAYERS = ("kernels/rules", "kernels", "core", "python")
-RULE_HEADERS = ("kernels/builtins.hpp", "kernels/power.hpp")  # of kernels/, all that a rule may include
+RULE_HEADERS = (
+    "kernels/builtins.hpp",
+    "kernels/power.hpp",
+    "kernels/step.hpp",
+)  # of kernels/, all that a rule may include
 KERNEL_HEADERS = (
     "cstddef",
     "cstdint",
@@ -147,7 +149,11 @@ def check_microsoft(source: Path) -> list[str]:
         if ran.returncode or ran.stderr:
             return [*problems, f"as Microsoft's compiler: {ran.stderr}"]
         calls = set(re.findall(r" U (\S+)", output("nm", item))) - {"sqrt", "sqrtf", "memcpy", "memset", "_fltused"}
-        problems += [f"as Microsoft's compiler: calls {name}" for name in calls if "power@onepass" not in name]
+        problems += [
+            f"as Microsoft's compiler: calls {name}"
+            for name in calls
+            if not re.match(r"\?(power|libm_pow)@onepass@", name)
+        ]
         shared = re.findall(r"CODE, LINK_ONCE\w+ \(COMDAT (\S+)", output("objdump", "-h", item))
         problems += [f"as Microsoft's compiler: shares {name}" for name in shared]
     return problems
@@ -167,7 +173,7 @@ def check_symbols(name: str, item: Path) -> list[str]:
             defined.append(symbol)
         if (
             kind == "U"
-            and symbol.partition("(")[0] not in ("onepass::power", "onepass::real_power")
+            and symbol.partition("(")[0] not in ("onepass::power", "onepass::libm_pow")
             and symbol not in ("_GLOBAL_OFFSET_TABLE_",)
         ):
             problems.append(f"{name}: calls {symbol}")
@@ -178,8 +184,8 @@ def check_symbols(name: str, item: Path) -> list[str]:
     return problems
 
 
-def check_code(name: str, item: Path, expected: int) -> list[str]:
-    """Each sweep's loop works on whole vectors of this instruction set and contracts nothing."""
+def check_registers(name: str, item: Path) -> list[str]:
+    """No instruction contracts, and none is of a wider instruction set."""
     problems = []
     code = output("objdump", "-dC", "--no-show-raw-insn", item)
     if fused := re.findall(r"\bvfn?m(?:add|sub)\w*", code):
@@ -188,24 +194,20 @@ def check_code(name: str, item: Path, expected: int) -> list[str]:
         problems.append(f"{name}: wide registers {sorted(set(wide))}")
     if name == "avx2" and "%zmm" in code:
         problems.append(f"{name}: uses 512-bit registers")
-    loops = 0
-    for title, body in re.findall(r"^[0-9a-f]+ <(.*)>:\n((?:.+\n)+)", code, re.MULTILINE):
-        match = re.search(
-            r"(?:::|\b)(sweep|unpack|loop|stream_loop|stream|squares|all_finite|finite)<.*?(float|double)", title
-        )
-        if match is None:
-            continue
-        kind, dtype = match.groups()
-        suffix = "s" if dtype == "float" and kind != "squares" else "d"  # squares are summed in double
-        if not re.search(rf"\bv?(?:add|sub)[sp]{suffix}\b", body):
-            continue  # the loop was put into another function, which is looked at by itself
-        loops += 1
-        if not re.search(rf"\bv?(?:add|sub)p{suffix} .*%{VECTOR[name]}\d", body):
-            problems.append(f"{name}: {title} adds nothing on {VECTOR[name]} registers")
-        if re.search(r"\bcall", body):
-            problems.append(f"{name}: {title} calls a function")
-    if loops < expected:
-        problems.append(f"{name}: only {loops} loops were found, not {expected}")
+    return problems
+
+
+def check_kernel(kernel: Kernel) -> list[str]:
+    """A hot function's loop works on whole vectors of its instruction set and calls nothing."""
+    title = f"{kernel.table}: {kernel.dtype} {kernel.name}"
+    problems = [f"{title} calls {name}" for name in kernel.unknown]
+    loops = [loop for function in kernel.functions for loop in innermost_loops(function)]
+    suffix = "s" if kernel.dtype == "float32" and kernel.name != "squares" else "d"  # squares are summed in double
+    adds = re.compile(rf"v?(?:add|sub)p{suffix} .*%{VECTOR[kernel.table]}\d")
+    if not any(adds.match(text) for loop in loops for text in loop):
+        problems.append(f"{title} adds nothing on {VECTOR[kernel.table]} registers")
+    if any(text.startswith("call") for loop in loops for text in loop):
+        problems.append(f"{title} calls a function in its loop")
     return problems
 
 
@@ -214,9 +216,6 @@ def main() -> int:
     source = Path(__file__).parents[1] / "src"
     problems = check_flags(build) + check_includes(source) + check_microsoft(source)
     problems += check_imports(source.parent / "python" / "onepass")
-    rules = len(re.findall(r"\brule<\w+>\(\)", (source / "kernels" / "table.inl").read_text()))
-    # Each rule in five surroundings, and squares, finite and the stream limit, for two dtypes.
-    loops = 2 * (5 * rules + 3)
     found = [*build.rglob("kernels/avx*.cpp.o"), *build.rglob("kernels/baseline.cpp.o")]
     objects = {item.name.removesuffix(".cpp.o"): item for item in found}
     missing = [tool for tool in ("nm", "objdump", "readelf") if shutil.which(tool) is None]
@@ -226,7 +225,11 @@ def main() -> int:
         print(f"guards: machine code is checked on x86-64 only, not of {sorted(objects)}")
     else:
         for name, item in objects.items():
-            problems += check_symbols(name, item) + check_code(name, item, loops)
+            problems += check_symbols(name, item) + check_registers(name, item)
+        kernels = kernels_of(build)
+        problems += [problem for kernel in kernels for problem in check_kernel(kernel)]
+        if {kernel.table for kernel in kernels} != set(VECTOR):
+            problems.append("not all tables list their kernels")
     print("\n".join(problems) or f"guards: {build} holds ({', '.join(sorted(objects))})")
     return 1 if problems else 0
 

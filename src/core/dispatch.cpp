@@ -21,7 +21,7 @@ namespace {
 bool always() noexcept { return true; }
 
 #if defined(ONEPASS_X86_64) && defined(_MSC_VER)
-// Whether the processor reports these bits of leaf 7's EBX and the system saves these registers.
+// True if the processor reports these bits of leaf 7's EBX and the system saves these registers.
 bool has(unsigned features, unsigned long long registers) noexcept {
   int leaf[4];
   __cpuid(leaf, 0);
@@ -95,7 +95,7 @@ std::vector<std::string> usable_instruction_sets() {
   return names;
 }
 
-const Rule& find_rule(const std::string& name) {
+const RuleEntry& find_rule(const std::string& name) {
   const Kernels& table = kernels();
   for (std::size_t i = 0; i < table.rule_count; ++i) {
     if (name == table.rules[i].name) return table.rules[i];

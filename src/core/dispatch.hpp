@@ -1,4 +1,4 @@
-// Which instruction set's kernels this process uses.
+// Choice of the instruction set whose kernels this process uses.
 #pragma once
 
 #include <string>
@@ -9,7 +9,7 @@
 namespace onepass {
 
 // The kernels in use: the widest that this processor has, or those that the environment variable ONEPASS_ISA names,
-// chosen at the first call. Throws std::invalid_argument when that name is unknown or the processor lacks it.
+// chosen at the first call. Throws std::invalid_argument when the name is unknown or not supported by the processor.
 const Kernels& kernels();
 
 // The names of the instruction sets built in, narrowest first, and of those that this processor has.
@@ -17,6 +17,6 @@ std::vector<std::string> built_instruction_sets();
 std::vector<std::string> usable_instruction_sets();
 
 // The rule of that name in the kernels in use. Throws std::invalid_argument when there is none.
-const Rule& find_rule(const std::string& name);
+const RuleEntry& find_rule(const std::string& name);
 
 }  // namespace onepass

@@ -1,4 +1,4 @@
-// Parameters, their state and step counts: turns a step into one list of sweeps.
+// Parameters, their state and step counts; turns a step into one list of sweeps.
 #pragma once
 
 #include <cstddef>
@@ -15,20 +15,26 @@
 
 namespace onepass {
 
+struct OptionsSnapshot {
+  std::vector<double> options;  // in the order of RuleEntry::options
+  CommonOptions common;
+};
+
 // The rule and the options of some of the parameters. Options may change at any time, from any thread.
 class Group {
  public:
-  Group(const Rule& rule, std::vector<double> options, const CommonOptions& common);
+  Group(const RuleEntry& rule, std::vector<double> options, const CommonOptions& common);
 
   void set(std::vector<double> options, const CommonOptions& common);
   void set_lr(double lr, bool scheduled);  // and nothing else
 
+  const RuleEntry& rule() const noexcept { return rule_; }
+  void copy_options(OptionsSnapshot& snapshot) const noexcept;  // whose vector has room for them
+
  private:
-  friend class Optimizer;
-  const Rule& rule_;
+  const RuleEntry& rule_;
   mutable std::mutex mutex_;
-  std::vector<double> options_;  // in the order of Rule::options
-  CommonOptions common_ = {};
+  OptionsSnapshot current_ = {};
 };
 
 constexpr std::size_t bytes_of(DType dtype) { return dtype == float32 ? sizeof(float) : sizeof(double); }
@@ -39,18 +45,18 @@ struct Parameter {
   std::size_t row_size;  // elements of each of its rows
   Operands operands;     // the gradient comes with each step
   std::size_t group;
-  std::int64_t step;  // how often it was updated
-  double mu_product;  // NAdam's product of momenta
+  std::int64_t step;  // number of its updates
+  Scalars scalars;
 };
 
-// Of one parameter: nothing (null), or as many elements as it has, or some of its rows.
+// The gradient of one parameter: nothing (null), or as many elements as the parameter has, or some of its rows.
 struct Gradient {
   const void* data = nullptr;
   const std::int64_t* rows = nullptr;  // ascending; null: all rows
   std::size_t row_count = 0;
 };
 
-// A folded number that is not finite in the dtype of the parameters.
+// A coefficient that is not finite in the dtype of the parameters.
 class Overflow : public std::invalid_argument {
  public:
   Overflow(std::size_t parameter, std::int64_t step)
@@ -59,25 +65,25 @@ class Overflow : public std::invalid_argument {
   std::int64_t step;
 };
 
-// What the gradients of a step were found to be.
-struct Measured {
+// Statistics of all gradients of a step.
+struct GradientStats {
   static constexpr std::size_t none = SIZE_MAX;
-  double norm = 0;                     // the global L2 norm, where it was asked for
-  std::size_t first_nonfinite = none;  // the first parameter whose gradient is not finite, where it was asked for
+  double norm = 0;                     // the global L2 norm, where requested
+  std::size_t first_nonfinite = none;  // the first parameter whose gradient is not finite, where requested
 };
 
-// What is found of norm_block elements of a gradient, or of fewer at its end; as processes tell it each other.
-struct Block {
-  double squares;  // their sum; 0 where the norm was not asked for
-  double finite;   // 1: all are, as far as that was asked for; or 0
+// Statistics of norm_block elements of a gradient, or of fewer at its end, in the form that processes exchange.
+struct BlockStats {
+  double squares;  // their sum; 0 where the norm is not requested
+  double finite;   // 0: an element is not finite, where that is requested; otherwise 1
 };
 constexpr std::size_t blocks_of(std::size_t size) noexcept { return (size + norm_block - 1) / norm_block; }
 
-// What the blocks of all gradients, those of one parameter after the other's, say together.
-Measured total(const Block* blocks, const std::size_t* counts, std::size_t parameters, double grad_scale,
-               bool finite) noexcept;
+// Combines the blocks of all gradients, in the order of the parameters; counts: the number of blocks of each.
+GradientStats total(const BlockStats* blocks, const std::size_t* counts, std::size_t parameters, double grad_scale,
+                    bool finite) noexcept;
 
-// Not thread-safe: the caller lets one thread in at a time.
+// Not thread-safe: one thread at a time may call it.
 class Optimizer {
  public:
   explicit Optimizer(bool flush_denormals) : flush_denormals_(flush_denormals) {}
@@ -85,99 +91,98 @@ class Optimizer {
   const std::vector<Parameter>& parameters() const { return parameters_; }
   std::int64_t step_count() const { return step_count_; }
 
-  // Takes the parameters in; all of them or, when it throws, none.
+  // Adds the parameters, with their rule's initial scalars; all of them or, when it throws, none.
   void add_group(std::shared_ptr<Group> group, const std::vector<Parameter>& parameters);
 
-  // Lets go of all parameters.
+  // Forgets all parameters.
   void clear() noexcept { parameters_.clear(); }
 
-  // Puts other counts in place: of the optimizer, and a step and a product of momenta for each parameter.
+  // Replaces the optimizer's step count, and the step count and the scalars of each parameter.
   void restore(std::int64_t step_count, const std::vector<std::int64_t>& steps,
-               const std::vector<double>& mu_products) noexcept;
+               const std::vector<Scalars>& scalars) noexcept;
 
-  // Looks at gradients, one for each parameter in the order in which they were added.
-  Measured measure(const Gradient* gradients, double grad_scale, bool norm, bool finite,
-                   const Executor& executor = pool_executor()) noexcept;
+  // Measures gradients, one for each parameter in the order in which they were added.
+  GradientStats measure(const Gradient* gradients, double grad_scale, bool norm, bool finite,
+                        const Executor& executor = pool_executor()) noexcept;
 
-  // The same for who has but a part of the gradients: all blocks of all parameters, where a missing gradient's say
-  // nothing, into room for so many.
-  void measure_blocks(const Gradient* gradients, double grad_scale, bool norm, bool finite, Block* blocks) noexcept;
+  // Measures a part of the gradients, as one process of several has it: fills the blocks of all parameters, neutrally
+  // where a gradient is missing.
+  void measure_blocks(const Gradient* gradients, double grad_scale, bool norm, bool finite,
+                      BlockStats* blocks) noexcept;
 
-  // Takes the options of each group for the coming step.
+  // Takes a snapshot of each group's options for the coming step.
   void take_options() noexcept;
 
-  // Of the options taken last: whether a group has schedules, and what they say of this step.
+  // A group's schedules in the options taken last: true if there are any; and their values at this step.
   std::size_t group_count() const noexcept { return groups_.size(); }
-  bool scheduled(std::size_t group) const noexcept { return taken_[group].common.scheduled; }
+  bool scheduled(std::size_t group) const noexcept { return options_[group].common.scheduled; }
   void schedule(std::size_t group, double lr, double ema_decay) noexcept {
-    taken_[group].common.lr = lr;
-    taken_[group].common.ema_decay = ema_decay;
+    options_[group].common.lr = lr;
+    options_[group].common.ema_decay = ema_decay;
   }
 
   // Prepares the step along these gradients, with the options taken last. Changes nothing that shows. Throws Overflow.
-  // Allocates nothing, but for gradients of some rows alone.
+  // Allocates only for gradients of some rows.
   void plan(const Gradient* gradients, double grad_scale);
 
-  // How many elements the planned step will update.
+  // Number of elements that the planned step will update.
   std::size_t planned_elements() const noexcept { return planned_elements_; }
 
   // Carries out the planned step.
   void apply(const Executor& executor = pool_executor()) noexcept;
 
-  // The same in parts: those of these parameters, in ascending order, that the plan is for; at the end, the counts.
+  // Carries out the planned step in parts: the updates of these parameters, in ascending order; at the end, the counts.
   void apply_some(const std::vector<std::size_t>& parameters) noexcept;
   void count_step() noexcept;
 
-  // A number that differs, as good as surely, where the options taken last or the count of steps do.
+  // A hash of the options taken last and the count of steps.
   std::uint64_t digest() const noexcept;
 
  private:
-  struct Fold {
+  // The coefficients of one step, shared by parameters that match.
+  struct StepCoefficients {
     std::size_t group;
     DType dtype;
     std::int64_t step;
-    double mu_product;  // before the step
-    double next_mu_product;
+    Scalars scalars;  // before the step
+    Scalars next_scalars;
     SweepFunction function;
-    Numbers numbers;
-    bool serves(const Parameter& parameter) const noexcept;
+    PackedCoefficients packed;
+    bool matches(const Parameter& parameter) const noexcept;
   };
-  struct Measuring;
-  struct Planned {
+  struct MeasureTask;
+  struct PlannedUpdate {
     std::size_t parameter;
-    double mu_product;  // after the step
+    Scalars scalars;  // after the step
   };
-  struct Taken {
-    std::vector<double> options;
-    CommonOptions common;
-  };
-  const Fold& fold(std::size_t index, double grad_scale);
-  void look(const Gradient* gradients, double grad_scale, bool norm, bool finite, const Executor& executor) noexcept;
+  const StepCoefficients& coefficients(std::size_t index, double grad_scale);
+  void reduce_blocks(const Gradient* gradients, double grad_scale, bool norm, bool finite,
+                     const Executor& executor) noexcept;
   void add_rows(const Sweep& sweep, const Parameter& parameter, const Gradient& gradient);
 
   bool flush_denormals_;
   std::int64_t step_count_ = 0;
   std::vector<std::shared_ptr<Group>> groups_;
-  std::vector<Taken> taken_;  // of each group
+  std::vector<OptionsSnapshot> options_;  // of each group
   std::vector<Parameter> parameters_;
-  // The plan: one fold for each distinct group, dtype and step count, one sweep for each gradient.
-  std::vector<Fold> folds_;
+  // The plan: coefficients for each distinct group, dtype and step count, one sweep for each gradient.
+  std::vector<StepCoefficients> coefficients_;
   std::vector<Sweep> sweeps_;
-  std::vector<Planned> planned_;
+  std::vector<PlannedUpdate> planned_;
   std::size_t planned_elements_ = 0;
-  std::vector<Block> blocks_;  // room for what measuring finds of each block of all gradients
-  std::vector<Sweep> some_;    // room for a part of the sweeps
+  std::vector<BlockStats> blocks_;     // of all gradients, one after the other
+  std::vector<Sweep> partial_sweeps_;  // those of apply_some()
 };
 
 // The scale of gradients of this norm under clip_norm.
 double clipped_scale(double grad_scale, double clip_norm, double norm) noexcept;
 
-// One sweep over arrays that the caller keeps, as an optimizer's step t = 1, 2, ... would do it.
+// Steps once over arrays that the caller keeps, as an optimizer's step t = parameter.step with initial scalars.
 // Returns false, and has done nothing, when a coefficient overflows the dtype.
-bool step_once(const Rule& rule, const double* options, const CommonOptions& common, double grad_scale,
+bool step_once(const RuleEntry& rule, const double* options, const CommonOptions& common, double grad_scale,
                const Parameter& parameter, bool flush_denormals, const Executor& executor = pool_executor()) noexcept;
 
-// The L2 norm of one array, with the same bits as Optimizer::measure finds for one gradient.
+// The L2 norm of one array, with the bits of Optimizer::measure for one gradient.
 double norm(DType dtype, const void* data, std::size_t size) noexcept;
 
 }  // namespace onepass

@@ -30,7 +30,8 @@ void run_part(const void* context, std::size_t begin, std::size_t end) noexcept 
   for (; sweep != all.last && sweep->begin < end; ++sweep) {
     const std::size_t from = std::max(begin, sweep->begin) - sweep->begin;
     const std::size_t to = std::min(end - sweep->begin, grains(*sweep));
-    if (from < to) sweep->function(*sweep->numbers, sweep->operands, from * grain, std::min(sweep->size, to * grain));
+    if (from < to)
+      sweep->function(*sweep->coefficients, sweep->operands, from * grain, std::min(sweep->size, to * grain));
   }
 }
 

@@ -11,7 +11,7 @@ namespace onepass {
 // One loop over the arrays of one parameter, or over some of its rows.
 struct Sweep {
   SweepFunction function;
-  const Numbers* numbers;
+  const PackedCoefficients* coefficients;
   Operands operands;
   std::size_t size;   // elements
   std::size_t begin;  // where it begins in the whole list, in grains: run_sweeps() fills it in

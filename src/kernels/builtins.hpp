@@ -1,5 +1,5 @@
-// What the kernels need of the compiler, in its own spelling: files that are compiled with instruction-set flags must
-// not use the standard library, whose inline functions the linker could share with files that are compiled without.
+// Builtins of the compiler that the kernels use: files that are compiled with instruction-set flags must not use the
+// standard library, whose inline functions the linker could share with files that are compiled without.
 #pragma once
 
 #include <cstddef>
@@ -62,13 +62,13 @@ inline float absolute(float x) noexcept { return without_sign(x, ~(std::uint32_t
 inline double absolute(double x) noexcept { return without_sign(x, ~(std::uint64_t{1} << 63)); }
 #endif
 
-// As numpy.maximum: a NaN stays.
+// The larger number, as numpy.maximum: a NaN stays.
 template <class T>
 T maximum(T a, T b) noexcept {
   return a > b || a != a ? a : b;
 }
 
-// Of zero 0, of NaN NaN.
+// sign(0) = 0, sign(NaN) = NaN.
 template <class T>
 T sign(T x) noexcept {
   const T one = x < 0 ? T(-1) : T(1);
@@ -76,7 +76,7 @@ T sign(T x) noexcept {
   return absolute(x) > 0 ? one : other;
 }
 
-// Infinity less itself is NaN.
+// False for infinity, which less itself is NaN, and for NaN.
 template <class T>
 bool is_finite(T x) noexcept {
   return x - x == 0;

@@ -9,7 +9,7 @@ namespace {
 
 // A positive number (hi * 2^64 + lo) * 2^exponent whose leading bit is set. Integers are exact where they are exact on
 // every machine and in every floating-point mode.
-struct Wide {
+struct Float128 {
   std::uint64_t hi;
   std::uint64_t lo;
   std::int64_t exponent;
@@ -35,7 +35,7 @@ Product multiply(std::uint64_t a, std::uint64_t b) noexcept {
 }
 
 // The product cut to 128 bits: too small by less than 2^-125 of itself, and exact where it fits.
-Wide multiply(const Wide& a, const Wide& b) noexcept {
+Float128 multiply(const Float128& a, const Float128& b) noexcept {
   Product top = multiply(a.hi, b.hi);
   const std::uint64_t cross1 = multiply(a.hi, b.lo).hi;
   const std::uint64_t cross2 = multiply(a.lo, b.hi).hi;
@@ -54,13 +54,13 @@ constexpr int mantissa_bits = 52;
 constexpr std::int64_t exponent_offset = 1023;
 constexpr std::uint64_t leading_bit = std::uint64_t{1} << mantissa_bits;
 
-constexpr std::int64_t smallest_exponent = 1 - exponent_offset - 127;  // of a Wide that is not below 2^-1022
+constexpr std::int64_t smallest_exponent = 1 - exponent_offset - 127;  // of a Float128 that is not below 2^-1022
 
-constexpr Wide one{std::uint64_t{1} << 63, 0, -127};
+constexpr Float128 one{std::uint64_t{1} << 63, 0, -127};
 
 // By repeated squaring. Below 2^-1022 it may be too large, but stays below.
-Wide power(Wide base, std::int64_t exponent) noexcept {
-  Wide result = one;
+Float128 power(Float128 base, std::int64_t exponent) noexcept {
+  Float128 result = one;
   for (; exponent != 0 && result.exponent >= smallest_exponent; exponent >>= 1) {
     if ((exponent & 1) != 0) result = multiply(result, base);
     if (base.exponent >= smallest_exponent) base = multiply(base, base);
@@ -68,17 +68,17 @@ Wide power(Wide base, std::int64_t exponent) noexcept {
   return result;
 }
 
-// base^t = base^(16 q) * base^r. Steps come one after the other, so the first factor mostly is the one of the step
-// before, and the second has been seen: a multiplication instead of a dozen. What comes out depends on base and t
-// alone.
-struct Memory {
+// Factors of base^t = base^(16 q) * base^r with 0 <= r < 16. Steps follow each other, so that the first factor mostly
+// is that of the step before and the second is in the cache: a multiplication instead of a dozen. The result depends on
+// base and t only.
+struct PowerCache {
   static constexpr int low_bits = 4;
   std::uint64_t base = 0;  // its bits
   std::int64_t q = 0;
-  Wide high = one;
-  Wide low[1 << low_bits] = {one};
+  Float128 high = one;                  // base^(16 q)
+  Float128 low[1 << low_bits] = {one};  // base^r
 
-  void remember(std::uint64_t bits) noexcept {
+  void reset(std::uint64_t bits) noexcept {
     base = bits;
     q = 0;
     high = one;
@@ -87,7 +87,7 @@ struct Memory {
     for (int r = 2; r < 1 << low_bits; ++r) low[r] = multiply(low[r - 1], low[1]);
   }
 
-  Wide power_of(std::int64_t t) noexcept {
+  Float128 power_of(std::int64_t t) noexcept {
     const std::int64_t wanted = t >> low_bits;
     if (q != wanted) {
       q = wanted;
@@ -97,7 +97,7 @@ struct Memory {
   }
 };
 
-double round(const Wide& x) noexcept {
+double round(const Float128& x) noexcept {
   if (x.exponent < smallest_exponent) return 0;
   // To the nearest double, ties to even. A carry out of the mantissa raises the exponent, as it should.
   constexpr std::uint64_t half = std::uint64_t{1} << 10;
@@ -118,12 +118,12 @@ double power(double base, std::int64_t exponent) noexcept {
   std::memcpy(&bits, &base, sizeof bits);
   if (bits < leading_bit) return exponent == 0 ? 1 : 0;  // zero or subnormal
 
-  thread_local Memory memories[8];  // a place for each base, by a multiplicative hash
-  Memory& memory = memories[bits * 0x9e3779b97f4a7c15U >> 61];
-  if (memory.base != bits) memory.remember(bits);
-  return round(memory.power_of(exponent));
+  thread_local PowerCache caches[8];  // a place for each base, by a multiplicative hash
+  PowerCache& cache = caches[bits * 0x9e3779b97f4a7c15U >> 61];
+  if (cache.base != bits) cache.reset(bits);
+  return round(cache.power_of(exponent));
 }
 
-double real_power(double base, double exponent) noexcept { return std::pow(base, exponent); }
+double libm_pow(double base, double exponent) noexcept { return std::pow(base, exponent); }
 
 }  // namespace onepass

@@ -1,4 +1,4 @@
-// Looks at gradients before a step: their squares, and whether they are finite.
+// Reductions over gradients before a step: sum of squares, all-finite test.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@
 namespace onepass {
 namespace {
 
-// Sixteen interleaved sums, added up in a fixed tree: the same bits whatever the width of the vectors.
+// Sixteen interleaved sums, added up in a fixed tree: the same bits for every width of vectors.
 template <class T>
 double squares(const void* grad, std::size_t begin, std::size_t end) {
   constexpr std::size_t lanes = 16;

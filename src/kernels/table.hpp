@@ -1,4 +1,4 @@
-// What one instruction set offers: the update rules, each as functions on untyped buffers.
+// The table of one instruction set: its update rules and reductions, each as functions on untyped buffers.
 //
 // These types cross from files compiled with instruction-set flags to files compiled without: data and pointers only,
 // so that there is no function of theirs for the linker to share.
@@ -6,6 +6,8 @@
 
 #include <cstddef>
 #include <cstdint>
+
+#include "kernels/step.hpp"
 
 namespace onepass {
 
@@ -30,55 +32,62 @@ struct CommonOptions {
   bool decoupled;     // weight decay shrinks the parameter itself instead of adding to the gradient
   bool maximize;      // step along the gradient
   bool averaged;      // a running average is kept
-  bool scheduled;     // functions of the step say lr or ema_decay; the numbers here are those of before
+  bool scheduled;     // lr or ema_decay come from functions of the step; the numbers here are those of the last one
 };
 
-// What a step adds to the options.
-struct StepNumbers {
-  std::int64_t t;     // 1, 2, ...: the parameter's own count
-  double grad_scale;  // multiplies the gradient
-  double mu_product;  // NAdam's product of momenta: before the step; folding makes it that after
-};
+// A set of the work that surrounds a rule, in bits.
+using Extras = unsigned;
+constexpr Extras scale_gradient = 1;
+constexpr Extras clip_gradient = 2;
+constexpr Extras decay_weights = 4;  // by adding to the gradient; decoupled decay costs nothing and is always there
+constexpr Extras average_weights = 8;
+constexpr std::size_t extras_count = 16;  // number of sets
 
-// Room for the numbers of any rule, folded.
-struct alignas(16) Numbers {
+// Coefficients of any rule and dtype, as bytes.
+struct alignas(16) PackedCoefficients {
   unsigned char bytes[128];
+  Extras extras;  // the work that they are for
 };
 
 // Updates elements [begin, end).
-using SweepFunction = void (*)(const Numbers& numbers, const Operands& operands, std::size_t begin, std::size_t end);
+using SweepFunction = void (*)(const PackedCoefficients& packed, const Operands& operands, std::size_t begin,
+                               std::size_t end);
 
-// Folds options and step into numbers, and returns the sweep that they need; null when one of them overflows the dtype.
-using FoldFunction = SweepFunction (*)(const double* options, const CommonOptions& common, StepNumbers& step,
-                                       Numbers& numbers);
+// Computes the coefficients of a step, and the step's scalars; returns false when a coefficient overflows the dtype.
+using CoefficientsFunction = bool (*)(const double* options, const CommonOptions& common, StepContext& step,
+                                      PackedCoefficients& packed);
 
-struct Rule {
+struct RuleEntry {
   const char* name;
-  const char* const* options;  // the names of the numbers that fold() takes, in their order
+  const char* const* options;  // names of the options, in the order in which coefficients take them
   std::size_t option_count;
-  const char* const* states;  // the names of the state buffers, in their order
+  const char* const* states;  // names of the state buffers, in the order of Operands::state
   std::size_t state_count;
-  bool squares_gradient;  // a gradient whose square overflows would freeze the parameter for good
-  FoldFunction fold[dtype_count];
+  const ScalarEntry* scalars;  // in the order of Scalars::values
+  std::size_t scalar_count;
+  bool squares_gradient;  // a gradient whose square overflows would freeze a parameter for good
+  CoefficientsFunction coefficients[dtype_count];
+  SweepFunction sweeps[dtype_count][extras_count];  // by PackedCoefficients::extras; null: never needed
 };
 
-// The sum of the squares of elements [begin, end) of a gradient, at most norm_block of them, in double.
+// Returns the sum of the squares of elements [begin, end) of a gradient, at most norm_block of them, in double.
 using SquaresFunction = double (*)(const void* grad, std::size_t begin, std::size_t end);
 constexpr std::size_t norm_block = 4096;
 
-// Whether elements [begin, end), times the scale, and their squares if asked for, are all finite in the dtype.
+// Returns true when elements [begin, end), times the scale, are all finite in the dtype, and with squared their
+// squares.
 using FiniteFunction = bool (*)(const void* grad, double scale, bool squared, std::size_t begin, std::size_t end);
 
-// The same streams as Adam's with trivial arithmetic, m += g; v += g; p += g: what benchmarks measure a sweep against.
+// Moves Adam's streams with trivial arithmetic, m += g; v += g; p += g: the baseline that benchmarks measure against.
 using StreamFunction = void (*)(const Operands& operands, std::size_t begin, std::size_t end);
 
 struct Kernels {
   const char* instruction_set;
-  const Rule* rules;
+  const RuleEntry* rules;
   std::size_t rule_count;
   SquaresFunction squares[dtype_count];
   FiniteFunction finite[dtype_count];
-  StreamFunction stream_limit[dtype_count];
+  StreamFunction stream_baseline[dtype_count];
 };
 
 }  // namespace onepass

@@ -1,4 +1,4 @@
-// Fills the table of one instruction set. Compiled once for each, with its flags: see baseline.cpp, avx2.cpp,
+// Fills the table of one instruction set. Compiled once for each, with its flags, by baseline.cpp, avx2.cpp,
 // avx512.cpp.
 #include "kernels/loop.hpp"
 #include "kernels/reduce.hpp"
@@ -10,25 +10,26 @@
 #include "kernels/rules/nadam.hpp"
 #include "kernels/rules/rmsprop.hpp"
 #include "kernels/rules/sgd.hpp"
+#include "kernels/stream_baseline.hpp"
 #include "kernels/table.hpp"
 
 namespace onepass {
 namespace {
 
-constexpr Rule rules[] = {
-    rule<Adam>(),
-    rule<AMSGrad>(),
-    rule<Adamax>(),
-    rule<NAdam>(),
-    rule<RMSprop>(),
-    rule<RMSpropMomentum>(),
-    rule<RMSpropCentered>(),
-    rule<RMSpropCenteredMomentum>(),
-    rule<Adagrad>(),
-    rule<Adadelta>(),
-    rule<SGD>(),
-    rule<SGDMomentum>(),
-    rule<Lion>(),
+constexpr RuleEntry rules[] = {
+    make_entry<Adam>(),
+    make_entry<AMSGrad>(),
+    make_entry<Adamax>(),
+    make_entry<NAdam>(),
+    make_entry<RMSpropPlain>(),
+    make_entry<RMSpropMomentum>(),
+    make_entry<RMSpropCentered>(),
+    make_entry<RMSpropCenteredMomentum>(),
+    make_entry<Adagrad>(),
+    make_entry<Adadelta>(),
+    make_entry<SGD>(),
+    make_entry<SGDMomentum>(),
+    make_entry<Lion>(),
 };
 
 constexpr Kernels table(const char* instruction_set) noexcept {
@@ -38,7 +39,7 @@ constexpr Kernels table(const char* instruction_set) noexcept {
       sizeof rules / sizeof rules[0],
       {&squares<float>, &squares<double>},
       {&finite<float>, &finite<double>},
-      {&stream<float>, &stream<double>},
+      {&stream_baseline<float>, &stream_baseline<double>},
   };
 }
 

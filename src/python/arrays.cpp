@@ -23,7 +23,7 @@ Parameter describe(const py::array& param, const std::vector<py::array>& states,
   };
   const auto size = static_cast<std::size_t>(param.size());
   const auto rows = static_cast<std::size_t>(param.ndim() == 0 ? 1 : param.shape(0));
-  Parameter parameter{*dtype, size, rows == 0 ? 0 : size / rows, {}, 0, 0, 1};
+  Parameter parameter{*dtype, size, rows == 0 ? 0 : size / rows, {}, 0, 0, {}};
   parameter.operands.param = data_of(param);
   for (std::size_t k = 0; k < states.size(); ++k) parameter.operands.state[k] = checked_data(states[k]);
   if (average) parameter.operands.average = checked_data(*average);

@@ -26,7 +26,7 @@ namespace {
 bool step_once(const std::string& rule_name, const std::vector<double>& options, const CommonOptions& common,
                double grad_scale, bool flush_denormals, std::int64_t step, const py::array& param,
                const py::array& grad, const std::vector<py::array>& states, const std::optional<py::array>& average) {
-  const onepass::Rule& rule = onepass::find_rule(rule_name);
+  const onepass::RuleEntry& rule = onepass::find_rule(rule_name);
   if (options.size() != rule.option_count || states.size() != rule.state_count) {
     throw py::value_error("wrong number of options or states for this rule");
   }
@@ -77,9 +77,9 @@ std::pair<double, std::optional<std::size_t>> total(const py::array_t<double, py
   if (blocks.ndim() != 2 || blocks.shape(1) != 2 || static_cast<std::size_t>(blocks.shape(0)) != rows) {
     throw py::value_error("blocks must have two columns, and as many rows as there are blocks");
   }
-  const auto* const data = reinterpret_cast<const onepass::Block*>(blocks.data());
-  const onepass::Measured result = onepass::total(data, counts.data(), counts.size(), grad_scale, finite);
-  if (result.first_nonfinite == onepass::Measured::none) return {result.norm, std::nullopt};
+  const auto* const data = reinterpret_cast<const onepass::BlockStats*>(blocks.data());
+  const onepass::GradientStats result = onepass::total(data, counts.data(), counts.size(), grad_scale, finite);
+  if (result.first_nonfinite == onepass::GradientStats::none) return {result.norm, std::nullopt};
   return {result.norm, result.first_nonfinite};
 }
 
@@ -96,7 +96,7 @@ void stream_baseline(const py::array& param, const py::array& grad, const py::ar
   parameter.operands.grad = data_of(grad);
   const auto part = [](const void* context, std::size_t begin, std::size_t end) {
     const auto& x = *static_cast<const Parameter*>(context);
-    onepass::kernels().stream_limit[x.dtype](x.operands, begin, end);
+    onepass::kernels().stream_baseline[x.dtype](x.operands, begin, end);
   };
   const std::size_t bytes = parameter.size * onepass::bytes_of(parameter.dtype) * 7;
   without_gil([&] { onepass::run_parts(onepass::pool_executor(), part, &parameter, parameter.size, bytes); });

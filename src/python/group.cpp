@@ -11,7 +11,7 @@
 
 namespace onepass::python {
 
-Group::Group(const Rule& rule, py::object values, std::vector<double> options, const CommonOptions& common)
+Group::Group(const RuleEntry& rule, py::object values, std::vector<double> options, const CommonOptions& common)
     : core_(std::make_shared<onepass::Group>(rule, std::move(options), common)), values_(std::move(values)) {}
 
 py::object Group::values() const {

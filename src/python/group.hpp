@@ -20,7 +20,7 @@ struct OptionsUpdate;
 // read, and start over where another thread has replaced that mapping meanwhile.
 class Group {
  public:
-  Group(const Rule& rule, py::object values, std::vector<double> options, const CommonOptions& common);
+  Group(const RuleEntry& rule, py::object values, std::vector<double> options, const CommonOptions& common);
 
   // The mapping of options.
   py::object values() const;

@@ -23,7 +23,7 @@ py::dict rules() {
   py::dict all;
   const onepass::Kernels& kernels = onepass::kernels();
   for (std::size_t i = 0; i < kernels.rule_count; ++i) {
-    const onepass::Rule& rule = kernels.rules[i];
+    const onepass::RuleEntry& rule = kernels.rules[i];
     all[rule.name] = py::make_tuple(std::vector<std::string>(rule.options, rule.options + rule.option_count),
                                     std::vector<std::string>(rule.states, rule.states + rule.state_count));
   }

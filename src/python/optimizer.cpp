@@ -223,7 +223,7 @@ void Optimizer::finish(double scale, const Executor& executor, const InParts* in
   take_options();
   plan(scale);
   const bool large = core_.planned_elements() >= release_gil_from;
-  onepass::Measured measured;
+  onepass::GradientStats measured;
   const bool norm = clip_norm != no_clip_norm;
   const bool finite = nonfinite != Nonfinite::propagate;
   if (in_parts != nullptr) call(in_parts->exchange.attr("_agree"), py::make_tuple(core_.digest(), norm || finite));
@@ -232,7 +232,7 @@ void Optimizer::finish(double scale, const Executor& executor, const InParts* in
   } else if (norm || finite) {
     without_gil_if(large, [&] { measured = core_.measure(pointers_.data(), scale, norm, finite, executor); });
   }
-  if (measured.first_nonfinite != onepass::Measured::none) {
+  if (measured.first_nonfinite != onepass::GradientStats::none) {
     if (nonfinite == Nonfinite::raise) {
       call_hook("_nonfinite_gradient", measured.first_nonfinite);
       throw std::runtime_error("a gradient is not finite");
@@ -257,15 +257,16 @@ void Optimizer::finish(double scale, const Executor& executor, const InParts* in
   remember(measured, clip_norm);
 }
 
-Measured Optimizer::measure_with_others(double scale, bool norm, bool finite, bool large, const py::object& exchange) {
+GradientStats Optimizer::measure_with_others(double scale, bool norm, bool finite, bool large,
+                                             const py::object& exchange) {
   std::size_t count = 0;
   for (const Parameter& parameter : core_.parameters()) count += onepass::blocks_of(parameter.size);
   py::array_t<double> blocks({count, std::size_t{2}});
-  auto* const room = reinterpret_cast<onepass::Block*>(blocks.mutable_data());
+  auto* const room = reinterpret_cast<onepass::BlockStats*>(blocks.mutable_data());
   without_gil_if(large, [&] { core_.measure_blocks(pointers_.data(), scale, norm, finite, room); });
   const auto [total, first] =
       call(exchange.attr("_measured"), py::make_tuple(blocks)).cast<std::pair<double, std::optional<std::size_t>>>();
-  return {total, first.value_or(onepass::Measured::none)};
+  return {total, first.value_or(onepass::GradientStats::none)};
 }
 
 // Have the core take the groups' options, with the values of their schedules at this step.
@@ -290,7 +291,7 @@ void Optimizer::plan(double scale) {
   }
 }
 
-void Optimizer::remember(const Measured& measured, double clip_norm) {
+void Optimizer::remember(const GradientStats& measured, double clip_norm) {
   grad_norm_ = measured.norm;
   measured_ = clip_norm != no_clip_norm;
 }

@@ -146,8 +146,8 @@ class Optimizer {
   void finish(double scale, const Executor& executor, const InParts* in_parts = nullptr);
   void take_options();
   void plan(double scale);
-  Measured measure_with_others(double scale, bool norm, bool finite, bool large, const py::object& exchange);
-  void remember(const Measured& measured, double clip_norm);
+  GradientStats measure_with_others(double scale, bool norm, bool finite, bool large, const py::object& exchange);
+  void remember(const GradientStats& measured, double clip_norm);
 
   onepass::Optimizer core_;
   std::vector<ParameterRecord> records_;

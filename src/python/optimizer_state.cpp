@@ -60,11 +60,13 @@ bool Optimizer::restore(const std::vector<std::pair<py::array, py::array>>& copi
     if (group == nullptr) throw py::type_error("group must not be None");
     updates.push_back({*group, expected, values, numbers, common});
   }
+  std::vector<Scalars> scalars;
+  for (const double product : mu_products) scalars.push_back({{product}});
   if (!swap_all(updates)) return false;
   for (const auto& [to, from] : copies) {
     std::memmove(data_of(to), data_of(from), static_cast<std::size_t>(to.nbytes()));
   }
-  core_.restore(step_count, steps, mu_products);
+  core_.restore(step_count, steps, scalars);
   skipped_ = skipped;
   clip_norm_ = clip_norm;
   nonfinite_ = nonfinite;
@@ -119,7 +121,7 @@ std::int64_t Optimizer::parameter_step(std::size_t i) {
 
 double Optimizer::mu_product(std::size_t i) {
   const std::unique_lock<StepLock> lock = lock_for_reading();
-  return core_.parameters().at(i).mu_product;
+  return core_.parameters().at(i).scalars.values[0];
 }
 
 int Optimizer::traverse(visitproc visit, void* argument) const {

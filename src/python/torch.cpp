@@ -178,7 +178,8 @@ bool TorchFastPath::is_unchanged(PyObject* groups, PyObject* state) const {
 // The gradient of a tensor; nothing if the tensor, its count or the gradient is not as expected.
 std::optional<TorchFastPath::Found> TorchFastPath::find_gradient(std::size_t i, const Parameter& parameter) {
   static constexpr char nothing = 0;  // the memory of gradients without elements
-  if (!steps_.matches(i, static_cast<double>(parameter.step)) || !mu_products_.matches(i, parameter.mu_product)) {
+  if (!steps_.matches(i, static_cast<double>(parameter.step)) ||
+      !mu_products_.matches(i, parameter.scalars.values[0])) {
     return std::nullopt;
   }
   PyObject* const tensor = PyTuple_GET_ITEM(tensors_.ptr(), static_cast<Py_ssize_t>(i));
@@ -203,7 +204,7 @@ std::optional<TorchFastPath::Found> TorchFastPath::find_gradient(std::size_t i, 
 void TorchFastPath::publish_counts(const std::vector<Parameter>& parameters) {
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     steps_.set(i, static_cast<double>(parameters[i].step));
-    mu_products_.set(i, parameters[i].mu_product);
+    mu_products_.set(i, parameters[i].scalars.values[0]);
   }
 }
 

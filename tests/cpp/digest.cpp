@@ -58,7 +58,7 @@ std::vector<T> array(std::size_t count, Values values, bool positive, Random& ra
 
 // Many steps of one rule: lengths around vectors and cache lines, options and step counts of all kinds.
 template <class T>
-void rule(Lines& lines, const onepass::Rule& rule, Values values, bool flush, std::uint64_t seed) {
+void rule(Lines& lines, const onepass::RuleEntry& rule, Values values, bool flush, std::uint64_t seed) {
   const auto dtype = sizeof(T) == sizeof(float) ? onepass::float32 : onepass::float64;
   Random random(seed);
   Digest digest;
@@ -70,7 +70,7 @@ void rule(Lines& lines, const onepass::Rule& rule, Values values, bool flush, st
     auto param = array<T>(size, values, false, random);
     for (std::size_t k = 0; k < rule.state_count; ++k) states.push_back(array<T>(size, values, true, random));
     auto average = array<T>(size, values, false, random);
-    onepass::Parameter parameter{dtype, size, 1, {}, 0, 0, 1};
+    onepass::Parameter parameter{dtype, size, 1, {}, 0, 0, {}};
     parameter.operands.param = param.data();
     for (std::size_t k = 0; k < rule.state_count; ++k) parameter.operands.state[k] = states[k].data();
     parameter.operands.average = average.data();
@@ -81,7 +81,7 @@ void rule(Lines& lines, const onepass::Rule& rule, Values values, bool flush, st
     optimizer.add_group(group, {parameter});
     // Beyond this count a double has no room for the next integer, and the C library's pow nothing left to differ in.
     const auto t = random.pick<std::int64_t>({0, 0, 1, 10, 1000, 123456789, std::int64_t{1} << 62});
-    optimizer.restore(t, {t}, {t == 0 ? 1 : random.uniform()});
+    optimizer.restore(t, {t}, {{{t == 0 ? 1 : random.uniform()}}});
     for (int step = 0; step < 3; ++step) {
       const auto grad = array<T>(size, values, false, random);
       const onepass::Gradient gradient{grad.data(), nullptr, 0};
@@ -100,7 +100,7 @@ void rule(Lines& lines, const onepass::Rule& rule, Values values, bool flush, st
     digest.add(param.data(), size);
     digest.add(average.data(), size);
     for (const auto& state : states) digest.add(state.data(), size);
-    digest.add(&optimizer.parameters()[0].mu_product, 1);
+    digest.add(&optimizer.parameters()[0].scalars.values[0], 1);
   }
   lines.push_back(
       digest.line(std::string(rule.name) + (sizeof(T) == sizeof(float) ? " float32 " : " float64 ") + name_of(values)));

@@ -66,7 +66,7 @@ class Input {
   std::size_t size_;
 };
 
-std::vector<double> options(const onepass::Rule& rule, Input& input) {
+std::vector<double> options(const onepass::RuleEntry& rule, Input& input) {
   std::vector<double> values;
   for (std::size_t i = 0; i < rule.option_count; ++i) {
     const std::string name = rule.options[i];
@@ -134,7 +134,7 @@ class Machine {
   void add_group() {
     if (twin_.group_count() == 4) return;
     const onepass::Kernels& table = onepass::kernels();
-    const onepass::Rule& rule = table.rules[input_.below(table.rule_count)];
+    const onepass::RuleEntry& rule = table.rules[input_.below(table.rule_count)];
     averaged_.push_back(input_.flag());
     const auto numbers = options(rule, input_);
     const auto all = common(input_, averaged_.back());
@@ -157,14 +157,14 @@ class Machine {
 
   void restore() {
     std::vector<std::int64_t> steps;
-    std::vector<double> products;
+    std::vector<onepass::Scalars> scalars;
     for (std::size_t i = 0; i < twin_.parameter_count(); ++i) {
       // At most 2^62, as checkpoints have it.
       const std::uint64_t step = input_.flag() ? input_.below(4) : input_.word() >> (2 + input_.below(62));
       steps.push_back(static_cast<std::int64_t>(step));
-      products.push_back(input_.flag() ? 1 : input_.number());
+      scalars.push_back({{input_.flag() ? 1 : input_.number()}});
     }
-    twin_.restore(static_cast<std::int64_t>(input_.below(9)), steps, products);
+    twin_.restore(static_cast<std::int64_t>(input_.below(9)), steps, scalars);
   }
 
   std::vector<Given> gradients() {
@@ -198,8 +198,8 @@ class Machine {
     const bool clips = input_.flag();
     const bool skips = input_.flag();
     if (!twin_.plan(given, own)) return;
-    const onepass::Measured measured = twin_.measure(given, own, clips, skips);
-    if (skips && measured.first_nonfinite != onepass::Measured::none) return;
+    const onepass::GradientStats measured = twin_.measure(given, own, clips, skips);
+    if (skips && measured.first_nonfinite != onepass::GradientStats::none) return;
     if (clips) {
       const double clip_norm = input_.option();
       if (!(measured.norm <= clip_norm)) {

@@ -82,7 +82,7 @@ void overflow() {
   onepass::Optimizer optimizer(false);
   const auto group = std::make_shared<onepass::Group>(onepass::find_rule("sgd"), std::vector<double>{0, 0, 0}, common);
   optimizer.add_group(group, {parameter_of(&param, nullptr, 1)});
-  optimizer.restore(0, {std::numeric_limits<std::int64_t>::max()}, {1});
+  optimizer.restore(0, {std::numeric_limits<std::int64_t>::max()}, {{}});
   const onepass::Gradient gradient{&grad, nullptr, 0};
   optimizer.take_options();
   optimizer.plan(&gradient, 1);

@@ -27,11 +27,11 @@ T sign(T x) {
   return x < 0 ? T(-1) : T(0);
 }
 
-// Finds options by their names, and rounds folded numbers to the dtype.
+// Finds options by their names, and rounds coefficients to the dtype.
 template <class T>
-class Folding {
+class Rounding {
  public:
-  Folding(const onepass::Rule& rule, const double* options) : rule_(rule), options_(options) {}
+  Rounding(const onepass::RuleEntry& rule, const double* options) : rule_(rule), options_(options) {}
 
   double operator()(const std::string& name) const {
     for (std::size_t i = 0; i < rule_.option_count; ++i) {
@@ -40,8 +40,8 @@ class Folding {
     std::abort();
   }
 
-  T number(double folded) {
-    const T rounded = static_cast<T>(folded);
+  T number(double exact) {
+    const T rounded = static_cast<T>(exact);
     if (!std::isfinite(rounded)) overflows = true;
     return rounded;
   }
@@ -49,7 +49,7 @@ class Folding {
   bool overflows = false;
 
  private:
-  const onepass::Rule& rule_;
+  const onepass::RuleEntry& rule_;
   const double* options_;
 };
 
@@ -57,7 +57,7 @@ template <class T>
 using Core = std::function<void(T& p, T g, T* s)>;
 
 template <class T>
-Core<T> adam(Folding<T>& o, double lr, std::int64_t t, bool amsgrad) {
+Core<T> adam(Rounding<T>& o, double lr, std::int64_t t, bool amsgrad) {
   const bool corrected = o("bias_correction") != 0;
   const double c1 = corrected ? 1 - onepass::power(o("beta1"), t) : 1;
   const double c2 = corrected ? 1 - onepass::power(o("beta2"), t) : 1;
@@ -80,7 +80,7 @@ Core<T> adam(Folding<T>& o, double lr, std::int64_t t, bool amsgrad) {
 }
 
 template <class T>
-Core<T> adamax(Folding<T>& o, double lr, std::int64_t t) {
+Core<T> adamax(Rounding<T>& o, double lr, std::int64_t t) {
   const T b1 = o.number(o("beta1")), rest1 = o.number(1 - o("beta1"));
   const T b2 = o.number(o("beta2"));
   const T eps = o.number(o("eps"));
@@ -95,7 +95,7 @@ Core<T> adamax(Folding<T>& o, double lr, std::int64_t t) {
 }
 
 template <class T>
-Core<T> nadam(Folding<T>& o, double lr, std::int64_t t, double& product) {
+Core<T> nadam(Rounding<T>& o, double lr, std::int64_t t, double& product) {
   const auto momentum = [&](std::int64_t step) {
     return o("beta1") * (1 - 0.5 * std::pow(0.96, static_cast<double>(step) * o("momentum_decay")));
   };
@@ -119,7 +119,7 @@ Core<T> nadam(Folding<T>& o, double lr, std::int64_t t, double& product) {
 }
 
 template <class T>
-Core<T> rmsprop(Folding<T>& o, double lr, bool centered, bool with_momentum) {
+Core<T> rmsprop(Rounding<T>& o, double lr, bool centered, bool with_momentum) {
   const T alpha = o.number(o("alpha")), rest = o.number(1 - o("alpha"));
   const T eps = o.number(o("eps"));
   const T mu = o.number(o("momentum"));
@@ -145,7 +145,7 @@ Core<T> rmsprop(Folding<T>& o, double lr, bool centered, bool with_momentum) {
 }
 
 template <class T>
-Core<T> adagrad(Folding<T>& o, double lr, std::int64_t t) {
+Core<T> adagrad(Rounding<T>& o, double lr, std::int64_t t) {
   const T a = o.number(lr / (1 + static_cast<double>(t - 1) * o("lr_decay")));
   const T eps = o.number(o("eps"));
   return [=](T& p, T g, T* s) {
@@ -155,7 +155,7 @@ Core<T> adagrad(Folding<T>& o, double lr, std::int64_t t) {
 }
 
 template <class T>
-Core<T> adadelta(Folding<T>& o, double lr) {
+Core<T> adadelta(Rounding<T>& o, double lr) {
   const T rho = o.number(o("rho")), rest = o.number(1 - o("rho"));
   const T eps = o.number(o("eps"));
   const T step_size = o.number(lr);
@@ -170,7 +170,7 @@ Core<T> adadelta(Folding<T>& o, double lr) {
 }
 
 template <class T>
-Core<T> sgd(Folding<T>& o, double lr, std::int64_t t, bool with_momentum) {
+Core<T> sgd(Rounding<T>& o, double lr, std::int64_t t, bool with_momentum) {
   const T step_size = o.number(lr);
   if (!with_momentum) return [=](T& p, T g, T*) { p = p - step_size * g; };
   const T mu = o.number(o("momentum"));
@@ -188,7 +188,7 @@ Core<T> sgd(Folding<T>& o, double lr, std::int64_t t, bool with_momentum) {
 }
 
 template <class T>
-Core<T> lion(Folding<T>& o, double lr) {
+Core<T> lion(Rounding<T>& o, double lr) {
   const T b1 = o.number(o("beta1")), rest1 = o.number(1 - o("beta1"));
   const T b2 = o.number(o("beta2")), rest2 = o.number(1 - o("beta2"));
   const T step_size = o.number(lr);
@@ -200,7 +200,7 @@ Core<T> lion(Folding<T>& o, double lr) {
 }
 
 template <class T>
-Core<T> core(Folding<T>& o, const std::string& rule, double lr, std::int64_t t, double& product) {
+Core<T> core(Rounding<T>& o, const std::string& rule, double lr, std::int64_t t, double& product) {
   if (rule == "adam") return adam(o, lr, t, false);
   if (rule == "amsgrad") return adam(o, lr, t, true);
   if (rule == "adamax") return adamax(o, lr, t);
@@ -220,11 +220,11 @@ Core<T> core(Folding<T>& o, const std::string& rule, double lr, std::int64_t t, 
 }  // namespace
 
 template <class T>
-Element<T> fold(const onepass::Rule& rule, const double* options, const onepass::CommonOptions& common,
-                onepass::StepNumbers& step) {
+Element<T> make_element(const onepass::RuleEntry& rule, const double* options, const onepass::CommonOptions& common,
+                        onepass::StepContext& step) {
   const onepass::FloatMode mode(false);
-  Folding<T> o(rule, options);
-  const Core<T> update = core(o, rule.name, common.lr, step.t, step.mu_product);
+  Rounding<T> o(rule, options);
+  const Core<T> update = core(o, rule.name, step.lr, step.t, step.scalars.values[0]);
 
   const double scale = common.maximize ? -step.grad_scale : step.grad_scale;
   const T s = std::isnan(scale) ? static_cast<T>(scale) : o.number(scale);
@@ -232,7 +232,7 @@ Element<T> fold(const onepass::Rule& rule, const double* options, const onepass:
   const T c = clamped ? o.number(common.clip_value) : T(0);
   const double wd = common.weight_decay;
   const T decay = o.number(common.decoupled ? 0 : wd);
-  const T shrink = o.number(common.decoupled ? 1 - common.lr * wd : 1);
+  const T shrink = o.number(common.decoupled ? 1 - step.lr * wd : 1);
   const bool coupled = wd != 0 && !common.decoupled;
   const bool decoupled = wd != 0 && common.decoupled;
   const bool averaged = common.averaged;
@@ -297,9 +297,10 @@ bool finite(const T* grad, std::size_t count, double scale, bool squared) {
   return true;
 }
 
-template Element<float> fold(const onepass::Rule&, const double*, const onepass::CommonOptions&, onepass::StepNumbers&);
-template Element<double> fold(const onepass::Rule&, const double*, const onepass::CommonOptions&,
-                              onepass::StepNumbers&);
+template Element<float> make_element(const onepass::RuleEntry&, const double*, const onepass::CommonOptions&,
+                                     onepass::StepContext&);
+template Element<double> make_element(const onepass::RuleEntry&, const double*, const onepass::CommonOptions&,
+                                      onepass::StepContext&);
 template void update(const Element<float>&, const onepass::Operands&, std::size_t, std::size_t, bool);
 template void update(const Element<double>&, const onepass::Operands&, std::size_t, std::size_t, bool);
 template double squares(const float*, std::size_t);

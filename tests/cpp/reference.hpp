@@ -1,4 +1,4 @@
-// What a step must do: scalar arithmetic, an element at a time, written down line by line from the rules' formulas.
+// The specification of a step: scalar arithmetic, an element at a time, written line by line from the rules' formulas.
 // Nothing of src/kernels/rules or src/kernels/loop.hpp is used, so that a mistake there is not repeated here.
 #pragma once
 
@@ -15,10 +15,11 @@ namespace test {
 template <class T>
 using Element = std::function<void(T& p, T g, T* s, T* average)>;
 
-// Folds the options and the step; an empty function where a folded number overflows. Changes step.mu_product.
+// The update with the coefficients of these options and this step; an empty function where a coefficient overflows.
+// Replaces step.scalars by those after the step.
 template <class T>
-Element<T> fold(const onepass::Rule& rule, const double* options, const onepass::CommonOptions& common,
-                onepass::StepNumbers& step);
+Element<T> make_element(const onepass::RuleEntry& rule, const double* options, const onepass::CommonOptions& common,
+                        onepass::StepContext& step);
 
 // Updates elements [begin, end), with this treatment of subnormal numbers.
 template <class T>
@@ -28,7 +29,7 @@ void update(const Element<T>& element, const onepass::Operands& x, std::size_t b
 template <class T>
 double squares(const T* grad, std::size_t count);
 
-// Whether every element, scaled, is finite, and its square if asked for.
+// Returns true when every element, scaled, is finite, and with squared its square.
 template <class T>
 bool finite(const T* grad, std::size_t count, double scale, bool squared);
 

@@ -151,7 +151,7 @@ std::vector<const onepass::Kernels*> tables() {
   return found;
 }
 
-const onepass::Rule& rule_named(const std::string& name) { return onepass::find_rule(name); }
+const onepass::RuleEntry& rule_named(const std::string& name) { return onepass::find_rule(name); }
 
 std::vector<bool> flush_modes() {
   const char* const wish = std::getenv("ONEPASS_TEST_FLUSH");
@@ -160,7 +160,7 @@ std::vector<bool> flush_modes() {
   return {false};
 }
 
-std::vector<double> any_options(const onepass::Rule& rule, Random& random) {
+std::vector<double> any_options(const onepass::RuleEntry& rule, Random& random) {
   std::vector<double> values;
   for (std::size_t i = 0; i < rule.option_count; ++i) {
     const std::string name = rule.options[i];

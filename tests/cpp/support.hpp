@@ -135,14 +135,14 @@ class Memory {
 
 // Every table that this processor can use.
 std::vector<const onepass::Kernels*> tables();
-const onepass::Rule& rule_named(const std::string& name);
+const onepass::RuleEntry& rule_named(const std::string& name);
 
 // Whether to treat subnormal numbers as zero: no and yes; no alone where the processor cannot, or where
 // ONEPASS_TEST_FLUSH=0 says so (valgrind does not).
 std::vector<bool> flush_modes();
 
 // Reasonable and less reasonable options of a rule and of all rules.
-std::vector<double> any_options(const onepass::Rule& rule, Random& random);
+std::vector<double> any_options(const onepass::RuleEntry& rule, Random& random);
 onepass::CommonOptions any_common(Random& random);
 
 }  // namespace test

@@ -42,13 +42,13 @@ struct Mode {  // while it lives
 // Everything the core does, once each, in this mode; the numbers that came out.
 std::vector<double> all_calls(std::uint64_t mode, bool flush, const char* name, Values values) {
   Random random(20);
-  const onepass::Rule& rule = test::rule_named(name);
+  const onepass::RuleEntry& rule = test::rule_named(name);
   const std::size_t size = 700;
   std::vector<std::vector<double>> arrays(3 + rule.state_count, std::vector<double>(size));
   for (auto& array : arrays) {
     for (double& x : array) x = std::fabs(test::draw<double>(values, random));
   }
-  onepass::Parameter parameter{float64, size, 1, {}, 0, 0, 1};
+  onepass::Parameter parameter{float64, size, 1, {}, 0, 0, {}};
   parameter.operands.param = arrays[0].data();
   for (std::size_t k = 0; k < rule.state_count; ++k) parameter.operands.state[k] = arrays[3 + k].data();
   parameter.operands.average = arrays[2].data();
@@ -61,7 +61,7 @@ std::vector<double> all_calls(std::uint64_t mode, bool flush, const char* name, 
   once.step = 3;
 
   onepass::Optimizer optimizer(flush);
-  onepass::Measured measured;
+  onepass::GradientStats measured;
   double norm = 0;
   double scale = 0;
   bool overflow = false;

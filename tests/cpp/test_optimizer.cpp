@@ -54,7 +54,7 @@ TEST(steps_of_every_rule_with_groups_rows_and_missing_gradients_have_the_bits_of
         Twin twin(flush);
         for (int g = 0; g < 3; ++g) {
           const std::size_t rules = onepass::kernels().rule_count;
-          const onepass::Rule& rule = onepass::kernels().rules[g == 0 ? first : random.below(rules)];
+          const onepass::RuleEntry& rule = onepass::kernels().rules[g == 0 ? first : random.below(rules)];
           twin.add_group(rule.name, test::any_options(rule, random), test::any_common(random), shapes(random), values,
                          random);
         }
@@ -73,7 +73,7 @@ TEST(steps_of_every_rule_with_groups_rows_and_missing_gradients_have_the_bits_of
 TEST(options_that_change_between_steps_count_from_the_next_plan_on) {
   Random random(11);
   Twin twin(false);
-  const onepass::Rule& rule = test::rule_named("adam");
+  const onepass::RuleEntry& rule = test::rule_named("adam");
   onepass::CommonOptions common = test::any_common(random);
   twin.add_group("adam", test::any_options(rule, random), common, {{float32, 9, 7}}, Values::ordinary, random);
   for (int step = 0; step < 50; ++step) {
@@ -95,7 +95,7 @@ TEST(an_overflow_names_the_first_parameter_that_it_concerns_and_changes_nothing)
   twin.add_group("sgd", options, plain(0.1), {{float64, 3, 2}}, Values::ordinary, random);
   twin.add_group("sgd_momentum", options, plain(1e39), {{float64, 3, 2}, {float32, 4, 1}, {float32, 5, 1}},
                  Values::ordinary, random);
-  twin.restore(7, {0, 4, 5, 6}, {1, 1, 1, 1});
+  twin.restore(7, {0, 4, 5, 6}, std::vector<onepass::Scalars>(4));
   CHECK(!twin.step(gradients(twin, random, Values::ordinary, 0, 0)));
   // Without a gradient for those of float32 nothing overflows.
   auto given = gradients(twin, random, Values::ordinary, 0, 0);
@@ -122,13 +122,13 @@ TEST(an_overflow_names_the_first_parameter_that_it_concerns_and_changes_nothing)
 TEST(counts_that_were_restored_go_on) {
   Random random(13);
   for (const char* name : {"adam", "nadam", "adagrad", "adamax"}) {
-    const onepass::Rule& rule = test::rule_named(name);
+    const onepass::RuleEntry& rule = test::rule_named(name);
     for (const std::int64_t t : {std::int64_t{0}, std::int64_t{5}, std::int64_t{100000}, std::int64_t{1} << 62}) {
       Twin twin(false);
       std::vector<double> options = test::any_options(rule, random);
       twin.add_group(name, options, plain(0.01), {{float32, 7, 3}, {float64, 7, 3}, {float64, 2, 2}}, Values::ordinary,
                      random);
-      twin.restore(t, {t, t / 2, 0}, {random.uniform(), random.uniform(), 1});
+      twin.restore(t, {t, t / 2, 0}, {{{random.uniform()}}, {{random.uniform()}}, {{1}}});
       for (int step = 0; step < 3; ++step) {
         twin.step(gradients(twin, random, Values::ordinary, 3, 0));
         twin.compare(name);
@@ -152,7 +152,7 @@ TEST(the_norm_of_one_array_is_that_of_one_gradient) {
 TEST(one_sweep_over_the_callers_arrays_is_a_step_of_an_optimizer) {
   Random random(15);
   for (std::size_t r = 0; r < onepass::kernels().rule_count; ++r) {
-    const onepass::Rule& rule = onepass::kernels().rules[r];
+    const onepass::RuleEntry& rule = onepass::kernels().rules[r];
     const auto options = test::any_options(rule, random);
     auto common = plain(0.1);
     for (const std::size_t size : {0U, 1U, 50U, 5000U}) {
@@ -162,7 +162,7 @@ TEST(one_sweep_over_the_callers_arrays_is_a_step_of_an_optimizer) {
       }
       auto same = arrays;
       const auto describe = [&](std::vector<std::vector<double>>& a) {
-        onepass::Parameter parameter{float64, size, 1, {}, 0, 0, 1};
+        onepass::Parameter parameter{float64, size, 1, {}, 0, 0, {}};
         parameter.operands.param = a[0].data();
         for (std::size_t k = 0; k < rule.state_count; ++k) parameter.operands.state[k] = a[2 + k].data();
         return parameter;
@@ -187,7 +187,7 @@ TEST(one_sweep_over_the_callers_arrays_is_a_step_of_an_optimizer) {
 }
 
 TEST(what_does_not_fit_a_rule_is_refused) {
-  const onepass::Rule& rule = test::rule_named("adam");
+  const onepass::RuleEntry& rule = test::rule_named("adam");
   const auto refused = [](auto attempt) {
     try {
       attempt();
@@ -228,10 +228,10 @@ void operator delete(void* data, std::size_t) noexcept { std::free(data); }
 
 TEST(memory_that_runs_out_while_parameters_are_added_leaves_the_optimizer_as_it_was) {
   Random random(16);
-  const onepass::Rule& rule = test::rule_named("adam");
+  const onepass::RuleEntry& rule = test::rule_named("adam");
   const auto options = test::any_options(rule, random);
   std::vector<float> memory(3);
-  onepass::Parameter extra{float32, 1, 1, {}, 0, 0, 1};
+  onepass::Parameter extra{float32, 1, 1, {}, 0, 0, {}};
   extra.operands = {memory.data(), nullptr, {memory.data() + 1, memory.data() + 2}, nullptr};
   const std::vector<onepass::Parameter> extras(100, extra);
   const auto group = std::make_shared<onepass::Group>(rule, options, plain(0.1));
@@ -280,7 +280,7 @@ TEST(memory_that_runs_out_while_rows_are_planned_changes_nothing) {
 TEST(a_step_allocates_nothing) {
   Random random(18);
   Twin twin(false);
-  const onepass::Rule& rule = test::rule_named("adam");
+  const onepass::RuleEntry& rule = test::rule_named("adam");
   twin.add_group("adam", test::any_options(rule, random), plain(0.1), {{float32, 300, 7}, {float64, 20, 3}},
                  Values::ordinary, random);
   const auto given = gradients(twin, random, Values::ordinary, 0, 0);

@@ -23,7 +23,7 @@ struct Arrays {
   onepass::Operands operands = {};
 
   // A parameter, a gradient, state and an average, each wherever it likes.
-  Arrays(const onepass::Rule& rule, std::size_t count, test::Values values, Random& random) {
+  Arrays(const onepass::RuleEntry& rule, std::size_t count, test::Values values, Random& random) {
     const auto array = [&](bool positive) {
       memory.emplace_back(count * sizeof(T), sizeof(T), test::any_place(random));
       T* const data = static_cast<T*>(memory.back().data());
@@ -39,7 +39,7 @@ struct Arrays {
     operands.average = array(false);
   }
 
-  std::vector<T*> all(const onepass::Rule& rule) const {
+  std::vector<T*> all(const onepass::RuleEntry& rule) const {
     std::vector<T*> found{static_cast<T*>(operands.param), static_cast<T*>(operands.average)};
     for (std::size_t k = 0; k < rule.state_count; ++k) found.push_back(static_cast<T*>(operands.state[k]));
     return found;
@@ -47,25 +47,27 @@ struct Arrays {
 };
 
 template <class T>
-void one_case(const onepass::Kernels& table, const onepass::Rule& rule, std::size_t count, test::Values values,
+void one_case(const onepass::Kernels& table, const onepass::RuleEntry& rule, std::size_t count, test::Values values,
               bool flush, Random& random) {
   const std::vector<double> options = test::any_options(rule, random);
   const onepass::CommonOptions common = test::any_common(random);
-  const onepass::StepNumbers step{random.pick<std::int64_t>({1, 2, 3, 10, 1000, 1000000, std::int64_t{1} << 40}),
-                                  random.pick({1.0, 1.0, -1.0, 0.25, 1e-3, 1e10}), random.uniform()};
+  const onepass::StepContext step{common.lr,
+                                  random.pick<std::int64_t>({1, 2, 3, 10, 1000, 1000000, std::int64_t{1} << 40}),
+                                  random.pick({1.0, 1.0, -1.0, 0.25, 1e-3, 1e10}),
+                                  {{random.uniform()}}};
   const std::string context =
       test::words(table.instruction_set, rule.name, sizeof(T), name_of(values), "count", count, "t", step.t, "lr",
                   common.lr, "decay", common.weight_decay, common.decoupled, "flush", flush);
 
-  onepass::Numbers numbers = {};
-  onepass::StepNumbers ours = step;
-  onepass::StepNumbers theirs = step;
+  onepass::PackedCoefficients packed = {};
+  onepass::StepContext ours = step;
+  onepass::StepContext theirs = step;
   const auto dtype = sizeof(T) == sizeof(float) ? onepass::float32 : onepass::float64;
-  const onepass::SweepFunction sweep = rule.fold[dtype](options.data(), common, ours, numbers);
-  const test::Element<T> element = test::fold<T>(rule, options.data(), common, theirs);
-  CHECK_EQUAL(sweep == nullptr, !element, context);
-  CHECK_BITS(ours.mu_product, theirs.mu_product, context);
-  if (sweep == nullptr || !element) return;
+  const bool fits = rule.coefficients[dtype](options.data(), common, ours, packed);
+  const test::Element<T> element = test::make_element<T>(rule, options.data(), common, theirs);
+  CHECK_EQUAL(fits, static_cast<bool>(element), context);
+  CHECK_BITS(ours.scalars.values[0], theirs.scalars.values[0], context);
+  if (!fits || !element) return;
 
   const Arrays<T> actual(rule, count, values, random);
   Random again(random);  // only for where the copies lie
@@ -83,7 +85,7 @@ void one_case(const onepass::Kernels& table, const onepass::Rule& rule, std::siz
   test::update(element, x, begin, end, flush);
   {
     const onepass::FloatMode mode(flush);
-    sweep(numbers, actual.operands, begin, end);
+    rule.sweeps[dtype][packed.extras](packed, actual.operands, begin, end);
   }
   for (std::size_t k = 0; k < from.size(); ++k) CHECK_ARRAYS(from[k], to[k], count, context, "array", k);
   for (const Memory& memory : actual.memory) CHECK(memory.untouched_around(), context);
@@ -93,7 +95,7 @@ template <class T>
 void all_cases(Random& random) {
   for (const onepass::Kernels* table : test::tables()) {
     for (std::size_t r = 0; r < table->rule_count; ++r) {
-      const onepass::Rule& rule = table->rules[r];
+      const onepass::RuleEntry& rule = table->rules[r];
       for (const bool flush : test::flush_modes()) {
         for (const test::Values values : test::all_values) {
           for (std::size_t count = 0; count <= two_vectors_and_a_tail; ++count) {
@@ -186,7 +188,7 @@ TEST(squares_have_the_bits_of_sixteen_sums_and_what_is_not_finite_is_found_in_fl
   squares_and_finite<double>(random);
 }
 
-TEST(the_stream_limit_adds_the_gradient_to_three_arrays_and_to_nothing_else) {
+TEST(the_stream_baseline_adds_the_gradient_to_three_arrays_and_to_nothing_else) {
   Random random(5);
   for (const onepass::Kernels* table : test::tables()) {
     for (std::size_t count : {0U, 1U, 7U, 16U, 33U, 4096U, 5003U}) {
@@ -198,7 +200,7 @@ TEST(the_stream_limit_adds_the_gradient_to_three_arrays_and_to_nothing_else) {
         }
       }
       onepass::Operands x = {memory[0].data(), memory[3].data(), {memory[1].data(), memory[2].data()}, nullptr};
-      table->stream_limit[onepass::float32](x, 0, count);
+      table->stream_baseline[onepass::float32](x, 0, count);
       for (std::size_t k = 0; k < 4; ++k) {
         for (std::size_t i = 0; i < count; ++i) {
           const auto first = static_cast<float>(k + 1) + static_cast<float>(i);

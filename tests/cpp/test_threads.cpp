@@ -43,7 +43,7 @@ struct Large {
       param[i] = static_cast<float>(i % 97);
       grad[i] = static_cast<float>(i % 89) - 44;
     }
-    onepass::Parameter parameter{float32, count, 1, {}, 0, 0, 1};
+    onepass::Parameter parameter{float32, count, 1, {}, 0, 0, {}};
     parameter.operands = {param.data(), nullptr, {m.data(), v.data()}, nullptr};
     const std::vector<double> options{0.9, 0.999, 1e-8, 1, 0};
     optimizer.add_group(std::make_shared<onepass::Group>(test::rule_named("adam"), options, plain(lr)), {parameter});
@@ -65,7 +65,7 @@ TEST(any_number_of_threads_gives_the_bits_of_scalar_arithmetic) {
     const Threads threads(count);
     Random random(30);
     Twin twin(false);
-    const onepass::Rule& rule = test::rule_named("amsgrad");
+    const onepass::RuleEntry& rule = test::rule_named("amsgrad");
     twin.add_group("amsgrad", test::any_options(rule, random), plain(0.1),
                    {{float32, 600007, 1}, {float64, 5, 1}, {float32, 0, 1}, {float64, 200001, 1}, {float32, 4097, 1}},
                    Values::ordinary, random);
@@ -136,7 +136,7 @@ TEST(a_call_that_finds_the_pool_busy_does_its_work_alone) {
 
 TEST(options_set_by_another_thread_are_taken_whole) {
   // Clamped to 1 with lr 1, or to 0.5 with lr 2: each step is by 1, and nothing else may come of it.
-  const onepass::Rule& rule = test::rule_named("sgd");
+  const onepass::RuleEntry& rule = test::rule_named("sgd");
   const std::vector<double> options{0, 0, 0};
   onepass::CommonOptions one = plain(1);
   one.clip_value = 1;
@@ -145,7 +145,7 @@ TEST(options_set_by_another_thread_are_taken_whole) {
   auto group = std::make_shared<onepass::Group>(rule, options, one);
   double param = 0;
   const double grad = 8;
-  onepass::Parameter parameter{float64, 1, 1, {}, 0, 0, 1};
+  onepass::Parameter parameter{float64, 1, 1, {}, 0, 0, {}};
   parameter.operands.param = &param;
   onepass::Optimizer optimizer(false);
   optimizer.add_group(group, {parameter});

@@ -36,11 +36,12 @@ bool is_a_mean_square(const std::string& state) {
 void Twin::add_group(const std::string& rule_name, const std::vector<double>& options,
                      const onepass::CommonOptions& common, const std::vector<Shape>& shapes, Values values,
                      Random& random) {
-  const onepass::Rule& rule = rule_named(rule_name);
+  const onepass::RuleEntry& rule = rule_named(rule_name);
   Group group{&rule, options, common, std::make_shared<onepass::Group>(rule, options, common)};
   std::vector<onepass::Parameter> described;
   for (const Shape& shape : shapes) {
     Parameter parameter{shape, groups_.size(), {}, rule.state_count};
+    if (rule_name == "nadam") parameter.scalars.values[0] = 1;  // the product of no momenta
     const std::size_t item = onepass::bytes_of(shape.dtype);
     const std::size_t bytes = parameter.size() * item;
     const std::size_t arrays = 1 + rule.state_count + (common.averaged ? 1 : 0);
@@ -52,7 +53,7 @@ void Twin::add_group(const std::string& rule_name, const std::vector<double>& op
       Bytes copy(data, data + bytes);
       parameter.arrays.push_back({std::move(memory), std::move(copy)});
     }
-    onepass::Parameter one{shape.dtype, parameter.size(), shape.row_size, {}, 0, 0, 1};
+    onepass::Parameter one{shape.dtype, parameter.size(), shape.row_size, {}, 0, 0, {}};
     one.operands.param = parameter.arrays[0].core->data();
     for (std::size_t k = 0; k < rule.state_count; ++k) one.operands.state[k] = parameter.arrays[1 + k].core->data();
     if (common.averaged) one.operands.average = parameter.arrays.back().core->data();
@@ -74,12 +75,12 @@ void Twin::set(std::size_t group, const std::vector<double>& options, const onep
 }
 
 void Twin::restore(std::int64_t step_count, const std::vector<std::int64_t>& steps,
-                   const std::vector<double>& mu_products) {
-  core_.restore(step_count, steps, mu_products);
+                   const std::vector<onepass::Scalars>& scalars) {
+  core_.restore(step_count, steps, scalars);
   step_count_ = step_count;
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     parameters_[i].step = steps[i];
-    parameters_[i].mu_product = mu_products[i];
+    parameters_[i].scalars = scalars[i];
   }
 }
 
@@ -109,15 +110,15 @@ std::vector<onepass::Gradient> Twin::seen(const std::vector<Given>& gradients) {
   return found;
 }
 
-onepass::Measured Twin::measure(const std::vector<Given>& gradients, double grad_scale, bool norm, bool finite) {
+onepass::GradientStats Twin::measure(const std::vector<Given>& gradients, double grad_scale, bool norm, bool finite) {
   const auto all = seen(gradients);
   const std::uint64_t before = float_mode();
-  const onepass::Measured measured = core_.measure(all.data(), grad_scale, norm, finite);
+  const onepass::GradientStats measured = core_.measure(all.data(), grad_scale, norm, finite);
   CHECK_EQUAL(float_mode(), before);
 
   const onepass::FloatMode mode(false);
   double squares = 0;
-  std::size_t first = onepass::Measured::none;
+  std::size_t first = onepass::GradientStats::none;
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     if (all[i].data == nullptr) continue;
     const Parameter& parameter = parameters_[i];
@@ -137,7 +138,7 @@ onepass::Measured Twin::measure(const std::vector<Given>& gradients, double grad
     } else {
       look(static_cast<const double*>(all[i].data));
     }
-    if (!good && first == onepass::Measured::none) first = i;
+    if (!good && first == onepass::GradientStats::none) first = i;
   }
   const double expected = std::fabs(grad_scale) * std::sqrt(squares);
   CHECK_BITS(measured.norm, expected);
@@ -167,10 +168,11 @@ bool Twin::plan(const std::vector<Given>& gradients, double grad_scale) {
     if (all[i].data == nullptr) continue;
     const Parameter& own = parameters_[i];
     const Group& group = groups_[own.group];
-    onepass::StepNumbers numbers{own.step + 1, grad_scale, own.mu_product};
-    const bool fits = own.shape.dtype == onepass::float32
-                          ? static_cast<bool>(fold<float>(*group.rule, group.options.data(), group.common, numbers))
-                          : static_cast<bool>(fold<double>(*group.rule, group.options.data(), group.common, numbers));
+    onepass::StepContext context{group.common.lr, own.step + 1, grad_scale, own.scalars};
+    const bool fits =
+        own.shape.dtype == onepass::float32
+            ? static_cast<bool>(make_element<float>(*group.rule, group.options.data(), group.common, context))
+            : static_cast<bool>(make_element<double>(*group.rule, group.options.data(), group.common, context));
     if (!fits) {
       CHECK(!good, "parameter", i, "overflows at step", own.step + 1, group.rule->name);
       CHECK_EQUAL(parameter, i);
@@ -178,7 +180,7 @@ bool Twin::plan(const std::vector<Given>& gradients, double grad_scale) {
       compare("after an overflow");
       return false;
     }
-    Planned planned{i, numbers.mu_product, all[i].data, {}, group.options, group.common, grad_scale};
+    Planned planned{i, context.scalars, all[i].data, {}, group.options, group.common, grad_scale};
     if (all[i].rows == nullptr) {
       for (std::size_t r = 0; r < own.shape.rows; ++r) planned.rows.push_back(static_cast<std::int64_t>(r));
     } else {
@@ -195,8 +197,8 @@ bool Twin::plan(const std::vector<Given>& gradients, double grad_scale) {
 template <class T>
 void Twin::update(const Planned& planned) {
   Parameter& own = parameters_[planned.parameter];
-  onepass::StepNumbers numbers{own.step + 1, planned.grad_scale, own.mu_product};
-  const Element<T> element = fold<T>(*groups_[own.group].rule, planned.options.data(), planned.common, numbers);
+  onepass::StepContext step{planned.common.lr, own.step + 1, planned.grad_scale, own.scalars};
+  const Element<T> element = make_element<T>(*groups_[own.group].rule, planned.options.data(), planned.common, step);
   const std::size_t row_bytes = own.shape.row_size * sizeof(T);
   for (std::size_t r = 0; r < planned.rows.size(); ++r) {
     const std::size_t at = static_cast<std::size_t>(planned.rows[r]) * row_bytes;
@@ -221,7 +223,7 @@ void Twin::apply() {
       update<double>(planned);
     }
     ++own.step;
-    own.mu_product = planned.mu_product;
+    own.scalars = planned.scalars;
   }
   ++step_count_;
 }
@@ -239,7 +241,9 @@ void Twin::compare(const std::string& context) const {
     const Parameter& own = parameters_[i];
     const onepass::Parameter& other = core_.parameters()[i];
     CHECK_EQUAL(other.step, own.step, context);
-    CHECK_BITS(other.mu_product, own.mu_product, context);
+    for (std::size_t k = 0; k < onepass::max_scalars; ++k) {
+      CHECK_BITS(other.scalars.values[k], own.scalars.values[k], context);
+    }
     for (std::size_t k = 0; k < own.arrays.size(); ++k) {
       const Array& array = own.arrays[k];
       const std::string where =

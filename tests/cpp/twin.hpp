@@ -38,18 +38,19 @@ class Twin {
   void add_group(const std::string& rule, const std::vector<double>& options, const onepass::CommonOptions& common,
                  const std::vector<Shape>& shapes, Values values, Random& random);
   void set(std::size_t group, const std::vector<double>& options, const onepass::CommonOptions& common);
-  void restore(std::int64_t step_count, const std::vector<std::int64_t>& steps, const std::vector<double>& mu_products);
+  void restore(std::int64_t step_count, const std::vector<std::int64_t>& steps,
+               const std::vector<onepass::Scalars>& scalars);
 
   std::size_t group_count() const { return groups_.size(); }
   std::size_t parameter_count() const { return parameters_.size(); }
-  const onepass::Rule& rule(std::size_t group) const { return *groups_[group].rule; }
+  const onepass::RuleEntry& rule(std::size_t group) const { return *groups_[group].rule; }
 
   // A gradient for parameter i: of all elements, or of the rows of which about one in so many is there.
   Given gradient(std::size_t i, Values values, Random& random, unsigned one_row_in = 0) const;
 
   // The steps of a step, done by both. Each checks what the core answers and that the caller's floating-point mode is
   // as it was; plan() says whether it found no overflow, and checks that nothing has changed.
-  onepass::Measured measure(const std::vector<Given>& gradients, double grad_scale, bool norm, bool finite);
+  onepass::GradientStats measure(const std::vector<Given>& gradients, double grad_scale, bool norm, bool finite);
   bool plan(const std::vector<Given>& gradients, double grad_scale);
   void apply();
 
@@ -73,18 +74,18 @@ class Twin {
     std::vector<Array> arrays;  // the parameter, its state, and its average if there is one
     std::size_t states;
     std::int64_t step = 0;
-    double mu_product = 1;
+    onepass::Scalars scalars = {};
     std::size_t size() const { return shape.rows * shape.row_size; }
   };
   struct Group {
-    const onepass::Rule* rule;
+    const onepass::RuleEntry* rule;
     std::vector<double> options;
     onepass::CommonOptions common;
     std::shared_ptr<onepass::Group> core;
   };
   struct Planned {
     std::size_t parameter;
-    double mu_product;
+    onepass::Scalars scalars;
     const void* grad;
     std::vector<std::int64_t> rows;
     std::vector<double> options;

@@ -1,4 +1,4 @@
-// Adadelta: Zeiler, "ADADELTA: An Adaptive Learning Rate Method" (2012).
+// Adadelta: Zeiler, "ADADELTA: An Adaptive Learning Rate Method" (2012), algorithm 1, with a learning rate.
 #pragma once
 
 #include "kernels/rules/rule.hpp"
@@ -24,22 +24,23 @@ struct Adadelta {
   T eps;
   T lr;
 
-  static Adadelta fold(const Options& options, Moment& now) {
+  static Adadelta coefficients(const Options& options, StepContext& step) {
     return {
         static_cast<T>(options.rho),
         static_cast<T>(1 - options.rho),
         static_cast<T>(options.eps),
-        static_cast<T>(now.lr),
+        static_cast<T>(step.lr),
     };
   }
 
   void operator()(T& p, T g, T& s, T& acc) const noexcept {
-    // update the mean square of the gradients
+    // mean square of the gradient
     s = rho * s + one_minus_rho * (g * g);
-    // give the gradient the size of the steps so far
+    // update: the gradient scaled to the size of the updates so far
     const T x = (square_root(acc + eps) / square_root(s + eps)) * g;
-    // update the mean square of the steps
+    // mean square of the updates
     acc = rho * acc + one_minus_rho * (x * x);
+    // parameter
     p = p - lr * x;
   }
 };

@@ -1,4 +1,5 @@
-// Adagrad: Duchi, Hazan and Singer, "Adaptive Subgradient Methods" (2011).
+// Adagrad: Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization"
+// (2011).
 #pragma once
 
 #include "kernels/rules/rule.hpp"
@@ -7,7 +8,7 @@ namespace onepass {
 namespace {
 
 struct AdagradOptions {
-  double lr_decay;  // how fast the learning rate falls
+  double lr_decay;  // speed at which the learning rate falls
   double eps;       // added to the root of the sum
   static constexpr const char* names[] = {"lr_decay", "eps"};
 };
@@ -22,16 +23,17 @@ struct Adagrad {
   T step_size;  // a: the decayed learning rate
   T eps;
 
-  static Adagrad fold(const Options& options, Moment& now) {
+  static Adagrad coefficients(const Options& options, StepContext& step) {
     return {
-        static_cast<T>(now.lr / (1 + static_cast<double>(now.t - 1) * options.lr_decay)),
+        static_cast<T>(step.lr / (1 + static_cast<double>(step.t - 1) * options.lr_decay)),
         static_cast<T>(options.eps),
     };
   }
 
   void operator()(T& p, T g, T& s) const noexcept {
-    // add up the squares of all gradients
+    // sum of all squared gradients
     s = s + g * g;
+    // parameter
     p = p - step_size * (g / (square_root(s) + eps));
   }
 };

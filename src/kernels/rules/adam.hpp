@@ -7,7 +7,6 @@
 namespace onepass {
 namespace {
 
-// What the folded numbers of both are made from. Flags are 0 or 1.
 struct AdamOptions {
   double beta1;            // decay of the first moment
   double beta2;            // decay of the second moment
@@ -28,37 +27,42 @@ struct Adam {
   T one_minus_beta1;
   T beta2;
   T one_minus_beta2;
-  T step_size;  // a: the learning rate over the first bias correction
-  T correct_v;  // r: what corrects the root of the second moment
+  T step_size;     // a: the learning rate over the first bias correction
+  T v_correction;  // r: one over the root of the second bias correction
   T eps;
 
-  static Adam fold(const Options& options, Moment& now) {
+  static Adam coefficients(const Options& options, StepContext& step) {
     const bool corrected = options.bias_correction != 0;
-    const double c1 = corrected ? 1 - power(options.beta1, now.t) : 1;
-    const double c2 = corrected ? 1 - power(options.beta2, now.t) : 1;
+    const double c1 = corrected ? 1 - power(options.beta1, step.t) : 1;
+    const double c2 = corrected ? 1 - power(options.beta2, step.t) : 1;
     const bool hat = options.hat != 0;
     return {
         static_cast<T>(options.beta1),
         static_cast<T>(1 - options.beta1),
         static_cast<T>(options.beta2),
         static_cast<T>(1 - options.beta2),
-        static_cast<T>(hat ? now.lr * square_root(c2) / c1 : now.lr / c1),
+        static_cast<T>(hat ? step.lr * square_root(c2) / c1 : step.lr / c1),
         static_cast<T>(hat ? 1 : 1 / square_root(c2)),
         static_cast<T>(options.eps),
     };
   }
 
   void operator()(T& p, T g, T& m, T& v) const noexcept {
-    // update the first moment (momentum)
-    m = beta1 * m + one_minus_beta1 * g;
-    // update the second moment (RMSprop)
-    v = beta2 * v + one_minus_beta2 * (g * g);
+    update_moments(g, m, v);
     move(p, m, v);
   }
 
-  // step along the first moment, scaled by the root of the second
+  void update_moments(T g, T& m, T& v) const noexcept {
+    // first moment (momentum)
+    m = beta1 * m + one_minus_beta1 * g;
+    // second moment (RMSprop)
+    v = beta2 * v + one_minus_beta2 * (g * g);
+  }
+
   void move(T& p, T m, T u) const noexcept {
-    const T d = square_root(u) * correct_v + eps;
+    // corrected root of the second moment
+    const T d = square_root(u) * v_correction + eps;
+    // parameter
     p = p - step_size * (m / d);
   }
 };
@@ -69,12 +73,13 @@ struct AMSGrad : Adam<T> {
   static constexpr const char* name = "amsgrad";
   static constexpr const char* states[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
 
-  static AMSGrad fold(const Options& options, Moment& now) { return {Adam<T>::fold(options, now)}; }
+  static AMSGrad coefficients(const Options& options, StepContext& step) {
+    return {Adam<T>::coefficients(options, step)};
+  }
 
   void operator()(T& p, T g, T& m, T& v, T& u) const noexcept {
-    m = this->beta1 * m + this->one_minus_beta1 * g;
-    v = this->beta2 * v + this->one_minus_beta2 * (g * g);
-    // keep the largest second moment seen, so that the step never grows
+    this->update_moments(g, m, v);
+    // largest second moment so far: the effective learning rate never grows
     u = maximum(u, v);
     this->move(p, m, u);
   }

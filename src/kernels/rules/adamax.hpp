@@ -1,4 +1,5 @@
-// Adamax: Kingma and Ba (2015), section 7.1, with epsilon where PyTorch has it.
+// Adamax: Kingma and Ba, "Adam: A Method for Stochastic Optimization" (2015), section 7.1, with epsilon where PyTorch
+// has it.
 #pragma once
 
 #include "kernels/rules/rule.hpp"
@@ -26,21 +27,22 @@ struct Adamax {
   T eps;
   T step_size;  // a: the learning rate over the bias correction
 
-  static Adamax fold(const Options& options, Moment& now) {
+  static Adamax coefficients(const Options& options, StepContext& step) {
     return {
         static_cast<T>(options.beta1),
         static_cast<T>(1 - options.beta1),
         static_cast<T>(options.beta2),
         static_cast<T>(options.eps),
-        static_cast<T>(now.lr / (1 - power(options.beta1, now.t))),
+        static_cast<T>(step.lr / (1 - power(options.beta1, step.t))),
     };
   }
 
   void operator()(T& p, T g, T& m, T& u) const noexcept {
-    // update the first moment (momentum)
+    // first moment (momentum)
     m = beta1 * m + one_minus_beta1 * g;
-    // update the decaying maximum of the gradient's size
+    // infinity norm: the decaying maximum of the gradient's size
     u = maximum(beta2 * u, absolute(g) + eps);
+    // parameter
     p = p - step_size * (m / u);
   }
 };

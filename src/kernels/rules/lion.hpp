@@ -1,4 +1,4 @@
-// Lion: Chen et al., "Symbolic Discovery of Optimization Algorithms" (2023).
+// Lion: Chen et al., "Symbolic Discovery of Optimization Algorithms" (2023), algorithm 2.
 #pragma once
 
 #include "kernels/rules/rule.hpp"
@@ -7,7 +7,7 @@ namespace onepass {
 namespace {
 
 struct LionOptions {
-  double beta1;  // the share of the momentum in the step
+  double beta1;  // share of the momentum in the step
   double beta2;  // decay of the momentum
   static constexpr const char* names[] = {"beta1", "beta2"};
 };
@@ -25,18 +25,17 @@ struct Lion {
   T one_minus_beta2;
   T lr;
 
-  static Lion fold(const Options& options, Moment& now) {
+  static Lion coefficients(const Options& options, StepContext& step) {
     return {
-        static_cast<T>(options.beta1), static_cast<T>(1 - options.beta1),
-        static_cast<T>(options.beta2), static_cast<T>(1 - options.beta2),
-        static_cast<T>(now.lr),
+        static_cast<T>(options.beta1),     static_cast<T>(1 - options.beta1), static_cast<T>(options.beta2),
+        static_cast<T>(1 - options.beta2), static_cast<T>(step.lr),
     };
   }
 
   void operator()(T& p, T g, T& m) const noexcept {
-    // step by the sign alone of the momentum with the new gradient
+    // parameter: along the sign of the momentum mixed with the new gradient
     p = p - lr * sign(beta1 * m + one_minus_beta1 * g);
-    // update the momentum
+    // momentum
     m = beta2 * m + one_minus_beta2 * g;
   }
 };

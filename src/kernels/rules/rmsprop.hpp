@@ -10,15 +10,18 @@ namespace {
 struct RMSpropOptions {
   double alpha;     // decay of the averages
   double eps;       // added to the root
-  double momentum;  // of the scaled gradients
+  double momentum;  // decay of the sum of scaled gradients
   static constexpr const char* names[] = {"alpha", "eps", "momentum"};
 };
 
-template <class T>
+// centered: scaled by the standard deviation of the gradient; with_momentum: stepping along a sum of scaled gradients.
+template <class T, bool centered, bool with_momentum>
 struct RMSprop {
   using Options = RMSpropOptions;
-  static constexpr const char* name = "rmsprop";
-  static constexpr const char* states[] = {"square_avg"};
+  static constexpr const char* name = centered ? (with_momentum ? "rmsprop_centered_momentum" : "rmsprop_centered")
+                                               : (with_momentum ? "rmsprop_momentum" : "rmsprop");
+  static constexpr const char* buffer = with_momentum ? "momentum_buffer" : nullptr;
+  static constexpr const char* states[] = {"square_avg", centered ? "grad_avg" : buffer, centered ? buffer : nullptr};
   static constexpr bool squares_gradient = true;
 
   T alpha;
@@ -27,66 +30,50 @@ struct RMSprop {
   T momentum;
   T lr;
 
-  static RMSprop fold(const Options& options, Moment& now) {
+  static RMSprop coefficients(const Options& options, StepContext& step) {
     return {
-        static_cast<T>(options.alpha), static_cast<T>(1 - options.alpha),
-        static_cast<T>(options.eps),   static_cast<T>(options.momentum),
-        static_cast<T>(now.lr),
+        static_cast<T>(options.alpha),    static_cast<T>(1 - options.alpha), static_cast<T>(options.eps),
+        static_cast<T>(options.momentum), static_cast<T>(step.lr),
     };
   }
 
-  void operator()(T& p, T g, T& v) const noexcept { p = p - lr * scaled(g, v); }
+  void operator()(T& p, T g, T& v) const noexcept {
+    T none = 0;
+    update(p, g, v, none, none);
+  }
+  void operator()(T& p, T g, T& v, T& s_or_b) const noexcept {
+    T none = 0;
+    update(p, g, v, centered ? s_or_b : none, centered ? none : s_or_b);
+  }
+  void operator()(T& p, T g, T& v, T& s, T& b) const noexcept { update(p, g, v, s, b); }
 
-  // the gradient, divided by the root of its mean square
-  T scaled(T g, T& v) const noexcept {
+  void update(T& p, T g, T& v, T& s, T& b) const noexcept {
+    // mean square of the gradient
     v = alpha * v + one_minus_alpha * (g * g);
-    return g / (square_root(v) + eps);
-  }
-
-  // the gradient, divided by its standard deviation
-  T scaled(T g, T& v, T& s) const noexcept {
-    v = alpha * v + one_minus_alpha * (g * g);
-    s = alpha * s + one_minus_alpha * g;
-    return g / (square_root(maximum(v - s * s, T(0))) + eps);
-  }
-
-  void move(T& p, T x, T& b) const noexcept {
-    b = momentum * b + x;
-    p = p - lr * b;
+    T variance = v;
+    if constexpr (centered) {
+      // mean of the gradient
+      s = alpha * s + one_minus_alpha * g;
+      // variance, which rounding could make negative
+      variance = maximum(v - s * s, T(0));
+    }
+    // scaled gradient
+    T x = g / (square_root(variance) + eps);
+    // momentum
+    if constexpr (with_momentum) x = b = momentum * b + x;
+    // parameter
+    p = p - lr * x;
   }
 };
 
 template <class T>
-struct RMSpropMomentum : RMSprop<T> {
-  static constexpr const char* name = "rmsprop_momentum";
-  static constexpr const char* states[] = {"square_avg", "momentum_buffer"};
-
-  static RMSpropMomentum fold(const RMSpropOptions& options, Moment& now) { return {RMSprop<T>::fold(options, now)}; }
-
-  void operator()(T& p, T g, T& v, T& b) const noexcept { this->move(p, this->scaled(g, v), b); }
-};
-
+using RMSpropPlain = RMSprop<T, false, false>;
 template <class T>
-struct RMSpropCentered : RMSprop<T> {
-  static constexpr const char* name = "rmsprop_centered";
-  static constexpr const char* states[] = {"square_avg", "grad_avg"};
-
-  static RMSpropCentered fold(const RMSpropOptions& options, Moment& now) { return {RMSprop<T>::fold(options, now)}; }
-
-  void operator()(T& p, T g, T& v, T& s) const noexcept { p = p - this->lr * this->scaled(g, v, s); }
-};
-
+using RMSpropMomentum = RMSprop<T, false, true>;
 template <class T>
-struct RMSpropCenteredMomentum : RMSprop<T> {
-  static constexpr const char* name = "rmsprop_centered_momentum";
-  static constexpr const char* states[] = {"square_avg", "grad_avg", "momentum_buffer"};
-
-  static RMSpropCenteredMomentum fold(const RMSpropOptions& options, Moment& now) {
-    return {RMSprop<T>::fold(options, now)};
-  }
-
-  void operator()(T& p, T g, T& v, T& s, T& b) const noexcept { this->move(p, this->scaled(g, v, s), b); }
-};
+using RMSpropCentered = RMSprop<T, true, false>;
+template <class T>
+using RMSpropCenteredMomentum = RMSprop<T, true, true>;
 
 }  // namespace
 }  // namespace onepass

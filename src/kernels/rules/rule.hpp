@@ -1,26 +1,27 @@
-// What every rule is folded from besides its own options.
+// The parts of a rule, and what its file needs. A rule is a template over the dtype T of the arithmetic:
+//
+//   Options                      a struct of doubles, with their names; options cross the table as an array of double,
+//                                so that flags are 0 or 1 here
+//   name                         in the table
+//   states[]                     names of the arrays that the rule keeps; the list ends early at a null name
+//   scalars[]                    names and initial values of the doubles that it keeps for each parameter, if any
+//   squares_gradient             the rule squares the gradient: one whose square overflows would freeze a parameter
+//   coefficients(options, step)  the numbers of one step, computed in double and rounded to T once
+//   operator()(p, g, states...)  the update of one element
 #pragma once
 
 #include <cstdint>
 
 #include "kernels/builtins.hpp"
 #include "kernels/power.hpp"
+#include "kernels/step.hpp"
 
 namespace onepass {
-
-// One step of one parameter.
-struct Moment {
-  double lr;
-  std::int64_t t;     // 1, 2, ...: the parameter's own count
-  double mu_product;  // of the momenta of all steps before; NAdam multiplies it by its own
-};
-
 namespace {
 
-// Whether a rule keeps a gradient as it is: what is copied does not flush, so that it must not be multiplied by 1.
-template <template <class> class Rule>
+// True for rules that keep a gradient as it is: a copy does not flush, so that it must not be multiplied by 1.
+template <class Rule>
 constexpr bool copies_gradient = false;
 
 }  // namespace
-
 }  // namespace onepass

@@ -1,5 +1,6 @@
-// Stochastic gradient descent; momentum: Polyak (1964); Nesterov's: Sutskever et al., "On the importance of
-// initialization and momentum in deep learning" (2013), in PyTorch's form.
+// Stochastic gradient descent. Momentum: Polyak, "Some methods of speeding up the convergence of iteration methods"
+// (1964). Nesterov's: Sutskever et al., "On the importance of initialization and momentum in deep learning" (2013), in
+// PyTorch's form.
 #pragma once
 
 #include "kernels/rules/rule.hpp"
@@ -9,7 +10,7 @@ namespace {
 
 struct SGDOptions {
   double momentum;   // decay of the momentum
-  double dampening;  // what share of the gradient does not enter the momentum
+  double dampening;  // share of the gradient that does not enter the momentum
   double nesterov;   // 1: step from where the momentum leads
   static constexpr const char* names[] = {"momentum", "dampening", "nesterov"};
 };
@@ -18,14 +19,17 @@ template <class T>
 struct SGD {
   using Options = SGDOptions;
   static constexpr const char* name = "sgd";
-  static constexpr const char* states[] = {""};  // none
+  static constexpr const char* states[] = {nullptr};
   static constexpr bool squares_gradient = false;
 
   T lr;
 
-  static SGD fold(const Options&, Moment& now) { return {static_cast<T>(now.lr)}; }
+  static SGD coefficients(const Options&, StepContext& step) { return {static_cast<T>(step.lr)}; }
 
-  void operator()(T& p, T g) const noexcept { p = p - lr * g; }
+  void operator()(T& p, T g) const noexcept {
+    // parameter
+    p = p - lr * g;
+  }
 };
 
 template <class T>
@@ -41,27 +45,28 @@ struct SGDMomentum {
   T first;     // 1: there is no momentum yet
   T nesterov;  // 1 or 0
 
-  static SGDMomentum fold(const Options& options, Moment& now) {
+  static SGDMomentum coefficients(const Options& options, StepContext& step) {
     return {
-        static_cast<T>(now.lr),
+        static_cast<T>(step.lr),
         static_cast<T>(options.momentum),
         static_cast<T>(1 - options.dampening),
-        static_cast<T>(now.t == 1 ? 1 : 0),
+        static_cast<T>(step.t == 1 ? 1 : 0),
         static_cast<T>(options.nesterov),
     };
   }
 
   void operator()(T& p, T g, T& b) const noexcept {
-    // update the momentum, which starts as the first gradient
+    // momentum, which starts as the first gradient
     b = first != 0 ? g : momentum * b + one_minus_dampening * g;
-    // Nesterov's: step along the gradient and the momentum after it
+    // direction: the momentum, or Nesterov's look ahead
     const T x = nesterov != 0 ? g + momentum * b : b;
+    // parameter
     p = p - lr * x;
   }
 };
 
-template <>
-constexpr bool copies_gradient<SGDMomentum> = true;
+template <class T>
+constexpr bool copies_gradient<SGDMomentum<T>> = true;
 
 }  // namespace
 }  // namespace onepass
