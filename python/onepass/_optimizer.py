@@ -57,7 +57,7 @@ class Optimizer(_core.Optimizer):
         name, spec = type(self).__name__, getattr(type(self), "_spec", None)
         if spec is None:
             raise TypeError("Optimizer is abstract: use a subclass such as onepass.Adam")
-        if hasattr(self, "_scratch"):
+        if hasattr(self, "_record"):
             raise RuntimeError(f"this {name} is already initialized: create another one, or use add_group")
         valid = [*spec.checks, *OPTIMIZER_CHECKS]
         if unknown := [option for option in options if option not in valid]:

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "python/gc.hpp"
+#include "python/instance.hpp"
 #include "python/optimizer.hpp"
 
 namespace onepass::python {
@@ -108,7 +109,13 @@ void register_optimizer(py::module_& m) {
       .value("raise", Optimizer::Nonfinite::raise)
       .finalize();
   optimizer.def(py::init<bool, bool, py::object>(), py::arg("flush_denormals"), py::arg("in_files"), py::arg("record"))
-      .def_property_readonly("_record", [](const py::object& self) { return require_optimizer(self).record(); })
+      .def_property_readonly("_record",
+                             [](const py::object& self) {
+                               const auto* const optimizer = try_get<Optimizer>(self.ptr());
+                               if (optimizer == nullptr)
+                                 throw py::attribute_error("_record");  // before __init__ was called
+                               return optimizer->record();
+                             })
       .def("_add_group", method(&Optimizer::add_group), py::arg("form"), py::arg("group"), py::arg("keys"),
            py::arg("params"), py::arg("states"), py::arg("averages"), py::arg("record"))
       .def("_restore", method(&Optimizer::restore), py::arg("copies"), py::arg("options"), py::arg("clip_norm"),
