@@ -29,7 +29,6 @@ from .records import Comparison, Point, Ratio, Timing
 SAMPLE_NS = 200_000
 WARM_NS = 2_000_000
 ROUNDS_AT_LEAST = 2  # in each sitting
-DEFAULT_THREADS = onepass.get_num_threads()
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def measure(kinds: Sequence[type[Peer]], problem: Problem, effort: Effort, rng: 
 
 def use_threads(kind: type[Peer], problem: Problem) -> None:
     """Give onepass the threads with which this peer is measured."""
-    onepass.set_num_threads(kind.own_threads or problem.threads or DEFAULT_THREADS)
+    onepass.set_num_threads(kind.own_threads or problem.threads or None)
 
 
 def decay(peers: Sequence[Peer], grads: Arrays) -> Arrays:

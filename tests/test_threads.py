@@ -33,9 +33,8 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    before = onepass.get_num_threads()
     yield
-    onepass.set_num_threads(before)
+    onepass.set_num_threads(None)
 
 
 def trained(kind: str, dtype: Any, threads: int, **options: Any) -> list[Array]:
@@ -208,13 +207,30 @@ def test_one_thread_is_the_default_beside_a_spinning_blas() -> None:
         assert quiet["spinning_blas"] is None and quiet["hint"] is None
         assert quiet["threads"] == quiet["processors"] == found["processors"]
     assert configured(OPENBLAS_THREAD_TIMEOUT="26")["threads"] == 1
-    set_by_user = configured(ONEPASS_NUM_THREADS="3")
-    assert set_by_user["threads"] == 3 and set_by_user["hint"] is None
+    for number in (1, 3):
+        set_by_user = configured(ONEPASS_NUM_THREADS=str(number))
+        assert set_by_user["threads"] == number and set_by_user["hint"] is None
+
+
+def test_a_variable_that_is_set_after_numpy_was_imported_changes_nothing() -> None:
+    code = "import os, numpy; os.environ['OPENBLAS_THREAD_TIMEOUT'] = '16'\n"
+    code += "import onepass; print(onepass.get_num_threads())"
+    clean = {name: value for name, value in os.environ.items() if not name.endswith(("_NUM_THREADS", "_TIMEOUT"))}
+    ran = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
+    assert int(ran.stdout) == configured()["threads"]
+
+
+def test_none_takes_back_a_number_of_threads() -> None:
+    first = onepass.get_num_threads()
+    onepass.set_num_threads(first + 3)
+    assert onepass.get_num_threads() == first + 3
+    onepass.set_num_threads(None)
+    assert onepass.get_num_threads() == first
 
 
 @pytest.mark.parametrize(
     ("count", "error"),
-    [(0, ValueError), (-1, ValueError), (4097, ValueError), (1.0, TypeError), ("2", TypeError), (None, TypeError)],
+    [(0, ValueError), (-1, ValueError), (4097, ValueError), (1.0, TypeError), ("2", TypeError)],
 )
 def test_wrong_numbers_of_threads(count: Any, error: type[Exception]) -> None:
     onepass.set_num_threads(3)

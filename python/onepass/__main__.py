@@ -25,8 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 import onepass
-from onepass._reference import RULES, Reference
 from onepass._config import thread_hint
+from onepass._reference import RULES, Reference
 
 Array = npt.NDArray[Any]
 
@@ -211,11 +211,10 @@ def speed(size: int) -> dict[str, Any]:
     p, g = (numbers((size,), np.float32, seed, False) for seed in (1, 2))
     optimizer, numpy_ = onepass.Adam([p.copy()], lr=1e-3), InPlaceNumPy(p, g)
     runs: list[Callable[[], None]] = [lambda: optimizer.step([g]), numpy_.step]
-    threads = onepass.get_num_threads()
     onepass.set_num_threads(1)  # as in the benchmarks
     times = [max(1, int(0.01 / seconds(run, 3))) for run in runs]
     rounds = [[seconds(run, n) for run, n in zip(runs, times)] for _ in range(ROUNDS)]
-    onepass.set_num_threads(threads)
+    onepass.set_num_threads(None)
     medians = [statistics.median(column) for column in zip(*rounds)]
     spread = max(spread_of(column) for column in zip(*rounds))
     return {"parameters": size, "onepass": medians[0], "numpy": medians[1], "spread": round(spread, 2)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 import sys
 from typing import Any
 
@@ -39,15 +40,16 @@ def config() -> dict[str, Any]:
     }
 
 
-def set_num_threads(count: int) -> None:
+def set_num_threads(count: int | None) -> None:
     """Set the maximum number of threads of a step, from the next one on, in this process and its forks.
 
     Small steps use fewer. The bits of the result do not depend on it. At import it is the number in the environment
     variable ``ONEPASS_NUM_THREADS``, else ``OMP_NUM_THREADS``; else 1 where NumPy's BLAS keeps the processors busy
-    between steps (see `show_config`), else the number of processors that this process may use.
+    between steps (see `show_config`), else the number of processors that this process may use. A number that you set
+    also limits the steps of `onepass.integrations.torch`, which otherwise use as many threads as PyTorch.
 
     Args:
-        count: 1 or more.
+        count: 1 or more; None: the number at import.
 
     Raises:
         TypeError: no integer.
@@ -55,12 +57,14 @@ def set_num_threads(count: int) -> None:
 
     Example:
         >>> import onepass
-        >>> before = onepass.get_num_threads()
         >>> onepass.set_num_threads(1)
         >>> onepass.get_num_threads()
         1
-        >>> onepass.set_num_threads(before)
+        >>> onepass.set_num_threads(None)
     """
+    if count is None:
+        _core.reset_num_threads()
+        return
     try:
         number = operator.index(count)
     except TypeError:
@@ -90,8 +94,9 @@ def show_config() -> None:
 
 
 def thread_hint() -> str | None:
-    """Return the way to have steps use more threads, or None where nothing holds them back."""
-    if not _core.spinning_blas() or _core.get_num_threads() > 1 or _core.processor_count() == 1:
+    """Return a hint on using more threads, or None if nothing but the user's own settings limits them."""
+    set_by_user = _core.requested_threads() or os.environ.get("OMP_NUM_THREADS")
+    if set_by_user or not _core.spinning_blas() or _core.processor_count() == 1:
         return None
     return (
         "Steps use 1 thread: NumPy's OpenBLAS keeps its threads spinning after each matrix product, so that a second "

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "core/openmp.hpp"
 #include "core/thread_count.hpp"
@@ -9,8 +10,8 @@
 
 namespace onepass {
 
-// The calling thread, and with it either helpers of this process's pool or the calling thread's OpenMP team. The bits
-// of a result do not depend on which.
+// Threads that share a step: the calling thread plus pool helpers, or the calling thread's OpenMP team. Results are
+// bit-identical either way.
 struct Executor {
   std::size_t threads;   // at most this many work, the calling thread among them
   const OpenMP* openmp;  // null: the pool
@@ -21,9 +22,10 @@ Executor pool_executor() noexcept;
 
 // Calls part(context, begin, end) for parts that cover [0, count), on as many threads as work of that many bytes is
 // worth.
-void run_parts(const Executor& executor, Part part, const void* context, std::size_t count, std::size_t bytes) noexcept;
+void run_parts(const Executor& executor, Part part, const void* context, std::size_t count,
+               std::uint64_t bytes) noexcept;
 
-// The least work that is worth a second thread.
-constexpr std::size_t parallel_from_bytes = std::size_t{1} << 22;
+// The number of bytes from which a second thread pays off.
+constexpr std::uint64_t parallel_from_bytes = std::uint64_t{1} << 22;
 
 }  // namespace onepass

@@ -4,6 +4,9 @@
 
 #include <dlfcn.h>
 
+#include <cstddef>
+#include <cstdint>
+
 #if defined(__APPLE__)
 #include <mach-o/dyld.h>
 #else
@@ -48,7 +51,7 @@ void* find_function(const std::string& path, const char* name) {
   void* const library = dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE);
   if (library == nullptr) return nullptr;
   void* const function = dlsym(library, name);
-  dlclose(library);  // the reference that dlopen took: the library stays, as its owner has it
+  dlclose(library);  // RTLD_NODELETE keeps it loaded until the process ends
   return function;
 }
 

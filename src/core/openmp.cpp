@@ -26,11 +26,11 @@ bool is_forked() {
   std::string text{std::istreambuf_iterator<char>(file), {}};
   // "pid (name) state ppid pgrp session tty_nr tpgid flags": the name may hold anything, a parenthesis too.
   const std::size_t name_end = text.rfind(')');
-  if (name_end == std::string::npos) return false;
+  if (name_end == std::string::npos) return true;  // unknown: without a team steps are merely slower
   std::size_t at = name_end + 1;
   for (int field = 0; field < 7; ++field) {
     at = text.find(' ', at);
-    if (at == std::string::npos) return false;
+    if (at == std::string::npos) return true;
     if (field < 6) ++at;
   }
   return (std::strtoul(text.c_str() + at, nullptr, 10) & forked_not_executed) != 0;
@@ -39,30 +39,26 @@ bool is_forked() {
 #endif
 }
 
-// All functions come from one library: the first that offers GOMP_parallel to everybody, which is the one that PyTorch
-// was linked to (PyTorch loads it so), else the one that PyTorch's library sees. Never by the runtime's file name: a
-// process may have loaded several.
-OpenMP find() {
-  std::string path;
-  void* parallel = nullptr;
+// The runtime of PyTorch's library. Of several in the process it is the first that offers GOMP_parallel to everybody,
+// since PyTorch's own calls go there too; never one found by its file name. All functions come from one library.
+const OpenMP* find() {
+  const std::string torch = find_loaded_library("libtorch_cpu.");
+  if (torch.empty()) return nullptr;
+  void* parallel = find_function(torch, "GOMP_parallel");
 #if defined(__linux__)
-  parallel = find_function({}, "GOMP_parallel");
+  void* const global = parallel == nullptr ? nullptr : find_function({}, "GOMP_parallel");
+  if (global != nullptr) parallel = global;
 #endif
-  if (parallel == nullptr) {
-    path = find_loaded_library("libtorch_cpu.");
-    if (path.empty()) return {};
-    parallel = find_function(path, "GOMP_parallel");
-  }
-  if (parallel == nullptr) return {};
   OpenMP found;
-  found.path = library_of(parallel);
+  found.path = parallel == nullptr ? "" : library_of(parallel);
+  if (found.path.empty()) return nullptr;
   const auto get = [&](const char* name) { return find_function(found.path, name); };
   found.parallel = reinterpret_cast<decltype(found.parallel)>(parallel);
   found.max_threads = reinterpret_cast<decltype(found.max_threads)>(get("omp_get_max_threads"));
   found.thread_number = reinterpret_cast<decltype(found.thread_number)>(get("omp_get_thread_num"));
   found.in_parallel = reinterpret_cast<decltype(found.in_parallel)>(get("omp_in_parallel"));
   const bool complete = found.max_threads != nullptr && found.thread_number != nullptr && found.in_parallel != nullptr;
-  return complete ? found : OpenMP();
+  return complete ? new OpenMP(found) : nullptr;  // never destroyed: threads may step until the process ends
 }
 
 #endif
@@ -73,15 +69,15 @@ struct Region {
   const OpenMP& runtime;
   std::size_t workers;
   std::atomic<std::size_t> arrived{0};
-  // The runtime orders memory before and after a region, but tools that watch for races do not see how. These do it
-  // for them and for us: each member sees what the caller wrote, and the caller what each member wrote.
+  // Order memory, their values do not matter: each member sees the caller's writes, and the caller those of each
+  // member. The runtime does so too, in a way that tools for finding races cannot see.
   std::atomic<bool> begun{false};
   std::atomic<std::size_t> finished{0};
 };
 
-void work(void* data) {
+void work(void* data) noexcept {
   auto& region = *static_cast<Region*>(data);
-  region.begun.load(std::memory_order_acquire);
+  static_cast<void>(region.begun.load(std::memory_order_acquire));
   if (region.arrived.fetch_add(1, std::memory_order_relaxed) < region.workers) {
     region.queue.work(static_cast<std::size_t>(region.runtime.thread_number()));
   }
@@ -98,8 +94,15 @@ const OpenMP* torch_openmp() noexcept {
     static const unsigned first_fork = fork_count();
     static const bool forked = is_forked();
     if (forked || !forks_are_counted() || fork_count() != first_fork) return nullptr;
-    static const OpenMP runtime = find();
-    return runtime.parallel == nullptr ? nullptr : &runtime;
+    static std::atomic<const OpenMP*> runtime{nullptr};
+    const OpenMP* known = runtime.load(std::memory_order_acquire);
+    if (known == nullptr) {
+      if (const OpenMP* const found = find()) {
+        if (runtime.compare_exchange_strong(known, found, std::memory_order_acq_rel)) return found;
+        delete found;
+      }
+    }
+    return known;
   } catch (const std::exception&) {
     return nullptr;  // out of memory
   }
@@ -116,7 +119,7 @@ bool run_region(const OpenMP& runtime, WorkQueue& queue, std::size_t workers) no
   Region region{queue, runtime, workers};
   region.begun.store(true, std::memory_order_release);
   runtime.parallel(&work, &region, static_cast<unsigned>(team), 0);
-  region.finished.load(std::memory_order_acquire);
+  static_cast<void>(region.finished.load(std::memory_order_acquire));
   region_runs.store(false);
   return true;
 }

@@ -18,14 +18,14 @@ struct OpenMP {
   std::string path;
 };
 
-// The runtime that PyTorch uses. Null where there is none to be used: PyTorch or a runtime is not loaded, the system is
-// Windows, or this process was forked: OpenMP's threads stayed with the parent, and a region would wait for them
-// forever. Found once; call it when PyTorch has been imported.
+// The runtime that PyTorch uses. Null if PyTorch or its runtime is not loaded, on Windows, and in a forked process,
+// where a region would wait forever for the parent's threads.
 const OpenMP* torch_openmp() noexcept;
 
-// Has the calling thread's team empty the queue: all of it, since the runtime would end threads that a smaller region
-// leaves out; of more than `workers` members the last to arrive return at once. The caller works alone where it is
-// inside a region or another thread's region runs. Returns false, and has done nothing, where it cannot begin one.
+// Runs the queue on the calling thread's whole team: a smaller region would make the runtime end the surplus threads.
+// Only the first `workers` members to arrive work. Returns false, and does nothing, if the caller is inside a region or
+// another thread's region is running. A thread that has no team yet gets one, as from PyTorch's own operations; where
+// the system refuses the threads, the runtime ends the process.
 bool run_region(const OpenMP& runtime, WorkQueue& queue, std::size_t workers) noexcept;
 
 }  // namespace onepass

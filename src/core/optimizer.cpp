@@ -174,12 +174,10 @@ void Optimizer::reduce_blocks(const Gradient* gradients, double grad_scale, bool
     bytes += size * sizeof(float);
   }
   const MeasureTask task{*this, gradients, grad_scale, norm, finite};
-  run_parts(
-      executor,
-      [](const void* context, std::size_t begin, std::size_t end) {
-        static_cast<const MeasureTask*>(context)->run(begin, end);
-      },
-      &task, blocks, bytes);
+  const auto run = [](const void* context, std::size_t begin, std::size_t end) noexcept {
+    static_cast<const MeasureTask*>(context)->run(begin, end);
+  };
+  run_parts(executor, run, &task, blocks, bytes);
 }
 
 GradientStats Optimizer::measure(const Gradient* gradients, double grad_scale, bool norm, bool finite,

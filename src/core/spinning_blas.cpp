@@ -12,36 +12,39 @@ namespace {
 
 #if defined(__linux__) || defined(__APPLE__)
 
-// The exponent of two of the cycles for which OpenBLAS' threads spin, as it reads it from the environment; 26 is the
-// default: 28 ms at 2.4 GHz.
-int timeout_exponent() noexcept {
-  for (const char* const name : {"OPENBLAS_THREAD_TIMEOUT", "GOTO_THREAD_TIMEOUT"}) {
-    const char* const text = std::getenv(name);
-    if (const int exponent = text == nullptr ? 0 : std::atoi(text); exponent > 0) return exponent;
-  }
-  return 26;
-}
+constexpr int missing = -1;
 
-// The value that a function of OpenBLAS' without arguments returns, under whichever of the names that builds give it;
-// -1 where there is none.
-int ask(const std::string& library, const std::string& function) {
+// The result of an OpenBLAS function that takes no arguments, under whichever of the names that builds give it.
+int call_if_present(const std::string& library, const std::string& function) {
   for (const char* const prefix : {"", "scipy_"}) {
     for (const char* const suffix : {"", "64_", "_64_", "_"}) {
       void* const found = find_function(library, (prefix + function + suffix).c_str());
       if (found != nullptr) return reinterpret_cast<int (*)()>(found)();
     }
   }
-  return -1;
+  return missing;
+}
+
+// The base-2 logarithm of the cycles for which OpenBLAS' threads spin: the value that it read when it was loaded, where
+// it tells, else what the environment holds now.
+int spin_exponent(const std::string& library) {
+  int exponent = call_if_present(library, "openblas_thread_timeout");
+  const char* const text = std::getenv("OPENBLAS_THREAD_TIMEOUT");
+  if (exponent == missing && text != nullptr) exponent = std::atoi(text);
+  constexpr int by_default = 26;  // 28 ms at 2.4 GHz
+  return exponent > 0 ? exponent : by_default;
 }
 
 std::string find() {
-  constexpr int longest = 20;     // 2^20 cycles are less than half a millisecond
-  constexpr int own_threads = 1;  // what openblas_get_parallel() returns of a build with neither OpenMP nor one thread
-  if (timeout_exponent() <= longest) return {};
+  constexpr int own_threads = 1;     // the result of openblas_get_parallel() in builds that make threads without OpenMP
+  constexpr int longest_quiet = 20;  // 2^20 cycles are less than half a millisecond
+  // Through NumPy's extension module, whose BLAS it is, whatever the file is called and whichever others are loaded.
+  const std::string numpy = find_loaded_library("_multiarray_umath");
+  const bool spins = !numpy.empty() && call_if_present(numpy, "openblas_get_parallel") == own_threads &&
+                     call_if_present(numpy, "openblas_get_num_threads") > 1 && spin_exponent(numpy) > longest_quiet;
+  if (!spins) return {};
   const std::string library = find_loaded_library("openblas");
-  const bool spins = !library.empty() && ask(library, "openblas_get_parallel") == own_threads &&
-                     ask(library, "openblas_get_num_threads") > 1;
-  return spins ? library : std::string();
+  return library.empty() ? numpy : library;
 }
 
 #else
@@ -54,7 +57,7 @@ std::string find() { return {}; }  // on Windows its threads wait for events
 
 const char* spinning_blas() noexcept {
   try {
-    static const std::string path = find();
+    static const std::string& path = *new std::string(find());  // usable until the very end of the process
     return path.empty() ? nullptr : path.c_str();
   } catch (const std::exception&) {
     return nullptr;  // out of memory

@@ -3,10 +3,11 @@
 
 namespace onepass {
 
-// The path of an OpenBLAS, loaded by now (NumPy's wheels bring one), whose threads spin for milliseconds after each
-// product; null: there is none. Threads of ours would share processors with those threads: the step gains, but the next
-// product waits for a thread that was pushed aside, and the whole iteration of a training loop is no faster or slower.
-// The environment variable OPENBLAS_THREAD_TIMEOUT=16, set before OpenBLAS is loaded, has its threads sleep at once.
+// The path of NumPy's OpenBLAS (NumPy's wheels bring one) if its threads spin for milliseconds after each product; else
+// null. NumPy must have been imported. Threads of ours would share processors with those threads: the step gains, but
+// the next product waits for a thread that was pushed aside, and the whole iteration of a training loop is no faster or
+// slower. The environment variable OPENBLAS_THREAD_TIMEOUT=16, set before OpenBLAS is loaded, makes its threads sleep
+// almost immediately.
 const char* spinning_blas() noexcept;
 
 }  // namespace onepass

@@ -44,7 +44,7 @@ void run_sweeps(const Executor& executor, Sweep* sweeps, std::size_t count, bool
     total += grains(*sweep);
   }
   const Sweeps all{sweeps, sweeps + count, flush_denormals};
-  constexpr std::size_t bytes_per_grain = grain * 7 * sizeof(float);  // Adam's streams
+  constexpr std::uint64_t bytes_per_grain = grain * 7 * sizeof(float);  // Adam's streams
   run_parts(executor, &run_part, &all, total, total * bytes_per_grain);
 }
 

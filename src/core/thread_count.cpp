@@ -34,7 +34,7 @@ int allowed_by_cgroup() noexcept {
   double quota = 0;
   double period = 0;
   if (!(file >> quota >> period) || !(period > 0)) return 0;
-  return std::max(1, static_cast<int>(quota / period));
+  return static_cast<int>(std::clamp(quota / period, 1.0, 4096.0));
 }
 
 struct ThreadCount {
@@ -73,8 +73,11 @@ int get_num_threads() noexcept {
 }
 
 void set_num_threads(int count) noexcept {
-  ThreadCount& now = thread_count();
-  now.requested.store(count == now.at_first ? now.requested_at_first : std::max(1, count), std::memory_order_relaxed);
+  thread_count().requested.store(std::max(1, count), std::memory_order_relaxed);
+}
+
+void reset_num_threads() noexcept {
+  thread_count().requested.store(thread_count().requested_at_first, std::memory_order_relaxed);
 }
 
 }  // namespace onepass

@@ -7,10 +7,9 @@ namespace onepass {
 // processors busy between steps (see spinning_blas()), else the number of processors of this process. At least 1.
 int get_num_threads() noexcept;
 void set_num_threads(int count) noexcept;
+void reset_num_threads() noexcept;  // to the number at first
 
-// The number that the user set for onepass itself, by ONEPASS_NUM_THREADS or set_num_threads(); 0: none. Setting the
-// number that there was at first takes a request back, so that code which sets a number for a while and then the one
-// before leaves no limit behind.
+// The number that the user set for onepass itself, by ONEPASS_NUM_THREADS or set_num_threads(); 0: none.
 int requested_threads() noexcept;
 
 // The processors that this process may use, by its affinity and its container's quota. At least 1.

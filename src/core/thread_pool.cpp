@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <initializer_list>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -30,29 +31,40 @@ ThreadPool* ThreadPool::of_this_process() noexcept {
 }
 
 bool ThreadPool::run(WorkQueue& queue, std::size_t helpers) noexcept {
-  const std::unique_lock<std::mutex> in_use(in_use_, std::try_to_lock);
-  if (!in_use) return false;
+  if (in_use_.exchange(true, std::memory_order_acquire)) return false;
   helpers = grow(helpers);
   {
     const std::scoped_lock lock(mutex_);
     queue_ = &queue;
-    wanted_ = helpers;
+    helpers_ = wanted_ = helpers;
   }
-  if (helpers == 1) {
+  if (threads_.size() == 1) {
     wake_.notify_one();
   } else if (helpers != 0) {
     wake_.notify_all();
   }
   queue.work(0);
-  // All chunks are taken. A helper that has not joined by now is not waited for.
-  std::unique_lock<std::mutex> lock(mutex_);
-  wanted_ = 0;
-  done_.wait(lock, [this] { return working_ == 0; });
+  {
+    // All chunks are taken. A helper that has not joined by now is not waited for.
+    std::unique_lock<std::mutex> lock(mutex_);
+    wanted_ = 0;
+    done_.wait(lock, [this] { return working_ == 0; });
+  }
+  in_use_.store(false, std::memory_order_release);
   return true;
 }
 
 // Makes helpers until there are as many as wanted, or as the system gives.
 std::size_t ThreadPool::grow(std::size_t wanted) noexcept {
+  if (threads_.size() >= wanted) return wanted;
+#if defined(__unix__) || defined(__APPLE__)
+  // Threads inherit the mask. Signals are for the program's own threads, but for those that a thread causes itself.
+  sigset_t helpers_mask;
+  sigset_t callers_mask;
+  sigfillset(&helpers_mask);
+  for (const int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT}) sigdelset(&helpers_mask, signal);
+  pthread_sigmask(SIG_SETMASK, &helpers_mask, &callers_mask);
+#endif
   try {
     threads_.reserve(wanted);
     while (threads_.size() < wanted) {
@@ -60,18 +72,16 @@ std::size_t ThreadPool::grow(std::size_t wanted) noexcept {
     }
   } catch (const std::exception&) {  // NOLINT(bugprone-empty-catch): fewer threads will do
   }
+#if defined(__unix__) || defined(__APPLE__)
+  pthread_sigmask(SIG_SETMASK, &callers_mask, nullptr);
+#endif
   return std::min(wanted, threads_.size());
 }
 
 void ThreadPool::wait_for_work(std::size_t worker) noexcept {
-#if defined(__unix__) || defined(__APPLE__)
-  sigset_t all;  // signals are for the program's own threads
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, nullptr);
-#endif
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
-    wake_.wait(lock, [this] { return wanted_ != 0; });
+    wake_.wait(lock, [this, worker] { return wanted_ != 0 && worker <= helpers_; });
     --wanted_;
     ++working_;
     WorkQueue& queue = *queue_;

@@ -1,6 +1,7 @@
 // Threads of this process that wait for work.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstddef>
 #include <mutex>
@@ -11,7 +12,7 @@
 
 namespace onepass {
 
-// Helpers that sleep until there is work. One caller at a time has them.
+// Helpers that sleep until there is work. Used by one caller at a time.
 class ThreadPool {
  public:
   // The pool of this process, made at first need; null where there is none to be had. It stays until the process ends.
@@ -28,17 +29,18 @@ class ThreadPool {
 
  private:
   explicit ThreadPool(unsigned fork) : fork_(fork) {}
-  ~ThreadPool() = default;  // of a pool without threads only: threads end with the process
+  ~ThreadPool() = default;  // runs only for a pool that never started a thread
   std::size_t grow(std::size_t wanted) noexcept;
   void wait_for_work(std::size_t worker) noexcept;
 
-  const unsigned fork_;  // fork_count() of the process whose pool it is
-  std::mutex in_use_;    // held by the caller whose work this is
+  const unsigned fork_;              // fork_count() of the process whose pool it is
+  std::atomic<bool> in_use_{false};  // by the caller whose work this is
   std::vector<std::thread> threads_;
   std::mutex mutex_;  // guards the members below
   std::condition_variable wake_;
   std::condition_variable done_;
   WorkQueue* queue_ = nullptr;
+  std::size_t helpers_ = 0;  // the first of them take part
   std::size_t wanted_ = 0;   // helpers that may still join
   std::size_t working_ = 0;  // helpers that have joined and not finished
 };

@@ -8,13 +8,12 @@
 
 namespace onepass {
 
-// A function that works on items [begin, end). It must not throw.
-using Part = void (*)(const void* context, std::size_t begin, std::size_t end);
+// A function that works on items [begin, end).
+using Part = void (*)(const void* context, std::size_t begin, std::size_t end) noexcept;
 
 // Items [0, count), cut into chunks. Each worker owns a contiguous range of chunks and takes from its front, so that
-// its memory is the same in each step; when its range is empty, it takes from the ends of the others'. So it does not
-// matter how many workers come, in which order, or how late: the first who finds no chunk left knows that all are
-// taken.
+// its memory is the same in each step; when its range is empty, it takes from the ends of the others'. Any number of
+// workers may call work(), in any order and at any time; a worker that finds no chunk left knows that all are taken.
 class WorkQueue {
  public:
   WorkQueue(Part part, const void* context, std::size_t count, std::size_t chunk, std::size_t workers) noexcept
@@ -71,8 +70,8 @@ class WorkQueue {
     std::atomic<std::uint64_t>& bounds = ranges_[range].bounds;
     std::uint64_t seen = bounds.load(std::memory_order_relaxed);
     for (;;) {
-      const std::size_t begin = seen >> 32;
-      const std::size_t end = seen & 0xffffffff;
+      const auto begin = static_cast<std::size_t>(seen >> 32);
+      const auto end = static_cast<std::size_t>(seen & 0xffffffff);
       if (begin >= end) return false;
       if (bounds.compare_exchange_weak(seen, next(begin, end), std::memory_order_relaxed)) return true;
     }

@@ -94,7 +94,7 @@ void stream_baseline(const py::array& param, const py::array& grad, const py::ar
     }
   }
   parameter.operands.grad = data_of(grad);
-  const auto part = [](const void* context, std::size_t begin, std::size_t end) {
+  const auto part = [](const void* context, std::size_t begin, std::size_t end) noexcept {
     const auto& x = *static_cast<const Parameter*>(context);
     onepass::kernels().stream_baseline[x.dtype](x.operands, begin, end);
   };
@@ -117,6 +117,7 @@ void register_functions(py::module_& m) {
         py::arg("exp_avg_sq"));
   m.def("get_num_threads", &onepass::get_num_threads);
   m.def("set_num_threads", &onepass::set_num_threads, py::arg("count"));
+  m.def("reset_num_threads", &onepass::reset_num_threads);
   m.def("requested_threads", &onepass::requested_threads);
   m.def("processor_count", &onepass::processor_count);
   m.def("spinning_blas", &onepass::spinning_blas);

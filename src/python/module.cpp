@@ -8,6 +8,7 @@
 
 #include "core/dispatch.hpp"
 #include "core/float_mode.hpp"
+#include "core/spinning_blas.hpp"
 #include "core/thread_count.hpp"
 #include "python/arrays.hpp"
 #include "python/functions.hpp"
@@ -39,7 +40,8 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   } catch (const std::invalid_argument& error) {
     throw py::import_error(error.what());
   }
-  import_numpy();              // and with it the BLAS that spinning_blas() looks for
+  import_numpy();  // and with it the BLAS that spinning_blas() looks for
+  onepass::spinning_blas();
   onepass::get_num_threads();  // reads the environment now
 
   m.attr("__version__") = ONEPASS_VERSION;

@@ -46,7 +46,7 @@ void Optimizer::step(py::handle grads, py::handle grad_scale) {
   const double scale = as_number(grad_scale);
   collect(grads);
   take_pointers();
-  finish(scale, gradients.executor());
+  finish(scale);
 }
 
 void Optimizer::step_in_parts(py::handle grads, double scale, const std::vector<std::vector<std::size_t>>& parts,
@@ -58,7 +58,7 @@ void Optimizer::step_in_parts(py::handle grads, double scale, const std::vector<
     throw py::type_error("gradients of some rows cannot be applied in parts");
   }
   const InParts in_parts{parts, exchange};
-  finish(scale, onepass::pool_executor(), &in_parts);
+  finish(scale, &in_parts);
 }
 
 // The threads of the coming step.
@@ -66,8 +66,7 @@ Executor Optimizer::choose_executor() const {
   return torch_threads_ && elements_ >= release_gil_from ? torch_executor(torch_threads_) : onepass::pool_executor();
 }
 
-Optimizer::ScopedGradients::ScopedGradients(Optimizer& optimizer)
-    : optimizer_(optimizer), lock_(optimizer.lock_), executor_(optimizer.choose_executor()) {
+Optimizer::ScopedGradients::ScopedGradients(Optimizer& optimizer) : optimizer_(optimizer), lock_(optimizer.lock_) {
   optimizer.check_process();
 }
 
@@ -217,10 +216,11 @@ void Optimizer::check_again() {
 }
 
 // Step along pointers_.
-void Optimizer::finish(double scale, const Executor& executor, const InParts* in_parts) {
+void Optimizer::finish(double scale, const InParts* in_parts) {
   const double clip_norm = clip_norm_;
   const Nonfinite nonfinite = nonfinite_;
   take_options();
+  const Executor executor = choose_executor();  // after user code, which may fork or set a number of threads
   plan(scale);
   const bool large = core_.planned_elements() >= release_gil_from;
   onepass::GradientStats measured;

@@ -70,7 +70,6 @@ class Optimizer {
    public:
     explicit ScopedGradients(Optimizer& optimizer);
     ~ScopedGradients();
-    const Executor& executor() const { return executor_; }
     ScopedGradients(const ScopedGradients&) = delete;
     ScopedGradients& operator=(const ScopedGradients&) = delete;
 
@@ -79,12 +78,11 @@ class Optimizer {
     bool add(py::object owner, const void* data);
 
     // Step along the gradients, one for each parameter.
-    void apply() { optimizer_.finish(1, executor_); }
+    void apply() { optimizer_.finish(1); }
 
    private:
     Optimizer& optimizer_;
     std::scoped_lock<StepLock> lock_;
-    const Executor executor_;  // chosen first: choosing may run Python code
   };
 
   // The tensors that the step updated. Within ScopedGradients.
@@ -143,7 +141,7 @@ class Optimizer {
   void check_parameter(std::size_t i);
   void check_again();
   Executor choose_executor() const;
-  void finish(double scale, const Executor& executor, const InParts* in_parts = nullptr);
+  void finish(double scale, const InParts* in_parts = nullptr);
   void take_options();
   void plan(double scale);
   GradientStats measure_with_others(double scale, bool norm, bool finite, bool large, const py::object& exchange);

@@ -120,6 +120,7 @@ void register_optimizer(py::module_& m) {
            py::arg("params"), py::arg("states"), py::arg("averages"), py::arg("record"))
       .def("_restore", method(&Optimizer::restore), py::arg("copies"), py::arg("options"), py::arg("clip_norm"),
            py::arg("nonfinite"), py::arg("step_count"), py::arg("skipped"), py::arg("steps"), py::arg("mu_products"))
+      .def("_use_torch_threads", method(&Optimizer::use_torch_threads), py::arg("get_num_threads"))
       .def("_locked", method(&Optimizer::locked), py::arg("function"))
       .def("_step_in_parts", method(&Optimizer::step_in_parts), py::arg("grads"), py::arg("grad_scale"),
            py::arg("parts"), py::arg("exchange"))

@@ -1,4 +1,4 @@
-// The threads of a step beside PyTorch's.
+// Threads of a step in a PyTorch program.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -25,8 +25,10 @@ inline Executor torch_executor(const py::object& get_num_threads) {
   if (const OpenMP* const runtime = torch_openmp()) {
     // PyTorch sets a thread's count of threads when it is first asked for it. If the runtime then has another, it is
     // not the one that PyTorch uses.
-    thread_local const bool is_torchs = torch_threads() == runtime->max_threads();
-    if (is_torchs) return {limited(runtime->max_threads()), runtime};
+    enum class Match : unsigned char { unknown, yes, no };
+    thread_local Match match = Match::unknown;
+    if (match == Match::unknown) match = torch_threads() == runtime->max_threads() ? Match::yes : Match::no;
+    if (match == Match::yes) return {limited(runtime->max_threads()), runtime};
   }
   return {limited(torch_threads()), nullptr};
 }

@@ -25,7 +25,7 @@ struct Counted {
   std::vector<std::atomic<int>> seen;
 };
 
-void count(const void* context, std::size_t begin, std::size_t end) {
+void count(const void* context, std::size_t begin, std::size_t end) noexcept {
   auto& all = *static_cast<Counted*>(const_cast<void*>(context));
   for (std::size_t i = begin; i < end; ++i) ++all.seen[i];
 }
@@ -37,7 +37,7 @@ Executor team_of(std::size_t threads) { return {threads, onepass::torch_openmp()
 TEST(the_runtime_is_found_where_it_is_visible_to_all) {
   const OpenMP* const runtime = onepass::torch_openmp();
   CHECK(runtime != nullptr);
-  CHECK(runtime->path.find("gomp_stub") != std::string::npos, runtime->path);
+  CHECK(runtime->path.find("libtorch_cpu") != std::string::npos, runtime->path);
 }
 
 TEST(every_item_is_worked_on_once_by_any_team) {
@@ -80,7 +80,7 @@ TEST(a_step_inside_a_region_runs_on_its_own_thread) {
     Counted counted{64};
     std::atomic<bool> done{false};
   } inner;
-  const auto nested = [](const void* context, std::size_t, std::size_t) {
+  const auto nested = [](const void* context, std::size_t, std::size_t) noexcept {
     auto& all = *static_cast<Inner*>(const_cast<void*>(context));
     if (!all.done.exchange(true)) onepass::run_parts(team_of(2), &count, &all.counted, 64, worth_it);
   };
@@ -110,7 +110,7 @@ TEST(no_more_members_work_than_threads_were_asked_for) {
     std::mutex mutex;
     std::set<std::thread::id> ids;
   } workers;
-  const auto note = [](const void* context, std::size_t, std::size_t) {
+  const auto note = [](const void* context, std::size_t, std::size_t) noexcept {
     auto& all = *static_cast<Workers*>(const_cast<void*>(context));
     std::this_thread::sleep_for(std::chrono::milliseconds(1));  // until all members have come
     const std::scoped_lock lock(all.mutex);
@@ -120,7 +120,7 @@ TEST(no_more_members_work_than_threads_were_asked_for) {
   CHECK_EQUAL(workers.ids.size(), std::size_t{2});
 }
 
-TEST(of_two_threads_that_step_at_once_one_has_the_team) {
+TEST(concurrent_steps_do_not_share_a_team) {
   stub::set_team(stub::Team::as_asked, 3);
   std::vector<std::thread> callers;
   std::vector<std::unique_ptr<Counted>> all;
@@ -145,10 +145,4 @@ TEST(a_step_has_the_same_bits_on_any_team) {
     large.step(team_of(4));
     CHECK_ARRAYS(large.param.data(), expected.param.data(), test::Large::size);
   }
-}
-
-TEST(a_forked_child_does_without_the_runtime) {
-  CHECK(onepass::torch_openmp() != nullptr);
-  CHECK(test::in_a_child([] { return onepass::torch_openmp() == nullptr; }));
-  CHECK(onepass::torch_openmp() != nullptr);
 }

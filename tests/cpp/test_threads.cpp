@@ -88,7 +88,7 @@ TEST(parts_cover_everything_once_whatever_the_number_of_threads) {
       std::vector<std::atomic<int>> seen(items);
       onepass::run_parts(
           onepass::pool_executor(),
-          [](const void* context, std::size_t begin, std::size_t end) {
+          [](const void* context, std::size_t begin, std::size_t end) noexcept {
             auto& all = *static_cast<std::vector<std::atomic<int>>*>(const_cast<void*>(context));
             for (std::size_t i = begin; i < end; ++i) ++all[i];
           },
@@ -122,7 +122,7 @@ TEST(a_call_that_finds_the_pool_busy_does_its_work_alone) {
   // The first part steps another optimizer: the pool is this call's own, and so is busy.
   onepass::run_parts(
       onepass::pool_executor(),
-      [](const void* context, std::size_t begin, std::size_t) {
+      [](const void* context, std::size_t begin, std::size_t) noexcept {
         auto& all = *static_cast<Nested*>(const_cast<void*>(context));
         ++all.parts;
         if (begin == 0) all.inner.step();

@@ -38,11 +38,11 @@ def steps(count, sizes=(1_000_003, 5, 300_000)):
 
 
 @pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    threads, own = torch.get_num_threads(), onepass.get_num_threads()
+def restore_thread_counts() -> Iterator[None]:
+    threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-    onepass.set_num_threads(own)
+    onepass.set_num_threads(None)
 
 
 def run(code: str, **environment: str) -> Any:
@@ -144,11 +144,12 @@ def test_a_child_forked_after_pytorch_used_its_threads_steps_without_them(parent
 def test_import_orders_and_settings_of_openmp(first: str, environment: dict[str, str]) -> None:
     pytest.importorskip(first)
     code = f"import {first}, json, torch, onepass.integrations.torch\n{STEPS}\n"
-    code += "print(json.dumps([steps(5), onepass.config()['torch_openmp'], torch._C.__file__]))"
-    deviation, path, torch_file = run(code, **environment)
-    assert deviation < 1e-3
-    # PyTorch's wheels bring the runtime along, under torch/lib or torch.libs.
-    assert Path(torch_file).parent.parent in Path(path).resolve().parents
+    code += "maps = [line.split()[-1] for line in open('/proc/self/maps') if 'gomp' in line or 'omp' in line]\n"
+    code += "print(json.dumps([steps(5), onepass.config()['torch_openmp'], torch.get_num_threads(), maps]))"
+    deviation, path, threads, maps = run(code, **environment)
+    assert deviation < 1e-3 and threads == onepass.config()["processors"]
+    # PyTorch's wheels bring the runtime along.
+    assert Path(path).resolve() in {Path(each).resolve() for each in maps if "torch" in each}
 
 
 def test_a_runtime_loaded_first_is_taken_if_pytorch_uses_it() -> None:
@@ -161,7 +162,7 @@ def test_a_runtime_loaded_first_is_taken_if_pytorch_uses_it() -> None:
     assert deviation < 1e-3 and path
 
 
-def test_pytorchs_thread_count_is_the_adapters() -> None:
+def test_the_adapter_uses_pytorchs_thread_count() -> None:
     code = """
 import json, os, threading, torch, onepass.integrations.torch
 torch.set_num_threads(1)
@@ -174,12 +175,20 @@ print(json.dumps(len(os.listdir("/proc/self/task")) - before))
     assert run(code) == 0
 
 
-def test_a_number_of_threads_set_for_a_while_leaves_no_limit_behind() -> None:
-    before = onepass.get_num_threads()
-    onepass.set_num_threads(before + 1)
-    assert onepass._core.requested_threads() == before + 1
-    onepass.set_num_threads(before)
-    assert onepass._core.requested_threads() == 0
+def test_a_number_set_for_onepass_limits_the_adapter_until_it_is_taken_back() -> None:
+    code = """
+import json, os, torch, onepass.integrations.torch
+torch.set_num_threads(2)
+counts = []
+for number in (1, None):
+    onepass.set_num_threads(number)
+    w = torch.from_numpy(__import__("numpy").ones(4_000_000, "f"))
+    w.grad = w.clone()
+    onepass.integrations.torch.SGD([w], lr=0.5).step()
+    counts.append(onepass._core.requested_threads())
+print(json.dumps(counts))
+"""
+    assert run(code) == [1, 0]
 
 
 def test_threads_that_step_at_once_get_the_same_bits() -> None:
