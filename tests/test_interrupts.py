@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import pickle
 import random
@@ -37,7 +38,8 @@ def interrupted(moment: int, call: Callable[[], Any]) -> bool:
 
     def profile(frame: Any, event: str, argument: Any) -> None:
         nonlocal left, came
-        if event in EVENTS and frame.f_code is not interrupted.__code__:
+        yields = event == "return" and frame.f_code.co_flags & inspect.CO_GENERATOR  # no handler runs there
+        if event in EVENTS and not yields and frame.f_code is not interrupted.__code__:
             left -= 1
             if left == 0:
                 came = True

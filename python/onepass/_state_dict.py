@@ -14,7 +14,6 @@ from ._allocate import address, all_zeros_like
 from ._core import CommonOptions, no_clip_norm
 from ._core import Group as CoreGroup
 from ._core import Optimizer as CoreOptimizer
-from ._group import Group
 from ._options import OPTIMIZER_CHECKS
 from ._params import Form, ParameterRecord
 from ._types import Array
@@ -46,7 +45,7 @@ def copy_arrays(state_dict: dict[str, Any]) -> dict[str, Any]:
     return state_dict
 
 
-CoreOptions = tuple[CoreGroup, list[float], CommonOptions, Group, Mapping[str, Any], Mapping[str, Any]]
+CoreOptions = tuple[CoreGroup, Mapping[str, Any], Mapping[str, Any], list[float], CommonOptions]
 
 
 def prepare_load(record: ParameterRecord, own: dict[str, Any], state_dict: Mapping[str, Any]) -> tuple[Any, ...]:
