@@ -27,11 +27,11 @@ void run_parts(const Executor& executor, Part part, const void* context, std::si
   if (threads > 1 && bytes >= parallel_from_bytes) {
     const std::uint64_t chunks = bytes / chunk_bytes + 1;
     WorkQueue queue(part, context, count, static_cast<std::size_t>(count / chunks) + 1, threads);
-    if (executor.openmp != nullptr) {
-      if (run_region(*executor.openmp, queue, threads)) return;
-    } else if (ThreadPool* const pool = ThreadPool::of_this_process(); pool != nullptr) {
-      if (pool->run(queue, threads - 1)) return;
-    }
+    const auto run_on_pool = [&queue, threads] {
+      ThreadPool* const pool = ThreadPool::of_this_process();
+      return pool != nullptr && pool->run(queue, threads - 1);
+    };
+    if (executor.openmp != nullptr ? run_region(*executor.openmp, queue, threads) : run_on_pool()) return;
   }
   part(context, 0, count);
 }

@@ -4,6 +4,7 @@
 #include <cfloat>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <utility>
 
@@ -73,8 +74,9 @@ Scalars initial_scalars(const RuleEntry& rule) noexcept {
   return scalars;
 }
 
-// By their bits, so that NaN equals itself.
-bool equal(const Scalars& a, const Scalars& b) noexcept { return std::memcmp(&a, &b, sizeof a) == 0; }
+bool equal(const Scalars& a, const Scalars& b) noexcept {
+  return std::equal(std::begin(a.values), std::end(a.values), std::begin(b.values));
+}
 
 }  // namespace
 

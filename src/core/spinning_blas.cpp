@@ -30,7 +30,7 @@ int call_if_present(const std::string& library, const std::string& function) {
 int spin_exponent(const std::string& library) {
   int exponent = call_if_present(library, "openblas_thread_timeout");
   const char* const text = std::getenv("OPENBLAS_THREAD_TIMEOUT");
-  if (exponent == missing && text != nullptr) exponent = std::atoi(text);
+  if (exponent == missing && text != nullptr) exponent = static_cast<int>(std::strtol(text, nullptr, 10));
   constexpr int by_default = 26;  // 28 ms at 2.4 GHz
   return exponent > 0 ? exponent : by_default;
 }

@@ -61,6 +61,7 @@ bool Optimizer::restore(const std::vector<std::pair<py::array, py::array>>& copi
     updates.push_back({*group, expected, values, numbers, common});
   }
   std::vector<Scalars> scalars;
+  scalars.reserve(mu_products.size());
   for (const double product : mu_products) scalars.push_back({{product}});
   if (!swap_all(updates)) return false;
   for (const auto& [to, from] : copies) {

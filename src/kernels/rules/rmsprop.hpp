@@ -18,8 +18,9 @@ struct RMSpropOptions {
 template <class T, bool centered, bool with_momentum>
 struct RMSprop {
   using Options = RMSpropOptions;
-  static constexpr const char* name = centered ? (with_momentum ? "rmsprop_centered_momentum" : "rmsprop_centered")
-                                               : (with_momentum ? "rmsprop_momentum" : "rmsprop");
+  static constexpr const char* variants[4] = {"rmsprop", "rmsprop_momentum", "rmsprop_centered",
+                                              "rmsprop_centered_momentum"};
+  static constexpr const char* name = variants[(centered ? 2 : 0) + (with_momentum ? 1 : 0)];
   static constexpr const char* buffer = with_momentum ? "momentum_buffer" : nullptr;
   static constexpr const char* states[] = {"square_avg", centered ? "grad_avg" : buffer, centered ? buffer : nullptr};
   static constexpr bool squares_gradient = true;
