@@ -19,7 +19,7 @@ struct Large {
 
   // -1 further with each step.
   void step(const onepass::Executor& executor = onepass::pool_executor()) {
-    onepass::Parameter parameter{onepass::float64, size, 1, {}, 0, 1, 1};
+    onepass::Parameter parameter{onepass::float64, size, 1, {}, 0, 1, {}};
     parameter.operands.param = param.data();
     parameter.operands.grad = grad.data();
     const double options[3] = {};

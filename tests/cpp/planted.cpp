@@ -17,7 +17,7 @@ const onepass::CommonOptions common{0.1, 0, std::numeric_limits<double>::infinit
 constexpr std::size_t size = 100;
 
 onepass::Parameter parameter_of(float* param, const float* grad, std::size_t count) {
-  onepass::Parameter parameter{onepass::float32, count, 1, {}, 0, 1, 1};
+  onepass::Parameter parameter{onepass::float32, count, 1, {}, 0, 1, {}};
   parameter.operands.param = param;
   parameter.operands.grad = grad;
   return parameter;

@@ -126,7 +126,7 @@ TEST(steps_that_flush_take_subnormal_numbers_for_zero_and_others_do_not) {
   for (const bool flush : test::flush_modes()) {
     for (const std::size_t size : {3U, 50U, 3000000U}) {  // by several threads too
       std::vector<float> param(size, 0), grad(size, subnormal);
-      onepass::Parameter parameter{float32, size, 1, {}, 0, 1, 1};
+      onepass::Parameter parameter{float32, size, 1, {}, 0, 1, {}};
       parameter.operands.param = param.data();
       parameter.operands.grad = grad.data();
       const double options[3] = {};

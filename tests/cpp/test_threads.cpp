@@ -184,7 +184,7 @@ TEST(helping_threads_flush_only_while_they_work_on_a_step_that_does) {
   const Threads threads(3);
   const std::size_t size = 600000;
   std::vector<float> param(size), grad(size, std::numeric_limits<float>::denorm_min() * 8);
-  onepass::Parameter parameter{float32, size, 1, {}, 0, 1, 1};
+  onepass::Parameter parameter{float32, size, 1, {}, 0, 1, {}};
   parameter.operands.param = param.data();
   parameter.operands.grad = grad.data();
   const double options[3] = {};
