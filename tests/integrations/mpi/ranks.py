@@ -876,14 +876,16 @@ def refused_manifest(source: pathlib.Path, target: pathlib.Path, replace: Any = 
 
 def check_each_rank_uses_its_part_of_the_processors() -> None:
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    _core.set_num_threads(5)  # as the import does it
-    os.environ["OMP_NUM_THREADS"] = "5"
+    onepass.set_num_threads(None)
+    at_import = onepass.get_num_threads()
+    os.environ["OMP_NUM_THREADS"] = "5"  # set by the user: left as it is
     ShardedOptimizer(WORLD, onepass.Adam, np.ones(3, np.float32))
-    assert onepass.get_num_threads() == 5
+    assert _core.requested_threads() == 0
     del os.environ["OMP_NUM_THREADS"]
     ShardedOptimizer(WORLD, onepass.Adam, np.ones(3, np.float32))
-    assert onepass.get_num_threads() == (5 if WORLD.size == 1 else max(1, processors // WORLD.size))
-    onepass.set_num_threads(7)  # whoever says how many is left alone
+    share = max(1, processors // WORLD.size)
+    assert onepass.get_num_threads() == (at_import if WORLD.size == 1 else min(share, at_import))
+    onepass.set_num_threads(7)  # likewise
     ShardedOptimizer(WORLD, onepass.Adam, np.ones(3, np.float32))
     assert onepass.get_num_threads() == 7
 
