@@ -318,6 +318,13 @@ def test_a_schedule_may_return_any_number() -> None:
         np.testing.assert_allclose(w, -float(value), rtol=1e-6)
 
 
+def test_a_schedule_may_end_below_zero_by_rounding() -> None:
+    w = np.zeros(1)
+    optimizer = onepass.SGD(w, lr=lambda t: -1e-20)
+    optimizer.step(np.ones(1))
+    assert w == 1e-20
+
+
 def test_options_may_change_between_steps() -> None:
     w, v = np.zeros(1), np.zeros(1)
     optimizer = onepass.Adam(w, lr=0.1)

@@ -325,7 +325,8 @@ def test_an_optimizer_that_was_never_made_says_so(tmp_path: Path) -> None:
         optimizer.state_dict,
         partial(optimizer._add_group, _core.Optimizer._Form.array, None, [], [], [], [], {}),  # type: ignore[arg-type]
         partial(optimizer._restore, [], [], 0.0, _core.Optimizer._Nonfinite.skip, 0, 0, [], []),
-        partial(optimizer._step_in_parts, [], 1.0, [], None),
+        partial(optimizer._prepare_step, [], 1.0),
+        partial(optimizer._commit_step, 0.0, None),
     ]
     while uses:
         with pytest.raises(TypeError, match="__init__ was not called"):
@@ -389,6 +390,77 @@ def test_an_optimizer_in_a_cycle_is_collected(make: Callable[[], Any]) -> None:
     del optimizer
     gc.collect()
     assert gone() is None
+
+
+# ---- The garbage collector ----
+
+
+class Finalizer:
+    """An object in a cycle that calls a function when it is collected."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.cycle, self.function = self, function
+
+    def __del__(self) -> None:
+        self.function()
+
+
+@contextmanager
+def collecting_at_every_chance() -> Iterator[list[str]]:
+    """Collect garbage at every allocation that can start it; lists the collections."""
+    runs: list[str] = []
+
+    def record(phase: str, info: Any) -> None:
+        runs.append(phase)
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(record)
+    gc.set_threshold(1)
+    try:
+        yield runs
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(record)
+
+
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0, "nonfinite": "raise"}])
+def test_a_fast_step_starts_no_garbage_collection(options: Any) -> None:
+    optimizer = onepass.Adam([ones(100_000), ones(3)], **options)
+    gradients = [ones(100_000), ones(3)]
+    optimizer.step(gradients)
+    with collecting_at_every_chance() as runs:
+        before = len(runs)
+        optimizer.step(gradients)
+        after = len(runs)
+        odd = [ones(100_000).astype(np.float64), ones(3)]
+        before_odd = len(runs)
+        optimizer.step(odd)
+        assert len(runs) > before_odd  # the conversion of a gradient starts some
+    assert after == before
+
+
+@pytest.mark.parametrize("change", ["parameter", "gradient"])
+def test_a_finalizer_that_changes_arrays_during_a_step_makes_it_an_error(change: str) -> None:
+    w, plain, late = ones(1000), ones(1000), []
+    optimizer = onepass.SGD([w, ones(3)], lr=0.5)
+
+    def make_unfit() -> None:
+        late.append(optimizer)
+        if change == "parameter":
+            w.flags.writeable = False
+        else:
+            plain.resize(100_000, refcheck=False)
+
+    def schedule(t: int) -> float:
+        Finalizer(make_unfit)
+        gc.collect()
+        return 0.5
+
+    optimizer.lr = schedule
+    message = "parameter 0 was made read-only" if change == "parameter" else "a gradient was changed while the step"
+    with pytest.raises(ValueError, match=message):
+        optimizer.step([plain, ones(3)])
+    assert late and optimizer.step_count == 0 and (w[:1000] == 1).all()
 
 
 # ---- Objects that lie ----

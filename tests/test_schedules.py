@@ -247,7 +247,7 @@ def test_a_step_is_an_integer_from_1(schedule: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "error"), [(NAN, ValueError), (INF, ValueError), (-1, ValueError), ("1", TypeError), (None, TypeError)]
+    ("value", "error"), [(NAN, ValueError), (INF, ValueError), ("1", TypeError), (None, TypeError)]
 )
 def test_a_warmup_refuses_what_its_schedule_should_not_return(value: Any, error: type[Exception]) -> None:
     schedule = warmup(lambda t: value, 3)

@@ -1,7 +1,8 @@
-"""Steps in parts and parameters in one array, which ranks use, without MPI; tests/integrations/mpi has them with it."""
+"""Prepared steps and parameters in one array, which ranks use, without MPI; tests/integrations/mpi has them with it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,30 +14,7 @@ from onepass._flatten import one_array
 from support import DTYPES, Array, assert_same_bits, ordinary, refused
 
 BLOCK = 4096
-
-
-class Exchange:
-    """What another process would say: the same as this one."""
-
-    def __init__(self, optimizer: onepass.Optimizer, gradients: list[Array], scale: float) -> None:
-        self.said: list[Any] = []
-        self.optimizer, self.gradients, self.scale = optimizer, gradients, scale
-        self.counts = [-(-g.size // BLOCK) for g in gradients]
-
-    def _agree(self, digest: int, whole: bool) -> None:
-        assert isinstance(digest, int)
-        self.said.append(whole)
-
-    def _measured(self, blocks: Array) -> tuple[float, int | None]:
-        self.said.append(len(blocks))
-        return _core.total(blocks, self.counts, self.scale, self.optimizer.nonfinite != "propagate")
-
-    def _ready(self, k: int) -> None:
-        self.said.append(f"part {k}")
-
-
 SHAPES = [3, 5000, 4096, 0, 9000]
-PARTS = [[1, 4], [], [0, 2, 3]]
 
 
 def arrays(seed: int, dtype: Any) -> list[Array]:
@@ -44,14 +22,29 @@ def arrays(seed: int, dtype: Any) -> list[Array]:
     return [ordinary(rng, size, dtype) for size in SHAPES]
 
 
+def step_in_three_calls(optimizer: onepass.Optimizer, gradients: list[Any], scale: float) -> bool:
+    """Step as a ShardedOptimizer does: the gradients get their values after the step was prepared."""
+    values = [None if gradient is None else gradient.copy() for gradient in gradients]
+    optimizer._prepare_step(gradients, scale)
+    for gradient, value in zip(gradients, values):
+        if gradient is not None:
+            gradient[:] = 7
+            gradient[:] = value
+    if optimizer.clip_norm is None and optimizer.nonfinite == "propagate":
+        return optimizer._commit_step(0.0, None)
+    counts = [-(-size // BLOCK) for size in SHAPES]
+    blocks = optimizer._measure_step()
+    assert len(blocks) == sum(counts)
+    return optimizer._commit_step(*_core.total(blocks, counts, scale, optimizer.nonfinite != "propagate"))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", [{}, {"clip_norm": 0.5}, {"nonfinite": "skip", "ema_decay": 0.5}])
-def test_a_step_in_parts_has_the_bits_of_a_step(dtype: Any, options: dict[str, Any]) -> None:
-    whole, parts = arrays(0, dtype), arrays(0, dtype)
-    a, b = onepass.NAdam(whole, **options), onepass.NAdam(parts, **options)
+def test_a_prepared_step_has_the_bits_of_a_step(dtype: Any, options: dict[str, Any]) -> None:
+    whole, prepared = arrays(0, dtype), arrays(0, dtype)
+    a, b = onepass.NAdam(whole, **options), onepass.NAdam(prepared, **options)
     for step in range(1, 5):
         gradients: list[Any] = arrays(step, dtype)
-        exchange = Exchange(b, gradients, 0.5)
         if step == 2:
             gradients[1] = gradients[4] = None
         if step == 3:
@@ -59,47 +52,47 @@ def test_a_step_in_parts_has_the_bits_of_a_step(dtype: Any, options: dict[str, A
         if step == 3 and "nonfinite" not in options:
             continue
         a.step(gradients, 0.5)
-        b._step_in_parts(gradients, 0.5, PARTS, exchange)
-        assert_same_bits(parts, whole)
+        assert step_in_three_calls(b, gradients, 0.5) == (step != 3)
+        assert_same_bits(prepared, whole)
         assert (b.step_count, b.skipped, b.grad_norm) == (a.step_count, a.skipped, a.grad_norm)
-        assert exchange.said == [bool(options) and options != {"ema_decay": 0.5}, *[7] * bool(options)] + [
-            f"part {k}" for k in range(3) if step != 3 or not a.skipped
-        ]
         for one, other in zip(a.state_dict()["state"].values(), b.state_dict()["state"].values()):
             assert [one[name] for name in ("step", "mu_product")] == [other[name] for name in ("step", "mu_product")]
             assert_same_bits([one["exp_avg"], one["exp_avg_sq"]], [other["exp_avg"], other["exp_avg_sq"]])
 
 
-def test_a_step_in_parts_that_is_not_agreed_on_changes_nothing() -> None:
+def test_a_prepared_step_changes_nothing_until_it_is_committed() -> None:
     params = arrays(0, np.float32)
     optimizer = onepass.Adam(params, clip_norm=1.0)
-    exchange = Exchange(optimizer, params, 1.0)
-
-    def disagree(*_: Any) -> None:
-        raise ValueError("no")
-
-    for name in ("_agree", "_measured"):
-        exchange = Exchange(optimizer, params, 1.0)
-        setattr(exchange, name, disagree)
-        with refused(ValueError, "no", optimizer):
-            optimizer._step_in_parts(arrays(1, np.float32), 1.0, PARTS, exchange)
-    with refused(TypeError, "gradients of some rows cannot be applied in parts", optimizer):
-        sparse: list[Any] = [None, onepass.SparseRows([0], np.ones(1, np.float32)), None, None, None]
-        optimizer._step_in_parts(sparse, 1.0, PARTS, Exchange(optimizer, params, 1.0))
+    with refused(ValueError, "gradient 0: expected shape", optimizer):
+        optimizer._prepare_step([np.ones(2, np.float32)] * 5, 1.0)
+    with refused(RuntimeError, "no step is prepared", optimizer):
+        optimizer._measure_step()
+    with refused(RuntimeError, "no step is prepared", optimizer):
+        optimizer._prepare_step(arrays(1, np.float32), 1.0)
+        optimizer._measure_step()
+        raise RuntimeError("no step is prepared")
 
 
-def test_the_digest_of_a_step_tells_options_schedules_and_counts_apart() -> None:
-    def digest(optimizer: onepass.Optimizer) -> int:
-        class Asked(Exception):
-            pass
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda optimizer: optimizer.step(arrays(1, np.float32)),
+        lambda optimizer: optimizer.load_state_dict(optimizer.state_dict()),
+        lambda optimizer: optimizer.add_group(np.ones(3, np.float32)),
+        lambda optimizer: optimizer._commit_step(0.0, None),
+    ],
+)
+def test_a_prepared_step_is_dropped_by_any_other_change(change: Callable[[Any], Any]) -> None:
+    optimizer = onepass.Adam(arrays(0, np.float32))
+    optimizer._prepare_step(arrays(1, np.float32), 1.0)
+    change(optimizer)
+    with refused(RuntimeError, "no step is prepared", optimizer):
+        optimizer._commit_step(0.0, None)
 
-        class Ask:
-            def _agree(self, digest: int, whole: bool) -> None:
-                raise Asked(digest)
 
-        with pytest.raises(Asked) as caught:
-            optimizer._step_in_parts([np.ones(3, np.float32)], 1.0, [[0]], Ask())
-        return int(caught.value.args[0])
+def test_a_prepared_step_reports_options_schedules_and_counts() -> None:
+    def inputs(optimizer: onepass.Optimizer) -> tuple[float, ...]:
+        return tuple(optimizer._prepare_step([np.ones(3, np.float32)], 1.0))
 
     def made(**options: Any) -> onepass.Optimizer:
         return onepass.Adam([np.ones(3, np.float32)], **options)
@@ -111,9 +104,9 @@ def test_the_digest_of_a_step_tells_options_schedules_and_counts_apart() -> None
         made(ema_decay=0.5), made(ema_decay=0.6), made(lr=lambda t: 0.25),
         onepass.AdamW([np.ones(3, np.float32)], weight_decay=0.1), stepped, made(),
     ]  # fmt: skip
-    digests = [digest(optimizer) for optimizer in others]
-    assert len(set(digests)) == len(digests)
-    assert digest(made()) == digests[-1] == digest(made(lr=lambda t: 0.001))
+    all_inputs = [inputs(optimizer) for optimizer in others]
+    assert len(set(all_inputs)) == len(all_inputs)
+    assert inputs(made()) == all_inputs[-1] == inputs(made(lr=lambda t: 0.001))
 
 
 @pytest.mark.parametrize("blocks", [np.zeros((3, 2)), np.zeros((2, 3)), np.zeros(4)])

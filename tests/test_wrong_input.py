@@ -526,7 +526,7 @@ def fails(t: int) -> float:
     ("schedule", "cause", "message"),
     [
         (fails, KeyError, "the schedule of group 0 failed at step 2: KeyError('no such step')"),
-        (lambda t: -0.1, ValueError, "the schedule of group 0 returned -0.1 at step 2"),
+        (lambda t: -INF, ValueError, "the schedule of group 0 returned -inf at step 2"),
         (lambda t: NAN, ValueError, "the schedule of group 0 returned nan at step 2"),
         (lambda t: None, TypeError, "the schedule of group 0 returned None at step 2"),
         (lambda t: "0.1", TypeError, "the schedule of group 0 returned '0.1' at step 2"),

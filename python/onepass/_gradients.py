@@ -8,11 +8,22 @@ from typing import Any
 import numpy as np
 
 from ._allocate import zeros_like
-from ._checks import non_negative, plural, real_floating, unit_interval_open
+from ._checks import finite, plural, real_floating, unit_interval_open
 from ._group import Group, evaluate_schedule
 from ._params import Form, ParameterRecord
 from ._types import Array
 from .sparse import SparseRows, coalesced
+
+Fits = Callable[[int, Any], bool]  # as _core.Optimizer._fits
+
+
+def prepare(record: ParameterRecord, grads: Any, scratch: dict[int, Array], fits: Fits) -> list[Any]:
+    """Return a list of gradients that the core can read, one for each parameter; rows as a pair of arrays."""
+    arranged = [grads] if record.form is Form.array else arrange(record, grads)
+    return [
+        grad if grad is None or fits(index, grad) else convert(record, index, grad, scratch, fits)
+        for index, grad in enumerate(arranged)
+    ]
 
 
 def arrange(record: ParameterRecord, grads: Any) -> list[Any]:
@@ -44,7 +55,7 @@ def _flat_hint(record: ParameterRecord, *grads: Any) -> str:
 
 
 def convert(
-    record: ParameterRecord, index: int, grad: Any, scratch: dict[int, Array], fits: Callable[[int, Any], bool]
+    record: ParameterRecord, index: int, grad: Any, scratch: dict[int, Array], fits: Fits
 ) -> Array | tuple[Array, Array]:
     """Return a gradient that the core can read: itself where it fits, or a copy in scratch memory; rows as a pair."""
     label = record.gradient_label(index)
@@ -83,14 +94,14 @@ def cast_into(scratch: Array, grad: Array) -> Array:
 def scheduled_rates(group: Group, number: int, t: int) -> tuple[float, float]:
     """Return the learning rate of a group at step t, and the decay of its average."""
     options = group._values  # at one moment: another thread may be setting options
-    lr = evaluate_schedule(f"the schedule of group {number}", options["lr"], "lr", non_negative, t)
+    lr = evaluate_schedule(f"the schedule of group {number}", options["lr"], "lr", finite, t)
     if options["ema_decay"] is None:
         return lr, 0.0
     label = f"the ema_decay of group {number}"
     return lr, evaluate_schedule(label, options["ema_decay"], "ema_decay", unit_interval_open, t)
 
 
-# ---- Errors that the core notices and does not word ----
+# ---- Errors of a step, which the core detects: see Optimizer._explain ----
 
 
 def overflow(record: ParameterRecord, index: int, t: int, grad_scale: float) -> ValueError:
@@ -109,7 +120,16 @@ def nonfinite_gradient(record: ParameterRecord, index: int) -> FloatingPointErro
     return FloatingPointError(f"{label} is not finite, or its squares are not; nothing has changed")
 
 
-def parameter_changed(record: ParameterRecord, index: int, same_memory: bool) -> ValueError:
-    """Return the error of a parameter that is no longer what it was."""
-    change = "was made read-only" if same_memory else "was reallocated"
-    return ValueError(f"{record.label(index)} {change} after the optimizer was created: create a new optimizer")
+def read_only_parameter(record: ParameterRecord, index: int) -> ValueError:
+    """Return the error of a parameter that was made read-only."""
+    return _changed(record, index, "made read-only")
+
+
+def reallocated_parameter(record: ParameterRecord, index: int) -> ValueError:
+    """Return the error of a parameter whose memory, shape or dtype has changed."""
+    return _changed(record, index, "reallocated")
+
+
+def _changed(record: ParameterRecord, index: int, change: str) -> ValueError:
+    label = record.label(index)
+    return ValueError(f"{label} was {change} after the optimizer was created: create a new optimizer")

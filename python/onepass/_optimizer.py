@@ -339,24 +339,18 @@ class Optimizer(_core.Optimizer):
     def __copy__(self) -> Any:
         raise TypeError("two optimizers must not share parameters and state: use copy.deepcopy")
 
-    # ---- Called by the core where its fast path ends: see _gradients.py ----
+    # ---- Called by the core: see _gradients.py ----
 
-    _number = staticmethod(_checks.finite)
+    def _prepare(
+        self, grads: Any, fits: bool, grad_scale: SupportsFloat, scheduled: list[int], t: int
+    ) -> tuple[Any, float, list[tuple[int, float, float]]]:
+        """Return gradients that the core can read, the scale, and the rates of the groups with schedules."""
+        scale = _checks.finite("grad_scale", grad_scale)
+        if not fits:
+            grads = _gradients.prepare(self._record, grads, self._scratch, self._fits)
+        groups = self._record.groups
+        return grads, scale, [(index, *_gradients.scheduled_rates(groups[index], index, t)) for index in scheduled]
 
-    def _arrange(self, grads: Any) -> list[Any]:
-        return _gradients.arrange(self._record, grads)
-
-    def _convert(self, index: int, grad: Any) -> Array | tuple[Array, Array]:
-        return _gradients.convert(self._record, index, grad, self._scratch, self._fits)
-
-    def _scheduled(self, group: int, t: int) -> tuple[float, float]:
-        return _gradients.scheduled_rates(self._record.groups[group], group, t)
-
-    def _overflow(self, index: int, t: int, grad_scale: float) -> None:
-        raise _gradients.overflow(self._record, index, t, grad_scale)
-
-    def _nonfinite_gradient(self, index: int) -> None:
-        raise _gradients.nonfinite_gradient(self._record, index)
-
-    def _parameter_changed(self, index: int, same_memory: bool) -> None:
-        raise _gradients.parameter_changed(self._record, index, same_memory)
+    def _explain(self, kind: str, *details: Any) -> None:
+        """Raise the error of a step."""
+        raise getattr(_gradients, kind)(self._record, *details)

@@ -283,7 +283,7 @@ class warmup:
 
     def _rate(self, t: int) -> float:
         schedule = self.schedule
-        return _checks.non_negative(f"schedule({t})", schedule(t)) if callable(schedule) else float(schedule)
+        return _checks.finite(f"schedule({t})", schedule(t)) if callable(schedule) else float(schedule)
 
 
 def _keep(self: object, /, **values: Any) -> None:

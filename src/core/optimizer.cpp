@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
-#include <cstring>
 #include <iterator>
 #include <limits>
 #include <utility>
@@ -108,7 +107,6 @@ void Optimizer::add_group(std::shared_ptr<Group> group, const std::vector<Parame
   parameters_.reserve(count);
   coefficients_.reserve(count);
   sweeps_.reserve(count);
-  partial_sweeps_.reserve(count);
   planned_.reserve(count);
   std::size_t blocks = blocks_.size();
   for (const Parameter& parameter : parameters) blocks += blocks_of(parameter.size);
@@ -190,8 +188,8 @@ GradientStats Optimizer::measure(const Gradient* gradients, double grad_scale, b
 }
 
 void Optimizer::measure_blocks(const Gradient* gradients, double grad_scale, bool norm, bool finite,
-                               BlockStats* blocks) noexcept {
-  reduce_blocks(gradients, grad_scale, norm, finite, pool_executor());
+                               const Executor& executor, BlockStats* blocks) noexcept {
+  reduce_blocks(gradients, grad_scale, norm, finite, executor);
   const BlockStats* measured = blocks_.data();
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     const std::size_t own = blocks_of(size_of(parameters_[i], gradients[i]));
@@ -210,6 +208,26 @@ GradientStats total(const BlockStats* blocks, const std::size_t* counts, std::si
 
 void Optimizer::take_options() noexcept {
   for (std::size_t g = 0; g < groups_.size(); ++g) groups_[g]->copy_options(options_[g]);
+}
+
+std::vector<std::size_t> Optimizer::scheduled_groups() const {
+  std::vector<std::size_t> result;
+  for (std::size_t g = 0; g < options_.size(); ++g) {
+    if (options_[g].common.scheduled) result.push_back(g);
+  }
+  return result;
+}
+
+std::vector<double> Optimizer::plan_inputs() const {
+  std::vector<double> result = {static_cast<double>(step_count_)};
+  for (const OptionsSnapshot& group : options_) {
+    const CommonOptions& common = group.common;
+    result.insert(result.end(), group.options.begin(), group.options.end());
+    result.insert(result.end(), {common.lr, common.weight_decay, common.clip_value, common.ema_decay,
+                                 common.decoupled ? 1.0 : 0.0, common.maximize ? 1.0 : 0.0,
+                                 common.averaged ? 1.0 : 0.0});
+  }
+  return result;
 }
 
 inline bool Optimizer::StepCoefficients::matches(const Parameter& parameter) const noexcept {
@@ -286,47 +304,12 @@ void Optimizer::add_rows(const Sweep& sweep, const Parameter& parameter, const G
 
 void Optimizer::apply(const Executor& executor) noexcept {
   run_sweeps(executor, sweeps_.data(), sweeps_.size(), flush_denormals_);
-  count_step();
-}
-
-void Optimizer::apply_some(const std::vector<std::size_t>& parameters) noexcept {
-  partial_sweeps_.clear();  // add_group has reserved room for all
-  auto planned = planned_.begin();
-  for (const std::size_t parameter : parameters) {
-    planned = std::lower_bound(planned, planned_.end(), parameter,
-                               [](const PlannedUpdate& one, std::size_t other) { return one.parameter < other; });
-    if (planned == planned_.end()) break;
-    if (planned->parameter != parameter) continue;
-    partial_sweeps_.push_back(sweeps_[static_cast<std::size_t>(planned - planned_.begin())]);
-  }
-  run_sweeps(pool_executor(), partial_sweeps_.data(), partial_sweeps_.size(), flush_denormals_);
-}
-
-void Optimizer::count_step() noexcept {
   for (const PlannedUpdate& planned : planned_) {
     Parameter& parameter = parameters_[planned.parameter];
     ++parameter.step;
     parameter.scalars = planned.scalars;
   }
   ++step_count_;
-}
-
-// FNV-1a of the numbers' bytes.
-std::uint64_t Optimizer::digest() const noexcept {
-  std::uint64_t hash = 0xcbf29ce484222325;
-  const auto add = [&hash](double number) {
-    unsigned char bytes[sizeof number];
-    std::memcpy(bytes, &number, sizeof number);
-    for (const unsigned char byte : bytes) hash = (hash ^ byte) * 0x100000001b3;
-  };
-  add(static_cast<double>(step_count_));
-  for (const OptionsSnapshot& group : options_) {
-    for (const double option : group.options) add(option);
-    const CommonOptions& common = group.common;
-    for (const double option : {common.lr, common.weight_decay, common.clip_value, common.ema_decay}) add(option);
-    for (const bool option : {common.decoupled, common.maximize, common.averaged}) add(option ? 1 : 0);
-  }
-  return hash;
 }
 
 bool step_once(const RuleEntry& rule, const double* options, const CommonOptions& common, double grad_scale,

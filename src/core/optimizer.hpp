@@ -105,17 +105,17 @@ class Optimizer {
   GradientStats measure(const Gradient* gradients, double grad_scale, bool norm, bool finite,
                         const Executor& executor = pool_executor()) noexcept;
 
-  // Measures a part of the gradients, as one process of several has it: fills the blocks of all parameters, neutrally
-  // where a gradient is missing.
-  void measure_blocks(const Gradient* gradients, double grad_scale, bool norm, bool finite,
+  // Measures a part of the gradients, as one process of several has it: fills block_count() blocks, those of all
+  // parameters, neutrally where a gradient is missing.
+  void measure_blocks(const Gradient* gradients, double grad_scale, bool norm, bool finite, const Executor& executor,
                       BlockStats* blocks) noexcept;
+  std::size_t block_count() const noexcept { return blocks_.size(); }
 
   // Takes a snapshot of each group's options for the coming step.
   void take_options() noexcept;
 
-  // A group's schedules in the options taken last: true if there are any; and their values at this step.
-  std::size_t group_count() const noexcept { return groups_.size(); }
-  bool scheduled(std::size_t group) const noexcept { return options_[group].common.scheduled; }
+  // The groups with schedules in the options taken last; and the values of a group's schedules at this step.
+  std::vector<std::size_t> scheduled_groups() const;
   void schedule(std::size_t group, double lr, double ema_decay) noexcept {
     options_[group].common.lr = lr;
     options_[group].common.ema_decay = ema_decay;
@@ -131,12 +131,8 @@ class Optimizer {
   // Carries out the planned step.
   void apply(const Executor& executor = pool_executor()) noexcept;
 
-  // Carries out the planned step in parts: the updates of these parameters, in ascending order; at the end, the counts.
-  void apply_some(const std::vector<std::size_t>& parameters) noexcept;
-  void count_step() noexcept;
-
-  // A hash of the options taken last and the count of steps.
-  std::uint64_t digest() const noexcept;
+  // The count of steps and the options taken last, all that a plan is made from but the gradients.
+  std::vector<double> plan_inputs() const;
 
  private:
   // The coefficients of one step, shared by parameters that match.
@@ -170,8 +166,7 @@ class Optimizer {
   std::vector<Sweep> sweeps_;
   std::vector<PlannedUpdate> planned_;
   std::size_t planned_elements_ = 0;
-  std::vector<BlockStats> blocks_;     // of all gradients, one after the other
-  std::vector<Sweep> partial_sweeps_;  // those of apply_some()
+  std::vector<BlockStats> blocks_;  // of all gradients, one after the other
 };
 
 // The scale of gradients of this norm under clip_norm.

@@ -43,31 +43,48 @@ Optimizer& require_optimizer(const py::object& self) {
 
 void Optimizer::step(py::handle grads, py::handle grad_scale) {
   const ScopedGradients gradients(*this);
-  const double scale = as_number(grad_scale);
-  collect(grads);
-  take_pointers();
-  finish(scale);
+  finish(prepare(grads, grad_scale));
 }
 
-void Optimizer::step_in_parts(py::handle grads, double scale, const std::vector<std::vector<std::size_t>>& parts,
-                              const py::object& exchange) {
+std::vector<double> Optimizer::prepare_step(py::handle grads, py::handle grad_scale) {
   const ScopedGradients gradients(*this);
-  collect(grads);
-  take_pointers();
-  if (std::any_of(pointers_.begin(), pointers_.end(), [](const Gradient& each) { return each.rows != nullptr; })) {
-    throw py::type_error("gradients of some rows cannot be applied in parts");
-  }
-  const InParts in_parts{parts, exchange};
-  finish(scale, &in_parts);
+  const StepInputs inputs = prepare(grads, grad_scale);
+  plan(inputs.scale);
+  prepared_ = PreparedStep{inputs, gradients_};
+  return core_.plan_inputs();
 }
 
-// The threads of the coming step.
+const Optimizer::PreparedStep& Optimizer::prepared_step() const {
+  if (!prepared_) throw std::runtime_error("no step is prepared");
+  return *prepared_;
+}
+
+py::array_t<double> Optimizer::measure_step() {
+  const std::scoped_lock lock(lock_);
+  const StepInputs& inputs = prepared_step().inputs;
+  py::array_t<double> blocks({core_.block_count(), std::size_t{2}});
+  auto* const room = reinterpret_cast<onepass::BlockStats*>(blocks.mutable_data());
+  without_gil_if(is_large(), [&] {
+    core_.measure_blocks(pointers_.data(), inputs.scale, inputs.wants_norm(), inputs.wants_finite(), inputs.executor,
+                         room);
+  });
+  return blocks;
+}
+
+bool Optimizer::commit_step(double norm, std::optional<std::size_t> first_nonfinite) {
+  const std::scoped_lock lock(lock_);
+  const PreparedStep step = prepared_step();
+  prepared_.reset();
+  return commit(step.inputs, {norm, first_nonfinite.value_or(onepass::GradientStats::none)});
+}
+
 Executor Optimizer::choose_executor() const {
   return torch_threads_ && elements_ >= release_gil_from ? torch_executor(torch_threads_) : onepass::pool_executor();
 }
 
 Optimizer::ScopedGradients::ScopedGradients(Optimizer& optimizer) : optimizer_(optimizer), lock_(optimizer.lock_) {
   optimizer.check_process();
+  optimizer.prepared_.reset();
 }
 
 Optimizer::ScopedGradients::~ScopedGradients() { optimizer_.gradients_.clear(); }
@@ -80,6 +97,11 @@ bool Optimizer::ScopedGradients::add(py::object owner, const void* data) {
   return data == nullptr || optimizer_.is_disjoint(i, data);
 }
 
+void Optimizer::ScopedGradients::apply(const Executor& executor) {
+  optimizer_.core_.take_options();
+  optimizer_.finish({1, executor, optimizer_.clip_norm_, optimizer_.nonfinite_});
+}
+
 py::tuple Optimizer::updated(const py::tuple& tensors) const {
   const auto missing = [](const Gradient& gradient) { return gradient.data == nullptr; };
   if (std::none_of(pointers_.begin(), pointers_.end(), missing)) return tensors;
@@ -90,24 +112,41 @@ py::tuple Optimizer::updated(const py::tuple& tensors) const {
   return py::tuple(result);
 }
 
-double Optimizer::as_number(py::handle grad_scale) {
-  if (!grad_scale) return 1;
-  if (PyFloat_CheckExact(grad_scale.ptr()) && std::isfinite(PyFloat_AS_DOUBLE(grad_scale.ptr()))) {
-    return PyFloat_AS_DOUBLE(grad_scale.ptr());
+// Fill pointers_ and have the core take the options of this step. All user code runs before the pointers are taken.
+Optimizer::StepInputs Optimizer::prepare(py::handle grads, py::handle grad_scale) {
+  // All at once: an option that user code sets takes effect at the next step.
+  core_.take_options();
+  StepInputs inputs = {1, choose_executor(), clip_norm_, nonfinite_};
+  const std::vector<std::size_t> scheduled = core_.scheduled_groups();
+  const bool plain_scale = !grad_scale || (PyFloat_CheckExact(grad_scale.ptr()) &&
+                                           std::isfinite(PyFloat_AS_DOUBLE(grad_scale.ptr())));
+  if (plain_scale && grad_scale) inputs.scale = PyFloat_AS_DOUBLE(grad_scale.ptr());
+  const bool fits = plain_scale && collect(grads) && take_pointers(false);
+  if (fits && scheduled.empty()) return inputs;
+
+  using Rates = std::tuple<std::size_t, double, double>;  // a group, its learning rate and the decay of its average
+  const py::object given_scale =
+      plain_scale ? py::object(py::float_(inputs.scale)) : py::reinterpret_borrow<py::object>(grad_scale);
+  const auto [gradients, number, rates] =
+      call_hook("_prepare", grads, fits, given_scale, scheduled, core_.step_count() + 1)
+          .cast<std::tuple<py::object, double, std::vector<Rates>>>();
+  inputs.scale = number;
+  for (const auto& [group, lr, ema_decay] : rates) core_.schedule(group, lr, ema_decay);
+  inputs.executor = choose_executor();  // again: user code may fork or set a number of threads
+  if (!fits) {
+    gradients_.clear();
+    if (!collect_sequence(gradients)) throw py::value_error("wrong number of gradients");
   }
-  return call_hook("_number", "grad_scale", grad_scale).cast<double>();
+  if (!take_pointers(true)) throw py::value_error("a gradient was changed while the step was prepared");
+  return inputs;
 }
 
-// Fill gradients_ with one object for each parameter.
-void Optimizer::collect(py::handle grads) {
-  if (form_ == Form::array) {
-    gradients_.push_back(py::reinterpret_borrow<py::object>(grads));
-    return;
-  }
-  if (form_ == Form::sequence ? collect_sequence(grads) : collect_mapping(grads)) return;
-  gradients_.clear();
-  const py::list arranged = call_hook("_arrange", grads);
-  if (!collect_sequence(arranged)) throw py::value_error("wrong number of gradients");
+// Fill gradients_ with one object for each parameter. Returns false for containers that only Python takes apart.
+bool Optimizer::collect(py::handle grads) {
+  if (form_ == Form::sequence) return collect_sequence(grads);
+  if (form_ == Form::mapping) return collect_mapping(grads);
+  gradients_.push_back(py::reinterpret_borrow<py::object>(grads));
+  return true;
 }
 
 bool Optimizer::collect_sequence(py::handle grads) {
@@ -133,33 +172,30 @@ bool Optimizer::collect_mapping(py::handle grads) {
   return true;
 }
 
-// Fill pointers_ from gradients_, converted where the core could not read them.
-void Optimizer::take_pointers() {
-  bool converted = false;
+// Fill pointers_ from gradients_. Returns false if the core cannot read a gradient as it is. Pairs of rows and values,
+// which only _prepare makes, are read if it has run.
+bool Optimizer::take_pointers(bool prepared) {
   for (std::size_t i = 0; i < records_.size(); ++i) {
-    py::object& gradient = gradients_[i];
+    const py::object& gradient = gradients_[i];
     pointers_[i] = {};
     if (gradient.is_none()) continue;
-    check_parameter(i);
-    if (!fits(i, gradient.ptr())) {
-      converted = true;
-      gradient = call_hook("_convert", i, gradient);
-    }
-    if (PyTuple_CheckExact(gradient.ptr())) {
-      pointers_[i] = sparse_rows(i, gradient);
-    } else if (converted && !fits(i, gradient.ptr())) {
-      throw py::value_error("a converted gradient does not fit its parameter");
-    } else {
+    if (prepared && PyTuple_CheckExact(gradient.ptr())) {
+      check_parameter(i);
+      pointers_[i] = sparse_rows(i, py::reinterpret_borrow<py::tuple>(gradient));
+    } else if (fits(i, gradient.ptr())) {
       pointers_[i].data = data_of(gradient);
+    } else {
+      return false;
     }
   }
-  if (converted) check_again();
+  return true;
 }
 
 bool Optimizer::fits(std::size_t i, PyObject* gradient) {
+  check_parameter(i);
   if (!PyArray_CheckExact(gradient)) return false;
   PyArrayObject* const array = as_array(gradient);
-  const ParameterRecord& record = records_.at(i);
+  const ParameterRecord& record = records_[i];
   if ((PyArray_FLAGS(array) & record.order) == 0 || (PyArray_FLAGS(array) & NPY_ARRAY_ALIGNED) == 0) return false;
   if (!record.has_shape(array) || dtype_of(gradient) != core_.parameters()[i].dtype) return false;
   return is_disjoint(i, PyArray_DATA(array));
@@ -174,7 +210,7 @@ bool Optimizer::is_disjoint(std::size_t i, const void* data) {
   return true;
 }
 
-// The gradient in a pair of arrays, rows and values, that _convert has returned.
+// The gradient in a pair of arrays, rows and values, that _prepare has returned.
 Gradient Optimizer::sparse_rows(std::size_t i, const py::tuple& pair) const {
   const auto rows = pair[0].cast<py::array_t<std::int64_t, py::array::c_style>>();
   const auto values = pair[1].cast<py::array>();
@@ -194,106 +230,59 @@ Gradient Optimizer::sparse_rows(std::size_t i, const py::tuple& pair) const {
 
 // Throw unless a parameter's array is as it was: users can change its memory, shape and dtype in place.
 void Optimizer::check_parameter(std::size_t i) {
-  const ParameterRecord& record = records_[i];
+  const ParameterRecord& record = records_.at(i);
   const Parameter& parameter = core_.parameters()[i];
   PyArrayObject* const array = as_array(record.param);
   const bool same = PyArray_DATA(array) == parameter.operands.param && record.has_shape(array) &&
                     (PyArray_FLAGS(array) & any_order) == record.order && dtype_of(record.param) == parameter.dtype;
-  if (!same || (PyArray_FLAGS(array) & NPY_ARRAY_WRITEABLE) == 0) call_hook("_parameter_changed", i, same);
+  if (!same) explain("reallocated_parameter", i);
+  if ((PyArray_FLAGS(array) & NPY_ARRAY_WRITEABLE) == 0) explain("read_only_parameter", i);
 }
 
-// Throw unless parameters and gradients are as they were before Python code ran.
-void Optimizer::check_again() {
-  for (std::size_t i = 0; i < records_.size(); ++i) {
-    const Gradient& gradient = pointers_[i];
-    if (gradient.data == nullptr) continue;
-    check_parameter(i);
-    PyObject* const array = gradients_[i].ptr();
-    if (gradient.rows == nullptr && (!fits(i, array) || data_of(array) != gradient.data)) {
-      throw py::value_error("a gradient was changed while the step was prepared");
-    }
-  }
+// Throw the error of a step.
+void Optimizer::explain(const char* kind, std::size_t i) {
+  call_hook("_explain", kind, i);
+  throw std::runtime_error(kind);
 }
 
 // Step along pointers_.
-void Optimizer::finish(double scale, const InParts* in_parts) {
-  const double clip_norm = clip_norm_;
-  const Nonfinite nonfinite = nonfinite_;
-  take_options();
-  const Executor executor = choose_executor();  // after user code, which may fork or set a number of threads
-  plan(scale);
-  const bool large = core_.planned_elements() >= release_gil_from;
-  onepass::GradientStats measured;
-  const bool norm = clip_norm != no_clip_norm;
-  const bool finite = nonfinite != Nonfinite::propagate;
-  if (in_parts != nullptr) call(in_parts->exchange.attr("_agree"), py::make_tuple(core_.digest(), norm || finite));
-  if ((norm || finite) && in_parts != nullptr) {
-    measured = measure_with_others(scale, norm, finite, large, in_parts->exchange);
-  } else if (norm || finite) {
-    without_gil_if(large, [&] { measured = core_.measure(pointers_.data(), scale, norm, finite, executor); });
+void Optimizer::finish(const StepInputs& inputs) {
+  plan(inputs.scale);
+  GradientStats measured;
+  if (inputs.wants_norm() || inputs.wants_finite()) {
+    without_gil_if(is_large(), [&] {
+      measured = core_.measure(pointers_.data(), inputs.scale, inputs.wants_norm(), inputs.wants_finite(),
+                               inputs.executor);
+    });
   }
-  if (measured.first_nonfinite != onepass::GradientStats::none) {
-    if (nonfinite == Nonfinite::raise) {
-      call_hook("_nonfinite_gradient", measured.first_nonfinite);
-      throw std::runtime_error("a gradient is not finite");
+  commit(inputs, measured);
+}
+
+// Carry out the planned step: clip, skip or refuse it as its statistics demand. Returns false if it was skipped.
+bool Optimizer::commit(const StepInputs& inputs, const GradientStats& measured) {
+  const bool finite = measured.first_nonfinite == GradientStats::none;
+  if (!finite && inputs.nonfinite == Nonfinite::raise) explain("nonfinite_gradient", measured.first_nonfinite);
+  if (finite) {
+    // An infinite clip_norm only measures, even where the norm is NaN.
+    if (inputs.wants_norm() && std::isfinite(inputs.clip_norm) && !(measured.norm <= inputs.clip_norm)) {
+      plan(onepass::clipped_scale(inputs.scale, inputs.clip_norm, measured.norm));
     }
-    remember(measured, clip_norm);
-    ++skipped_;
-    return;
-  }
-  // An infinite clip_norm only measures, even where the norm is NaN.
-  if (norm && std::isfinite(clip_norm) && !(measured.norm <= clip_norm)) {
-    plan(onepass::clipped_scale(scale, clip_norm, measured.norm));
-  }
-  if (in_parts == nullptr) {
-    without_gil_if(large, [&] { core_.apply(executor); });
+    without_gil_if(is_large(), [&] { core_.apply(inputs.executor); });
   } else {
-    for (std::size_t k = 0; k < in_parts->parts.size(); ++k) {
-      call(in_parts->exchange.attr("_ready"), py::make_tuple(k));
-      without_gil_if(large, [&] { core_.apply_some(in_parts->parts[k]); });
-    }
-    core_.count_step();
+    ++skipped_;
   }
-  remember(measured, clip_norm);
-}
-
-GradientStats Optimizer::measure_with_others(double scale, bool norm, bool finite, bool large,
-                                             const py::object& exchange) {
-  std::size_t count = 0;
-  for (const Parameter& parameter : core_.parameters()) count += onepass::blocks_of(parameter.size);
-  py::array_t<double> blocks({count, std::size_t{2}});
-  auto* const room = reinterpret_cast<onepass::BlockStats*>(blocks.mutable_data());
-  without_gil_if(large, [&] { core_.measure_blocks(pointers_.data(), scale, norm, finite, room); });
-  const auto [total, first] =
-      call(exchange.attr("_measured"), py::make_tuple(blocks)).cast<std::pair<double, std::optional<std::size_t>>>();
-  return {total, first.value_or(onepass::GradientStats::none)};
-}
-
-// Have the core take the groups' options, with the values of their schedules at this step.
-void Optimizer::take_options() {
-  core_.take_options();  // all at once: an option that a schedule sets takes effect at the next step
-  bool called = false;
-  for (std::size_t g = 0; g < core_.group_count(); ++g) {
-    if (!core_.scheduled(g)) continue;
-    called = true;
-    const auto [lr, ema_decay] = call_hook("_scheduled", g, core_.step_count() + 1).cast<std::pair<double, double>>();
-    core_.schedule(g, lr, ema_decay);
-  }
-  if (called) check_again();
+  grad_norm_ = measured.norm;
+  measured_ = inputs.wants_norm();
+  return finite;
 }
 
 void Optimizer::plan(double scale) {
   try {
     core_.plan(pointers_.data(), scale);
   } catch (const onepass::Overflow& overflow) {
-    call_hook("_overflow", overflow.parameter, overflow.step, scale);
+    call_hook("_explain", "overflow", overflow.parameter, overflow.step, scale);
     throw;
   }
-}
-
-void Optimizer::remember(const GradientStats& measured, double clip_norm) {
-  grad_norm_ = measured.norm;
-  measured_ = clip_norm != no_clip_norm;
 }
 
 }  // namespace onepass::python

@@ -24,9 +24,8 @@
 namespace onepass::python {
 
 // Holds the arrays of an optimizer and takes gradients. Invalid input is detected here; error messages are built in
-// Python. The Python subclass supplies hooks for all that the fast path does not take: _arrange (another container of
-// gradients), _convert (another form of a gradient), _number (another type of grad_scale), _scheduled (schedules), and
-// errors: _overflow, _nonfinite_gradient, _parameter_changed.
+// Python. The Python subclass supplies two hooks: _prepare, for all that the fast path does not take (other containers
+// and forms of gradients, other types of grad_scale, schedules), and _explain, which raises the error of a step.
 class Optimizer {
  public:
   enum class Form : unsigned char { array, sequence, mapping };
@@ -58,12 +57,17 @@ class Optimizer {
 
   void step(py::handle grads, py::handle grad_scale);
 
-  // Step in parts, along gradients that other processes deliver meanwhile (onepass.integrations.mpi). Calls
-  // exchange._agree(digest, whole) when all is prepared and nothing has changed; exchange._measured(blocks), if the
-  // whole gradient is needed first, which must then be complete; and exchange._ready(k) before the k-th part, a list of
-  // parameters, is read and updated.
-  void step_in_parts(py::handle grads, double scale, const std::vector<std::vector<std::size_t>>& parts,
-                     const py::object& exchange);
+  // One step in three calls, so that processes can exchange gradients and block sums in between
+  // (onepass.integrations.mpi). Any other call that steps or changes state drops a prepared step.
+  //
+  // Prepare a step along these gradients, whose values may still change: changes nothing that shows. Returns the count
+  // of steps and the options that the step will use.
+  std::vector<double> prepare_step(py::handle grads, py::handle grad_scale);
+  // Return the statistics of the prepared gradients' blocks, as they are in memory now: a row of onepass::BlockStats for
+  // each block of each parameter.
+  py::array_t<double> measure_step();
+  // Carry out the prepared step, given the statistics of all gradients. Returns false if it was skipped.
+  bool commit_step(double norm, std::optional<std::size_t> first_nonfinite);
 
   // The gradients of one step: holds the lock, and drops its references on every exit path.
   class ScopedGradients {
@@ -78,7 +82,7 @@ class Optimizer {
     bool add(py::object owner, const void* data);
 
     // Step along the gradients, one for each parameter.
-    void apply() { optimizer_.finish(1); }
+    void apply(const Executor& executor);
 
    private:
     Optimizer& optimizer_;
@@ -89,8 +93,12 @@ class Optimizer {
   py::tuple updated(const py::tuple& tensors) const;
   const std::vector<Parameter>& parameters() const { return core_.parameters(); }
 
-  // True if the core can read this object as the gradient of parameter i without a conversion.
+  // True if the core can read this object as the gradient of parameter i without a conversion. Throws if the parameter
+  // itself is no longer what it was.
   bool fits(std::size_t i, PyObject* gradient);
+
+  // The threads of the coming step. May run PyTorch's Python code.
+  Executor choose_executor() const;
 
   std::size_t parameter_count();
   std::int64_t step_count();
@@ -115,9 +123,18 @@ class Optimizer {
   void clear();
 
  private:
-  struct InParts {
-    const std::vector<std::vector<std::size_t>>& parts;
-    const py::object& exchange;
+  // The inputs of a step other than gradients.
+  struct StepInputs {
+    double scale;
+    Executor executor;
+    double clip_norm;
+    Nonfinite nonfinite;
+    bool wants_norm() const { return clip_norm != no_clip_norm; }
+    bool wants_finite() const { return nonfinite != Nonfinite::propagate; }
+  };
+  struct PreparedStep {
+    StepInputs inputs;
+    std::vector<py::object> gradients;
   };
 
   py::object self() { return py::cast(this, py::return_value_policy::reference); }
@@ -131,21 +148,20 @@ class Optimizer {
   std::unique_lock<StepLock> lock_for_change();
   std::unique_lock<StepLock> lock_for_reading();
   void check_process() const;
-  double as_number(py::handle grad_scale);
-  void collect(py::handle grads);
+  [[noreturn]] void explain(const char* kind, std::size_t i);
+  StepInputs prepare(py::handle grads, py::handle grad_scale);
+  bool collect(py::handle grads);
   bool collect_sequence(py::handle grads);
   bool collect_mapping(py::handle grads);
-  void take_pointers();
+  bool take_pointers(bool prepared);
   Gradient sparse_rows(std::size_t i, const py::tuple& pair) const;
   bool is_disjoint(std::size_t i, const void* data);
   void check_parameter(std::size_t i);
-  void check_again();
-  Executor choose_executor() const;
-  void finish(double scale, const InParts* in_parts = nullptr);
-  void take_options();
   void plan(double scale);
-  GradientStats measure_with_others(double scale, bool norm, bool finite, bool large, const py::object& exchange);
-  void remember(const GradientStats& measured, double clip_norm);
+  bool is_large() const { return core_.planned_elements() >= release_gil_from; }
+  void finish(const StepInputs& inputs);
+  bool commit(const StepInputs& inputs, const GradientStats& measured);
+  const PreparedStep& prepared_step() const;
 
   onepass::Optimizer core_;
   std::vector<ParameterRecord> records_;
@@ -163,6 +179,7 @@ class Optimizer {
   // Room for the gradients of a step.
   std::vector<py::object> gradients_;
   std::vector<Gradient> pointers_;
+  std::optional<PreparedStep> prepared_;
   StepLock lock_;
   bool is_locked_ = false;  // locked() holds the lock
   bool in_files_;

@@ -25,6 +25,7 @@ void Optimizer::add_group(Form form, const Group* group, const std::vector<py::o
   }
   for (ParameterRecord& record : records) record.disjoint = nullptr;  // the new arrays may overlap
   MemoryRanges ranges = ranges_.with(records, records_.size());
+  prepared_.reset();
   gradients_.reserve(records.size());
   pointers_.resize(records.size());
   core_.add_group(group->core(), parameters);
@@ -64,6 +65,7 @@ bool Optimizer::restore(const std::vector<std::pair<py::array, py::array>>& copi
   scalars.reserve(mu_products.size());
   for (const double product : mu_products) scalars.push_back({{product}});
   if (!swap_all(updates)) return false;
+  prepared_.reset();
   for (const auto& [to, from] : copies) {
     std::memmove(data_of(to), data_of(from), static_cast<std::size_t>(to.nbytes()));
   }

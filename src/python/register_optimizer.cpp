@@ -122,8 +122,9 @@ void register_optimizer(py::module_& m) {
            py::arg("nonfinite"), py::arg("step_count"), py::arg("skipped"), py::arg("steps"), py::arg("mu_products"))
       .def("_use_torch_threads", method(&Optimizer::use_torch_threads), py::arg("get_num_threads"))
       .def("_locked", method(&Optimizer::locked), py::arg("function"))
-      .def("_step_in_parts", method(&Optimizer::step_in_parts), py::arg("grads"), py::arg("grad_scale"),
-           py::arg("parts"), py::arg("exchange"))
+      .def("_prepare_step", method(&Optimizer::prepare_step), py::arg("grads"), py::arg("grad_scale"))
+      .def("_measure_step", method(&Optimizer::measure_step))
+      .def("_commit_step", method(&Optimizer::commit_step), py::arg("norm"), py::arg("first_nonfinite"))
       .def("_fits", [](const py::object& self, std::size_t i,
                        const py::object& gradient) { return require_optimizer(self).fits(i, gradient.ptr()); })
       .def("_parameter_step", method(&Optimizer::parameter_step))

@@ -140,6 +140,7 @@ bool TorchFastPath::step(PyObject* groups, PyObject* state) {
   py::tuple updated;
   {
     Optimizer::ScopedGradients gradients(optimizer);
+    const Executor executor = optimizer.choose_executor();  // before pointers are taken: it may run Python code
     if (optimizer.parameters().size() != tensors_.size() || !is_unchanged(groups, state)) return false;
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
       std::optional<Found> found = find_gradient(i, optimizer.parameters()[i]);
@@ -148,7 +149,7 @@ bool TorchFastPath::step(PyObject* groups, PyObject* state) {
         return false;
       }
     }
-    gradients.apply();
+    gradients.apply(executor);
     publish_counts(optimizer.parameters());
     updated = optimizer.updated(tensors_);
   }
