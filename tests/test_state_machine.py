@@ -296,7 +296,9 @@ class Machine(RuleBasedStateMachine):
             error = IndexError
         elif wrong == "schedule":
             group, lr = self.opt.groups[-1], self.opt.groups[-1].lr
-            group.lr = data.draw(st.sampled_from([lambda t: -1.0, lambda t: 1 / 0, lambda t: float("nan"), str]))
+            group.lr = data.draw(
+                st.sampled_from([lambda t: float("-inf"), lambda t: 1 / 0, lambda t: float("nan"), str])
+            )
             with refused(ValueError, "the schedule of group", self.opt):
                 self.opt.step(self.formed(grads))
             group.lr = lr

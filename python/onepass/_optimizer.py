@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterator, Mapping
-from copy import deepcopy
+from collections.abc import Mapping
 from typing import Any, ClassVar, SupportsFloat
 
-from . import _checks, _core, _gradients, _state_dict
+from . import _checks, _copying, _core, _gradients, _state_dict
 from ._allocate import state_folder
 from ._group import Group
-from ._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS, Option, Spec, suggestion
-from ._params import Form, GroupParams, ParameterRecord, create_groups, group_params, initial_states, normalize_params
+from ._options import OPTIMIZER_CHECKS, Option, Spec, changed_defaults, with_defaults
+from ._params import (
+    Form,
+    GroupParams,
+    ParameterRecord,
+    added_params,
+    create_groups,
+    initial_states,
+    normalize_params,
+)
 from ._types import Array, Nonfinite, Params
-
-
-class _State(Mapping[Any, "dict[str, Any]"]):
-    """Each parameter's state: its step count and live views of its arrays."""
-
-    __slots__ = ("_optimizer",)
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._optimizer = optimizer
-
-    def __getitem__(self, key: Hashable) -> dict[str, Any]:
-        record = self._optimizer._record
-        index = record.index[key]
-        arrays = {name: array.view() for name, array in record.states[index].items() if name != "ema"}
-        return self._optimizer._scalars(index) | arrays
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._optimizer._record.keys)
-
-    def __len__(self) -> int:
-        return len(self._optimizer._record.keys)
-
-    def __repr__(self) -> str:
-        return repr(dict(self))
 
 
 class Optimizer(_core.Optimizer):
@@ -54,16 +37,11 @@ class Optimizer(_core.Optimizer):
     ema_decay = Option(_checks.ema_decay)
 
     def __init__(self, params: Params, **options: Any) -> None:
-        name, spec = type(self).__name__, getattr(type(self), "_spec", None)
-        if spec is None:
-            raise TypeError("Optimizer is abstract: use a subclass such as onepass.Adam")
         if hasattr(self, "_record"):
-            raise RuntimeError(f"this {name} is already initialized: create another one, or use add_group")
-        valid = [*spec.checks, *OPTIMIZER_CHECKS]
-        if unknown := [option for option in options if option not in valid]:
-            hint = suggestion(unknown[0], valid)
-            raise TypeError(f"{name}() got an unexpected keyword argument {unknown[0]!r}{hint}")
-        options = {**COMMON_DEFAULTS, **options}
+            raise RuntimeError(
+                f"this {type(self).__name__} is already initialized: create another one, or use add_group"
+            )
+        spec, options = with_defaults(type(self), options)
         form, groups = normalize_params(params)
         whole = {option: check(option, options[option]) for option, check in OPTIMIZER_CHECKS.items()}
         defaults = {option: options[option] for option in spec.checks}
@@ -111,22 +89,11 @@ class Optimizer(_core.Optimizer):
             >>> b
             array([0.75, 0.75], dtype=float32)
         """
-        if isinstance(params, Mapping) and "params" in params:  # PyTorch's way
-            raise TypeError("add_group takes the parameters, and their options as arguments: add_group(params, lr=...)")
-        form: Form
-        items: Any
-        if self._record.form is Form.mapping:
-            if not isinstance(params, Mapping):
-                raise TypeError("the parameters have names: add a mapping of names to arrays")
-            form, items = Form.mapping, dict(params)
-        else:
-            form, items = Form.sequence, group_params(params)
-        if not items:
-            raise ValueError("params holds no parameters")
+        form, keyed = added_params(self._record, params)
 
         def add() -> None:
             record = self._record
-            named = items if form is Form.mapping else dict(enumerate(items, len(record.params)))
+            named = keyed if form is Form.mapping else dict(enumerate(keyed.values(), len(record.params)))
             self._register(form, [(named, {**record.groups[0]._values, **options})])
 
         self._locked(add)
@@ -190,7 +157,7 @@ class Optimizer(_core.Optimizer):
             >>> opt.state["w"]["step"], opt.state["w"]["exp_avg"]
             (1, array([0.1, 0.2], dtype=float32))
         """
-        return _State(self)
+        return _state_dict.StateView(self)
 
     def _scalars(self, index: int) -> dict[str, Any]:
         """Return a parameter's state other than arrays."""
@@ -198,16 +165,14 @@ class Optimizer(_core.Optimizer):
 
     def __repr__(self) -> str:
         groups, params = self._record.groups, self._record.params
-        set_options = {name: getattr(self, name) for name in OPTIMIZER_CHECKS}
-        defaults: Mapping[str, Any] = COMMON_DEFAULTS
-        text = "".join(f", {name}={x!r}" for name, x in set_options.items() if x != defaults[name])
-        own = repr(groups[0]).removeprefix("Group(").removesuffix(")") if len(groups) == 1 else ""
-        text = f", {own}{text}" if own else f"{text}, {[*groups]!r}"
         elements = sum(array.size for array in params)
         size = f"{_checks.plural(len(params), 'parameter')}, {_checks.plural(elements, 'element')}"
-        return f"{type(self).__name__}({size}{text})"
+        whole = changed_defaults({name: getattr(self, name) for name in OPTIMIZER_CHECKS})
+        own = repr(groups[0]).removeprefix("Group(").removesuffix(")") if len(groups) == 1 else ""
+        parts = [size, own, *whole] if own else [size, *whole, repr([*groups])]
+        return f"{type(self).__name__}({', '.join(parts)})"
 
-    # ---- Saving, loading and copying: see _state_dict.py ----
+    # ---- Saving and loading: see _state_dict.py ----
 
     def _snapshot(self) -> dict[str, Any]:
         """Return the state dict, with the live arrays."""
@@ -243,7 +208,9 @@ class Optimizer(_core.Optimizer):
             TypeError, ValueError: it does not fit: something is missing or unknown, of another shape or dtype, an
                 option out of its range, another optimizer's. Nothing has changed.
         """
+        self._load(state_dict)
 
+    def _load(self, state_dict: Mapping[str, Any]) -> None:
         def load() -> None:
             while not self._restore(*_state_dict.prepare_load(self._record, self._snapshot(), state_dict)):
                 pass  # another thread has set an option meanwhile, and nothing has changed
@@ -292,49 +259,19 @@ class Optimizer(_core.Optimizer):
         except (TypeError, ValueError) as error:  # such as an option out of its range
             raise ValueError(f"cannot load {os.fspath(path)!r}: {error}") from error
 
-    def _reduce_args(self) -> tuple[Any, ...]:
-        """Return the arguments of `_rebuild` that make an equal optimizer, with the live arrays."""
-        record, first = self._record, 0
-        groups = []
-        for group in record.groups:
-            keys = record.keys[first : first + len(group.params)]
-            groups.append((dict(zip(keys, group.params)), dict(group._values)))
-            first += len(keys)
-        options = {name: getattr(self, name) for name in OPTIMIZER_CHECKS}
-        return record.form, record.as_tuple, groups, options, self._snapshot()
-
-    def _rebuild(
-        self, form: Form, as_tuple: bool, groups: list[GroupParams], options: Mapping[str, Any], state: Any
-    ) -> None:
-        for named, _ in groups:  # buffers that a pickle was read from may be read-only
-            named.update({key: array.copy(order="K") for key, array in named.items() if not array.flags.writeable})
-        self._init(form, as_tuple, groups, options)
-        for saved, own in zip(state["param_groups"], self._snapshot()["param_groups"]):
-            saved.update({name: own[name] for name in own if name == "param_names"})  # repr() of keys may differ
-        Optimizer.load_state_dict(self, state)  # a subclass's own may need attributes, which are set later
+    # ---- Pickles and copies: see _copying.py ----
 
     def __getstate__(self) -> Any:
-        """Return the attributes that a subclass added, as `object.__getstate__` does."""
-        return _state_dict.added_attributes(self, Optimizer.__slots__)
+        return _copying.added_attributes(self, Optimizer.__slots__)
 
     def __setstate__(self, added: Any) -> None:
-        attributes, filled = added if isinstance(added, tuple) else (added, {})
-        if attributes:
-            self.__dict__.update(attributes)
-        for name, value in filled.items():
-            setattr(self, name, value)
+        _copying.set_added_attributes(self, added)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _state_dict.rebuild, (type(self), *self._locked(self._reduce_args)), self.__getstate__()
+        return _copying.rebuild, (type(self), *self._locked(lambda: _copying.describe(self))), self.__getstate__()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        copied = memo[id(self)] = type(self).__new__(type(self))  # before a schedule that knows of this one is copied
-        live = self.__getstate__()
-        arguments, added = self._locked(lambda: deepcopy((self._reduce_args(), live), memo))
-        copied._rebuild(*arguments)
-        if added is not None:
-            copied.__setstate__(added)
-        return copied
+        return _copying.deep_copy(self, memo)
 
     def __copy__(self) -> Any:
         raise TypeError("two optimizers must not share parameters and state: use copy.deepcopy")

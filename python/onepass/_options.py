@@ -134,6 +134,24 @@ def declare(rule: str | Callable[[Mapping[str, Any]], str], **state: Any) -> Cal
     return declared
 
 
+def with_defaults(cls: type, options: Mapping[str, Any]) -> tuple[Spec, dict[str, Any]]:
+    """Return the `Spec` of an optimizer class, and all of its options, the common ones by default."""
+    spec: Spec | None = getattr(cls, "_spec", None)
+    if spec is None:
+        raise TypeError("Optimizer is abstract: use a subclass such as onepass.Adam")
+    valid = [*spec.checks, *OPTIMIZER_CHECKS]
+    if unknown := [name for name in options if name not in valid]:
+        hint = suggestion(unknown[0], valid)
+        raise TypeError(f"{cls.__name__}() got an unexpected keyword argument {unknown[0]!r}{hint}")
+    return spec, {**COMMON_DEFAULTS, **options}
+
+
+def changed_defaults(options: Mapping[str, Any]) -> list[str]:
+    """Return "name=value" for each common option that differs from its default."""
+    defaults: Mapping[str, Any] = COMMON_DEFAULTS
+    return [f"{name}={value!r}" for name, value in options.items() if value != defaults[name]]
+
+
 # Names in other libraries.
 _FOREIGN = {
     **dict.fromkeys(["learning_rate", "learn_rate", "step_size", "eta", "alpha"], "lr"),

@@ -167,3 +167,18 @@ def group_params(params: Any) -> list[Any]:
     if isinstance(params, Mapping):
         raise TypeError("parameter names are missing in other groups: name all or none")
     return [params] if isinstance(params, np.ndarray) else as_list("a group's params", params)
+
+
+def added_params(record: ParameterRecord, params: Any) -> tuple[Form, dict[Any, Any]]:
+    """Return the parameters of a group to add by key, and the form of all parameters with them."""
+    if isinstance(params, Mapping) and "params" in params:  # PyTorch's way
+        raise TypeError("add_group takes the parameters, and their options as arguments: add_group(params, lr=...)")
+    if record.form is not Form.mapping:
+        form, items = Form.sequence, dict(enumerate(group_params(params)))
+    elif isinstance(params, Mapping):
+        form, items = Form.mapping, dict(params)
+    else:
+        raise TypeError("the parameters have names: add a mapping of names to arrays")
+    if not items:
+        raise ValueError("params holds no parameters")
+    return form, items

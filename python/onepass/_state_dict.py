@@ -1,11 +1,10 @@
-"""State dicts and pickles of optimizers."""
+"""State dicts of optimizers."""
 
 from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
-from types import MemberDescriptorType
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,30 @@ def snapshot(record: ParameterRecord, optimizer: Mapping[str, Any], scalars: Seq
         first = last
     states = {index: {**own, **state} for index, (own, state) in enumerate(zip(scalars, record.states))}
     return {"version": _checkpoint.VERSION, **optimizer, "state": states, "param_groups": groups}
+
+
+class StateView(Mapping[Any, "dict[str, Any]"]):
+    """State of each parameter of an optimizer: its step count and live views of its arrays."""
+
+    __slots__ = ("_optimizer",)
+
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+
+    def __getitem__(self, key: Hashable) -> dict[str, Any]:
+        record = self._optimizer._record
+        index = record.index[key]
+        arrays = {name: array.view() for name, array in record.states[index].items() if name != "ema"}
+        return self._optimizer._scalars(index) | arrays  # type: ignore[no-any-return]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._optimizer._record.keys)
+
+    def __len__(self) -> int:
+        return len(self._optimizer._record.keys)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 def copy_arrays(state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -119,22 +142,3 @@ def read(path: str | os.PathLike[str], own: dict[str, Any], folder: str | None) 
         return rooms[id(array)]
 
     return _checkpoint.read(path, own, room=room)
-
-
-# ---- Pickles ----
-
-
-def rebuild(cls: Any, *arguments: Any) -> Any:
-    """Return the optimizer of a pickle."""
-    optimizer = cls.__new__(cls)
-    optimizer._rebuild(*arguments)
-    return optimizer
-
-
-def added_attributes(optimizer: object, own_slots: Iterable[str]) -> Any:
-    """Return what a user's subclass added, as `object.__getstate__` does: its attributes, and those in slots."""
-    attributes = getattr(optimizer, "__dict__", None) or None
-    members = [item for cls in type(optimizer).__mro__ for item in vars(cls).items()]
-    slots = {name for name, member in members if isinstance(member, MemberDescriptorType)} - {*own_slots}
-    filled = {name: getattr(optimizer, name) for name in slots if hasattr(optimizer, name)}
-    return (attributes, filled) if filled else attributes

@@ -1,0 +1,69 @@
+"""Pickles and deep copies of optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import deepcopy
+from types import MemberDescriptorType
+from typing import Any
+
+from ._options import OPTIMIZER_CHECKS
+
+
+def describe(optimizer: Any) -> tuple[Any, ...]:
+    """Return the arguments of `initialize` that make an equal optimizer, with the live arrays."""
+    record, first = optimizer._record, 0
+    groups = []
+    for group in record.groups:
+        keys = record.keys[first : first + len(group.params)]
+        groups.append((dict(zip(keys, group.params)), dict(group._values)))
+        first += len(keys)
+    options = {name: getattr(optimizer, name) for name in OPTIMIZER_CHECKS}
+    return record.form, record.as_tuple, groups, options, optimizer._snapshot()
+
+
+def initialize(optimizer: Any, form: Any, as_tuple: bool, groups: Any, options: Any, state: Any) -> None:
+    """Initialize an optimizer as described."""
+    for named, _ in groups:  # buffers that a pickle was read from may be read-only
+        named.update({key: array.copy(order="K") for key, array in named.items() if not array.flags.writeable})
+    optimizer._init(form, as_tuple, groups, options)
+    for saved, own in zip(state["param_groups"], optimizer._snapshot()["param_groups"]):
+        saved.update({name: own[name] for name in own if name == "param_names"})  # repr() of keys may differ
+    optimizer._load(state)  # a subclass's own load_state_dict may need attributes, which are set later
+
+
+def rebuild(cls: Any, *description: Any) -> Any:
+    """Return the optimizer of a pickle."""
+    optimizer = cls.__new__(cls)
+    initialize(optimizer, *description)
+    return optimizer
+
+
+def deep_copy(optimizer: Any, memo: dict[int, Any]) -> Any:
+    """Return a copy with parameters and state of its own."""
+    cls: Any = type(optimizer)
+    copied = memo[id(optimizer)] = cls.__new__(cls)  # before its schedules, which may refer to the optimizer
+    live = optimizer.__getstate__()
+    description, added = optimizer._locked(lambda: deepcopy((describe(optimizer), live), memo))
+    initialize(copied, *description)
+    if added is not None:
+        copied.__setstate__(added)
+    return copied
+
+
+def added_attributes(optimizer: object, own_slots: Iterable[str]) -> Any:
+    """Return the attributes that a user's subclass added, as `object.__getstate__` does: a dict, and those in slots."""
+    attributes = getattr(optimizer, "__dict__", None) or None
+    members = [item for cls in type(optimizer).__mro__ for item in vars(cls).items()]
+    slots = {name for name, member in members if isinstance(member, MemberDescriptorType)} - {*own_slots}
+    filled = {name: getattr(optimizer, name) for name in slots if hasattr(optimizer, name)}
+    return (attributes, filled) if filled else attributes
+
+
+def set_added_attributes(optimizer: Any, added: Any) -> None:
+    """Set what `added_attributes` returned."""
+    attributes, filled = added if isinstance(added, tuple) else (added, {})
+    if attributes:
+        optimizer.__dict__.update(attributes)
+    for name, value in filled.items():
+        setattr(optimizer, name, value)
