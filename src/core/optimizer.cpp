@@ -223,9 +223,9 @@ std::vector<double> Optimizer::plan_inputs() const {
   for (const OptionsSnapshot& group : options_) {
     const CommonOptions& common = group.common;
     result.insert(result.end(), group.options.begin(), group.options.end());
-    result.insert(result.end(), {common.lr, common.weight_decay, common.clip_value, common.ema_decay,
-                                 common.decoupled ? 1.0 : 0.0, common.maximize ? 1.0 : 0.0,
-                                 common.averaged ? 1.0 : 0.0});
+    result.insert(result.end(),
+                  {common.lr, common.weight_decay, common.clip_value, common.ema_decay, common.decoupled ? 1.0 : 0.0,
+                   common.maximize ? 1.0 : 0.0, common.averaged ? 1.0 : 0.0});
   }
   return result;
 }

@@ -118,8 +118,8 @@ Optimizer::StepInputs Optimizer::prepare(py::handle grads, py::handle grad_scale
   core_.take_options();
   StepInputs inputs = {1, choose_executor(), clip_norm_, nonfinite_};
   const std::vector<std::size_t> scheduled = core_.scheduled_groups();
-  const bool plain_scale = !grad_scale || (PyFloat_CheckExact(grad_scale.ptr()) &&
-                                           std::isfinite(PyFloat_AS_DOUBLE(grad_scale.ptr())));
+  const bool plain_scale =
+      !grad_scale || (PyFloat_CheckExact(grad_scale.ptr()) && std::isfinite(PyFloat_AS_DOUBLE(grad_scale.ptr())));
   if (plain_scale && grad_scale) inputs.scale = PyFloat_AS_DOUBLE(grad_scale.ptr());
   const bool fits = plain_scale && collect(grads) && take_pointers(false);
   if (fits && scheduled.empty()) return inputs;
@@ -251,8 +251,8 @@ void Optimizer::finish(const StepInputs& inputs) {
   GradientStats measured;
   if (inputs.wants_norm() || inputs.wants_finite()) {
     without_gil_if(is_large(), [&] {
-      measured = core_.measure(pointers_.data(), inputs.scale, inputs.wants_norm(), inputs.wants_finite(),
-                               inputs.executor);
+      measured =
+          core_.measure(pointers_.data(), inputs.scale, inputs.wants_norm(), inputs.wants_finite(), inputs.executor);
     });
   }
   commit(inputs, measured);

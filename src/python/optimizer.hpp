@@ -63,8 +63,8 @@ class Optimizer {
   // Prepare a step along these gradients, whose values may still change: changes nothing that shows. Returns the count
   // of steps and the options that the step will use.
   std::vector<double> prepare_step(py::handle grads, py::handle grad_scale);
-  // Return the statistics of the prepared gradients' blocks, as they are in memory now: a row of onepass::BlockStats for
-  // each block of each parameter.
+  // Return the statistics of the prepared gradients' blocks, as they are in memory now: a row of onepass::BlockStats
+  // for each block of each parameter.
   py::array_t<double> measure_step();
   // Carry out the prepared step, given the statistics of all gradients. Returns false if it was skipped.
   bool commit_step(double norm, std::optional<std::size_t> first_nonfinite);

@@ -47,7 +47,9 @@ Example:
     array([0.5, 1. , 1.5], dtype=float32)
 )";
 
-// The arguments of a call, by position or by name. Throws what Python throws for a function of this signature.
+// The arguments of a call, by position or by name. Throws what Python throws for a function of this signature. Parsed
+// here because pybind11's own parsing takes six times as long: 440 against 70 ns a call, both beyond an empty Python
+// function on the same busy machine, and a small step takes 300 ns (EPYC Zen 3, pybind11 3.1).
 std::pair<py::handle, py::handle> step_arguments(PyObject* const* arguments, Py_ssize_t positional, PyObject* names) {
   py::handle grads;
   py::handle grad_scale;

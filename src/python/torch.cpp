@@ -31,20 +31,6 @@ PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t positional
 
 }  // namespace
 
-FastGetter::FastGetter(PyTypeObject* type, const char* name) : type_(type), name_(name) {
-  const py::object found = py::getattr(py::handle(reinterpret_cast<PyObject*>(type)), name_, py::none());
-  if (!PyObject_TypeCheck(found.ptr(), &PyGetSetDescr_Type)) return;
-  definition_ = reinterpret_cast<PyGetSetDescrObject*>(found.ptr())->d_getset;
-}
-
-py::object FastGetter::operator()(PyObject* object) const {
-  PyObject* const value = definition_ != nullptr && Py_TYPE(object) == type_
-                              ? definition_->get(object, definition_->closure)
-                              : PyObject_GetAttr(object, name_.ptr());
-  if (value == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(value);
-}
-
 MirroredCounts::MirroredCounts(py::array array)
     : array_(std::move(array)), data_(array_.mutable_data()), single_(dtype_of(array_) == float32) {
   if (!dtype_of(array_)) throw py::value_error("counts are mirrored in float32 or float64");
@@ -103,7 +89,7 @@ TorchFastPath::TorchFastPath(py::object optimizer, py::tuple tensors, std::vecto
       tensors_(std::move(tensors)),
       published_(std::move(published)),
       state_(state.begin(), state.end()),
-      grad_(Py_TYPE(tensors_.empty() ? tensors_.ptr() : tensors_[0].ptr()), "grad"),
+      grad_name_(py::reinterpret_steal<py::object>(PyUnicode_InternFromString("grad"))),
       steps_(std::move(steps)),
       mu_products_(std::move(mu_products)),
       changed_(std::move(changed)) {
@@ -187,7 +173,8 @@ std::optional<TorchFastPath::Found> TorchFastPath::find_gradient(std::size_t i, 
   DLTensor view = {};
   if (view_tensor_(tensor, &view) != 0 || !layouts_[i].matches(view)) return std::nullopt;
   if (parameter.size != 0 && view.address() != parameter.operands.param) return std::nullopt;
-  Found found = {grad_(tensor)};
+  Found found = {py::reinterpret_steal<py::object>(PyObject_GetAttr(tensor, grad_name_.ptr()))};
+  if (!found.gradient) throw py::error_already_set();
   if (found.gradient.is_none()) return found;
   if (!published_[i] || view_tensor_(found.gradient.ptr(), &view) != 0 || !layouts_[i].matches(view)) {
     return std::nullopt;

@@ -16,20 +16,6 @@ namespace onepass::python {
 
 namespace py = pybind11;
 
-// Reads an attribute of tensors.
-class FastGetter {
- public:
-  FastGetter(PyTypeObject* type, const char* name);
-
-  // Throws any error that reading raises.
-  py::object operator()(PyObject* object) const;
-
- private:
-  PyTypeObject* type_;
-  py::str name_;
-  PyGetSetDef* definition_ = nullptr;
-};
-
 // A float32 or float64 array that mirrors counts of the core for PyTorch.
 class MirroredCounts {
  public:
@@ -107,7 +93,7 @@ class TorchFastPath {
   std::vector<bool> published_;
   std::vector<GroupSnapshot> groups_;
   std::vector<Snapshot> state_;
-  FastGetter grad_;
+  py::object grad_name_;  // interned
   MirroredCounts steps_;
   MirroredCounts mu_products_;
   py::object changed_;
