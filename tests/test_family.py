@@ -276,6 +276,26 @@ def test_ema_is_the_running_average_of_the_parameters(decay: Any, kind: str, dty
     assert decay == 0.0 or np.abs(optimizer.ema - p).max() > 1e-3
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("decay", [0.0, 0.999, 1 - 1e-9, lambda t: (t - 1) / t], ids=["0", "0.999", "1 - 1e-9", "even"])
+def test_the_average_of_weights_that_stay_is_these_weights(decay: Any, dtype: Any) -> None:
+    p = np.random.default_rng(3).standard_normal(100).astype(dtype)
+    optimizer = onepass.SGD(p, lr=0.0, ema_decay=decay)
+    for _ in range(100):
+        optimizer.step(np.ones_like(p))
+    assert_same_bits([optimizer.ema], [p])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_average_with_decay_zero_is_the_parameters_where_their_difference_overflows(dtype: Any) -> None:
+    largest = np.finfo(dtype).max
+    p = np.array([largest, -largest, np.inf, 0.0, -0.0], dtype)
+    optimizer = onepass.SGD(p, lr=0.0, ema_decay=0)
+    p[:] = np.roll(p, 1)
+    optimizer.step(np.zeros_like(p))
+    assert_same_bits([optimizer.ema], [p])
+
+
 @pytest.mark.parametrize("kind", ["SGD", "Adagrad"])
 def test_sparse_rows_are_the_dense_gradient_where_zeros_move_nothing(kind: str) -> None:
     rng = np.random.default_rng(9)

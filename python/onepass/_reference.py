@@ -298,9 +298,9 @@ def around(p: Elements, g: Elements, scale: float, o: Numbers) -> tuple[Elements
 
 
 def running_average(decay: float, e: Elements, p: Elements) -> Elements:
-    """What comes after: the average of the weights."""
-    k = rounded(p.values.dtype, decay=decay, one_minus_decay=1 - decay)
-    return average(k.decay, k.one_minus_decay, e, p)
+    """The average of the weights after the rule: e + w·(p - e), which a constant p does not move; w = 1: p itself."""
+    k = rounded(p.values.dtype, w=1 - decay)
+    return p if k.w == 1 else e + k.w * (p - e)
 
 
 def global_norm(grads: Iterable[Array], grad_scale: float = 1.0) -> float:

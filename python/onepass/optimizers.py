@@ -62,9 +62,9 @@ class Adam(Optimizer):
         nonfinite: ``"propagate"``; ``"skip"``: a step whose gradients hold NaN or infinity (or, for rules that square
             them, whose squares overflow the dtype) changes nothing and adds one to ``skipped``; ``"raise"``: it changes
             nothing and raises.
-        ema_decay: the decay of a running average of the parameters, ``e ← ema_decay·e + (1 − ema_decay)·p``, or a
-            function of ``t`` that returns one. The averages start as copies, are written in the same pass and read as
-            ``ema``. None: off.
+        ema_decay: the decay of a running average of the parameters, ``e ← e + (1 − ema_decay)·(p − e)``, or a function
+            of ``t`` that returns one. The averages start as copies, are written in the same pass and read as ``ema``.
+            None: off.
         flush_denormals: treat subnormal numbers as zero while stepping. They are numerically irrelevant here and slow
             on most CPUs.
 

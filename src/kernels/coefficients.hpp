@@ -11,12 +11,11 @@ namespace {
 // All of the dtype of the arithmetic.
 template <class T, class Rule>
 struct Coefficients {
-  T clip_value;     // of the gradient; infinity: not clamped
-  T scale;          // of the gradient; 1: not scaled
-  T weight_decay;   // added to the gradient, times the parameter
-  T shrink;         // of the parameter: 1, or less for decoupled weight decay
-  T ema_decay;      // of the running average
-  T one_minus_ema;  // 1 - ema_decay
+  T clip_value;    // of the gradient; infinity: not clamped
+  T scale;         // of the gradient; 1: not scaled
+  T weight_decay;  // added to the gradient, times the parameter
+  T shrink;        // of the parameter: 1, or less for decoupled weight decay
+  T ema_weight;    // of the parameter in the running average: 1 - ema_decay
   Rule rule;
 };
 
@@ -50,11 +49,10 @@ bool coefficients(const double* values, const CommonOptions& common, StepContext
   const double scale = common.maximize ? -step.grad_scale : step.grad_scale;
   const double decoupled = common.decoupled ? common.weight_decay : 0;
   const double coupled = common.decoupled ? 0 : common.weight_decay;
-  const double ema_decay = common.averaged ? common.ema_decay : 0;
+  const double ema_weight = common.averaged ? 1 - common.ema_decay : 0;
   const Coefficients<T, Rule> k = {
-      static_cast<T>(common.clip_value),       static_cast<T>(scale),     static_cast<T>(coupled),
-      static_cast<T>(1 - step.lr * decoupled), static_cast<T>(ema_decay), static_cast<T>(1 - ema_decay),
-      Rule::coefficients(options, step),
+      static_cast<T>(common.clip_value),       static_cast<T>(scale),      static_cast<T>(coupled),
+      static_cast<T>(1 - step.lr * decoupled), static_cast<T>(ema_weight), Rule::coefficients(options, step),
   };
   static_assert(sizeof k <= sizeof packed.bytes, "PackedCoefficients has too little room for this rule");
   copy_bytes(packed.bytes, &k, sizeof k);

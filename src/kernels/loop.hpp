@@ -31,7 +31,11 @@ ONEPASS_INLINE void loop(const Coefficients<T, Rule> k, std::size_t count, const
     p = p * k.shrink;
     k.rule(p, g, state.ref(i)...);
     param.store(i, p);
-    if ((extras & average_weights) != 0) average.store(i, k.ema_decay * average.load(i) + k.one_minus_ema * p);
+    if ((extras & average_weights) != 0) {
+      const T e = average.load(i);
+      // At weight 1 a copy: the difference may overflow, and loses the sign of zero.
+      average.store(i, k.ema_weight == 1 ? p : e + k.ema_weight * (p - e));
+    }
   }
 }
 
@@ -71,7 +75,7 @@ ONEPASS_NOINLINE void run_loop(const PackedCoefficients& packed, const Operands&
 
 template <Extras extras, class Format, class Rule>
 void sweep(const PackedCoefficients& packed, const Operands& operands, std::size_t begin, std::size_t end) {
-  // What suits the parameter suits its state, which is allocated at the same distance from a cache line.
+  // One alignment for all arrays: state is allocated at the same distance from a cache line as its parameter.
   const std::size_t aligned = begin + typename Format::Param(operands.param, begin).until_cache_line(end - begin);
   if (aligned != begin) run_loop<extras, Format, Rule>(packed, operands, begin, aligned);
   run_loop<extras, Format, Rule>(packed, operands, aligned, end);

@@ -236,8 +236,7 @@ Element<T> make_element(const onepass::RuleEntry& rule, const double* options, c
   const bool coupled = wd != 0 && !common.decoupled;
   const bool decoupled = wd != 0 && common.decoupled;
   const bool averaged = common.averaged;
-  const T ema = averaged ? o.number(common.ema_decay) : T(0);
-  const T rest = averaged ? o.number(1 - common.ema_decay) : T(0);
+  const T w = averaged ? o.number(1 - common.ema_decay) : T(0);
   if (o.overflows) return {};
   return [=](T& p, T g, T* state, T* average) {
     if (s != 1) {
@@ -249,7 +248,7 @@ Element<T> make_element(const onepass::RuleEntry& rule, const double* options, c
     if (coupled) g = g + decay * p;
     if (decoupled) p = p * shrink;
     update(p, g, state);
-    if (averaged) *average = ema * *average + rest * p;
+    if (averaged) *average = select(w == 1, p, *average + w * (p - *average));
   };
 }
 

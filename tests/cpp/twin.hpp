@@ -57,7 +57,7 @@ class Twin {
   // All that a step does: false when it overflows.
   bool step(const std::vector<Given>& gradients, double grad_scale = 1);
 
-  // Whether parameters, state, averages and counts are equal, and nothing around them was touched.
+  // Checks that parameters, state, averages and counts are equal and that nothing around them was touched.
   void compare(const std::string& context = "") const;
 
   onepass::Optimizer& core() { return core_; }
