@@ -112,6 +112,10 @@ def check_wrong_arguments_are_refused_on_every_rank() -> None:
     sharded = ShardedOptimizer(WORLD, onepass.Adam, [w])
     with raises(TypeError, "gradient 0 is given by rows"):
         sharded.step([onepass.SparseRows([0], np.ones(1, np.float32))])
+    v = np.ones(2, np.float32)
+    grouped = ShardedOptimizer(WORLD, onepass.Adam, [{"params": [w, v]}, {"params": [np.ones(1, np.float32)]}])
+    with raises(ValueError, "gradients come as one flat sequence, in the order of the groups"):
+        grouped.step([[w, v], [np.ones(1, np.float32)]])
     with raises(TypeError, "cannot be copied or pickled"):
         __import__("copy").deepcopy(sharded)
 

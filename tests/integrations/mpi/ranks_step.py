@@ -102,6 +102,7 @@ def check_names_and_one_array_serve_as_parameters() -> None:
     averaged.step(np.ones(10_000))
     assert (one == 1 - n).all() and (averaged.gather_ema() == 1 - n / 2).all()
     assert ShardedOptimizer(WORLD, onepass.SGD, one).gather_ema() is None
+    assert type(ShardedOptimizer(WORLD, onepass.SGD, (one, np.ones(3))).params) is tuple
 
 
 def check_gradients_of_any_layout_and_dtype_are_taken() -> None:

@@ -124,17 +124,18 @@ def combine_blocks(
 def allgather(comm: MPI.Intracomm, layout: Layout, buffers: Buffers, gradients: Gradients) -> None:
     """Give all ranks the new weights of each rank's shares."""
     for chunk in layout.chunks:
+        flat = layout.flat[chunk.dtype]
         if not gradients.present(chunk):
             continue
-        flat = layout.flat[chunk.dtype]
-        buffer = buffers.packed[chunk.dtype][: chunk.size] if flat is None else _part(flat, chunk)
-        if flat is None:
-            for index, start, stop, at in chunk.share(comm.rank):
-                buffer[at : at + stop - start] = layout.lines[index][start:stop]
+        if flat is not None:
+            ring_allgather(comm, _part(flat, chunk), chunk.cuts)
+            continue
+        buffer = buffers.packed[chunk.dtype]
+        for index, start, stop, at in chunk.share(comm.rank):
+            buffer[at : at + stop - start] = layout.lines[index][start:stop]
         ring_allgather(comm, buffer, chunk.cuts)
-        for index, start, stop, at in chunk.pieces if flat is None else ():
-            if gradients.arrays[index] is not None:
-                layout.lines[index][start:stop] = buffer[at : at + stop - start]
+        for index, start, stop, at in chunk.pieces:
+            layout.lines[index][start:stop] = buffer[at : at + stop - start]
 
 
 def ring_allgather(comm: MPI.Intracomm, buffer: Array, cuts: list[int]) -> None:
