@@ -38,7 +38,6 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         "readme",
         "records",
         "report",
-        "distributed",
     )
     yield SimpleNamespace(**{name: importlib.import_module(f"bench.{name}") for name in names})
     onepass.set_num_threads(None)
@@ -580,22 +579,3 @@ def test_the_command_line_sets_variables_and_says_so() -> None:
 
 def test_the_page_of_several_processes_is_what_its_results_file_holds() -> None:
     run("-m", "bench.distributed", "--check")
-
-
-def test_what_the_model_of_several_processes_predicts_has_two_digits(bench: SimpleNamespace) -> None:
-    times = {0.1084: "110 ms", 2.39e-3: "2.4 ms", 7.48e-6: "7.5 µs", 0.9961: "1 s", 12.6: "13 s", 551e-6: "550 µs"}
-    for value, text in times.items():
-        assert bench.distributed.roughly(value, bench.distributed.seconds) == text
-
-
-def test_the_model_of_several_processes_adds_up(bench: SimpleNamespace) -> None:
-    predicted = bench.distributed.predicted
-    alpha, beta, tau = 1e-6, 1e-10, 1e-9
-    one = predicted(8, 1_000_000_000, alpha, beta, tau)
-    assert one["bandwidth"] == pytest.approx(2 * 4e9 * 7 / 8 * beta)
-    assert one["latency"] == pytest.approx(2 * one["chunks"] * 7 * alpha + 6 * alpha)
-    assert max(one["compute"], one["bandwidth"]) < one["step"] < one["latency"] + one["bandwidth"] + one["compute"]
-    assert one["replicated"] - one["step"] >= one["compute"] * 6.9
-    many = predicted(10_000, 1_000_000_000, alpha, beta, tau)
-    assert many["latency"] < 1_000_000_000 * alpha / 4096 + 30 * alpha
-    assert many["chunks"] == 1_000_000_000 // (2 * 10_000 * 4096)

@@ -76,19 +76,23 @@ def label(form: Form, key: Any) -> str:
     return "the parameter" if form is Form.array else f"parameter {key!r}"
 
 
-def create_groups(record: ParameterRecord, form: Form, groups: list[GroupParams], spec: Spec) -> list[Group]:
-    """Return new groups of parameters, checked against each other and against the parameters that there are."""
+def check_params(record: ParameterRecord, form: Form, groups: list[GroupParams]) -> None:
+    """Refuse new parameters that cannot be updated in place, or that share a name or memory with others."""
     arrays = dict(zip(record.keys, record.params))
-    created: list[Group] = []
-    for named, options in groups:
+    for named, _ in groups:
         if again := [key for key in named if key in arrays]:
             raise ValueError(f"duplicate parameter name {again[0]!r}")
         for key, array in named.items():
             check_storage(label(form, key), array)
         arrays |= named
-        created.append(Group(spec, list(named.values()), options))
     states = [(f"state {name!r}", array) for state in record.states for name, array in state.items()]
     check_disjoint([*states, *((label(form, key), array) for key, array in arrays.items())])
+
+
+def create_groups(record: ParameterRecord, form: Form, groups: list[GroupParams], spec: Spec) -> list[Group]:
+    """Return new groups of parameters, checked against each other and against the parameters that there are."""
+    check_params(record, form, groups)
+    created = [Group(spec, list(named.values()), options) for named, options in groups]
     averaged = [group.ema_decay is not None for group in (*record.groups, *created)]
     if any(averaged) and not all(averaged):
         raise ValueError("ema_decay must be set for all groups or for none")

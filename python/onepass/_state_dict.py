@@ -27,9 +27,7 @@ def snapshot(record: ParameterRecord, optimizer: Mapping[str, Any], scalars: Seq
     groups, first = [], 0
     for group in record.groups:
         last = first + len(group.params)
-        saved: dict[str, Any] = {"params": list(range(first, last))}
-        if record.form is Form.mapping:
-            saved["param_names"] = [key if isinstance(key, str) else repr(key) for key in record.keys[first:last]]
+        saved = named_params(record, first, last)
         saved |= {name: None if callable(value) else value for name, value in group._values.items()}
         groups.append(saved)
         first = last
@@ -59,6 +57,14 @@ class StateView(Mapping[Any, "dict[str, Any]"]):
 
     def __repr__(self) -> str:
         return repr(dict(self))
+
+
+def named_params(record: ParameterRecord, first: int, last: int) -> dict[str, Any]:
+    """Return the entries of a group with these parameters: their indices, and their names if they have any."""
+    params: dict[str, Any] = {"params": list(range(first, last))}
+    if record.form is Form.mapping:
+        params["param_names"] = [key if isinstance(key, str) else repr(key) for key in record.keys[first:last]]
+    return params
 
 
 def copy_arrays(state_dict: dict[str, Any]) -> dict[str, Any]:

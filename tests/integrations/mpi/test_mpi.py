@@ -20,7 +20,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 RANKS = HERE / "ranks.py"
 MPIEXEC = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec")
-CHECKS = re.findall(r"^def check_(\w+)", RANKS.read_text(), re.MULTILINE)
+CHECKS = [
+    name for file in sorted(HERE.glob("ranks_*.py")) for name in re.findall(r"^def check_(\w+)", file.read_text(), re.M)
+]
 
 
 def mpiexec(ranks: int, *command: object, seconds: float = 120, **variables: str) -> tuple[int, str]:

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onepass.integrations.mpi.partition import Chunk, owners, shared_out
+from onepass.integrations.mpi.partition import Chunk, block_owners, partition
 from support import DTYPES, Array
 
 BLOCK = 4096
@@ -23,7 +23,7 @@ kinds = st.lists(st.tuples(dtypes, sizes), min_size=1, max_size=8)
 def test_every_element_is_in_one_share_and_shares_are_equal_to_within_a_block(
     params: list[tuple[Any, int]], ranks: int, chunk: int
 ) -> None:
-    chunks = shared_out(params, ranks, chunk)
+    chunks = partition(params, ranks, chunk)
     held = [np.zeros(size, int) for _, size in params]
     taken: dict[tuple[Any, int], int] = {}
     for each in chunks:
@@ -47,20 +47,20 @@ def test_every_element_is_in_one_share_and_shares_are_equal_to_within_a_block(
 
 @given(kinds, st.integers(1, 5))
 def test_the_owner_of_each_block_is_who_has_its_elements(params: list[tuple[Any, int]], ranks: int) -> None:
-    chunks = shared_out(params, ranks, 1)
+    chunks = partition(params, ranks, 1)
     owner: list[Array] = [np.full(size, -1) for _, size in params]
     for chunk in chunks:
         for rank in range(ranks):
             for index, start, stop, _ in chunk.share(rank):
                 owner[index][start:stop] = rank
-    assert owners(params, ranks, chunks).tolist() == [rank for each in owner for rank in each[::BLOCK]]
+    assert block_owners(params, ranks, chunks).tolist() == [rank for each in owner for rank in each[::BLOCK]]
 
 
 def test_chunks_are_about_as_large_as_asked_for_where_ranks_are_few() -> None:
     size = 100_000_000
-    chunks = shared_out([(np.dtype(np.float32), size)], 4, 1 << 20)
+    chunks = partition([(np.dtype(np.float32), size)], 4, 1 << 20)
     assert len(chunks) == size // (1 << 20)
     assert all(abs(chunk.size - size / len(chunks)) <= BLOCK for chunk in chunks)
-    many = shared_out([(np.dtype(np.float32), size)], 1000, 1 << 20)
+    many = partition([(np.dtype(np.float32), size)], 1000, 1 << 20)
     assert all(min(chunk.counts()) > 0 for chunk in many)
     assert isinstance(many[0], Chunk)

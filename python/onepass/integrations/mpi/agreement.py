@@ -1,92 +1,78 @@
-"""Communicator duplication, collective error handling, thread counts."""
+"""Agreement of ranks: an error on one rank, or a difference between ranks, raises on all of them."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import weakref
-from collections import Counter
-from collections.abc import Mapping
-from fractions import Fraction
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ... import _core
-from ..._types import Array
 from .. import needed
 
 with needed("mpi4py", "mpi"):
     from mpi4py import MPI
 
-OPTIONS = "options of the groups, or schedules that say something else"  # a thing to agree on that has no short words
+Fingerprint = dict[str, Any]  # values that must be equal on all ranks, compared by their repr
+OPTIONS = "options of the groups, or schedules that say something else"  # a difference without details
 
 
-_keyvals: list[int] = []  # of a communicator's duplicates among its attributes
+def refusal(comm: MPI.Intracomm, call: str, error: BaseException | None, fingerprint: Fingerprint) -> Any:
+    """Return the exception that this rank must raise; None if all ranks are in this call, without error and alike.
 
-
-def own_comm(comm: MPI.Intracomm) -> MPI.Intracomm:
-    """Return a duplicate for one owner, so that nothing else is ever matched with its messages. Collective.
-
-    It is freed lazily after its owner is garbage-collected. Freeing is collective too, and ranks forget at different
-    moments, so it waits for the next duplicate of the same communicator, or until that is freed.
+    Collective: one reduction of three numbers while all is well.
     """
-    if not _keyvals:
-        _keyvals.append(MPI.Comm.Create_keyval(delete_fn=lambda comm, keyval, made: _free_forgotten(comm, made)))
-    made: Any = comm.Get_attr(_keyvals[0])
-    if made is None:
-        made = []
-        comm.Set_attr(_keyvals[0], made)
-    own = comm.Dup()
-    _free_forgotten(own, made)
-    made.append((MPI.Intracomm(own), weakref.ref(own)))
-    return own
-
-
-def _free_forgotten(comm: MPI.Intracomm, made: list[Any]) -> None:
-    """Free those duplicates that all ranks have forgotten."""
-    forgotten = {index for index, (_, known) in enumerate(made) if known() is None}
-    for index in sorted(set.intersection(*comm.allgather(forgotten)), reverse=True):
-        made.pop(index)[0].Free()
-
-
-def agree(comm: MPI.Intracomm, call: str, error: BaseException | None, said: Mapping[str, Any]) -> None:
-    """Raise on all ranks where one of them has an error, is in another call, or does not say the same.
-
-    Collective: one reduction of three numbers while all is well. What could raise is done before or after it.
-    """
-    digest = int.from_bytes(hashlib.blake2b(repr((call, said)).encode(), digest_size=7).digest(), "little")
+    digest = int.from_bytes(hashlib.blake2b(repr((call, fingerprint)).encode(), digest_size=7).digest(), "little")
     numbers = np.array([error is not None, digest, -digest], np.int64)
-    words = None if error is None else _words(error)
+    message = None if error is None else _describe(error)
     comm.Allreduce(MPI.IN_PLACE, numbers, MPI.MAX)
     if numbers[0]:
-        told = comm.allgather(words)
-        if error is not None:
-            raise error
-        rank, words = next((rank, words) for rank, words in enumerate(told) if words is not None)
-        raise RuntimeError(f"rank {rank} raised {words}")
+        rank, message = next(_present(comm.allgather(message)))
+        return RuntimeError(f"rank {rank} raised {message}") if error is None else error
     if numbers[1] != -numbers[2]:
-        their_call, first = comm.bcast((call, said), root=0)
-        told = comm.allgather(_difference(their_call, first, call, said))
-        different = ((rank, words) for rank, words in enumerate(told) if words is not None)
-        rank, words = next(different, (comm.size - 1, "something else than rank 0"))
-        raise ValueError(f"the ranks disagree: rank {rank} has {words}")
+        differences = comm.allgather(_difference(comm.bcast((call, fingerprint), root=0), (call, fingerprint)))
+        rank, difference = next(_present(differences), (comm.size - 1, "something else than rank 0"))
+        return ValueError(f"the ranks disagree: rank {rank} has {difference}")
+    return None
 
 
-def _words(error: BaseException) -> str:
+@contextmanager
+def together(comm: MPI.Intracomm, call: str) -> Iterator[Fingerprint]:
+    """Block that all ranks leave in the same way: an error, or another fingerprint, on one rank raises on all.
+
+    Collective at its end. The block may fill the fingerprint.
+    """
+    error: BaseException | None = None
+    fingerprint: Fingerprint = {}
+    try:
+        yield fingerprint
+    except BaseException as failed:  # an interrupt too: the other ranks wait for this one
+        error = failed
+    refused = refusal(comm, call, error, fingerprint)
+    if refused is not None:
+        raise refused
+
+
+def _present(messages: list[str | None]) -> Iterator[tuple[int, str]]:
+    """Return each rank that has a message, and the message."""
+    return ((rank, message) for rank, message in enumerate(messages) if message is not None)
+
+
+def _describe(error: BaseException) -> str:
     try:
         return f"{type(error).__name__}: {error}".removesuffix(": ")
-    except Exception:  # it cannot say what it is
+    except Exception:  # from its __str__
         return type(error).__name__
 
 
-def _difference(their_call: str, first: Mapping[str, Any], call: str, said: Mapping[str, Any]) -> str | None:
-    """What differs from rank 0, in words. Things are compared by what they look like, as in the digest."""
-    if call != their_call:
-        return f"called {call}, rank 0 {their_call}"
+def _difference(rank_0: tuple[str, Fingerprint], own: tuple[str, Fingerprint]) -> str | None:
+    """Return a description of the first difference from rank 0."""
+    (first_call, first), (call, fingerprint) = rank_0, own
+    if call != first_call:
+        return f"called {call}, rank 0 {first_call}"
     for name, theirs in first.items():
-        mine = said.get(name)
+        mine = fingerprint.get(name)
         if repr(mine) == repr(theirs):
             continue
         if name == OPTIONS:
@@ -98,27 +84,3 @@ def _difference(their_call: str, first: Mapping[str, Any], call: str, said: Mapp
         one, other = next((a, b) for a, b in zip(mine, theirs) if repr(a) != repr(b))
         return f"{one}, rank 0 {str(other).rpartition(': ')[2]}"
     return None
-
-
-def share_processors(comm: MPI.Intracomm) -> None:
-    """Give each rank of a node its part of the processors, unless somebody says how many threads to use."""
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    try:
-        mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-        all_of_node = Counter(processor for each in node.allgather(list(mine)) for processor in each)
-        ranks = node.size
-    finally:
-        node.Free()
-    if ranks > 1 and not _core.requested_threads() and not os.environ.get("OMP_NUM_THREADS"):
-        share = int(sum(Fraction(1, all_of_node[processor]) for processor in mine))
-        _core.set_num_threads(max(1, min(share, _core.get_num_threads())))
-
-
-def displacements(counts: npt.ArrayLike) -> list[int]:
-    """Return the index at which each rank's elements begin."""
-    return [0, *np.cumsum(counts)[:-1].tolist()]
-
-
-def by_rank(room: Array, counts: list[int]) -> Any:
-    """A buffer with that many elements of each rank, as mpi4py takes it."""
-    return [room, (counts, displacements(counts))]

@@ -1,0 +1,136 @@
+"""Layout of parameters: their memory, their chunks, and the pieces of one rank's share."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from ... import _core
+from ..._allocate import pin
+from ..._flatten import in_line, one_array
+from ..._group import Group
+from ..._optimizer import Optimizer
+from ..._options import OPTIMIZER_CHECKS
+from ..._params import Form, GroupParams, ParameterRecord, check_params
+from ..._types import Array
+from .partition import Chunk, Piece, Positions, block_owners, partition, rank_pieces
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Parameters of a ShardedOptimizer, cut into chunks and into pieces, as one rank has them."""
+
+    record: ParameterRecord  # of the whole parameters, without their state
+    params: list[Array]  # as plain arrays
+    orders: list[Any]  # "C" or "F"
+    lines: list[Any]  # their elements in memory order: one-dimensional views
+    flat: dict[np.dtype[Any], Array | None]  # all parameters of a dtype as one array; None where they are scattered
+    group_of: list[int]  # each parameter's group
+    chunks: list[Chunk]
+    pieces: list[Piece]  # of this rank, by parameter: the parameters of its optimizer
+    first: list[int]  # index of each parameter's first piece, and the number of pieces
+    parts: list[list[int]]  # indices of this rank's pieces in each chunk
+    blocks: Blocks
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of the global norm, as ranks exchange them."""
+
+    places: Positions  # of the blocks of all ranks, one rank after the other, in the order of the parameters
+    of_ranks: list[int]  # their number on each rank
+    of_params: list[int]  # and in each parameter
+
+
+def create_record(form: Form, as_tuple: bool, groups: list[GroupParams]) -> ParameterRecord:
+    """Return the record of parameters, checked, without groups and state."""
+    check_params(ParameterRecord(form, as_tuple), form, groups)
+    named = {key: array for params, _ in groups for key, array in params.items()}
+    return ParameterRecord(
+        form,
+        as_tuple,
+        keys=tuple(named),
+        index={key: index for index, key in enumerate(named)},
+        params=tuple(named.values()),
+        shapes=tuple(np.asarray(array).shape for array in named.values()),
+        pins=tuple(pin(array) for array in named.values()),
+    )
+
+
+def create_layout(record: ParameterRecord, group_sizes: list[int], ranks: int, rank: int, chunk: int) -> Layout:
+    """Return the layout of parameters, in groups of these sizes, on one of the ranks."""
+    params = [np.asarray(array) for array in record.params]  # subclasses may override attributes
+    sizes = [(array.dtype, array.size) for array in params]
+    chunks = partition(sizes, ranks, chunk)
+    pieces = rank_pieces(chunks, rank, len(params))
+    index_of = {piece: index for index, piece in enumerate(pieces)}
+    counts = np.bincount([piece.parameter for piece in pieces])
+    return Layout(
+        record=record,
+        params=params,
+        orders=["C" if array.flags.c_contiguous else "F" for array in params],
+        lines=[in_line(array) for array in params],
+        flat={dtype: one_array(params, dtype) for dtype in dict.fromkeys(dtype for dtype, _ in sizes)},
+        group_of=[group for group, size in enumerate(group_sizes) for _ in range(size)],
+        chunks=chunks,
+        pieces=pieces,
+        first=[0, *accumulate(counts.tolist())],
+        parts=[[index_of[piece] for piece in each.share(rank)] for each in chunks],
+        blocks=_create_blocks(block_owners(sizes, ranks, chunks), ranks, params),
+    )
+
+
+def _create_blocks(owners: Positions, ranks: int, params: list[Array]) -> Blocks:
+    return Blocks(
+        np.argsort(owners, kind="stable"),
+        np.bincount(owners, minlength=ranks).tolist(),
+        [-(-array.size // _core.norm_block) for array in params],
+    )
+
+
+def piece_groups(layout: Layout, groups: list[GroupParams]) -> list[dict[str, Any]]:
+    """Return the groups of parameters for the optimizer of this rank's pieces."""
+    created = [{"params": [], **options} for _, options in groups]
+    for parameter, start, stop, _ in layout.pieces:
+        created[layout.group_of[parameter]]["params"].append(layout.lines[parameter][start:stop])
+    return created
+
+
+def chunk_buffers(chunks: list[Chunk], size: Callable[[Chunk], int]) -> dict[np.dtype[Any], Array]:
+    """Return one array per dtype, with room for the largest of these sizes of its chunks."""
+    sizes: dict[np.dtype[Any], int] = {}
+    for chunk in chunks:
+        sizes[chunk.dtype] = max(sizes.get(chunk.dtype, 0), size(chunk))
+    return {dtype: np.zeros(largest, dtype) for dtype, largest in sizes.items()}
+
+
+def describe(layout: Layout, optimizer: Optimizer, **arguments: Any) -> dict[str, Any]:
+    """Return everything that the ranks' constructors must have in common."""
+    labels = [layout.record.label(index) for index in range(len(layout.params))]
+    options = [each for index, group in enumerate(optimizer.groups) for each in _described_options(index, group)]
+    of_optimizer = {**{name: getattr(optimizer, name) for name in OPTIMIZER_CHECKS}, **arguments}
+    return {
+        "optimizer": type(optimizer).__name__,
+        "parameters": [
+            f"{label} of shape {array.shape}, {array.dtype}, {order} order"
+            for label, array, order in zip(labels, layout.params, layout.orders)
+        ],
+        "sizes of groups": str([*Counter(layout.group_of).values()]),
+        "options": [*options, *(f"{name}={value!r}" for name, value in of_optimizer.items())],
+        "values": [
+            f"values in {label} that differ from rank 0 (broadcast them first, as with comm.Bcast): checksum "
+            f"{zlib.crc32(line.view(np.uint8)):08x}"
+            for label, line in zip(labels, layout.lines)
+        ],
+    }
+
+
+def _described_options(index: int, group: Group) -> list[str]:
+    """Return a group's options, and of a schedule only that it is a function."""
+    return [f"{name}={'a function' if callable(x) else repr(x)} in group {index}" for name, x in group._values.items()]
