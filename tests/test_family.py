@@ -5,6 +5,7 @@ The formulas are those of torch's documentation (Lion: Chen et al. 2023). Adam a
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from typing import Any
@@ -386,3 +387,27 @@ def test_the_first_row_past_the_end_is_an_index_error() -> None:
     with pytest.raises(IndexError, match="row 4"):
         onepass.SGD([p]).step([onepass.SparseRows([4], np.ones((1, 2)))])
     assert (p == 1).all()
+
+
+COMMON = {"maximize": False, "clip_norm": None, "clip_value": None, "nonfinite": "propagate", "ema_decay": None}
+ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False}
+HERE = {"bias_correction": True, "eps_mode": "paper"}  # which PyTorch does not have
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "Adam": ADAM | HERE,
+    "AdamW": ADAM | HERE | {"weight_decay": 0.01},
+    "Adamax": {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0},
+    "NAdam": {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "momentum_decay": 4e-3}
+    | {"decoupled_weight_decay": False},
+    "RMSprop": {"lr": 1e-2, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0.0, "momentum": 0.0, "centered": False},
+    "Adagrad": {"lr": 1e-2, "lr_decay": 0.0, "weight_decay": 0.0, "initial_accumulator_value": 0.0, "eps": 1e-10},
+    "Adadelta": {"lr": 1.0, "rho": 0.9, "eps": 1e-6, "weight_decay": 0.0},
+    "SGD": {"lr": 1e-3, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False},
+    "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0},
+}
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_defaults_are_those_of_torch_and_of_the_paper_for_lion(kind: str) -> None:
+    parameters = inspect.signature(getattr(onepass, kind)).parameters.values()
+    found = {p.name: p.default for p in parameters if p.name != "params"}
+    assert found == DEFAULTS[kind] | COMMON | {"flush_denormals": True}

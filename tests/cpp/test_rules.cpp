@@ -153,6 +153,9 @@ void squares_and_finite(Random& random) {
         const double squares = table->squares[dtype](data, 0, count);
         const double expected = test::squares(data, count);
         CHECK_BITS(squares, expected, context);
+        const std::size_t begin = count / 3;
+        CHECK_BITS(table->squares[dtype](data, begin, count), test::squares(data + begin, count - begin), context,
+                   "from", begin);
         // One that is not finite is found wherever it lies, and one that only its square or its scale makes so.
         for (const bool squared : {false, true}) {
           for (const double scale : {1.0, 1e-3, -4.0}) {
@@ -167,6 +170,8 @@ void squares_and_finite(Random& random) {
               data[at] = bad;
               CHECK_EQUAL(table->finite[dtype](data, scale, squared, 0, count),
                           test::finite(data, count, scale, squared), context, "at", at, bad);
+              CHECK_EQUAL(table->finite[dtype](data, scale, squared, at, count),
+                          test::finite(data + at, count - at, scale, squared), context, "from", at, bad);
             }
             data[at] = before;
           }
