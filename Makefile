@@ -12,7 +12,7 @@
 #   make docs          the documentation site, in build/docs/
 #   make lint          format, style, types, compiler warnings, what the machine code must be
 #   make format        format the Python and the C++
-#   make mutants       break each term of the rules in turn: a test must fail
+#   make mutants       break the sources in one place at a time: a test must fail; SAMPLE=100: so many; ONLY=adam: files
 #   make fuzz-api      the interface in random order beside the reference: EXAMPLES (1000) sequences of calls
 #   make soak          a billion elements of every rule on every instruction set (hours); make soak ELEMENTS=1e7: less
 #   make coverage      which lines and branches of python/onepass the tests reach
@@ -78,7 +78,7 @@ docs: install $(call installed,docs)
 	@echo "build/docs/index.html"
 
 mutants: install $(call installed,test)
-	$(python) tests/mutants.py $(ARGS)
+	$(python) -m tools.mutants $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED)) $(ONLY) $(ARGS)
 
 toolchains: install $(call installed,build) $(call installed,test)
 	$(python) tests/toolchains.py $(ARGS)
