@@ -1,6 +1,6 @@
 # The compiled core: private, and free to change.
 import enum
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -12,7 +12,6 @@ _Array = npt.NDArray[Any]
 _Gradient = _Array | np.floating[Any] | SparseRows | None
 # As the parameters came. Any: or mypy would not take {...} with gradients of several kinds for a mapping.
 _Gradients = _Gradient | Mapping[Any, _Gradient | Any] | Iterable[_Gradient]
-_Snapshot = tuple[Any, tuple[Any, ...]]  # a dict, its keys and its values; or a list and its items
 
 __version__: str
 compiler: str
@@ -35,6 +34,7 @@ class CommonOptions:
         decoupled: bool,
         maximize: bool,
         averaged: bool,
+        keep_subnormals: bool,
         scheduled: bool,
     ) -> None: ...
 
@@ -91,7 +91,6 @@ class Optimizer:
         steps: list[int],
         mu_products: list[float],
     ) -> bool: ...
-    def _use_torch_threads(self, get_num_threads: Callable[[], int]) -> None: ...
     def _locked(self, function: Callable[[], Any]) -> Any: ...
     def _prepare_step(self, grads: _Gradients, grad_scale: float) -> list[float]: ...
     def _measure_step(self) -> _Array: ...
@@ -125,18 +124,41 @@ def spinning_blas() -> str | None: ...
 def torch_openmp() -> str | None: ...
 def power(base: float, exponent: int) -> float: ...
 
-class TorchFastPath:
+class TorchGroup:
     def __init__(
         self,
-        optimizer: Optimizer,
+        group: dict[str, Any],
         tensors: tuple[Any, ...],
-        published: list[bool],
-        groups: Sequence[tuple[_Snapshot, _Snapshot]],
-        state: Sequence[_Snapshot],
-        steps: _Array,
-        mu_products: _Array,
-        changed: Callable[[Any], Any],
-        exchange: Any,
+        rule: str,
+        places: dict[str, list[int]],
+        fixed_zeros: set[str],
+        options: list[float],
+        common: CommonOptions,
     ) -> None: ...
-    def update_group(self, index: int, group: tuple[_Snapshot, _Snapshot]) -> None: ...
-    def step(self, groups: list[dict[str, Any]], state: Any) -> bool: ...
+    def renew(self, places: dict[str, list[int]], options: list[float], common: CommonOptions) -> None: ...
+
+class TorchEngine:
+    def __init__(
+        self,
+        groups: list[TorchGroup],
+        state: dict[Any, Any],
+        states: list[list[str]],
+        scalars: list[str],
+        exchange: Any,
+        tensor_type: type,
+        get_num_threads: Callable[[], int],
+        count_changes: Callable[[tuple[Any, ...]], Any],
+        explain: Callable[..., None],
+        flush_denormals: bool,
+    ) -> None: ...
+    @property
+    def step_count(self) -> int: ...
+    @property
+    def skipped(self) -> int: ...
+    @property
+    def grad_norm(self) -> float | None: ...
+    def set_clip_norm(self, clip_norm: float) -> None: ...
+    def set_nonfinite(self, nonfinite: Optimizer._Nonfinite) -> None: ...
+    def clear_gradients(self, groups: list[dict[str, Any]]) -> bool: ...
+    def takes(self, groups: list[dict[str, Any]], state: Any) -> bool: ...
+    def step(self, groups: list[dict[str, Any]], state: Any, substitutes: list[Any] | None = None) -> bool: ...

@@ -79,19 +79,7 @@ eps_mode='paper', maximize=False, clip_value=None, ema_decay=None)
         return self._core.values
 
     def _numbers(self, values: Mapping[str, Any]) -> tuple[list[float], CommonOptions]:
-        """Return checked options as the core takes them: those of the rule, and those that every rule shares."""
-        clip_value = values["clip_value"]
-        lr, ema_decay, scheduled = _rates(values)
-        return self._spec.numbers(values), CommonOptions(
-            lr=lr,
-            weight_decay=values["weight_decay"],
-            clip_value=math.inf if clip_value is None else clip_value,
-            ema_decay=ema_decay,
-            decoupled=self._spec.is_decoupled(values),
-            maximize=values["maximize"],
-            averaged=values["ema_decay"] is not None,
-            scheduled=scheduled,
-        )
+        return core_options(self._spec, values)
 
     def _changed(self, old: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
         """Return options with these changes, checked."""
@@ -158,6 +146,23 @@ eps_mode='paper', maximize=False, clip_value=None, ema_decay=None)
 
     def __repr__(self) -> str:
         return f"Group({', '.join(f'{name}={value!r}' for name, value in self._values.items())})"
+
+
+def core_options(spec: Spec, values: Mapping[str, Any]) -> tuple[list[float], CommonOptions]:
+    """Return options as the core takes them: those of the rule, and those that every rule shares."""
+    clip_value = values["clip_value"]
+    lr, ema_decay, scheduled = _rates(values)
+    return spec.numbers(values), CommonOptions(
+        lr=lr,
+        weight_decay=values["weight_decay"],
+        clip_value=math.inf if clip_value is None else clip_value,
+        ema_decay=ema_decay,
+        decoupled=spec.is_decoupled(values),
+        maximize=values["maximize"],
+        averaged=values["ema_decay"] is not None,
+        keep_subnormals=spec.keeps_subnormals(values),
+        scheduled=scheduled,
+    )
 
 
 def _rates(values: Mapping[str, Any]) -> tuple[float, float, bool]:

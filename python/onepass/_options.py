@@ -85,6 +85,7 @@ class Spec:
     checks: Mapping[str, Check]  # of the options that may differ between groups
     decoupled: bool | str = False  # weight decay shrinks the parameter: a fact, or the name of the option that decides
     initial: str = ""  # the option that gives the initial value of state arrays; without one it is 0
+    flush_from_eps: float = 1e-16  # with a smaller eps, subnormal numbers are kept
     scalars: tuple[str, ...] = ()  # state other than arrays and step counts
     validate: Callable[[Mapping[str, Any]], None] = lambda options: None  # raises where options contradict each other
 
@@ -106,6 +107,10 @@ class Spec:
     def is_decoupled(self, options: Mapping[str, Any]) -> bool:
         """Return True if weight decay shrinks the parameter instead of adding to the gradient."""
         return bool(options[self.decoupled]) if isinstance(self.decoupled, str) else self.decoupled
+
+    def keeps_subnormals(self, options: Mapping[str, Any]) -> bool:
+        """Return True if eps is so small that flushing would leave eps as the divisor of tiny gradients."""
+        return bool(options.get("eps", 1.0) < self.flush_from_eps)
 
     def initial_value(self, options: Mapping[str, Any]) -> float:
         """Return the initial value of state arrays."""

@@ -453,17 +453,21 @@ class Reference:
             o.mu_product = state["mu_product"] = state["mu_product"] * nadam_mu(state["step"], o)
         k = self.rule.fold(grad.dtype, state["step"], o)
 
+        flush = self.flush and not keeps_subnormals(self.rule, self.group_of[index])
         arrays = [self.params[index], *(state.get(name) for name in self.rule.states)]
-        before: list[Any] = [None if array is None else Elements(array[rows], self.flush) for array in arrays]
-        p, g = around(before[0], Elements(grad, self.flush), scale, o)
+        before: list[Any] = [None if array is None else Elements(array[rows], flush) for array in arrays]
+        p, g = around(before[0], Elements(grad, flush), scale, o)
         after = self.rule.update(k, p, g, *before[1:])
         if ema is not None:
-            ema[rows] = running_average(
-                at(o.ema_decay, self.step_count), Elements(ema[rows], self.flush), after[0]
-            ).values
+            ema[rows] = running_average(at(o.ema_decay, self.step_count), Elements(ema[rows], flush), after[0]).values
         for array, elements in zip(arrays, after):
             if array is not None:
                 array[rows] = elements.values
+
+
+def keeps_subnormals(rule: Rule, options: Mapping[str, Any]) -> bool:
+    """True if eps is so small that flushing would leave eps as the divisor of tiny gradients."""
+    return bool(options.get("eps", 1.0) < (1e-32 if rule.update is adadelta else 1e-16))
 
 
 def chosen(defaults: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -505,6 +509,7 @@ def adam_step(
     arrays = [param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq]
     with np.errstate(all="ignore"):
         k = fold_adam(param.dtype, step, o)
-        before: list[Any] = [None if array is None else Elements(array, flush_denormals) for array in arrays]
+        flush = flush_denormals and not keeps_subnormals(RULES["Adam"], vars(o))
+        before: list[Any] = [None if array is None else Elements(array, flush) for array in arrays]
         after = adam(k, *around(before[0], before[1], grad_scale, o), *before[2:])
     return tuple(elements.values for elements in after if elements is not None)

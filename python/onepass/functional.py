@@ -113,6 +113,7 @@ def adam_step(
         decoupled=_checks.flag("decoupled_weight_decay", decoupled_weight_decay),
         maximize=_checks.flag("maximize", maximize),
         averaged=False,
+        keep_subnormals=spec.keeps_subnormals(options),
         scheduled=False,
     )
     flush = _checks.flag("flush_denormals", flush_denormals)

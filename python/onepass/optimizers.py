@@ -421,7 +421,7 @@ class Adagrad(Optimizer):
         )
 
 
-@declare("adadelta")
+@declare("adadelta", flush_from_eps=1e-32)
 class Adadelta(Optimizer):
     """Adadelta: steps scaled by the ratio of RMS updates to RMS gradients, without a tuned learning rate.
 

@@ -124,6 +124,19 @@ void Optimizer::add_group(std::shared_ptr<Group> group, const std::vector<Parame
   }
 }
 
+void Optimizer::set_memory(std::size_t i, const Parameter& memory) {
+  blocks_.resize(blocks_.size() - blocks_of(parameters_[i].size) + blocks_of(memory.size));
+  parameters_[i].dtype = memory.dtype;
+  parameters_[i].size = memory.size;
+  parameters_[i].row_size = memory.row_size;
+  parameters_[i].operands = memory.operands;
+}
+
+void Optimizer::set_counts(std::size_t i, std::int64_t step, const Scalars& scalars) noexcept {
+  parameters_[i].step = step;
+  parameters_[i].scalars = scalars;
+}
+
 void Optimizer::restore(std::int64_t step_count, const std::vector<std::int64_t>& steps,
                         const std::vector<Scalars>& scalars) noexcept {
   step_count_ = step_count;
@@ -225,7 +238,7 @@ std::vector<double> Optimizer::plan_inputs() const {
     result.insert(result.end(), group.options.begin(), group.options.end());
     result.insert(result.end(),
                   {common.lr, common.weight_decay, common.clip_value, common.ema_decay, common.decoupled ? 1.0 : 0.0,
-                   common.maximize ? 1.0 : 0.0, common.averaged ? 1.0 : 0.0});
+                   common.maximize ? 1.0 : 0.0, common.averaged ? 1.0 : 0.0, common.keep_subnormals ? 1.0 : 0.0});
   }
   return result;
 }
@@ -273,6 +286,7 @@ void Optimizer::plan(const Gradient* gradients, double grad_scale) {
     sweep.operands = parameter.operands;
     sweep.operands.grad = gradient.data;
     sweep.size = parameter.size;
+    sweep.flush_denormals = flush_denormals_ && !options_[parameter.group].common.keep_subnormals;
     if (gradient.rows != nullptr) {
       const Sweep whole = sweep;
       sweeps_.pop_back();
@@ -303,7 +317,7 @@ void Optimizer::add_rows(const Sweep& sweep, const Parameter& parameter, const G
 }
 
 void Optimizer::apply(const Executor& executor) noexcept {
-  run_sweeps(executor, sweeps_.data(), sweeps_.size(), flush_denormals_);
+  run_sweeps(executor, sweeps_.data(), sweeps_.size());
   for (const PlannedUpdate& planned : planned_) {
     Parameter& parameter = parameters_[planned.parameter];
     ++parameter.step;
@@ -321,8 +335,8 @@ bool step_once(const RuleEntry& rule, const double* options, const CommonOptions
     if (!rule.coefficients[parameter.dtype](options, common, step, packed)) return false;
   }
   const SweepFunction function = rule.sweeps[parameter.dtype][packed.extras];
-  Sweep sweep{function, &packed, parameter.operands, parameter.size, 0};
-  run_sweeps(executor, &sweep, 1, flush_denormals);
+  Sweep sweep{function, &packed, parameter.operands, parameter.size, flush_denormals && !common.keep_subnormals, 0};
+  run_sweeps(executor, &sweep, 1);
   return true;
 }
 

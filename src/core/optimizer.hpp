@@ -94,6 +94,11 @@ class Optimizer {
   // Adds the parameters, with their rule's initial scalars; all of them or, when it throws, none.
   void add_group(std::shared_ptr<Group> group, const std::vector<Parameter>& parameters);
 
+  // For owners whose arrays can move and that keep the counts themselves: replaces the memory of a parameter (dtype,
+  // size, row size and operands), and its counts. set_memory may allocate.
+  void set_memory(std::size_t i, const Parameter& memory);
+  void set_counts(std::size_t i, std::int64_t step, const Scalars& scalars) noexcept;
+
   // Forgets all parameters.
   void clear() noexcept { parameters_.clear(); }
 

@@ -15,35 +15,37 @@ std::size_t grains(const Sweep& sweep) noexcept { return (sweep.size + grain - 1
 struct Sweeps {
   const Sweep* first;
   const Sweep* last;
-  bool flush_denormals;
 };
 
 // Carries out grains [begin, end) of the whole list.
 void run_part(const void* context, std::size_t begin, std::size_t end) noexcept {
   const auto& all = *static_cast<const Sweeps*>(context);
-  const FloatMode mode(all.flush_denormals);
   const Sweep* sweep = all.first;
   if (begin != 0) {
     const auto begins_after = [](std::size_t grain, const Sweep& other) { return grain < other.begin; };
     sweep = std::upper_bound(all.first, all.last, begin, begins_after) - 1;
   }
-  for (; sweep != all.last && sweep->begin < end; ++sweep) {
-    const std::size_t from = std::max(begin, sweep->begin) - sweep->begin;
-    const std::size_t to = std::min(end - sweep->begin, grains(*sweep));
-    if (from < to)
-      sweep->function(*sweep->coefficients, sweep->operands, from * grain, std::min(sweep->size, to * grain));
+  while (sweep != all.last && sweep->begin < end) {
+    const bool flush_denormals = sweep->flush_denormals;
+    const FloatMode mode(flush_denormals);
+    for (; sweep != all.last && sweep->begin < end && sweep->flush_denormals == flush_denormals; ++sweep) {
+      const std::size_t from = std::max(begin, sweep->begin) - sweep->begin;
+      const std::size_t to = std::min(end - sweep->begin, grains(*sweep));
+      if (from < to)
+        sweep->function(*sweep->coefficients, sweep->operands, from * grain, std::min(sweep->size, to * grain));
+    }
   }
 }
 
 }  // namespace
 
-void run_sweeps(const Executor& executor, Sweep* sweeps, std::size_t count, bool flush_denormals) noexcept {
+void run_sweeps(const Executor& executor, Sweep* sweeps, std::size_t count) noexcept {
   std::size_t total = 0;
   for (Sweep* sweep = sweeps; sweep != sweeps + count; ++sweep) {
     sweep->begin = total;
     total += grains(*sweep);
   }
-  const Sweeps all{sweeps, sweeps + count, flush_denormals};
+  const Sweeps all{sweeps, sweeps + count};
   constexpr std::uint64_t bytes_per_grain = grain * 7 * sizeof(float);  // Adam's streams
   run_parts(executor, &run_part, &all, total, total * bytes_per_grain);
 }

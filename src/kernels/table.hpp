@@ -32,6 +32,7 @@ struct CommonOptions {
   bool decoupled;     // weight decay shrinks the parameter itself instead of adding to the gradient
   bool maximize;      // step along the gradient
   bool averaged;      // a running average is kept
+  bool keep_subnormals;  // whatever the optimizer does with them: flushing would change what a tiny eps does
   bool scheduled;     // lr or ema_decay come from functions of the step; the numbers here are those of the last one
 };
 

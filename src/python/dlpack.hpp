@@ -2,14 +2,21 @@
 // (https://dmlc.github.io/dlpack, DLPackExchangeAPI). PyTorch has it from 2.10 on.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
+
+#include "kernels/table.hpp"
 
 namespace onepass::python {
 
 // A view of the memory of a tensor, which keeps it.
 struct DLTensor {
+  static constexpr std::int32_t cpu = 1;
+  static constexpr std::uint8_t floating = 2;
+
   void* data;
   std::int32_t device_type;
   std::int32_t device_id;
@@ -21,29 +28,57 @@ struct DLTensor {
   const std::int64_t* strides;
   std::uint64_t byte_offset;
 
-  const void* address() const noexcept { return static_cast<const unsigned char*>(data) + byte_offset; }
+  void* address() const noexcept { return static_cast<unsigned char*>(data) + byte_offset; }
+
+  std::size_t size() const noexcept {
+    std::size_t elements = 1;
+    for (std::int32_t axis = 0; axis < ndim; ++axis) elements *= static_cast<std::size_t>(shape[axis]);
+    return elements;
+  }
+
+  // float32 or float64 in the CPU's memory; any other dtype or place is none.
+  std::optional<DType> dtype() const noexcept {
+    if (device_type != cpu || type_code != floating || type_lanes != 1) return std::nullopt;
+    if (type_bits == 32) return float32;
+    if (type_bits == 64) return float64;
+    return std::nullopt;
+  }
+
+  // True if the elements fill the memory from the address on, in some order of the axes.
+  bool is_dense() const {
+    std::vector<std::int32_t> axes;
+    for (std::int32_t axis = 0; axis < ndim; ++axis) {
+      if (shape[axis] != 1) axes.push_back(axis);
+    }
+    std::sort(axes.begin(), axes.end(), [this](std::int32_t a, std::int32_t b) { return strides[a] < strides[b]; });
+    std::int64_t expected = 1;
+    for (const std::int32_t axis : axes) {
+      if (shape[axis] == 0) return true;
+      if (strides[axis] != expected) return false;
+      expected *= shape[axis];
+    }
+    return true;
+  }
 };
 
-// dtype, shape and strides of a CPU tensor.
+// dtype, shape and strides of a tensor in the CPU's memory.
 class TensorLayout {
  public:
-  explicit TensorLayout(const DLTensor& tensor) : type_code_(tensor.type_code), type_bits_(tensor.type_bits) {
+  TensorLayout() = default;
+  explicit TensorLayout(const DLTensor& tensor) : dtype_(tensor.dtype()), elements_(tensor.size()) {
     for (std::int32_t axis = 0; axis < tensor.ndim; ++axis) {
       axes_.push_back({tensor.shape[axis], tensor.strides[axis]});
-      elements_ *= static_cast<std::size_t>(tensor.shape[axis]);
     }
   }
 
   // True if the tensor has this layout. Strides that reach no second element may differ.
   bool matches(const DLTensor& tensor) const noexcept {
-    constexpr std::int32_t cpu = 1;
-    const bool same = tensor.device_type == cpu && tensor.type_code == type_code_ && tensor.type_bits == type_bits_ &&
-                      tensor.type_lanes == 1 && static_cast<std::size_t>(tensor.ndim) == axes_.size();
-    for (std::size_t axis = 0; same && axis < axes_.size(); ++axis) {
+    if (!dtype_ || tensor.dtype() != dtype_ || static_cast<std::size_t>(tensor.ndim) != axes_.size()) return false;
+    for (std::size_t axis = 0; axis < axes_.size(); ++axis) {
       if (tensor.shape[axis] != axes_[axis].extent) return false;
       if (axes_[axis].extent > 1 && elements_ != 0 && tensor.strides[axis] != axes_[axis].stride) return false;
     }
-    return same;
+    return true;
   }
 
  private:
@@ -51,10 +86,9 @@ class TensorLayout {
     std::int64_t extent;
     std::int64_t stride;
   };
-  std::uint8_t type_code_;
-  std::uint8_t type_bits_;
+  std::optional<DType> dtype_;  // none: matches nothing
+  std::size_t elements_ = 0;
   std::vector<Axis> axes_;
-  std::size_t elements_ = 1;
 };
 
 struct DLPackExchange {

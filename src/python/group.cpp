@@ -60,11 +60,13 @@ bool swap_all(std::vector<OptionsUpdate>& updates) {
 void register_group(py::module_& m) {
   py::class_<CommonOptions>(m, "CommonOptions")
       .def(py::init([](double lr, double weight_decay, double clip_value, double ema_decay, bool decoupled,
-                       bool maximize, bool averaged, bool scheduled) {
-             return CommonOptions{lr, weight_decay, clip_value, ema_decay, decoupled, maximize, averaged, scheduled};
+                       bool maximize, bool averaged, bool keep_subnormals, bool scheduled) {
+             return CommonOptions{lr,       weight_decay, clip_value,      ema_decay, decoupled,
+                                  maximize, averaged,     keep_subnormals, scheduled};
            }),
            py::kw_only(), py::arg("lr"), py::arg("weight_decay"), py::arg("clip_value"), py::arg("ema_decay"),
-           py::arg("decoupled"), py::arg("maximize"), py::arg("averaged"), py::arg("scheduled"));
+           py::arg("decoupled"), py::arg("maximize"), py::arg("averaged"), py::arg("keep_subnormals"),
+           py::arg("scheduled"));
 
   py::class_<Group>(m, "Group", py::custom_type_setup(&set_up_collection<Group>))
       .def(py::init([](const std::string& rule, py::object values, std::vector<double> options,

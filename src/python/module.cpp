@@ -14,7 +14,7 @@
 #include "python/functions.hpp"
 #include "python/group.hpp"
 #include "python/optimizer.hpp"
-#include "python/torch.hpp"
+#include "python/torch_engine.hpp"
 
 namespace onepass::python {
 namespace {

@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "python/instance.hpp"
-#include "python/torch_threads.hpp"
 
 namespace onepass::python {
 namespace {
@@ -64,7 +63,7 @@ py::array_t<double> Optimizer::measure_step() {
   const StepInputs& inputs = prepared_step().inputs;
   py::array_t<double> blocks({core_.block_count(), std::size_t{2}});
   auto* const room = reinterpret_cast<onepass::BlockStats*>(blocks.mutable_data());
-  without_gil_if(is_large(), [&] {
+  without_gil_if(is_large(core_), [&] {
     core_.measure_blocks(pointers_.data(), inputs.scale, inputs.wants_norm(), inputs.wants_finite(), inputs.executor,
                          room);
   });
@@ -78,10 +77,6 @@ bool Optimizer::commit_step(double norm, std::optional<std::size_t> first_nonfin
   return commit(step.inputs, {norm, first_nonfinite.value_or(onepass::GradientStats::none)});
 }
 
-Executor Optimizer::choose_executor() const {
-  return torch_threads_ && elements_ >= release_gil_from ? torch_executor(torch_threads_) : onepass::pool_executor();
-}
-
 Optimizer::ScopedGradients::ScopedGradients(Optimizer& optimizer) : optimizer_(optimizer), lock_(optimizer.lock_) {
   optimizer.check_process();
   optimizer.prepared_.reset();
@@ -89,34 +84,11 @@ Optimizer::ScopedGradients::ScopedGradients(Optimizer& optimizer) : optimizer_(o
 
 Optimizer::ScopedGradients::~ScopedGradients() { optimizer_.gradients_.clear(); }
 
-bool Optimizer::ScopedGradients::add(py::object owner, const void* data) {
-  const std::size_t i = optimizer_.gradients_.size();
-  optimizer_.gradients_.push_back(std::move(owner));
-  optimizer_.pointers_[i] = {};
-  optimizer_.pointers_[i].data = data;
-  return data == nullptr || optimizer_.is_disjoint(i, data);
-}
-
-void Optimizer::ScopedGradients::apply(const Executor& executor) {
-  optimizer_.core_.take_options();
-  optimizer_.finish({1, executor, optimizer_.clip_norm_, optimizer_.nonfinite_});
-}
-
-py::tuple Optimizer::updated(const py::tuple& tensors) const {
-  const auto missing = [](const Gradient& gradient) { return gradient.data == nullptr; };
-  if (std::none_of(pointers_.begin(), pointers_.end(), missing)) return tensors;
-  py::list result;
-  for (std::size_t i = 0; i < pointers_.size(); ++i) {
-    if (!missing(pointers_[i])) result.append(tensors[i]);
-  }
-  return py::tuple(result);
-}
-
 // Fill pointers_ and have the core take the options of this step. All user code runs before the pointers are taken.
-Optimizer::StepInputs Optimizer::prepare(py::handle grads, py::handle grad_scale) {
+StepInputs Optimizer::prepare(py::handle grads, py::handle grad_scale) {
   // All at once: an option that user code sets takes effect at the next step.
   core_.take_options();
-  StepInputs inputs = {1, choose_executor(), clip_norm_, nonfinite_};
+  StepInputs inputs = {1, onepass::pool_executor(), clip_norm_, nonfinite_};
   const std::vector<std::size_t> scheduled = core_.scheduled_groups();
   const bool plain_scale =
       !grad_scale || (PyFloat_CheckExact(grad_scale.ptr()) && std::isfinite(PyFloat_AS_DOUBLE(grad_scale.ptr())));
@@ -132,7 +104,7 @@ Optimizer::StepInputs Optimizer::prepare(py::handle grads, py::handle grad_scale
           .cast<std::tuple<py::object, double, std::vector<Rates>>>();
   inputs.scale = number;
   for (const auto& [group, lr, ema_decay] : rates) core_.schedule(group, lr, ema_decay);
-  inputs.executor = choose_executor();  // again: user code may fork or set a number of threads
+  inputs.executor = onepass::pool_executor();  // again: user code may fork or set a number of threads
   if (!fits) {
     gradients_.clear();
     if (!collect_sequence(gradients)) throw py::value_error("wrong number of gradients");
@@ -248,41 +220,25 @@ void Optimizer::explain(const char* kind, std::size_t i) {
 // Step along pointers_.
 void Optimizer::finish(const StepInputs& inputs) {
   plan(inputs.scale);
-  GradientStats measured;
-  if (inputs.wants_norm() || inputs.wants_finite()) {
-    without_gil_if(is_large(), [&] {
-      measured =
-          core_.measure(pointers_.data(), inputs.scale, inputs.wants_norm(), inputs.wants_finite(), inputs.executor);
-    });
-  }
-  commit(inputs, measured);
+  commit(inputs, measure(core_, pointers_.data(), inputs));
 }
 
 // Carry out the planned step: clip, skip or refuse it as its statistics demand. Returns false if it was skipped.
 bool Optimizer::commit(const StepInputs& inputs, const GradientStats& measured) {
-  const bool finite = measured.first_nonfinite == GradientStats::none;
-  if (!finite && inputs.nonfinite == Nonfinite::raise) explain("nonfinite_gradient", measured.first_nonfinite);
-  if (finite) {
-    // An infinite clip_norm only measures, even where the norm is NaN.
-    if (inputs.wants_norm() && std::isfinite(inputs.clip_norm) && !(measured.norm <= inputs.clip_norm)) {
-      plan(onepass::clipped_scale(inputs.scale, inputs.clip_norm, measured.norm));
-    }
-    without_gil_if(is_large(), [&] { core_.apply(inputs.executor); });
+  const std::optional<double> scale = scale_after(inputs, measured, [this] { return self().attr("_explain"); });
+  if (scale) {
+    if (*scale != inputs.scale) plan(*scale);
+    without_gil_if(is_large(core_), [&] { core_.apply(inputs.executor); });
   } else {
     ++skipped_;
   }
   grad_norm_ = measured.norm;
   measured_ = inputs.wants_norm();
-  return finite;
+  return scale.has_value();
 }
 
 void Optimizer::plan(double scale) {
-  try {
-    core_.plan(pointers_.data(), scale);
-  } catch (const onepass::Overflow& overflow) {
-    call_hook("_explain", "overflow", overflow.parameter, overflow.step, scale);
-    throw;
-  }
+  python::plan(core_, pointers_.data(), scale, [this] { return self().attr("_explain"); });
 }
 
 }  // namespace onepass::python

@@ -19,6 +19,7 @@
 #include "python/arrays.hpp"
 #include "python/gil.hpp"
 #include "python/group.hpp"
+#include "python/planned_step.hpp"
 #include "python/step_lock.hpp"
 
 namespace onepass::python {
@@ -29,8 +30,6 @@ namespace onepass::python {
 class Optimizer {
  public:
   enum class Form : unsigned char { array, sequence, mapping };
-  enum class Nonfinite : unsigned char { propagate, skip, raise };
-  static constexpr double no_clip_norm = -1;
 
   // in_files: state is in files, whose pages forked processes share.
   Optimizer(bool flush_denormals, bool in_files, py::object record)
@@ -69,38 +68,10 @@ class Optimizer {
   // Carry out the prepared step, given the statistics of all gradients. Returns false if it was skipped.
   bool commit_step(double norm, std::optional<std::size_t> first_nonfinite);
 
-  // The gradients of one step: holds the lock, and drops its references on every exit path.
-  class ScopedGradients {
-   public:
-    explicit ScopedGradients(Optimizer& optimizer);
-    ~ScopedGradients();
-    ScopedGradients(const ScopedGradients&) = delete;
-    ScopedGradients& operator=(const ScopedGradients&) = delete;
-
-    // Add the gradient of the next parameter: its memory, null if there is none, and the owner of that memory. Returns
-    // false if the memory overlaps that of a parameter or of state.
-    bool add(py::object owner, const void* data);
-
-    // Step along the gradients, one for each parameter.
-    void apply(const Executor& executor);
-
-   private:
-    Optimizer& optimizer_;
-    std::scoped_lock<StepLock> lock_;
-  };
-
-  // The tensors that the step updated. Within ScopedGradients.
-  py::tuple updated(const py::tuple& tensors) const;
-  const std::vector<Parameter>& parameters() const { return core_.parameters(); }
-
   // True if the core can read this object as the gradient of parameter i without a conversion. Throws if the parameter
   // itself is no longer what it was.
   bool fits(std::size_t i, PyObject* gradient);
 
-  // The threads of the coming step. May run PyTorch's Python code.
-  Executor choose_executor() const;
-
-  std::size_t parameter_count();
   std::int64_t step_count();
   std::int64_t parameter_step(std::size_t i);
   double mu_product(std::size_t i);
@@ -113,24 +84,22 @@ class Optimizer {
   Nonfinite nonfinite() const { return nonfinite_; }
   void set_nonfinite(Nonfinite nonfinite) { nonfinite_ = nonfinite; }
 
-  // Have steps run on PyTorch's threads from now on: see torch_executor().
-  void use_torch_threads(py::object get_num_threads) { torch_threads_ = std::move(get_num_threads); }
-
-  StepLock& lock() { return lock_; }
-
   // For the garbage collector.
   int traverse(visitproc visit, void* argument) const;
   void clear();
 
  private:
-  // The inputs of a step other than gradients.
-  struct StepInputs {
-    double scale;
-    Executor executor;
-    double clip_norm;
-    Nonfinite nonfinite;
-    bool wants_norm() const { return clip_norm != no_clip_norm; }
-    bool wants_finite() const { return nonfinite != Nonfinite::propagate; }
+  // Holds the lock during a step, and drops the references to its gradients on every exit path.
+  class ScopedGradients {
+   public:
+    explicit ScopedGradients(Optimizer& optimizer);
+    ~ScopedGradients();
+    ScopedGradients(const ScopedGradients&) = delete;
+    ScopedGradients& operator=(const ScopedGradients&) = delete;
+
+   private:
+    Optimizer& optimizer_;
+    std::scoped_lock<StepLock> lock_;
   };
   struct PreparedStep {
     StepInputs inputs;
@@ -158,7 +127,6 @@ class Optimizer {
   bool is_disjoint(std::size_t i, const void* data);
   void check_parameter(std::size_t i);
   void plan(double scale);
-  bool is_large() const { return core_.planned_elements() >= release_gil_from; }
   void finish(const StepInputs& inputs);
   bool commit(const StepInputs& inputs, const GradientStats& measured);
   const PreparedStep& prepared_step() const;
@@ -168,8 +136,6 @@ class Optimizer {
   mutable std::mutex record_mutex_;  // no Python code runs while it is locked
   py::object record_;
   MemoryRanges ranges_;
-  py::object torch_threads_;  // PyTorch's function, for its adapter; null: the pool's threads
-  std::size_t elements_ = 0;  // of all parameters
   Form form_ = Form::array;
   std::atomic<double> clip_norm_{no_clip_norm};
   std::atomic<Nonfinite> nonfinite_{Nonfinite::propagate};

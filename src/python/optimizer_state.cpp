@@ -2,7 +2,6 @@
 #include <pybind11/stl.h>
 
 #include <cstring>
-#include <initializer_list>
 #include <stdexcept>
 #include <utility>
 
@@ -32,7 +31,6 @@ void Optimizer::add_group(Form form, const Group* group, const std::vector<py::o
   records_.swap(records);  // the old records are released at the end
   ranges_ = std::move(ranges);
   form_ = form;
-  for (const Parameter& parameter : parameters) elements_ += parameter.size;
   const std::scoped_lock record_lock(record_mutex_);
   std::swap(record_, record);
 }
@@ -107,11 +105,6 @@ void Optimizer::check_process() const {
   }
 }
 
-std::size_t Optimizer::parameter_count() {
-  const std::unique_lock<StepLock> lock = lock_for_reading();
-  return records_.size();
-}
-
 std::int64_t Optimizer::step_count() {
   const std::unique_lock<StepLock> lock = lock_for_reading();
   return core_.step_count();
@@ -131,13 +124,13 @@ int Optimizer::traverse(visitproc visit, void* argument) const {
   for (const ParameterRecord& record : records_) {
     if (const int result = visit_all({&record.key, &record.param}, visit, argument)) return result;
   }
-  return visit_all({&record_, &torch_threads_}, visit, argument);
+  return visit_all({&record_}, visit, argument);
 }
 
 void Optimizer::clear() {
   std::vector<ParameterRecord> records;
   records.swap(records_);
-  for (py::object* object : {&record_, &torch_threads_}) *object = py::object();
+  record_ = py::object();
   core_.clear();
 }
 

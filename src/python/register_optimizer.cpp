@@ -98,17 +98,17 @@ auto method(Result (Optimizer::*function)() const) {
 }  // namespace
 
 void register_optimizer(py::module_& m) {
-  m.attr("no_clip_norm") = Optimizer::no_clip_norm;
+  m.attr("no_clip_norm") = no_clip_norm;
   py::class_<Optimizer> optimizer(m, "Optimizer", py::custom_type_setup(&set_up_collection<Optimizer>));
   py::native_enum<Optimizer::Form>(optimizer, "_Form", "enum.Enum")
       .value("array", Optimizer::Form::array)
       .value("sequence", Optimizer::Form::sequence)
       .value("mapping", Optimizer::Form::mapping)
       .finalize();
-  py::native_enum<Optimizer::Nonfinite>(optimizer, "_Nonfinite", "enum.Enum")
-      .value("propagate", Optimizer::Nonfinite::propagate)
-      .value("skip", Optimizer::Nonfinite::skip)
-      .value("raise", Optimizer::Nonfinite::raise)
+  py::native_enum<Nonfinite>(optimizer, "_Nonfinite", "enum.Enum")
+      .value("propagate", Nonfinite::propagate)
+      .value("skip", Nonfinite::skip)
+      .value("raise", Nonfinite::raise)
       .finalize();
   optimizer.def(py::init<bool, bool, py::object>(), py::arg("flush_denormals"), py::arg("in_files"), py::arg("record"))
       .def_property_readonly("_record",
@@ -122,7 +122,6 @@ void register_optimizer(py::module_& m) {
            py::arg("params"), py::arg("states"), py::arg("averages"), py::arg("record"))
       .def("_restore", method(&Optimizer::restore), py::arg("copies"), py::arg("options"), py::arg("clip_norm"),
            py::arg("nonfinite"), py::arg("step_count"), py::arg("skipped"), py::arg("steps"), py::arg("mu_products"))
-      .def("_use_torch_threads", method(&Optimizer::use_torch_threads), py::arg("get_num_threads"))
       .def("_locked", method(&Optimizer::locked), py::arg("function"))
       .def("_prepare_step", method(&Optimizer::prepare_step), py::arg("grads"), py::arg("grad_scale"))
       .def("_measure_step", method(&Optimizer::measure_step))

@@ -24,7 +24,7 @@ def test_a_snippet_runs(code: str) -> None:
 
 
 def test_there_are_snippets() -> None:
-    assert len(SNIPPETS) == 3
+    assert len(SNIPPETS) == 4
 
 
 def test_the_line_for_pytorch_in_readme_runs_in_a_new_process() -> None:

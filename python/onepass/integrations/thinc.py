@@ -118,6 +118,7 @@ class Optimizer(ThincOptimizer):
             decoupled=self.L2_is_weight_decay,
             maximize=False,
             averaged=average is not None,
+            keep_subnormals=spec.keeps_subnormals(options),
             scheduled=False,
         )
         scale = limit / norm if limit and norm >= limit else 1.0

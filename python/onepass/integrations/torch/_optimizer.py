@@ -1,0 +1,233 @@
+"""Base class of the adapter's optimizers: everything of PyTorch's but the step."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+from ..._optimizer import Optimizer as CoreOptimizer
+from ..._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS
+from .. import needed
+from ._compat import global_post_hooks, global_pre_hooks, leave_uncompiled, profiler_enabled
+from ._engine import DEFAULTS, Engine
+
+with needed("torch"):
+    import torch
+
+
+class OnePass(torch.optim.Optimizer):
+    """Base class of the optimizers: PyTorch's in everything but the step."""
+
+    _kind: ClassVar[type[CoreOptimizer]]
+    _missing: ClassVar[Mapping[str, Any]] = {}  # options that groups of PyTorch lack, or lacked in an older version
+    _steps_itself: ClassVar[bool] = True
+    _engine: Engine | None = None
+    _before: tuple[int, float | None] = 0, None  # steps skipped by earlier engines, and the last norm
+    slow_steps: int = 0
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        cls._steps_itself = cls.step is OnePass.step
+        if "__init__" not in vars(cls) and hasattr(cls, "_kind"):
+            theirs = next(base for base in cls.__mro__[1:] if not issubclass(base, OnePass))
+            own = [
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+                for name, default in {**cls._own_defaults(), **_whole_defaults()}.items()
+            ]
+            signature = inspect.signature(theirs)
+            cls.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *own])
+
+    def __init__(self, params: Any, *args: Any, **options: Any) -> None:
+        """Take PyTorch's arguments and onepass's options. See the class."""
+        checks = self._kind._spec.checks
+        self._own = {name: checks[name](name, options.pop(name)) for name in self._own_defaults() if name in options}
+        if callable(self._own.get("ema_decay")):
+            raise TypeError("ema_decay must be a number or None: PyTorch's groups hold numbers")
+        self._whole = {
+            name: OPTIMIZER_CHECKS[name](name, options.pop(name, default))
+            for name, default in _whole_defaults().items()
+        }
+        super().__init__(params, *args, **options)
+        self.defaults.update(self._own)
+        leave_uncompiled()
+        for group in self.param_groups:
+            _refuse(group)
+
+    @classmethod
+    def _own_defaults(cls) -> dict[str, Any]:
+        """Return the options of groups that onepass has and PyTorch has not."""
+        checks = cls._kind._spec.checks
+        return {name: default for name, default in DEFAULTS.items() if name in checks and name not in cls._missing}
+
+    # ---- Steps ----
+
+    # PyTorch wraps every step of every optimizer in a profiler's record, which takes longer than a small step. One that
+    # is marked as hooked is left alone, and does what the wrapper does where it makes a difference: unless a subclass
+    # overrides it, whose own step PyTorch has wrapped.
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step along the gradients of the parameters.
+
+        Args:
+            closure: evaluates the model again, before the step, and returns the loss.
+        """
+        if self._steps_itself and (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or global_pre_hooks
+            or global_post_hooks
+            or profiler_enabled()
+        ):
+            return self._watched_step() if closure is None else self._watched_step(closure=closure)
+        return self._step(closure)
+
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        engine = self._engine
+        if engine is None or not engine.core.step(self.param_groups, self.state):
+            self._slow_step()
+        return loss
+
+    _watched_step = torch.optim.Optimizer.profile_hook_step(_step)
+
+    def _slow_step(self) -> None:
+        """Step where something is new or unusual."""
+        self.slow_steps += 1
+        engine = self._engine
+        if engine is None or not (engine.core.takes(self.param_groups, self.state) or engine.renew(self)):
+            self._forget()
+            engine = self._engine = Engine(self)
+        engine.step(self)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients of all parameters, to None or to zeros."""
+        engine = self._engine
+        if not (set_to_none and engine and not profiler_enabled() and engine.core.clear_gradients(self.param_groups)):
+            super().zero_grad(set_to_none)
+
+    def _forget(self) -> None:
+        if self._engine is not None:
+            self._before = self.skipped, self.grad_norm
+        self._engine = None
+
+    # ---- Options and results that PyTorch has not ----
+
+    @property
+    def clip_norm(self) -> float | None:
+        """The limit to which the global norm of the gradients is scaled down, or None."""
+        return self._whole["clip_norm"]  # type: ignore[no-any-return]
+
+    @clip_norm.setter
+    def clip_norm(self, value: float | None) -> None:
+        self._set_whole("clip_norm", value)
+
+    @property
+    def nonfinite(self) -> str:
+        """The treatment of gradients that are not finite: ``"propagate"``, ``"skip"`` or ``"raise"``."""
+        return self._whole["nonfinite"]  # type: ignore[no-any-return]
+
+    @nonfinite.setter
+    def nonfinite(self, value: str) -> None:
+        self._set_whole("nonfinite", value)
+
+    @property
+    def flush_denormals(self) -> bool:
+        """True if subnormal numbers count as zero while stepping."""
+        return self._whole["flush_denormals"]  # type: ignore[no-any-return]
+
+    def _set_whole(self, name: str, value: Any) -> None:
+        self._whole[name] = OPTIMIZER_CHECKS[name](name, value)
+        self._forget()
+
+    @property
+    def skipped(self) -> int:
+        """The number of steps left out because of gradients that ``nonfinite`` refuses."""
+        return self._before[0] + (self._engine.core.skipped if self._engine else 0)
+
+    @property
+    def grad_norm(self) -> float | None:
+        """The global norm of the last step's gradients before clipping, where ``clip_norm`` is set."""
+        norm = self._engine.core.grad_norm if self._engine else None
+        return self._before[1] if norm is None else norm
+
+    @property
+    def ema(self) -> list[torch.Tensor]:
+        """The running averages of the parameters, live, in their order; a parameter itself before its first step."""
+        params = [param for group in self.param_groups for param in group["params"]]
+        return [self.state[param]["ema"] if self.state.get(param) else param.detach() for param in params]
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the running averages in the place of the parameters, for the block: to evaluate, or to save."""
+        params = [param for group in self.param_groups for param in group["params"]]
+        averages = self.ema
+        with torch.no_grad():
+            kept = [param.clone() for param in params]
+            try:
+                for param, average in zip(params, averages):
+                    param.copy_(average)
+                yield
+            finally:
+                for param, own in zip(params, kept):
+                    param.copy_(own)
+
+    # ---- Groups, state dicts and pickles ----
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, with options of its own."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            _refuse(group)
+            for name in self._own_defaults():
+                if name in group:
+                    self._kind._spec.checks[name](name, group[name])
+                elif name in self._own:
+                    group[name] = self._own[name]
+        except BaseException:
+            del self.param_groups[-1]
+            raise
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the state dict of this class or of PyTorch's. Options that PyTorch has not stay where it has none."""
+        own = [{name: group[name] for name in self._own_defaults() if name in group} for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, options in zip(self.param_groups, own):
+            for name, value in options.items():
+                group.setdefault(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_own": self._own, "_whole": self._whole}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for group in state["param_groups"]:
+            _refuse(group)
+        super().__setstate__(state)
+        self._forget()
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        return False  # GradScaler then unscales gradients and leaves steps out by itself
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:
+        """PyTorch's constructors set it where ``fused=True``."""
+
+
+def _whole_defaults() -> dict[str, Any]:
+    defaults: Mapping[str, Any] = COMMON_DEFAULTS
+    return {name: defaults[name] for name in OPTIMIZER_CHECKS}
+
+
+def _refuse(group: Mapping[str, Any]) -> None:
+    for name in ("capturable", "differentiable"):
+        if group.get(name):
+            raise ValueError(
+                f"{name}=True is not possible with onepass, whose steps PyTorch does not see: leave it out"
+            )

@@ -1,0 +1,519 @@
+#include "python/torch_engine.hpp"
+
+#include <pybind11/critical_section.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <mutex>
+#include <utility>
+
+#include "python/gc.hpp"
+#include "python/gil.hpp"
+#include "python/instance.hpp"
+#include "python/torch_threads.hpp"
+
+namespace onepass::python {
+namespace {
+
+constexpr char nothing = 0;  // the memory of gradients without elements
+
+py::object borrow(PyObject* object) { return py::reinterpret_borrow<py::object>(object); }
+
+// A value of a dict; null where the key is missing. The keys are strings or tensors, which compare without Python code.
+py::object find(PyObject* dict, const py::object& key) {
+  const py::scoped_critical_section section{py::handle(dict)};
+  py::object value = borrow(PyDict_GetItemWithError(dict, key.ptr()));
+  if (!value && PyErr_Occurred() != nullptr) throw py::error_already_set();
+  return value;
+}
+
+}  // namespace
+
+TorchEngine::TorchEngine(std::vector<py::object> groups, py::object state, std::vector<std::vector<py::object>> states,
+                         std::vector<py::object> scalars, TensorViewer viewer, py::object get_num_threads,
+                         py::object count_changes, py::object explain, bool flush_denormals)
+    : groups_(std::move(groups)),
+      state_(std::move(state)),
+      state_names_(std::move(states)),
+      scalar_names_(std::move(scalars)),
+      viewer_(std::move(viewer)),
+      get_num_threads_(std::move(get_num_threads)),
+      count_changes_(std::move(count_changes)),
+      explain_(std::move(explain)),
+      grad_name_(py::reinterpret_steal<py::object>(PyUnicode_InternFromString("grad"))),
+      core_(flush_denormals) {
+  if (!PyDict_Check(state_.ptr())) throw py::type_error("state must be a dict");
+  if (state_names_.size() != groups_.size() || scalar_names_.size() > onepass::max_scalars + 1) {
+    throw py::value_error("one list of state names for each group");
+  }
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    const TorchGroup* const group = try_group(groups_[g]);
+    if (group == nullptr || state_names_[g].size() > max_tensors) throw py::type_error("groups must be TorchGroups");
+    const std::vector<Parameter> unknown(group->tensors().size(), Parameter{onepass::float32, 0, 0, {}, g, 0, {}});
+    for (const py::handle tensor : group->tensors()) {
+      const std::size_t first = index_.emplace(tensor.ptr(), entries_.size()).first->second;
+      Entry entry = {};
+      entry.tensor = tensor.ptr();
+      entry.group = g;
+      entry.first = first;
+      entries_.push_back(std::move(entry));
+    }
+    core_.add_group(group->core(), unknown);
+  }
+  py::list tensors;
+  for (const Entry& entry : entries_) tensors.append(py::handle(entry.tensor));
+  tensors_ = py::tuple(tensors);
+  held_.resize(entries_.size());
+  pointers_.resize(entries_.size());
+}
+
+TorchGroup* TorchEngine::try_group(const py::object& object) {
+  return py::isinstance<TorchGroup>(object) ? try_get<TorchGroup>(object.ptr()) : nullptr;
+}
+
+bool TorchEngine::step(PyObject* groups, PyObject* state, PyObject* substitutes) {
+  py::tuple changed;
+  {
+    const std::scoped_lock lock(lock_);
+    const struct Release {
+      TorchEngine& engine;
+      ~Release() {
+        for (Held& held : engine.held_) held = {};
+      }
+    } at_exit{*this};
+    if (!step_locked(groups, state, substitutes)) return false;
+    changed = updated();
+  }
+  call(count_changes_, py::make_tuple(changed));
+  return true;
+}
+
+bool TorchEngine::takes(const py::object& groups, const py::object& state) {
+  const std::scoped_lock lock(lock_);
+  return state.is(state_) && has_groups(groups.ptr()) && take_options();
+}
+
+bool TorchEngine::step_locked(PyObject* groups, PyObject* state, PyObject* substitutes) {
+  if (state != state_.ptr() || !has_groups(groups) || !take_options()) return false;
+  const bool may_be_large = elements_ >= release_gil_from || substitutes != Py_None;
+  const Executor executor = may_be_large ? torch_executor(get_num_threads_) : onepass::Executor{1, nullptr};
+  // Python code may run while objects are collected and while they are checked; none runs from locate() on.
+  if (!collect(state, substitutes)) return false;
+  Found found = locate();
+  for (int tries = 0; found == Found::unchecked && tries < 3; ++tries) found = check_negated() ? locate() : Found::odd;
+  if (found != Found::ready) {
+    forget();
+    return false;
+  }
+  if (!finish(executor)) pointers_.assign(pointers_.size(), {});  // nothing was updated
+  ++step_count_;
+  return true;
+}
+
+// True if these are the optimizer's groups.
+bool TorchEngine::has_groups(PyObject* groups) const {
+  if (!PyList_CheckExact(groups)) return false;
+  const py::scoped_critical_section section{py::handle(groups)};
+  if (static_cast<std::size_t>(PyList_GET_SIZE(groups)) != groups_.size()) return false;
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    if (!group(g).is_of(PyList_GET_ITEM(groups, static_cast<Py_ssize_t>(g)))) return false;
+  }
+  return true;
+}
+
+// Have the core take the options of the groups. Returns false where Python must read them, or groups have other
+// tensors.
+bool TorchEngine::take_options() {
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    if (!group(g).update(viewer_)) return false;
+  }
+  core_.take_options();
+  return true;
+}
+
+// Fill held_ with the gradients and the state of the parameters that have gradients.
+bool TorchEngine::collect(PyObject* state, PyObject* substitutes) {
+  if (substitutes != Py_None &&
+      (!PyList_CheckExact(substitutes) || static_cast<std::size_t>(PyList_GET_SIZE(substitutes)) != entries_.size())) {
+    throw py::value_error("one substitute for each parameter");
+  }
+  bool any = false;
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    Held& held = held_[i];
+    if (substitutes != Py_None) {
+      held.substitute = borrow(PyList_GET_ITEM(substitutes, static_cast<Py_ssize_t>(i)));
+      entries_[i].is_odd = !held.substitute.is_none();
+      if (entries_[i].is_odd) continue;
+      held.substitute = py::object();
+    }
+    held.gradient = py::reinterpret_steal<py::object>(PyObject_GetAttr(entries_[i].tensor, grad_name_.ptr()));
+    if (!held.gradient) throw py::error_already_set();
+    if (held.gradient.is_none()) {
+      held.gradient = py::object();
+      continue;
+    }
+    if (entries_[i].is_odd) return false;
+    any = true;
+  }
+  return !any || collect_state(state);
+}
+
+bool TorchEngine::collect_state(PyObject* state) {
+  {
+    const py::scoped_critical_section section{py::handle(state)};
+    PyObject* key = nullptr;
+    PyObject* value = nullptr;
+    Py_ssize_t at = 0;
+    while (PyDict_Next(state, &at, &key, &value) != 0) {
+      const auto known = index_.find(key);
+      if (known != index_.end()) held_[known->second].dict = borrow(value);
+    }
+  }
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    Held& held = held_[i];
+    if (!held.gradient) continue;
+    if (entries_[i].first != i) held.dict = held_[entries_[i].first].dict;
+    const std::vector<py::object>& names = state_names_[entries_[i].group];
+    if (names.empty() && scalar_names_.empty()) continue;
+    if (!held.dict || !PyDict_Check(held.dict.ptr())) return false;
+    for (std::size_t k = 0; k < names.size(); ++k) {
+      held.tensors[k] = find(held.dict.ptr(), names[k]);
+      if (!held.tensors[k]) return false;
+    }
+    for (std::size_t k = 0; k < scalar_names_.size(); ++k) {
+      held.scalars[k] = find(held.dict.ptr(), scalar_names_[k]);
+      if (!held.scalars[k]) return false;
+    }
+  }
+  return true;
+}
+
+// Fill pointers_ and the core's parameters with the memory of the tensors in held_. Runs no Python code.
+TorchEngine::Found TorchEngine::locate() {
+  unchecked_.clear();
+  elements_ = 0;
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    pointers_[i] = {};
+    if (held_[i].substitute) {
+      use_substitute(i);
+    } else if (held_[i].gradient) {
+      if (locate_tensors(i) == Found::odd || !locate_counts(i)) return Found::odd;
+    } else {
+      continue;
+    }
+    elements_ += core_.parameters()[i].size;
+    read_counts(i);
+  }
+  if (!unchecked_.empty()) return Found::unchecked;
+  for (int tries = 0; tries < 2; ++tries) {
+    if (has_moved_) update_ranges();
+    bool all_disjoint = true;
+    for (std::size_t i = 0; i < entries_.size(); ++i) {
+      const Parameter& parameter = core_.parameters()[i];
+      const void* const data = pointers_[i].data;
+      if (!held_[i].gradient || parameter.size == 0 || data == entries_[i].disjoint) continue;
+      if (is_disjoint(i, data, parameter.size * onepass::bytes_of(parameter.dtype))) {
+        entries_[i].disjoint = data;
+      } else {
+        all_disjoint = false;
+      }
+    }
+    if (all_disjoint) return Found::ready;
+    has_moved_ = true;  // perhaps it overlaps memory that is no longer a parameter's
+  }
+  return Found::odd;
+}
+
+TorchEngine::Found TorchEngine::locate_tensors(std::size_t i) {
+  Entry& entry = entries_[i];
+  Held& held = held_[i];
+  const std::optional<DLTensor> tensor = viewer_.view(entry.tensor);
+  if (!tensor || !tensor->dtype()) return Found::odd;
+  const Parameter& known = core_.parameters()[i];
+  const bool has_same_layout = entry.layout.matches(*tensor);
+  if (!has_same_layout) {
+    if (!tensor->is_dense()) return Found::odd;
+    entry.layout = TensorLayout(*tensor);
+  }
+  Parameter parameter = known;
+  parameter.dtype = *tensor->dtype();
+  parameter.size = tensor->size();
+  const auto locate_one = [&](const DLTensor& view, void*& place, const py::object& object) {
+    if (parameter.size != 0 && view.data == nullptr) return false;
+    void* const address = parameter.size == 0 ? nullptr : view.address();
+    if (place == address && has_same_layout) return true;
+    place = address;
+    if (address != nullptr) unchecked_.push_back({object, i, nullptr});
+    return true;
+  };
+  const std::size_t unchecked = unchecked_.size();
+  if (!locate_one(*tensor, parameter.operands.param, borrow(entry.tensor))) return Found::odd;
+  const std::size_t count = state_names_[entry.group].size();
+  const std::size_t states = rule(entry.group).state_count;
+  for (std::size_t k = 0; k < count; ++k) {
+    const std::optional<DLTensor> view = viewer_.view(held.tensors[k].ptr());
+    void*& place = k < states ? parameter.operands.state[k] : parameter.operands.average;
+    if (!view || !entry.layout.matches(*view) || !locate_one(*view, place, held.tensors[k])) return Found::odd;
+  }
+  if (!has_same_layout || unchecked_.size() != unchecked) {
+    has_moved_ = true;
+    core_.set_memory(i, parameter);
+  }
+  has_moved_ = has_moved_ || !entry.is_in_ranges;
+
+  const std::optional<DLTensor> view = viewer_.view(held.gradient.ptr());
+  if (!view || !entry.layout.matches(*view) || (parameter.size != 0 && view->data == nullptr)) return Found::odd;
+  const void* const data = parameter.size == 0 ? &nothing : view->address();
+  pointers_[i].data = data;
+  // is_neg takes long, and contiguous tensors are practically never lazily negated, except the imaginary part of one
+  // conjugate number: check gradients of more elements once for each address.
+  if (!held.gradient_is_checked && (parameter.size == 1 || entry.gradient != data)) {
+    unchecked_.push_back({held.gradient, i, data});
+  }
+  return Found::ready;
+}
+
+bool TorchEngine::locate_counts(std::size_t i) {
+  for (std::size_t k = 0; k < scalar_names_.size(); ++k) {
+    const std::optional<DLTensor> view = viewer_.view(held_[i].scalars[k].ptr());
+    if (!view || !view->dtype() || view->size() != 1 || view->data == nullptr) return false;
+    held_[i].counts[k] = {view->address(), *view->dtype()};
+  }
+  return true;
+}
+
+// Have the core take the arrays of a substitute, which Python has checked.
+void TorchEngine::use_substitute(std::size_t i) {
+  const auto [param, gradient, states, average, scalars] =
+      held_[i]
+          .substitute.cast<std::tuple<py::array, py::object, std::vector<py::array>, std::optional<py::array>,
+                                      py::array_t<double, py::array::c_style>>>();
+  Entry& entry = entries_[i];
+  entry.layout = {};
+  entry.gradient = entry.disjoint = nullptr;
+  core_.set_memory(i, describe(param, states, average));
+  has_moved_ = true;
+  if (PyTuple_CheckExact(gradient.ptr())) {
+    const auto [rows, values] = gradient.cast<std::pair<py::array_t<std::int64_t, py::array::c_style>, py::array>>();
+    static constexpr std::int64_t no_rows = 0;  // the memory of no elements may be null, which would mean other things
+    pointers_[i] = {&nothing, &no_rows, static_cast<std::size_t>(rows.size())};
+    if (rows.size() != 0) {
+      pointers_[i].data = data_of(values);
+      pointers_[i].rows = rows.data();
+    }
+  } else {
+    const void* const data = data_of(gradient);
+    pointers_[i].data = data == nullptr ? &nothing : data;
+  }
+  for (std::size_t k = 0; k < static_cast<std::size_t>(scalars.size()); ++k) {
+    held_[i].counts.at(k) = {const_cast<double*>(scalars.data(static_cast<py::ssize_t>(k))), onepass::float64};
+  }
+}
+
+// Check tensors at new addresses. Returns false if one is negated lazily: its memory holds other numbers.
+bool TorchEngine::check_negated() {
+  const std::vector<Unchecked> unchecked = std::move(unchecked_);
+  unchecked_.clear();
+  for (const Unchecked& one : unchecked) {
+    if (call(one.tensor.attr("is_neg"), py::tuple()).cast<bool>()) return false;
+    if (one.gradient == nullptr) continue;
+    held_[one.parameter].gradient_is_checked = true;
+    entries_[one.parameter].gradient = one.gradient;
+  }
+  return true;
+}
+
+// Check all tensors again at the next step.
+void TorchEngine::forget() {
+  for (Entry& entry : entries_) {
+    entry.layout = {};
+    entry.gradient = nullptr;
+  }
+  has_moved_ = true;
+}
+
+// Fill ranges_ with the memory of the parameters of this step.
+void TorchEngine::update_ranges() {
+  ranges_.clear();
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    entries_[i].disjoint = nullptr;
+    entries_[i].is_in_ranges = pointers_[i].data != nullptr;
+    if (!entries_[i].is_in_ranges) continue;
+    const Parameter& parameter = core_.parameters()[i];
+    const std::size_t bytes = parameter.size * onepass::bytes_of(parameter.dtype);
+    const auto add = [&](const void* data) {
+      if (data == nullptr || bytes == 0) return;
+      const auto begin = reinterpret_cast<std::uintptr_t>(data);
+      ranges_.push_back({begin, begin + bytes, i});
+    };
+    add(parameter.operands.param);
+    for (const void* const state : parameter.operands.state) add(state);
+    add(parameter.operands.average);
+  }
+  std::sort(ranges_.begin(), ranges_.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
+  has_overlaps_ = false;
+  std::uintptr_t end = 0;
+  std::size_t owner = 0;
+  for (const Range& range : ranges_) {
+    if (range.begin < end) {
+      if (range.parameter == owner) {
+        call(explain_, py::make_tuple("overlapping_state", owner));
+        throw py::value_error("state overlaps its parameter");
+      }
+      has_overlaps_ = true;
+    }
+    if (range.end > end) {
+      end = range.end;
+      owner = range.parameter;
+    }
+  }
+  has_moved_ = false;
+}
+
+bool TorchEngine::is_disjoint(std::size_t i, const void* data, std::size_t bytes) const {
+  if (held_[i].substitute) return true;
+  const auto begin = reinterpret_cast<std::uintptr_t>(data);
+  const auto after = std::upper_bound(ranges_.begin(), ranges_.end(), begin,
+                                      [](std::uintptr_t value, const Range& range) { return value < range.begin; });
+  if (after != ranges_.end() && after->begin < begin + bytes) return false;
+  return after == ranges_.begin() || std::prev(after)->end <= begin;
+}
+
+// Have the core take a parameter's counts from their tensors.
+void TorchEngine::read_counts(std::size_t i) {
+  const Held& held = held_[i];
+  const auto read = [&](std::size_t k) { return read_number(held.counts[k].data, held.counts[k].dtype); };
+  onepass::Scalars scalars = {};
+  for (std::size_t k = 0; k < rule(entries_[i].group).scalar_count; ++k) scalars.values[k] = read(k + 1);
+  // A rule without a count only tells its first step from the others, and that one has a substitute.
+  const double step = held.counts[0].data == nullptr ? 1 : read(0);
+  if (!(step >= 0 && step < 9007199254740992.0)) {
+    call(explain_, py::make_tuple("impossible_step", i, step));
+    throw py::value_error("a step number must be 0 or more");
+  }
+  core_.set_counts(i, static_cast<std::int64_t>(step), scalars);
+}
+
+void TorchEngine::write_counts(std::size_t i) {
+  const Held& held = held_[i];
+  const Parameter& parameter = core_.parameters()[i];
+  const auto write = [&](std::size_t k, double value) {
+    if (held.counts[k].data != nullptr) write_number(held.counts[k].data, held.counts[k].dtype, value);
+  };
+  write(0, static_cast<double>(parameter.step));
+  for (std::size_t k = 0; k < rule(entries_[i].group).scalar_count; ++k) write(k + 1, parameter.scalars.values[k]);
+}
+
+// Carry out the step along pointers_. Returns false if it was skipped.
+bool TorchEngine::finish(const Executor& executor) {
+  const StepInputs inputs = {1, executor, clip_norm_, nonfinite_};
+  const auto explain = [this] { return explain_; };
+  plan(core_, pointers_.data(), inputs.scale, explain);
+  const GradientStats measured = measure(core_, pointers_.data(), inputs);
+  const std::optional<double> scale = scale_after(inputs, measured, explain);
+  if (inputs.wants_norm()) grad_norm_ = measured.norm;
+  if (!scale) {
+    ++skipped_;
+    return false;
+  }
+  if (has_overlaps_) {
+    apply_in_order(*scale, executor);
+    return true;
+  }
+  if (*scale != inputs.scale) plan(core_, pointers_.data(), *scale, explain);
+  without_gil_if(is_large(core_), [&] { core_.apply(executor); });
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    if (pointers_[i].data != nullptr) write_counts(i);
+  }
+  return true;
+}
+
+// Step parameters that share memory one after the other, as PyTorch does.
+void TorchEngine::apply_in_order(double scale, const Executor& executor) {
+  std::vector<Gradient> one(pointers_.size());
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    if (pointers_[i].data == nullptr) continue;
+    read_counts(i);  // the same tensor may come twice
+    one[i] = pointers_[i];
+    plan(core_, one.data(), scale, [this] { return explain_; });
+    core_.apply(executor);
+    write_counts(i);
+    one[i] = {};
+  }
+}
+
+py::tuple TorchEngine::updated() const {
+  const auto is_missing = [](const Gradient& gradient) { return gradient.data == nullptr; };
+  if (std::none_of(pointers_.begin(), pointers_.end(), is_missing)) return tensors_;
+  py::list tensors;
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    if (pointers_[i].data != nullptr) tensors.append(py::handle(entries_[i].tensor));
+  }
+  return py::tuple(tensors);
+}
+
+bool TorchEngine::clear_gradients(const py::object& groups) const {
+  if (!has_groups(groups.ptr())) return false;
+  for (std::size_t g = 0; g < groups_.size(); ++g) {
+    if (!group(g).has_same_tensors()) return false;
+  }
+  for (const Entry& entry : entries_) {
+    if (PyObject_SetAttr(entry.tensor, grad_name_.ptr(), Py_None) != 0) throw py::error_already_set();
+  }
+  return true;
+}
+
+int TorchEngine::traverse(visitproc visit, void* argument) const {
+  for (const py::object& group : groups_) {
+    if (const int result = visit_all({&group}, visit, argument)) return result;
+  }
+  return visit_all({&state_, &tensors_, &count_changes_, &explain_, &get_num_threads_}, visit, argument);
+}
+
+void TorchEngine::clear() {
+  std::vector<py::object> groups = std::move(groups_);
+  groups_.clear();
+  entries_.clear();
+  core_.clear();
+  state_ = py::dict();
+}
+
+namespace {
+
+PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+  return guarded([&] {
+    auto* const engine = try_get<TorchEngine>(self);
+    if (count < 2 || count > 3 || engine == nullptr) throw py::type_error("step takes groups, state and substitutes");
+    return py::bool_(engine->step(arguments[0], arguments[1], count == 3 ? arguments[2] : Py_None)).release().ptr();
+  });
+}
+
+}  // namespace
+
+void register_torch(py::module_& m) {
+  register_torch_group(m);
+  py::class_<TorchEngine> engine(m, "TorchEngine", py::custom_type_setup(&set_up_collection<TorchEngine>));
+  engine
+      .def(py::init([](std::vector<py::object> groups, py::object state, std::vector<std::vector<py::object>> states,
+                       std::vector<py::object> scalars, const py::object& exchange, py::object tensor_type,
+                       py::object get_num_threads, py::object count_changes, py::object explain, bool flush_denormals) {
+             return std::make_unique<TorchEngine>(std::move(groups), std::move(state), std::move(states),
+                                                  std::move(scalars), TensorViewer(exchange, std::move(tensor_type)),
+                                                  std::move(get_num_threads), std::move(count_changes),
+                                                  std::move(explain), flush_denormals);
+           }),
+           py::arg("groups"), py::arg("state"), py::arg("states"), py::arg("scalars"), py::arg("exchange"),
+           py::arg("tensor_type"), py::arg("get_num_threads"), py::arg("count_changes"), py::arg("explain"),
+           py::arg("flush_denormals"))
+      .def("takes", &TorchEngine::takes, py::arg("groups"), py::arg("state"))
+      .def("clear_gradients", &TorchEngine::clear_gradients)
+      .def("set_clip_norm", &TorchEngine::set_clip_norm)
+      .def("set_nonfinite", &TorchEngine::set_nonfinite)
+      .def_property_readonly("step_count", &TorchEngine::step_count)
+      .def_property_readonly("skipped", &TorchEngine::skipped)
+      .def_property_readonly("grad_norm", &TorchEngine::grad_norm);
+  static PyMethodDef step_method = {"step", as_cfunction(&step), METH_FASTCALL, nullptr};
+  add_method(engine, step_method);
+}
+
+}  // namespace onepass::python

@@ -1,0 +1,151 @@
+// The step of PyTorch's adapter, in the memory of PyTorch's tensors.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "core/optimizer.hpp"
+#include "python/arrays.hpp"
+#include "python/planned_step.hpp"
+#include "python/step_lock.hpp"
+#include "python/tensor_view.hpp"
+#include "python/torch_group.hpp"
+
+namespace onepass::python {
+
+namespace py = pybind11;
+
+// Steps the tensors of a PyTorch optimizer. The tensors and the numbers in the optimizer's groups are the only state:
+// each step reads where tensors are, how they are laid out, their counts of steps, and the options.
+class TorchEngine {
+ public:
+  // groups: TorchGroups, one for each parameter group. state: the optimizer's. states: for each group the names of the
+  // state tensors, in the order of the core's rule, and then of the average if there is one; scalars: of the tensors of
+  // one number that the rule reads and writes, "step" first.
+  TorchEngine(std::vector<py::object> groups, py::object state, std::vector<std::vector<py::object>> states,
+              std::vector<py::object> scalars, TensorViewer viewer, py::object get_num_threads,
+              py::object count_changes, py::object explain, bool flush_denormals);
+
+  // Step along the tensors' gradients. Returns false, and has changed nothing, if Python must look at something first.
+  //
+  // substitutes: None, or for each parameter None or arrays in place of its tensors: (param, gradient or pair of rows
+  // and values, list of states, average or None, float64 array of scalars). The arrays have one layout.
+  bool step(PyObject* groups, PyObject* state, PyObject* substitutes);
+
+  // True if the core has the options of the groups, and these are the groups and the state that it knows.
+  bool takes(const py::object& groups, const py::object& state);
+
+  // Set the gradients of all tensors to None. Returns false, and has changed nothing, if the optimizer has other groups
+  // or tensors.
+  bool clear_gradients(const py::object& groups) const;
+
+  void set_clip_norm(double clip_norm) { clip_norm_ = clip_norm; }
+  void set_nonfinite(Nonfinite nonfinite) { nonfinite_ = nonfinite; }
+  // The number of steps that were taken or skipped.
+  std::int64_t step_count() const { return step_count_; }
+  std::int64_t skipped() const { return skipped_; }
+  std::optional<double> grad_norm() const { return grad_norm_; }
+
+  // For the garbage collector.
+  int traverse(visitproc visit, void* argument) const;
+  void clear();
+
+ private:
+  static constexpr std::size_t max_tensors = onepass::max_states + 1;  // state and the average
+  struct Count {
+    void* data;  // null: it has no tensor
+    DType dtype;
+  };
+  // The objects of one parameter in one step.
+  struct Held {
+    py::object gradient;
+    py::object dict;
+    std::array<py::object, max_tensors> tensors;
+    std::array<py::object, onepass::max_scalars + 1> scalars;
+    py::object substitute;
+    bool gradient_is_checked = false;
+    std::array<Count, onepass::max_scalars + 1> counts;
+  };
+  struct Entry {
+    PyObject* tensor;  // in the group's tuple
+    std::size_t group;
+    std::size_t first;  // the first parameter that is the same tensor
+    TensorLayout layout;
+    const void* gradient = nullptr;  // the last address that was found not to be negated lazily
+    const void* disjoint = nullptr;  // the last address that was found to overlap no parameter and no state
+    bool is_in_ranges = false;
+    bool is_odd = false;  // its last step needed a substitute
+  };
+  struct Unchecked {
+    py::object tensor;
+    std::size_t parameter;
+    const void* gradient;  // its address; null: the tensor is none
+  };
+  enum class Found : unsigned char { ready, unchecked, odd };
+
+  TorchGroup& group(std::size_t g) const { return *try_group(groups_[g]); }
+  static TorchGroup* try_group(const py::object& object);
+  const RuleEntry& rule(std::size_t g) const { return group(g).core()->rule(); }
+
+  bool has_groups(PyObject* groups) const;
+  bool take_options();
+  bool step_locked(PyObject* groups, PyObject* state, PyObject* substitutes);
+  bool collect(PyObject* state, PyObject* substitutes);
+  bool collect_state(PyObject* state);
+  Found locate();
+  Found locate_tensors(std::size_t i);
+  bool locate_counts(std::size_t i);
+  void use_substitute(std::size_t i);
+  bool check_negated();
+  void forget();
+  void update_ranges();
+  bool is_disjoint(std::size_t i, const void* data, std::size_t bytes) const;
+  bool finish(const Executor& executor);
+  void apply_in_order(double scale, const Executor& executor);
+  void read_counts(std::size_t i);
+  void write_counts(std::size_t i);
+  py::tuple updated() const;
+
+  std::vector<py::object> groups_;
+  py::object state_;
+  std::vector<std::vector<py::object>> state_names_;
+  std::vector<py::object> scalar_names_;
+  TensorViewer viewer_;
+  py::object get_num_threads_;
+  py::object count_changes_;  // called with the tensors that a step has changed
+  py::object explain_;
+  py::object grad_name_;
+  onepass::Optimizer core_;
+  std::vector<Entry> entries_;
+  py::tuple tensors_;                                 // of all entries
+  std::unordered_map<PyObject*, std::size_t> index_;  // the first parameter that is a tensor
+  std::vector<Held> held_;
+  std::vector<Unchecked> unchecked_;
+  std::vector<Gradient> pointers_;
+  struct Range {
+    std::uintptr_t begin;
+    std::uintptr_t end;
+    std::size_t parameter;
+  };
+  std::vector<Range> ranges_;  // of the parameters and state of the last step, sorted
+  bool has_moved_ = true;      // memory that is not in ranges_
+  bool has_overlaps_ = false;  // parameters share memory: they are stepped one after the other
+  std::size_t elements_ = 0;
+  double clip_norm_ = no_clip_norm;
+  Nonfinite nonfinite_ = Nonfinite::propagate;
+  std::int64_t step_count_ = 0;
+  std::int64_t skipped_ = 0;
+  std::optional<double> grad_norm_;
+  StepLock lock_;
+};
+
+void register_torch(py::module_& m);
+
+}  // namespace onepass::python

@@ -1,0 +1,77 @@
+// A parameter group of a PyTorch optimizer, as the core takes it.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/optimizer.hpp"
+#include "python/tensor_view.hpp"
+
+namespace onepass::python {
+
+namespace py = pybind11;
+
+// Watches the dict of a group, and passes numbers that have changed in it to the core.
+class TorchGroup {
+ public:
+  // places: by the name of an option, the indices of its numbers (one, or two for a pair) among those of the rule, then
+  // lr, weight_decay, clip_value and ema_decay; no index if any change needs Python. Items with other names are the
+  // user's. fixed_zeros: names of options whose change between zero and another number needs Python.
+  TorchGroup(py::dict group, py::tuple tensors, const std::string& rule, py::dict places, py::set fixed_zeros,
+             std::vector<double> options, const CommonOptions& common);
+
+  // Read all items again, whose numbers are now these.
+  void renew(py::dict places, std::vector<double> options, const CommonOptions& common);
+
+  // Pass on numbers that have changed. Returns false where Python must read the group.
+  bool update(const TensorViewer& viewer);
+
+  // True if this is the group, and it still has the same tensors.
+  bool has_same_tensors() const;
+  bool is_of(PyObject* group) const { return group == group_.ptr(); }
+  const py::tuple& tensors() const { return tensors_; }
+  const std::shared_ptr<onepass::Group>& core() const { return core_; }
+
+  // For the garbage collector.
+  int traverse(visitproc visit, void* argument) const;
+  void clear();
+
+ private:
+  static constexpr std::size_t common_numbers = 4;
+  struct Item {
+    py::object key;
+    py::object value;
+    bool is_params = false;
+    bool is_watched = false;     // an option
+    bool is_changeable = false;  // in place
+    bool has_fixed_zero = false;
+    std::vector<std::size_t> places;
+  };
+  struct Change {
+    Item& item;
+    py::object value;
+  };
+
+  bool has_same_tensors(PyObject* params) const;
+  bool find_changes();
+  bool take(Item& item, PyObject* value, const TensorViewer& viewer);
+  void pass_on();
+
+  py::dict group_;
+  py::tuple tensors_;
+  py::dict places_;
+  py::set fixed_zeros_;
+  std::vector<Item> items_;
+  std::vector<Change> changes_;
+  std::vector<double> numbers_;
+  CommonOptions common_;
+  std::shared_ptr<onepass::Group> core_;
+};
+
+void register_torch_group(py::module_& m);
+
+}  // namespace onepass::python

@@ -1,0 +1,554 @@
+"""The PyTorch adapter in programs that move, share and replace tensors; its own options."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import onepass  # noqa: E402
+import onepass.integrations.torch as ours  # noqa: E402
+from onepass.presets import presets  # noqa: E402
+
+NAMES = ["Adam", "AdamW", "Adamax", "NAdam", "RMSprop", "Adagrad", "Adadelta", "SGD"]
+has_exchange = hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
+
+
+def gradient(p: Any, seed: int) -> Any:
+    return torch.randn(p.shape, generator=torch.Generator().manual_seed(seed), dtype=p.dtype)
+
+
+def assert_both(run: Callable[[Any], list[Any]], rtol: float = 2e-5) -> None:
+    """The run gives the same numbers with onepass's module and with PyTorch's."""
+    for got, want in zip(run(ours), run(torch.optim), strict=True):
+        torch.testing.assert_close(got.detach(), want.detach(), rtol=rtol, atol=1e-6)
+
+
+# ---- Memory that moves ----
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_data_that_is_replaced_before_each_step_is_followed(name: str) -> None:
+    def run(module: Any) -> list[Any]:
+        params = [torch.nn.Parameter(torch.ones(4, 3)), torch.nn.Parameter(torch.ones(3))]
+        optimizer = getattr(module, name)(params, lr=0.1)
+        kept = []
+        for t in range(6):
+            for p in params:
+                kept.append(p.data)
+                p.data = torch.clamp(p.data, -0.9, 0.95)
+                p.grad = gradient(p, t)
+            optimizer.step()
+        if has_exchange and module is ours:
+            assert optimizer.slow_steps == 1
+        return [*params, *kept]
+
+    assert_both(run)
+
+
+@pytest.mark.parametrize("change", ["reshaped", "resized", "transposed", "double"])
+def test_a_parameter_that_becomes_another_is_followed(change: str) -> None:
+    def run(module: Any) -> list[Any]:
+        p = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
+        optimizer = module.SGD([p], lr=0.5)
+        for t in range(4):
+            if t == 2:
+                new = {
+                    "reshaped": lambda: p.data.reshape(3, 2),
+                    "resized": lambda: torch.ones(2, 5),
+                    "transposed": lambda: p.data.t(),
+                    "double": lambda: p.data.double(),
+                }[change]()
+                p.data, p.grad = new, None
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+        return [p]
+
+    assert_both(run)
+
+
+def test_state_tensors_that_are_replaced_or_resized_are_read_where_they_are() -> None:
+    def run(module: Any) -> list[Any]:
+        p = torch.nn.Parameter(torch.ones(3, 2))
+        optimizer = module.Adam([p], lr=0.1)
+        for t in range(6):
+            p.grad = gradient(p, t)
+            if t == 2:
+                optimizer.state[p]["exp_avg"] = torch.full((3, 2), 0.5)
+            if t == 3:
+                optimizer.state[p]["exp_avg_sq"].data = torch.full((3, 2), 2.0)
+            if t == 4:  # another order of dimensions
+                optimizer.state[p]["exp_avg"] = optimizer.state[p]["exp_avg"].t().contiguous().t()
+            optimizer.step()
+        return [p, optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"], optimizer.state[p]["step"]]
+
+    assert_both(run)
+
+
+def test_two_optimizers_that_share_state_step_it_in_turn() -> None:
+    """As A3C's workers do, each with an optimizer of its own on shared tensors."""
+
+    def run(module: Any) -> list[Any]:
+        p = torch.nn.Parameter(torch.ones(5).share_memory_())
+        first, second = module.NAdam([p], lr=0.1), module.NAdam([p], lr=0.1)
+        for t in range(8):
+            p.grad = gradient(p, t)
+            (first, second)[t % 2].step()
+            if t == 0:
+                second.state[p] = dict(first.state[p])
+        assert second.state[p]["step"] == 8
+        return [p, second.state[p]["exp_avg"]]
+
+    assert_both(run)
+
+
+def test_a_state_tensor_of_another_shape_or_dtype_is_refused_and_nothing_changes() -> None:
+    p = torch.nn.Parameter(torch.ones(4))
+    optimizer = ours.Adam([p], lr=0.5)
+    p.grad = torch.ones(4)
+    optimizer.step()
+    kept = optimizer.state[p]["exp_avg"]
+    before = p.detach().clone()
+    for wrong in (torch.ones(3), torch.ones(4, dtype=torch.float64), torch.ones(4, device="meta")):
+        optimizer.state[p]["exp_avg"] = wrong
+        with pytest.raises(ValueError, match="the state of parameter 0: expected"):
+            optimizer.step()
+        assert torch.equal(p.detach(), before) and optimizer.state[p]["step"] == 1
+    optimizer.state[p]["exp_avg"] = p.data
+    with pytest.raises(ValueError, match="state of parameter 0 overlaps"):
+        optimizer.step()
+    optimizer.state[p]["exp_avg"] = kept
+    optimizer.step()
+    assert optimizer.state[p]["step"] == 2
+
+
+@pytest.mark.parametrize("name", ["Adam", "SGD"])
+def test_a_first_step_that_fails_leaves_no_state(name: str) -> None:
+    p, q = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    options: dict[str, Any] = {"momentum": 0.9, "dampening": 0.5} if name == "SGD" else {}
+    optimizer = getattr(ours, name)([p, q], lr=0.1, nonfinite="raise", **options)
+    p.grad, q.grad = torch.ones(3), torch.full((3,), float("nan"))
+    with pytest.raises(FloatingPointError):
+        optimizer.step()
+    assert not optimizer.state and torch.equal(p.detach(), torch.ones(3))
+    q.grad = torch.ones(3)
+    optimizer.step()
+    other = getattr(torch.optim, name)([r := torch.nn.Parameter(torch.ones(3))], lr=0.1, **options)
+    r.grad = torch.ones(3)
+    other.step()
+    torch.testing.assert_close(p, r)
+
+
+def test_a_step_number_below_zero_is_refused() -> None:
+    p = torch.nn.Parameter(torch.ones(4))
+    p.grad = torch.ones(4)
+    optimizer = ours.Adam([p])
+    optimizer.step()
+    optimizer.state[p]["step"].fill_(-3)
+    with pytest.raises(ValueError, match="the step number of parameter 0: expected 0 or more, got -3"):
+        optimizer.step()
+
+
+# ---- Parameters that are judged when they are stepped ----
+
+
+def test_lazy_modules_may_be_handed_over_before_their_first_batch() -> None:
+    def run(module: Any) -> list[Any]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.LazyLinear(4), torch.nn.ReLU(), torch.nn.LazyLinear(1))
+        optimizer = module.Adam(model.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.ones(3, 5)).sum().backward()
+            optimizer.step()
+        return list(model.parameters())
+
+    assert_both(run)
+
+
+def test_parameters_without_gradients_may_be_anything() -> None:
+    def run(module: Any) -> list[Any]:
+        p = torch.nn.Parameter(torch.ones(2))
+        frozen = [torch.nn.Parameter(torch.ones(2, dtype=dtype)) for dtype in (torch.bfloat16, torch.complex64)]
+        meta = torch.nn.Parameter(torch.ones(2, device="meta"))
+        optimizer = module.AdamW([*frozen, p, meta], lr=0.1)
+        for t in range(3):
+            p.grad = gradient(p, t)
+            optimizer.step()
+        assert len(optimizer.state) == 1
+        return [p]
+
+    assert_both(run)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("how", ["shared", "overlapping"])
+def test_parameters_that_share_memory_are_stepped_one_after_the_other(name: str, how: str) -> None:
+    def run(module: Any) -> list[Any]:
+        base = torch.arange(6.0)
+        a, b = torch.nn.Parameter(base[:4]), torch.nn.Parameter(base[:4] if how == "shared" else base[2:])
+        optimizer = getattr(module, name)([a, b], lr=0.1, weight_decay=0.1)
+        for t in range(4):
+            a.grad, b.grad = gradient(a, t), gradient(b, t + 10)
+            optimizer.step()
+        return [a, b]
+
+    assert_both(run)
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "SGD"])
+def test_a_parameter_that_comes_twice_is_stepped_twice(name: str) -> None:
+    def run(module: Any) -> list[Any]:
+        p = torch.nn.Parameter(torch.ones(3))
+        options = {"momentum": 0.9} if name == "SGD" else {}
+        optimizer = getattr(module, name)([p, p], lr=0.1, foreach=False, **options)
+        for t in range(4):
+            p.grad = gradient(p, t)
+            optimizer.step()
+        return [p, *optimizer.state[p].values()]
+
+    assert_both(run)
+
+
+def test_a_gradient_that_is_the_parameter_itself() -> None:
+    def run(module: Any) -> list[Any]:
+        p = torch.nn.Parameter(torch.ones(3))
+        optimizer = module.SGD([p], lr=0.5)
+        for _ in range(3):
+            p.grad = p.detach()
+            optimizer.step()
+        return [p]
+
+    assert_both(run)
+
+
+@pytest.fixture
+def group() -> Iterator[Any]:
+    distributed = pytest.importorskip("torch.distributed")
+    if not distributed.is_available():
+        pytest.skip("PyTorch without torch.distributed")
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield distributed
+    distributed.destroy_process_group()
+
+
+def test_dtensors_are_stepped_in_their_shards(group: Any) -> None:
+    mesh = pytest.importorskip("torch.distributed.device_mesh").init_device_mesh("cpu", (1,))
+    tensors = pytest.importorskip("torch.distributed.tensor")
+
+    def run(module: Any) -> list[Any]:
+        shard = tensors.distribute_tensor(torch.ones(4, 2), mesh, [tensors.Shard(0)])
+        copies = tensors.distribute_tensor(torch.ones(3), mesh, [tensors.Replicate()])
+        params = [torch.nn.Parameter(shard), torch.nn.Parameter(copies), torch.nn.Parameter(torch.ones(2))]
+        optimizer = module.Adam(params, lr=0.1)
+        for t in range(3):
+            optimizer.zero_grad()
+            loss = (params[0] * (t + 1)).pow(2).sum() + (params[1] - t).pow(2).sum()
+            loss.full_tensor().backward()
+            params[2].grad = torch.ones(2)
+            optimizer.step()
+        assert type(optimizer.state[params[0]]["exp_avg"]) is type(shard)
+        return [params[0].full_tensor(), params[1].full_tensor(), params[2]]
+
+    assert_both(run)
+    p = torch.nn.Parameter(tensors.distribute_tensor(torch.ones(4), mesh, [tensors.Shard(0)]))
+    p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match="DTensors"):
+        ours.Adam([p], clip_norm=1.0).step()
+
+
+# ---- Options that change ----
+
+SCHEDULERS: list[tuple[str, dict[str, Any]]] = [
+    ("LambdaLR", {"lr_lambda": lambda t: 1 - t / 5}),
+    ("MultiplicativeLR", {"lr_lambda": lambda t: 0.5}),
+    ("StepLR", {"step_size": 2}),
+    ("MultiStepLR", {"milestones": [2, 4]}),
+    ("ConstantLR", {"total_iters": 3}),
+    ("LinearLR", {"end_factor": 0.0, "total_iters": 5}),
+    ("ExponentialLR", {"gamma": 0.5}),
+    ("PolynomialLR", {"total_iters": 5}),
+    ("CosineAnnealingLR", {"T_max": 5}),
+    ("CosineAnnealingWarmRestarts", {"T_0": 2}),
+    ("CyclicLR", {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 2, "cycle_momentum": False}),
+    ("OneCycleLR", {"max_lr": 0.1, "total_steps": 8}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), SCHEDULERS, ids=[name for name, _ in SCHEDULERS])
+def test_every_scheduler_runs_to_its_end_and_beyond(name: str, options: dict[str, Any]) -> None:
+    def run(module: Any) -> list[Any]:
+        params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+        optimizer = module.AdamW([{"params": [p]} for p in params], lr=0.1)
+        scheduler = getattr(torch.optim.lr_scheduler, name)(optimizer, **options)
+        for t in range(7):
+            for p in params:
+                p.grad = gradient(p, t)
+            optimizer.step()
+            scheduler.step()
+        if has_exchange and module is ours:
+            assert optimizer.slow_steps == 1
+        again = module.AdamW([{"params": [p]} for p in params])
+        again.load_state_dict(optimizer.state_dict())
+        again.step()
+        return params
+
+    assert_both(run)
+
+
+def test_a_momentum_that_is_switched_on_later() -> None:
+    def run(module: Any) -> list[Any]:
+        p = torch.nn.Parameter(torch.ones(3))
+        optimizer = module.SGD([p], lr=0.1)
+        for t in range(6):
+            optimizer.param_groups[0]["momentum"] = 0.0 if t < 2 else 0.9 / t
+            p.grad = gradient(p, t)
+            optimizer.step()
+        return [p, optimizer.state[p]["momentum_buffer"]]
+
+    assert_both(run)
+
+
+# ---- Hooks, compilation, threads ----
+
+
+@pytest.mark.parametrize("closure", [False, True])
+def test_hooks_run_once_in_a_subclass_whose_step_calls_ours(closure: bool) -> None:
+    class Logged(ours.AdamW):  # type: ignore[misc]
+        def step(self, closure: Any = None) -> Any:
+            return super().step(closure)
+
+    p = torch.nn.Parameter(torch.zeros(2))
+    seen = []
+    for cls in (ours.AdamW, Logged):
+        optimizer = cls([p], lr=0.5)
+        optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+        optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+        p.grad = torch.ones(2)
+        assert optimizer.step(lambda: 7) == 7 if closure else optimizer.step() is None
+        assert seen == ["before", "after"]
+        seen.clear()
+
+
+def test_a_compiled_training_step_gives_no_warning() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = ours.Adam([p], lr=0.5)
+
+    def step(x: Any) -> None:
+        optimizer.zero_grad()
+        (p * x).sum().backward()
+        optimizer.step()
+
+    compiled = torch.compile(step, backend="eager")
+    for _ in range(3):
+        compiled(torch.ones(3))
+    torch.testing.assert_close(p.detach(), torch.full((3,), -0.5))
+
+
+def test_threads_that_change_groups_and_state_do_no_harm() -> None:
+    params = [torch.nn.Parameter(torch.ones(50)) for _ in range(8)]
+    optimizer = ours.Adam([{"params": [p]} for p in params], lr=0.001)
+    done = threading.Event()
+
+    def meddle() -> None:
+        while not done.is_set():
+            groups = optimizer.param_groups
+            groups.append(groups.pop())
+            optimizer.state.clear()
+            groups[0]["lr"] = 0.001
+            groups[1]["amsgrad"] = False
+            params[2].data = params[2].data.clone()
+
+    thread = threading.Thread(target=meddle)
+    thread.start()
+    try:
+        for _ in range(300):
+            for p in params:
+                p.grad = torch.ones(50)
+            with suppress(KeyError, IndexError, RuntimeError):  # state that has gone while it was read
+                optimizer.step()
+    finally:
+        done.set()
+        thread.join()
+    assert all(torch.isfinite(p).all() and len(p) == 50 for p in params)
+
+
+# ---- onepass's own options ----
+
+
+def test_clip_norm_is_clip_grad_norm() -> None:
+    runs = []
+    for module in (ours, torch.optim):
+        params = [torch.nn.Parameter(torch.ones(40)), torch.nn.Parameter(torch.ones(3, 5))]
+        optimizer = module.AdamW(params, lr=0.1, **({"clip_norm": 1.0} if module is ours else {}))
+        for t in range(4):
+            for i, p in enumerate(params):
+                p.grad = gradient(p, t + 10 * i)
+            if module is torch.optim:
+                norm = torch.nn.utils.clip_grad_norm_(params, 1.0)
+            optimizer.step()
+        if module is ours:
+            ours_norm = optimizer.grad_norm
+        runs.append(params)
+    assert ours_norm == pytest.approx(norm.item(), rel=1e-5)
+    torch.testing.assert_close(*runs, rtol=2e-5, atol=1e-6)
+
+
+def test_clip_value_is_clip_grad_value() -> None:
+    runs = []
+    for module in (ours, torch.optim):
+        p = torch.nn.Parameter(torch.ones(40))
+        optimizer = module.SGD([p], lr=0.1, **({"clip_value": 0.5} if module is ours else {}))
+        for t in range(4):
+            p.grad = gradient(p, t)
+            if module is torch.optim:
+                torch.nn.utils.clip_grad_value_([p], 0.5)
+            if t == 3 and module is ours:
+                optimizer.param_groups[0]["clip_value"] = 0.25
+            elif t == 3:
+                torch.nn.utils.clip_grad_value_([p], 0.25)
+            optimizer.step()
+        runs.append(p)
+    torch.testing.assert_close(*runs, rtol=1e-6, atol=1e-7)
+
+
+def test_gradients_that_are_not_finite_are_skipped_or_refused() -> None:
+    p, q = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    optimizer = ours.Adam([p, q], nonfinite="skip", lr=0.5)
+    for t, bad in enumerate([1.0, float("nan"), float("inf"), 1.0]):
+        p.grad, q.grad = torch.ones(3), torch.full((3,), bad)
+        version = p._version
+        optimizer.step()
+        assert optimizer.skipped == min(t, 2) and p._version == version + (t in (0, 3))
+    assert optimizer.state[p]["step"] == 2
+    optimizer.nonfinite = "raise"
+    q.grad = torch.full((3,), float("nan"))
+    before = p.detach().clone()
+    with pytest.raises(FloatingPointError, match="the gradient of parameter 1 is not finite"):
+        optimizer.step()
+    assert torch.equal(p.detach(), before) and optimizer.skipped == 2
+
+
+def test_running_averages_are_tensors_of_the_state_and_can_be_evaluated() -> None:
+    p, late = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.full((2,), 5.0))
+    optimizer = ours.SGD([p, late], lr=1.0, ema_decay=0.5)
+    want = p.detach().clone()
+    for _ in range(4):
+        p.grad = torch.ones(3)
+        optimizer.step()
+        want.lerp_(p.detach(), 0.5)
+    assert torch.equal(optimizer.ema[0], want) and torch.equal(optimizer.ema[1], late.detach())
+    assert optimizer.state_dict()["state"][0]["ema"].equal(want)
+    own = p.detach().clone()
+    with suppress(RuntimeError), optimizer.averaged():
+        assert torch.equal(p.detach(), want)
+        raise RuntimeError
+    assert torch.equal(p.detach(), own)
+    again = ours.SGD([p, late], lr=1.0, ema_decay=0.5)
+    again.load_state_dict(optimizer.state_dict())
+    assert torch.equal(again.ema[0], want)
+    plain = torch.optim.SGD([p, late], lr=1.0)
+    plain.step()
+    again.load_state_dict(plain.state_dict())  # without an average: it begins with the parameter
+    assert again.param_groups[0]["ema_decay"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("Adam", {"eps_mode": "hat", "bias_correction": False, "clip_value": 0.5}),
+        ("Lion", {"weight_decay": 0.1, "clip_norm": 0.7, "maximize": True}),
+        ("Adam", presets["keras3"]),
+        ("SGD", {"flush_denormals": False, "ema_decay": 0.9}),
+    ],
+)
+def test_own_options_give_the_bits_of_the_numpy_optimizers(name: str, options: Any) -> None:
+    w = np.linspace(-1, 1, 37, dtype=np.float32)
+    p = torch.nn.Parameter(torch.from_numpy(w.copy()))
+    theirs, mine = (
+        getattr(onepass, name)(w, **{"lr": 0.1, **options}),
+        getattr(ours, name)([p], **{"lr": 0.1, **options}),
+    )
+    for t in range(5):
+        p.grad = gradient(p, t)
+        theirs.step(p.grad.numpy().copy())
+        mine.step()
+    assert p.detach().numpy().tobytes() == w.tobytes()
+
+
+def test_tiny_gradients_are_kept_where_eps_is_tiny() -> None:
+    for eps, tiny in ((0.0, 1e-18), (1e-30, 1e-20)):
+
+        def run(module: Any, eps: float = eps, tiny: float = tiny) -> list[Any]:
+            p = torch.nn.Parameter(torch.zeros(1))
+            optimizer = module.Adam([p], lr=0.1, eps=eps)
+            for _ in range(3):
+                p.grad = torch.full((1,), tiny)
+                optimizer.step()
+            return [p]
+
+        assert_both(run, rtol=0.02)
+
+
+def test_own_options_are_copied_pickled_and_kept_when_state_of_pytorchs_is_loaded() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = ours.Adam([{"params": [p], "clip_value": 2.0}], clip_norm=1.0, nonfinite="skip", ema_decay=0.9)
+    for again in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert (again.clip_norm, again.nonfinite, again.flush_denormals) == (1.0, "skip", True)
+        assert (again.param_groups[0]["clip_value"], again.param_groups[0]["ema_decay"]) == (2.0, 0.9)
+    optimizer.load_state_dict(torch.optim.Adam([torch.nn.Parameter(torch.ones(3))], lr=0.5).state_dict())
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["clip_value"], group["ema_decay"], optimizer.clip_norm) == (0.5, 2.0, 0.9, 1.0)
+
+
+def test_defaults_add_nothing_to_pytorchs_groups() -> None:
+    for name in NAMES:
+        p = torch.nn.Parameter(torch.ones(3))
+        mine, theirs = getattr(ours, name)([p], lr=0.1), getattr(torch.optim, name)([p], lr=0.1)
+        assert (
+            mine.defaults == theirs.defaults
+            and mine.state_dict()["param_groups"] == theirs.state_dict()["param_groups"]
+        )
+        options = inspect.signature(getattr(ours, name)).parameters
+        assert {"lr", "clip_norm", "clip_value", "nonfinite", "ema_decay", "flush_denormals"} <= options.keys()
+
+
+def test_zero_grad_is_pytorchs() -> None:
+    p, q = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    optimizer = ours.Adam([p], lr=0.1)
+    for _ in range(3):
+        p.grad = torch.ones(3)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+        assert not p.grad.any()
+        optimizer.zero_grad()
+        assert p.grad is None
+    optimizer.add_param_group({"params": [q]})
+    q.grad = torch.ones(3)
+    optimizer.zero_grad()
+    assert q.grad is None
+
+
+def test_steps_along_sparse_gradients_are_counted_as_slow() -> None:
+    embedding = torch.nn.Embedding(10, 3, sparse=True)
+    optimizer = ours.SGD(embedding.parameters(), lr=0.1)
+    for t in range(3):
+        optimizer.zero_grad()
+        embedding(torch.tensor([1, 2, 2])).sum().backward()
+        optimizer.step()
+        assert optimizer.slow_steps == t + 1
+    embedding.weight.grad = torch.ones(10, 3)
+    optimizer.step()
+    before = optimizer.slow_steps
+    optimizer.step()
+    assert optimizer.slow_steps == before or not has_exchange
