@@ -71,7 +71,7 @@ TorchGroup* TorchEngine::try_group(const py::object& object) {
   return py::isinstance<TorchGroup>(object) ? try_get<TorchGroup>(object.ptr()) : nullptr;
 }
 
-bool TorchEngine::step(PyObject* groups, PyObject* state, PyObject* substitutes) {
+bool TorchEngine::step(PyObject* groups, PyObject* state, PyObject* substitutes, std::size_t only) {
   py::tuple changed;
   {
     const std::scoped_lock lock(lock_);
@@ -81,7 +81,7 @@ bool TorchEngine::step(PyObject* groups, PyObject* state, PyObject* substitutes)
         for (Held& held : engine.held_) held = {};
       }
     } at_exit{*this};
-    if (!step_locked(groups, state, substitutes)) return false;
+    if (!step_locked(groups, state, substitutes, only)) return false;
     changed = updated();
   }
   call(count_changes_, py::make_tuple(changed));
@@ -93,12 +93,12 @@ bool TorchEngine::takes(const py::object& groups, const py::object& state) {
   return state.is(state_) && has_groups(groups.ptr()) && take_options();
 }
 
-bool TorchEngine::step_locked(PyObject* groups, PyObject* state, PyObject* substitutes) {
+bool TorchEngine::step_locked(PyObject* groups, PyObject* state, PyObject* substitutes, std::size_t only) {
   if (state != state_.ptr() || !has_groups(groups) || !take_options()) return false;
   const bool may_be_large = elements_ >= release_gil_from || substitutes != Py_None;
   const Executor executor = may_be_large ? torch_executor(get_num_threads_) : onepass::Executor{1, nullptr};
   // Python code may run while objects are collected and while they are checked; none runs from locate() on.
-  if (!collect(state, substitutes)) return false;
+  if (!collect(state, substitutes, only)) return false;
   Found found = locate();
   for (int tries = 0; found == Found::unchecked && tries < 3; ++tries) found = check_negated() ? locate() : Found::odd;
   if (found != Found::ready) {
@@ -132,13 +132,14 @@ bool TorchEngine::take_options() {
 }
 
 // Fill held_ with the gradients and the state of the parameters that have gradients.
-bool TorchEngine::collect(PyObject* state, PyObject* substitutes) {
+bool TorchEngine::collect(PyObject* state, PyObject* substitutes, std::size_t only) {
   if (substitutes != Py_None &&
       (!PyList_CheckExact(substitutes) || static_cast<std::size_t>(PyList_GET_SIZE(substitutes)) != entries_.size())) {
     throw py::value_error("one substitute for each parameter");
   }
   bool any = false;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
+    if (only != every_parameter && i != only) continue;
     Held& held = held_[i];
     if (substitutes != Py_None) {
       held.substitute = borrow(PyList_GET_ITEM(substitutes, static_cast<Py_ssize_t>(i)));
@@ -483,8 +484,13 @@ namespace {
 PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   return guarded([&] {
     auto* const engine = try_get<TorchEngine>(self);
-    if (count < 2 || count > 3 || engine == nullptr) throw py::type_error("step takes groups, state and substitutes");
-    return py::bool_(engine->step(arguments[0], arguments[1], count == 3 ? arguments[2] : Py_None)).release().ptr();
+    if (count < 2 || count > 4 || engine == nullptr) {
+      throw py::type_error("step takes groups, state, substitutes and the only parameter");
+    }
+    PyObject* const substitutes = count > 2 ? arguments[2] : Py_None;
+    const bool is_every = count < 4 || arguments[3] == Py_None;
+    const std::size_t only = is_every ? TorchEngine::every_parameter : py::handle(arguments[3]).cast<std::size_t>();
+    return py::bool_(engine->step(arguments[0], arguments[1], substitutes, only)).release().ptr();
   });
 }
 

@@ -35,9 +35,11 @@ class TorchEngine {
 
   // Step along the tensors' gradients. Returns false, and has changed nothing, if Python must look at something first.
   //
+  // only: the parameter to step, or every_parameter.
   // substitutes: None, or for each parameter None or arrays in place of its tensors: (param, gradient or pair of rows
   // and values, list of states, average or None, float64 array of scalars). The arrays have one layout.
-  bool step(PyObject* groups, PyObject* state, PyObject* substitutes);
+  static constexpr std::size_t every_parameter = SIZE_MAX;
+  bool step(PyObject* groups, PyObject* state, PyObject* substitutes, std::size_t only);
 
   // True if the core has the options of the groups, and these are the groups and the state that it knows.
   bool takes(const py::object& groups, const py::object& state);
@@ -96,8 +98,8 @@ class TorchEngine {
 
   bool has_groups(PyObject* groups) const;
   bool take_options();
-  bool step_locked(PyObject* groups, PyObject* state, PyObject* substitutes);
-  bool collect(PyObject* state, PyObject* substitutes);
+  bool step_locked(PyObject* groups, PyObject* state, PyObject* substitutes, std::size_t only);
+  bool collect(PyObject* state, PyObject* substitutes, std::size_t only);
   bool collect_state(PyObject* state);
   Found locate();
   Found locate_tensors(std::size_t i);

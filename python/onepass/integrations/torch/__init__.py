@@ -39,12 +39,13 @@ import onepass
 
 from ... import _checks
 from .. import needed
+from ._backward import step_in_backward
 from ._optimizer import OnePass
 
 with needed("torch"):
     import torch
 
-__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RMSprop"]
+__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RMSprop", "step_in_backward"]
 
 
 class _CoreAdam(onepass.Adam):

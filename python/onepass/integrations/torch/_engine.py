@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +13,6 @@ from .. import needed
 from . import _tensors
 from ._compat import count_changes, exchange, is_distributed, local, step_dtype
 
-if TYPE_CHECKING:
-    from ._optimizer import OnePass
-
 with needed("torch"):
     import torch
 
@@ -24,9 +21,9 @@ DEFAULTS = {"bias_correction": True, "eps_mode": "paper", "clip_value": None, "e
 
 
 class Engine:
-    """The core's engine, good while the optimizer has the same groups, tensors and kinds of options."""
+    """The core's engine, good while the optimizer (a `OnePass`) has the same groups, tensors and kinds of options."""
 
-    def __init__(self, optimizer: OnePass) -> None:
+    def __init__(self, optimizer: Any) -> None:
         self.spec = optimizer._kind._spec
         self.state = optimizer.state
         self.defaults = {**DEFAULTS, **optimizer._missing}
@@ -81,7 +78,7 @@ class Engine:
             places[name] = [names.index(part) for part in parts] if is_number and parts[0] in names else []
         return {**places, "capturable": [], "differentiable": []}
 
-    def renew(self, optimizer: OnePass) -> bool:
+    def renew(self, optimizer: Any) -> bool:
         """Read the groups again. Returns False if the core needs another engine for them."""
         if optimizer.state is not self.state or len(optimizer.param_groups) != len(self.groups):
             return False
@@ -102,18 +99,18 @@ class Engine:
         """The core's engine."""
         return self.core
 
-    def step(self, optimizer: OnePass) -> None:
-        """Step along gradients of any kind."""
+    def step(self, optimizer: Any, only: int | None = None) -> None:
+        """Step along gradients of any kind: every parameter that has one, or only one parameter."""
         before = self.core.step_count
         new: dict[torch.Tensor, list[str]] = {}
         try:
             with torch.no_grad():
-                self._initialize(optimizer, new)
+                self._initialize(optimizer, new, only)
                 for everything in (False, True):
-                    substitutes = self._substitutes(optimizer, new, everything)
+                    substitutes = self._substitutes(optimizer, new, everything, only)
                     arrays = [None if one is None else one.arrays for one in substitutes]
                     try:
-                        if self.core.step(optimizer.param_groups, optimizer.state, arrays):
+                        if self.core.step(optimizer.param_groups, optimizer.state, arrays, only):
                             return
                     finally:  # Ctrl-C is heard of when the core has stepped
                         self._write_back(optimizer, substitutes)
@@ -122,10 +119,12 @@ class Engine:
             if self.core.step_count == before:
                 _remove(optimizer.state, new)
 
-    def _initialize(self, optimizer: OnePass, new: dict[torch.Tensor, list[str]]) -> None:
+    def _initialize(self, optimizer: Any, new: dict[torch.Tensor, list[str]], only: int | None) -> None:
         """Make the state that is missing. Fills new with the tensors that had none, and the names of what was made."""
-        for (g, tensor), label in zip(self.each, self.labels):
-            names = self.states[g]
+        for i, (g, tensor) in enumerate(self.each):
+            names, label = self.states[g], self.labels[i]
+            if only not in (None, i):
+                continue
             if tensor.grad is None or not (names or self.scalars) or tensor in new:
                 continue
             state = optimizer.state[tensor]
@@ -153,12 +152,12 @@ class Engine:
                 new.get(tensor, []).append("ema")
 
     def _substitutes(
-        self, optimizer: OnePass, new: Mapping[torch.Tensor, Any], everything: bool
+        self, optimizer: Any, new: Mapping[torch.Tensor, Any], everything: bool, only: int | None
     ) -> list[_tensors.Substitute | None]:
         result: list[_tensors.Substitute | None] = []
         made: dict[torch.Tensor, _tensors.Substitute] = {}  # a tensor may come twice
         for i, (g, tensor) in enumerate(self.each):
-            if tensor.grad is None:
+            if tensor.grad is None or only not in (None, i):
                 result.append(None)
                 continue
             if is_distributed(tensor) and (optimizer.clip_norm is not None or optimizer.nonfinite != "propagate"):
@@ -179,7 +178,7 @@ class Engine:
             result.append(made[tensor])
         return result
 
-    def _write_back(self, optimizer: OnePass, substitutes: list[_tensors.Substitute | None]) -> None:
+    def _write_back(self, optimizer: Any, substitutes: list[_tensors.Substitute | None]) -> None:
         """Copy what the step has changed in substitutes into the tensors."""
         for (_, tensor), one in zip(self.each, substitutes):
             if one is not None and one.is_stepped():

@@ -24,6 +24,7 @@ class OnePass(torch.optim.Optimizer):
     _missing: ClassVar[Mapping[str, Any]] = {}  # options that groups of PyTorch lack, or lacked in an older version
     _steps_itself: ClassVar[bool] = True
     _engine: Engine | None = None
+    _in_backward: Any = None  # the handle of step_in_backward
     _before: tuple[int, float | None] = 0, None  # steps skipped by earlier engines, and the last norm
     slow_steps: int = 0
 
@@ -85,6 +86,8 @@ class OnePass(torch.optim.Optimizer):
     step.hooked = True  # type: ignore[attr-defined]
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        if self._in_backward is not None:
+            return self._in_backward.finish(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -96,14 +99,20 @@ class OnePass(torch.optim.Optimizer):
 
     _watched_step = torch.optim.Optimizer.profile_hook_step(_step)
 
-    def _slow_step(self) -> None:
+    def _step_only(self, index: int) -> None:
+        """Step one parameter."""
+        engine = self._engine
+        if engine is None or not engine.core.step(self.param_groups, self.state, None, index):
+            self._slow_step(index)
+
+    def _slow_step(self, only: int | None = None) -> None:
         """Step where something is new or unusual."""
         self.slow_steps += 1
         engine = self._engine
         if engine is None or not (engine.core.takes(self.param_groups, self.state) or engine.renew(self)):
             self._forget()
             engine = self._engine = Engine(self)
-        engine.step(self)
+        engine.step(self, only)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of all parameters, to None or to zeros."""
@@ -142,7 +151,10 @@ class OnePass(torch.optim.Optimizer):
         return self._whole["flush_denormals"]  # type: ignore[no-any-return]
 
     def _set_whole(self, name: str, value: Any) -> None:
-        self._whole[name] = OPTIMIZER_CHECKS[name](name, value)
+        checked = OPTIMIZER_CHECKS[name](name, value)
+        if self._in_backward is not None and checked != _whole_defaults()[name]:
+            raise ValueError(f"{name} is not possible while parameters are stepped in the backward pass")
+        self._whole[name] = checked
         self._forget()
 
     @property
@@ -181,6 +193,10 @@ class OnePass(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with options of its own."""
+        if self._in_backward is not None:
+            raise RuntimeError(
+                "parameters cannot be added while they are stepped in the backward pass: remove() it first"
+            )
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:

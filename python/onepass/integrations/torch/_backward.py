@@ -1,0 +1,91 @@
+"""Steps in the backward pass: each parameter as soon as its gradient is complete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from .. import needed
+from ._optimizer import OnePass
+
+with needed("torch"):
+    import torch
+
+
+class StepInBackward:
+    """Handle of `step_in_backward`: `remove` ends it."""
+
+    def __init__(self, optimizer: OnePass) -> None:
+        self._optimizer = optimizer
+        self._stepped: set[int] = set()
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        self._handles = [
+            param.register_post_accumulate_grad_hook(partial(self._step, index))
+            for index, param in enumerate(params)
+            if param.requires_grad
+        ]
+
+    def _step(self, index: int, param: torch.Tensor) -> None:
+        if index in self._stepped:
+            raise RuntimeError(
+                f"parameter {index} got a second gradient before optimizer.step(): call optimizer.step() after each "
+                "backward pass. Accumulated gradients and re-entrant checkpoints need step_in_backward to be removed"
+            )
+        self._optimizer._step_only(index)
+        self._stepped.add(index)
+        param.grad = None
+
+    def finish(self, closure: Callable[[], Any] | None) -> None:
+        """Take the place of the optimizer's step: all parameters have been stepped."""
+        if closure is not None:
+            raise RuntimeError("a closure is not possible where parameters are stepped in the backward pass")
+        self._stepped.clear()
+
+    def remove(self) -> None:
+        """Step in ``optimizer.step()`` again."""
+        for handle in self._handles:
+            handle.remove()
+        self._optimizer._in_backward = None
+
+
+def step_in_backward(optimizer: OnePass) -> StepInBackward:
+    """Step each parameter in the backward pass, as soon as its gradient is complete, and free the gradient.
+
+    The gradient is still in the cache then, and a model never holds all its gradients. Call ``optimizer.step()`` after
+    each backward pass as before: it steps nothing, and allows the next backward pass to step.
+
+    Gradients are stepped as they are when they are complete. So this does not go with anything that changes or needs
+    all gradients first: ``clip_norm``, ``nonfinite``, closures, ``clip_grad_norm_``, accumulated gradients,
+    ``GradScaler`` (whose scaled gradients would be stepped) and ``DistributedDataParallel`` (whose processes have not
+    yet exchanged their gradients). Step hooks of the optimizer run in ``optimizer.step()``.
+
+    Args:
+        optimizer: one of this module's.
+
+    Returns:
+        A handle with ``remove()``.
+
+    Raises:
+        TypeError: the optimizer is another; ValueError: it has ``clip_norm`` or ``nonfinite``; RuntimeError: it steps
+            in the backward pass already. While stepping, RuntimeError: a parameter got a second gradient before
+            ``optimizer.step()``. The parameter is as it was after the first.
+
+    Example:
+        >>> import torch, onepass.integrations.torch
+        >>> w = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = onepass.integrations.torch.Adam([w], lr=0.5)
+        >>> handle = onepass.integrations.torch.step_in_backward(optimizer)
+        >>> w.sum().backward()
+        >>> w.detach(), w.grad
+        (tensor([0.5000, 0.5000, 0.5000]), None)
+        >>> optimizer.step()
+    """
+    if not isinstance(optimizer, OnePass):
+        raise TypeError(f"optimizer: expected one of onepass.integrations.torch, got {type(optimizer).__name__}")
+    if optimizer._in_backward is not None:
+        raise RuntimeError("this optimizer steps in the backward pass already")
+    if optimizer.clip_norm is not None or optimizer.nonfinite != "propagate":
+        raise ValueError("step_in_backward: clip_norm and nonfinite need all gradients before the first step")
+    handle = optimizer._in_backward = StepInBackward(optimizer)
+    return handle
