@@ -13,7 +13,7 @@ struct Sweep {
   SweepFunction function;
   const PackedCoefficients* coefficients;
   Operands operands;
-  std::size_t size;   // elements
+  std::size_t size;  // elements
   bool flush_denormals;
   std::size_t begin;  // where it begins in the whole list, in grains: run_sweeps() fills it in
 };

@@ -27,13 +27,13 @@ struct Operands {
 struct CommonOptions {
   double lr;
   double weight_decay;
-  double clip_value;  // infinity: gradients are not clamped
-  double ema_decay;   // of the running average, where one is kept
-  bool decoupled;     // weight decay shrinks the parameter itself instead of adding to the gradient
-  bool maximize;      // step along the gradient
-  bool averaged;      // a running average is kept
+  double clip_value;     // infinity: gradients are not clamped
+  double ema_decay;      // of the running average, where one is kept
+  bool decoupled;        // weight decay shrinks the parameter itself instead of adding to the gradient
+  bool maximize;         // step along the gradient
+  bool averaged;         // a running average is kept
   bool keep_subnormals;  // whatever the optimizer does with them: flushing would change what a tiny eps does
-  bool scheduled;     // lr or ema_decay come from functions of the step; the numbers here are those of the last one
+  bool scheduled;        // lr or ema_decay come from functions of the step; the numbers here are those of the last one
 };
 
 // A set of the work that surrounds a rule, in bits.
