@@ -1,4 +1,4 @@
-"""The engine of one optimizer: options and state of PyTorch's as the core takes them."""
+"""Engine of one optimizer: conversion of PyTorch's options and state for the core."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DEFAULTS = {"bias_correction": True, "eps_mode": "paper", "clip_value": None, "e
 
 
 class Engine:
-    """The core's engine, good while the optimizer has the same groups, tensors and kinds of options."""
+    """The core's engine, valid while the optimizer has the same groups, tensors and kinds of options."""
 
     def __init__(self, optimizer: OnePass) -> None:
         self.spec = optimizer._kind._spec
@@ -60,10 +60,12 @@ class Engine:
         self.core.set_nonfinite(_core.Optimizer._Nonfinite[optimizer.nonfinite])
 
     def _read(self, group: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options of a group, without tensors."""
+        """Return the options of a group, with tensors converted to numbers."""
         for name in ("capturable", "differentiable"):
             if group.get(name):
-                raise ValueError(f"{name}=True is not possible with onepass, whose steps PyTorch does not see")
+                raise ValueError(
+                    f"{name}=True is not possible with onepass: PyTorch does not see the steps (leave the option out)"
+                )
         options = {name: group[name] if name in group else self.defaults[name] for name in self.spec.checks}
         return {name: _plain(value, self.spec.checks[name] is _checks.flag) for name, value in options.items()}
 
@@ -72,7 +74,7 @@ class Engine:
         return numbers, common
 
     def _places(self, values: Mapping[str, Any], rule: str) -> dict[str, list[int]]:
-        """Return the places of options among the core's numbers: see _core.TorchGroup."""
+        """Return the indices of each option among the core's numbers: see _core.TorchGroup."""
         names = [*_core.rules[rule][0], "lr", "weight_decay", "clip_value", "ema_decay"]
         places = {}
         for name, value in values.items():
@@ -82,7 +84,7 @@ class Engine:
         return {**places, "capturable": [], "differentiable": []}
 
     def renew(self, optimizer: OnePass) -> bool:
-        """Read the groups again. Returns False if the core needs another engine for them."""
+        """Read the groups again. Return False if the core needs a new engine for the groups."""
         if optimizer.state is not self.state or len(optimizer.param_groups) != len(self.groups):
             return False
         for g, group in enumerate(optimizer.param_groups):
@@ -95,7 +97,7 @@ class Engine:
             self.groups[g].renew(self._places(values, self.rules[g]), *self._numbers(values))
         return True
 
-    # ---- Steps that the core cannot take by itself ----
+    # ---- Slow path: steps that the core cannot take without Python ----
 
     @property
     def known(self) -> _core.TorchEngine:
@@ -115,7 +117,7 @@ class Engine:
                     try:
                         if self.core.step(optimizer.param_groups, optimizer.state, arrays):
                             return
-                    finally:  # Ctrl-C is heard of when the core has stepped
+                    finally:  # Ctrl-C is raised only after the core has stepped
                         self._write_back(optimizer, substitutes)
             raise RuntimeError("parameters, gradients or state were changed while the step was prepared")
         finally:
@@ -123,7 +125,7 @@ class Engine:
                 _remove(optimizer.state, new)
 
     def _initialize(self, optimizer: OnePass, new: dict[torch.Tensor, list[str]]) -> None:
-        """Make the state that is missing. Fills new with the tensors that had none, and the names of what was made."""
+        """Create missing state. Fill new with the tensors without state, and the names of their new state."""
         for (g, tensor), label in zip(self.each, self.labels):
             names = self.states[g]
             if tensor.grad is None or not (names or self.scalars) or tensor in new:
@@ -136,7 +138,7 @@ class Engine:
                 _tensors.check_steppable(label, local(tensor))
             elif len(begun) < len(arrays):
                 name = next(name for name in arrays if name not in begun)
-                raise KeyError(f"the state of {label} has no tensor {name!r}: its options had no use for one")
+                raise KeyError(f"the state of {label} has no tensor {name!r} (was it created with other options?)")
             for name in self.scalars:
                 if not isinstance(state.get(name), torch.Tensor):
                     initial = 0.0 if name == "step" else 1.0
@@ -156,7 +158,7 @@ class Engine:
         self, optimizer: OnePass, new: Mapping[torch.Tensor, Any], everything: bool
     ) -> list[_tensors.Substitute | None]:
         result: list[_tensors.Substitute | None] = []
-        made: dict[torch.Tensor, _tensors.Substitute] = {}  # a tensor may come twice
+        made: dict[torch.Tensor, _tensors.Substitute] = {}  # a tensor may occur twice
         for i, (g, tensor) in enumerate(self.each):
             if tensor.grad is None:
                 result.append(None)
@@ -167,11 +169,11 @@ class Engine:
                 )
             counted = (
                 not self.scalars and tensor in new and bool(self.states[g])
-            )  # SGD's first step copies the gradient
+            )  # SGD's first step copies the gradient into its momentum
             if not everything and exchange is not None and not counted and _tensors.is_plain(tensor, tensor.grad):
                 result.append(None)
                 continue
-            if tensor not in made or counted:  # for PyTorch too, each of two in one list has its first step
+            if tensor not in made or counted:  # as in PyTorch, a tensor that occurs twice has two first steps
                 state = optimizer.state[tensor] if self.states[g] or self.scalars else {}
                 scalars = [float(state[name]) for name in self.scalars] or [float(tensor not in new)]
                 states = [state[name] for name in self.states[g]]
@@ -180,7 +182,7 @@ class Engine:
         return result
 
     def _write_back(self, optimizer: OnePass, substitutes: list[_tensors.Substitute | None]) -> None:
-        """Copy what the step has changed in substitutes into the tensors."""
+        """Copy the results of the step from the substitutes into the tensors."""
         for (_, tensor), one in zip(self.each, substitutes):
             if one is not None and one.is_stepped():
                 for original, changed in one.copies:
@@ -190,7 +192,7 @@ class Engine:
 
 
 def _remove(state: Any, new: Mapping[torch.Tensor, list[str]]) -> None:
-    """Remove the state that was made for a step that was not taken."""
+    """Remove the state that was created for a step that was not taken."""
     for tensor, names in new.items():
         for name in names:
             state[tensor].pop(name, None)
@@ -199,12 +201,12 @@ def _remove(state: Any, new: Mapping[torch.Tensor, list[str]]) -> None:
 
 
 def _are_same(some: Any, others: tuple[Any, ...]) -> bool:
-    """Return True for the very same objects: tensors may be equal."""
+    """Return True if both sequences hold the same objects: == would compare the elements of tensors."""
     return len(some) == len(others) and all(one is other for one, other in zip(some, others))
 
 
 def _plain(value: Any, flag: bool) -> Any:
-    """Return an option's value without tensors; PyTorch takes anything for a flag."""
+    """Return an option's value with tensors converted to numbers. PyTorch takes any object as a flag."""
     if isinstance(value, torch.Tensor):
         value = value.item()
     if isinstance(value, (tuple, list)):
@@ -215,7 +217,7 @@ def _plain(value: Any, flag: bool) -> Any:
 
 
 def explain(kind: str, index: int, *details: Any) -> None:
-    """Raise the error of a step, which the core detects."""
+    """Raise the error of a step that the core has detected."""
     if kind == "overflow":
         t, _ = details
         raise ValueError(f"a coefficient made from the options overflows the dtype of parameter {index} at step {t}")
@@ -225,4 +227,4 @@ def explain(kind: str, index: int, *details: Any) -> None:
         )
     if kind == "impossible_step":
         raise ValueError(f"the step number of parameter {index}: expected 0 or more, got {details[0]}")
-    raise ValueError(f"state of parameter {index} overlaps the parameter or other state of it in memory")
+    raise ValueError(f"state of parameter {index} overlaps the parameter or its other state in memory")
