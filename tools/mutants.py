@@ -1,9 +1,9 @@
-"""Break the sources in one place at a time: a test must fail.
+"""Mutation testing: break the sources in one place at a time and check that a test fails.
 
-``python -m tools.mutants [--sample N] [WORD ...]`` builds each change of ``mutations.py`` and runs the core's own tests
-and, where these pass, the Python tests. A change that leaves the machine code as it is counts as noticed. Prints what
-noticed each, and exits with 1 if a change survives. With words, takes only files whose names hold one of them; with
---sample, N changes by chance, the same ones for the same --seed.
+``python -m tools.mutants [--sample N] [WORD ...]`` builds each mutant of ``mutations.py`` and runs the core's own tests
+and, if they pass, the Python tests. A mutant with unchanged machine code counts as detected. The tool prints the
+failure of each mutant, and exits with status 1 if a mutant survives. With words, it tests only files whose names
+contain one of the words. With --sample, it tests N random mutants, the same mutants for the same --seed.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from tools.mutations import ROOT, Mutant, equivalent, generate
 
 KERNELS = "src/kernels/"
 CORE_TESTS = ["test_rules", "test_optimizer", "test_float_mode", "test_threads"]
-FEW_RULES_TESTS = ["test_rules scalar_arithmetic", "test_rules squares"]  # which take any table of rules
+FEW_RULES_TESTS = ["test_rules scalar_arithmetic", "test_rules squares"]  # tests that accept any table of rules
 PYTHON_TESTS = ["power", "paper", "family", "rules", "bits", "optimizer", "wrong_input", "schedules", "shares"]
-SURVIVES = {"core": "none of the core's own tests notices it", "module": "IT SURVIVES"}
-TIMEOUT = 300  # seconds: a change that makes a loop endless is noticed
-MEMORY = 8 << 30  # bytes of one process
+SURVIVES = {"core": "survives the core's own tests", "module": "SURVIVES ALL TESTS"}
+TIMEOUT = 300  # seconds: detects mutants with endless loops
+MEMORY = 8 << 30  # limit of one process, in bytes
 
 
 def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end, whatever that is."""
+    """Run a program to its end; a timeout is a failure."""
     words = [str(word) for word in command]
     try:
         return subprocess.run(words, env=os.environ | environment, capture_output=True, text=True, timeout=TIMEOUT)
@@ -43,7 +43,7 @@ def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess
 
 
 def write(path: Path, text: bytes | str) -> None:
-    """Write a file unless it holds this: what is not touched is not compiled again."""
+    """Write a file unless it has these contents: an untouched file is not compiled again."""
     data = text.encode() if isinstance(text, str) else text
     if not path.exists() or path.read_bytes() != data:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,11 +51,11 @@ def write(path: Path, text: bytes | str) -> None:
 
 
 class Tree:
-    """A copy of the sources, with builds of the core's tests and of the module, of the baseline kernels only."""
+    """Copy of the sources, with builds of the core's tests and of the module that have only the baseline kernels."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.originals: dict[str, str] = {}  # the machine code without a change, by the file to be changed
+        self.originals: dict[str, str] = {}  # hash of the unmutated machine code, by mutated file
         for folder in ("src", "python", "tests"):
             for source in (found for found in (ROOT / folder).rglob("*") if found.is_file()):
                 write(path / source.relative_to(ROOT), source.read_bytes())
@@ -65,10 +65,10 @@ class Tree:
         self.table = (path / KERNELS / "table.inl").read_text(encoding="utf-8")
 
     def prepare(self, name: str) -> None:
-        """Build the core's tests or the module without a change, and run the tests."""
+        """Build the core's tests or the module without a mutation, and run the tests."""
         tools = Path(sys.executable).parent
         options = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}", "-DCMAKE_BUILD_TYPE=Release"]
-        options += ["-DONEPASS_FLAGS=-O1"]  # which compiles in half the time
+        options += ["-DONEPASS_FLAGS=-O1"]  # compiles in half the time
         if name == "core":
             options += ["-DONEPASS_TESTS=ON"]
         else:
@@ -77,18 +77,18 @@ class Tree:
             options += ["-DSKBUILD_PROJECT_VERSION=0", "-DSKBUILD_PROJECT_VERSION_FULL=0"]
         made = run(tools / "cmake", "-S", self.path, "-B", self.path / name, *options)
         if made.returncode or not self.build(name):
-            sys.exit(f"the sources do not compile without a change\n{made.stderr}")
+            sys.exit(f"the sources do not compile without a mutation\n{made.stderr}")
         if failure := self.core_failure(*CORE_TESTS) if name == "core" else self.python_failure():
-            sys.exit(f"the tests fail without a change: {failure}")
+            sys.exit(f"the tests fail without a mutation: {failure}")
 
     def build(self, name: str) -> bool:
-        """Build the core's tests or the module; False where it does not compile."""
+        """Build the core's tests or the module; return False if the build fails."""
         cmake = Path(sys.executable).parent / "cmake"
         targets = CORE_TESTS if name == "core" else ["_core"]
         return run(cmake, "--build", self.path / name, "--target", *targets).returncode == 0
 
     def core_failure(self, *programs: str) -> str | None:
-        """Return the first of the core's own tests that fails; a program may be followed by a part of their names."""
+        """Return the first failure of the core's own tests; a program may be followed by a part of a test name."""
         for program in programs:
             ran = run(self.path / "core" / "tests" / "cpp" / program.split()[0], *program.split()[1:])
             if ran.returncode:
@@ -97,7 +97,7 @@ class Tree:
         return None
 
     def python_failure(self) -> str | None:
-        """Build the module and return the first of the Python tests that fails."""
+        """Build the module and return the first failure of the Python tests."""
         if not self.build("module"):
             return "it does not compile"
         for library in (self.path / "module").glob("_core.*"):
@@ -109,12 +109,12 @@ class Tree:
         return None if ran.returncode == 0 else failed[1] if failed else "the interpreter crashes"
 
     def machine_code(self, name: str) -> str:
-        """Return a hash of what the sources, without the tests, are compiled to."""
+        """Return a hash of the machine code of the sources, without the tests."""
         objects = sorted((self.path / name / "CMakeFiles").rglob("*.o"))
         return hashlib.sha256(b"".join(path.read_bytes() for path in objects)).hexdigest()
 
     def unchanged(self, mutant: Mutant, text: str, name: str) -> str | None:
-        """Change the source and build it; return why no test can notice the change, if so."""
+        """Mutate the source and build it; return the reason if no test can detect the mutant, else None."""
         if mutant.file not in self.originals:
             self.build(name)
             self.originals[mutant.file] = self.machine_code(name)
@@ -124,7 +124,7 @@ class Tree:
         return "the machine code is the same" if self.machine_code(name) == self.originals[mutant.file] else None
 
     def core_outcome(self, mutant: Mutant, text: str) -> str | None:
-        """Return which of the core's own tests notices a change, or why none can."""
+        """Return the first of the core's own tests that fails, or the reason why no test can fail."""
         table = self.path / KERNELS / "table.inl"
         own = set(re.findall(r"^(?:struct|using) (\w+)", text, re.MULTILINE))
         own = own if "/rules/" in mutant.file else {"Adam", "SGDMomentum"}
@@ -132,7 +132,7 @@ class Tree:
         try:
             if not mutant.file.startswith(KERNELS):
                 return self.unchanged(mutant, text, "core") or self.core_failure(*CORE_TESTS)
-            write(table, few)  # few rules compile in some seconds
+            write(table, few)  # a few rules compile in seconds
             if failure := self.unchanged(mutant, text, "core") or self.core_failure(*FEW_RULES_TESTS):
                 return failure
             write(table, self.table)
@@ -142,7 +142,7 @@ class Tree:
             write(table, self.table)
 
     def python_outcome(self, mutant: Mutant, text: str) -> str | None:
-        """Return which of the Python tests notices a change."""
+        """Return the first of the Python tests that fails for a mutant."""
         try:
             failure = None if mutant.file.endswith(".py") else self.unchanged(mutant, text, "module")
             write(self.path / mutant.file, mutant.changed(text))
@@ -152,13 +152,15 @@ class Tree:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the changes that survive, and how many were noticed by what."""
-    parser = argparse.ArgumentParser(description="Break the sources in one place at a time.")
-    parser.add_argument("words", nargs="*", help="take only files whose names hold one of these")
-    parser.add_argument("--sample", type=int, default=0, help="take so many changes by chance")
+    """Print the failure of each mutant, and the number of mutants per failure."""
+    parser = argparse.ArgumentParser(
+        description="Break the sources in one place at a time and check that a test fails."
+    )
+    parser.add_argument("words", nargs="*", help="test only files whose names contain one of these words")
+    parser.add_argument("--sample", type=int, default=0, help="test this number of random mutants")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--list", action="store_true", help="print the changes only")
+    parser.add_argument("--list", action="store_true", help="only print the mutants")
     options = parser.parse_args(arguments)
     everything, known = generate(), equivalent()
     files = {name for name in everything if any(word in name.split(": ")[0] for word in options.words or [""])}
@@ -195,7 +197,7 @@ def main(arguments: Sequence[str]) -> int:
     for failure, count in outcomes.most_common():
         print(f"{count:5d} {failure}")
     minutes = (time.perf_counter() - start) / 60
-    print(f"{len(names)} changes in {minutes:.0f} minutes with {options.workers} at a time")
+    print(f"{len(names)} mutants in {minutes:.0f} minutes with {options.workers} workers")
     return 1 if outcomes[SURVIVES["module"]] else 0
 
 

@@ -1,7 +1,7 @@
-"""Changes of the sources, generated from their text.
+"""Mutants of the sources, generated from their text.
 
-Operators are swapped, constants changed, conditions fixed, operands, parentheses and statements deleted; of Python,
-defaults in signatures and arguments of decorators are changed.
+In C++, mutants swap operators, change constants, fix conditions to true or false, and delete operands, parentheses and
+statements. In Python, mutants change defaults in signatures and arguments of decorators.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FILES = ["src/kernels/rules/*.hpp", "src/kernels/*.hpp", "src/kernels/power.cpp", "src/core/float_mode.hpp",
          "src/core/optimizer.cpp", "src/core/sweeps.cpp", "src/python/optimizer.cpp",
          "python/onepass/optimizers.py"]  # fmt: skip
-EQUIVALENT = ROOT / "tools" / "equivalent_mutants.txt"  # the changes that no test can notice, each below its reason
+EQUIVALENT = ROOT / "tools" / "equivalent_mutants.txt"  # the mutants that no test can detect, each below its reason
 
 TOKEN = re.compile(
     r"""(?P<skip>//[^\n]*|^[ \t]*\#(?:[^\n\\]|\\.|\\\n)*|"(?:\\.|[^"\\])*")
@@ -34,7 +34,7 @@ CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
 class Mutant(NamedTuple):
-    """One change of a file: the text from start to end becomes another."""
+    """One change of a file: the text from start to end is replaced by new."""
 
     file: str
     start: int
@@ -46,7 +46,7 @@ class Mutant(NamedTuple):
         return text[: self.start] + self.new + text[self.end :]
 
     def describe(self, text: str) -> str:
-        """Name the change by its class and statement, which stay the same when lines move."""
+        """Return a name of the change from its class and statement, which stay the same when lines move."""
         owner = [found[1] for found in OWNER.finditer(text, 0, self.start)]
         begin = max(text.rfind(sign, 0, self.start) for sign in ";{}\n") + 1
         end = min(at for sign in ";{\n" if (at := text.find(sign, max(self.end - 1, self.start))) >= 0)
@@ -55,7 +55,7 @@ class Mutant(NamedTuple):
 
 
 class Tokens:
-    """The tokens of a C++ source as clang-format leaves it, without comments, strings and directives."""
+    """Tokens of a C++ source in clang-format's style, without comments, strings and directives."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -63,7 +63,7 @@ class Tokens:
         self.words = [match[0] for match in found]
         self.kinds = [str(match.lastgroup) for match in found]
         self.spans = [match.span() for match in found]
-        self.pair: dict[int, int] = {}  # of each bracket
+        self.pair: dict[int, int] = {}  # index of each bracket's counterpart
         open_: list[int] = []
         for i, word in enumerate(self.words):
             if word in CLOSING:
@@ -73,12 +73,12 @@ class Tokens:
                 self.pair[self.pair[i]] = i
 
     def is_binary(self, i: int) -> bool:
-        """Binary operators have a space on both sides; brackets of templates, pointers and references do not."""
+        """Return True for an operator with a space on both sides, unlike template brackets, pointers and references."""
         start, end = self.spans[i]
         return self.words[i] in SWAPS and self.kinds[i] == "sign" and self.text[start - 1] + self.text[end] == "  "
 
     def operand(self, i: int, step: int, over: Sequence[str]) -> int:
-        """Return the far end of the operand right (step 1) or left (-1) of i, which reaches over these operators."""
+        """Return the far end of the operand right (step 1) or left (-1) of i, which may contain these operators."""
         ends = {*"=,;?:", "return", *(CLOSING.values() if step > 0 else CLOSING)}
         while self.words[i + step] not in ends and (self.words[i + step] in over or not self.is_binary(i + step)):
             i = self.pair.get(i + step, i + step)
@@ -86,7 +86,7 @@ class Tokens:
 
 
 def python_mutants(file: str, text: str) -> Iterator[Mutant]:
-    """Give each change of a number or flag among the defaults of signatures and the arguments of decorators."""
+    """Yield each change of a number or flag among the defaults of signatures and the arguments of decorators."""
     for place in re.finditer(r"^ +\w+: [\w\[\], |]+ = (.+),$|^@\w+\((.+)\)$", text, re.MULTILINE):
         for value in re.finditer(r"\b(?:True|False|\d[\w.]*(?:(?<=e)-\d+)?)", place[1] or place[2]):
             start = place.start(place.lastindex or 0) + value.start()
@@ -95,7 +95,7 @@ def python_mutants(file: str, text: str) -> Iterator[Mutant]:
 
 
 def mutants_of(file: str, text: str) -> Iterator[Mutant]:
-    """Give each change of a source, in its order."""
+    """Yield each change of a source, in the order of the source."""
     if file.endswith(".py"):
         yield from python_mutants(file, text)
         return
@@ -108,7 +108,7 @@ def mutants_of(file: str, text: str) -> Iterator[Mutant]:
         before, after = t.words[i - 1], t.words[i + 1 : i + 2]
         if t.is_binary(i) or word in ("true", "false"):
             yield change(i, i, SWAPS[word])
-        if word in ("+", "-", "*", "/") and t.is_binary(i):  # one operand only
+        if word in ("+", "-", "*", "/") and t.is_binary(i):  # keep only one operand
             over = ("*", "/") if word in "+-" else ()
             first, last = t.operand(i, -1, over), t.operand(i, 1, over)
             yield change(first, last, text[t.spans[first][0] : t.spans[i - 1][1]])
@@ -127,7 +127,7 @@ def mutants_of(file: str, text: str) -> Iterator[Mutant]:
         if word == "(" and before in ("if", "constexpr"):
             yield from (change(i + 1, t.pair[i] - 1, value) for value in ("true", "false"))
         grouping = word == "(" and (before in ("=", "?", ":", ",", "(", "return") or t.is_binary(i - 1))
-        if grouping and any(t.is_binary(k) for k in range(i + 1, t.pair[i])):  # another order
+        if grouping and any(t.is_binary(k) for k in range(i + 1, t.pair[i])):  # change the order of evaluation
             yield change(i, t.pair[i], text[t.spans[i][1] : t.spans[t.pair[i]][0]])
         opens = t.kinds[i] == "name" and after and after[0] in ("=", "(", "[", ".", "->", "::", "+=", "-=", "*=", "/=")
         if (opens or word in ("++", "--")) and before in (";", "{", "}", ")", "else"):
@@ -137,7 +137,7 @@ def mutants_of(file: str, text: str) -> Iterator[Mutant]:
 
 
 def generate(globs: Sequence[str] = FILES) -> dict[str, tuple[Mutant, str]]:
-    """Return each change and the text that it changes, by the change's description."""
+    """Return each mutant and the text of its file, by the mutant's description."""
     found: dict[str, tuple[Mutant, str]] = {}
     seen = Counter[str]()
     for path in (path for glob in globs for path in sorted(ROOT.glob(glob))):
@@ -150,6 +150,6 @@ def generate(globs: Sequence[str] = FILES) -> dict[str, tuple[Mutant, str]]:
 
 
 def equivalent() -> set[str]:
-    """Return the descriptions of the changes that no test can notice."""
+    """Return the descriptions of the mutants that no test can detect."""
     lines = EQUIVALENT.read_text(encoding="utf-8").splitlines()
     return {line for line in lines if line and not line.startswith("#")}

@@ -11,7 +11,7 @@ from ._options import OPTIMIZER_CHECKS
 
 
 def describe(optimizer: Any) -> tuple[Any, ...]:
-    """Return the arguments of `initialize` that make an equal optimizer, with the live arrays."""
+    """Return the arguments of `initialize` for an equal optimizer, with the live arrays."""
     record, first = optimizer._record, 0
     groups = []
     for group in record.groups:
@@ -23,8 +23,8 @@ def describe(optimizer: Any) -> tuple[Any, ...]:
 
 
 def initialize(optimizer: Any, form: Any, as_tuple: bool, groups: Any, options: Any, state: Any) -> None:
-    """Initialize an optimizer as described."""
-    for named, _ in groups:  # buffers that a pickle was read from may be read-only
+    """Initialize an optimizer from the result of `describe`."""
+    for named, _ in groups:  # arrays from out-of-band pickle buffers may be read-only
         named.update({key: array.copy(order="K") for key, array in named.items() if not array.flags.writeable})
     optimizer._init(form, as_tuple, groups, options)
     for saved, own in zip(state["param_groups"], optimizer._snapshot()["param_groups"]):
@@ -33,16 +33,16 @@ def initialize(optimizer: Any, form: Any, as_tuple: bool, groups: Any, options: 
 
 
 def rebuild(cls: Any, *description: Any) -> Any:
-    """Return the optimizer of a pickle."""
+    """Return the optimizer that a pickle describes."""
     optimizer = cls.__new__(cls)
     initialize(optimizer, *description)
     return optimizer
 
 
 def deep_copy(optimizer: Any, memo: dict[int, Any]) -> Any:
-    """Return a copy with parameters and state of its own."""
+    """Return a copy with its own parameters and state."""
     cls: Any = type(optimizer)
-    copied = memo[id(optimizer)] = cls.__new__(cls)  # before its schedules, which may refer to the optimizer
+    copied = memo[id(optimizer)] = cls.__new__(cls)  # before the schedules are copied, which may refer to the optimizer
     live = optimizer.__getstate__()
     description, added = optimizer._locked(lambda: deepcopy((describe(optimizer), live), memo))
     initialize(copied, *description)
@@ -52,7 +52,7 @@ def deep_copy(optimizer: Any, memo: dict[int, Any]) -> Any:
 
 
 def added_attributes(optimizer: object, own_slots: Iterable[str]) -> Any:
-    """Return the attributes that a user's subclass added, as `object.__getstate__` does: a dict, and those in slots."""
+    """Return the attributes of a user's subclass in the form of `object.__getstate__`: a dict, and a dict of slots."""
     attributes = getattr(optimizer, "__dict__", None) or None
     members = [item for cls in type(optimizer).__mro__ for item in vars(cls).items()]
     slots = {name for name, member in members if isinstance(member, MemberDescriptorType)} - {*own_slots}
@@ -61,7 +61,7 @@ def added_attributes(optimizer: object, own_slots: Iterable[str]) -> Any:
 
 
 def set_added_attributes(optimizer: Any, added: Any) -> None:
-    """Set what `added_attributes` returned."""
+    """Set the attributes that `added_attributes` returned."""
     attributes, filled = added if isinstance(added, tuple) else (added, {})
     if attributes:
         optimizer.__dict__.update(attributes)

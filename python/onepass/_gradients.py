@@ -1,4 +1,4 @@
-"""Gradients: conversion to arrays that the core can read, where its fast path ends, and the errors of a step."""
+"""Gradients: the slow path, which converts gradients to arrays that the core can read, and the errors of a step."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ._params import Form, ParameterRecord
 from ._types import Array
 from .sparse import SparseRows, coalesced
 
-Fits = Callable[[int, Any], bool]  # as _core.Optimizer._fits
+Fits = Callable[[int, Any], bool]  # signature of _core.Optimizer._fits
 
 
 def prepare(record: ParameterRecord, grads: Any, scratch: dict[int, Array], fits: Fits) -> list[Any]:
-    """Return a list of gradients that the core can read, one for each parameter; rows as a pair of arrays."""
+    """Return one gradient per parameter that the core can read: an array, None, or a pair of arrays for sparse rows."""
     arranged = [grads] if record.form is Form.array else arrange(record, grads)
     return [
         grad if grad is None or fits(index, grad) else convert(record, index, grad, scratch, fits)
@@ -49,7 +49,7 @@ def arrange(record: ParameterRecord, grads: Any) -> list[Any]:
 
 
 def _flat_hint(record: ParameterRecord, *grads: Any) -> str:
-    """Return a hint for gradients that are nested as the groups are."""
+    """Return a hint if the gradients are nested like the groups."""
     nested = len(record.groups) > 1 and any(isinstance(grad, (list, tuple)) for grad in grads)
     return "gradients come as one flat sequence, in the order of the groups" if nested else ""
 
@@ -57,7 +57,7 @@ def _flat_hint(record: ParameterRecord, *grads: Any) -> str:
 def convert(
     record: ParameterRecord, index: int, grad: Any, scratch: dict[int, Array], fits: Fits
 ) -> Array | tuple[Array, Array]:
-    """Return a gradient that the core can read: itself where it fits, or a copy in scratch memory; rows as a pair."""
+    """Return a gradient that the core can read: itself, a copy in scratch memory, or two arrays for sparse rows."""
     label = record.gradient_label(index)
     if isinstance(grad, SparseRows):
         return coalesced(label, grad, record.params[index])
@@ -85,15 +85,15 @@ def checked_gradient(label: str, grad: Any, shape: tuple[int, ...]) -> Array:
 
 
 def cast_into(scratch: Array, grad: Array) -> Array:
-    """Copy the gradient into the scratch array, in its dtype and order, and return it."""
+    """Copy the gradient into the scratch array, in the array's dtype and order, and return the array."""
     with np.errstate(all="ignore"):  # a value too large for the dtype becomes infinite, as in any cast
         np.copyto(scratch, grad, casting="same_kind")
     return scratch
 
 
 def scheduled_rates(group: Group, number: int, t: int) -> tuple[float, float]:
-    """Return the learning rate of a group at step t, and the decay of its average."""
-    options = group._values  # at one moment: another thread may be setting options
+    """Return the learning rate of a group and the decay of its average at step t."""
+    options = group._values  # one consistent snapshot: another thread may be setting options
     lr = evaluate_schedule(f"the schedule of group {number}", options["lr"], "lr", finite, t)
     if options["ema_decay"] is None:
         return lr, 0.0
@@ -101,11 +101,11 @@ def scheduled_rates(group: Group, number: int, t: int) -> tuple[float, float]:
     return lr, evaluate_schedule(label, options["ema_decay"], "ema_decay", unit_interval_open, t)
 
 
-# ---- Errors of a step, which the core detects: see Optimizer._explain ----
+# ---- Errors of a step that the core detects: see Optimizer._explain ----
 
 
 def overflow(record: ParameterRecord, index: int, t: int, grad_scale: float) -> ValueError:
-    """Return the error of coefficients that overflow a parameter's dtype."""
+    """Return the error for coefficients that overflow a parameter's dtype."""
     array = record.params[index]
     group = next(group for group in record.groups if any(param is array for param in group.params))
     return ValueError(
@@ -115,18 +115,18 @@ def overflow(record: ParameterRecord, index: int, t: int, grad_scale: float) -> 
 
 
 def nonfinite_gradient(record: ParameterRecord, index: int) -> FloatingPointError:
-    """Return the error of a gradient that is not finite."""
+    """Return the error for a gradient that is not finite."""
     label = record.gradient_label(index)
     return FloatingPointError(f"{label} is not finite, or its squares are not; nothing has changed")
 
 
 def read_only_parameter(record: ParameterRecord, index: int) -> ValueError:
-    """Return the error of a parameter that was made read-only."""
+    """Return the error for a parameter that was made read-only."""
     return _changed(record, index, "made read-only")
 
 
 def reallocated_parameter(record: ParameterRecord, index: int) -> ValueError:
-    """Return the error of a parameter whose memory, shape or dtype has changed."""
+    """Return the error for a parameter whose memory, shape or dtype has changed."""
     return _changed(record, index, "reallocated")
 
 

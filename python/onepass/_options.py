@@ -1,4 +1,4 @@
-"""Options: how an optimizer class declares them, and what its users see of them."""
+"""Options: their declaration in optimizer classes, and their signatures, attributes and errors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ OPTIMIZER_CHECKS: Mapping[str, Check] = {
 
 
 class Option(Generic[Read, Write]):
-    """Option of a group, which can be read and set on the optimizer too while it has only one group."""
+    """Option of a group. With a single group, the option can also be read and set on the optimizer."""
 
     def __init__(self, check: Callable[[str, Write], Read]) -> None:
         self.check = check
@@ -82,26 +82,26 @@ class Spec:
 
     name: str
     rule: str | Callable[[Mapping[str, Any]], str]  # or a function of the options that returns the rule's name
-    checks: Mapping[str, Check]  # of the options that may differ between groups
-    decoupled: bool | str = False  # weight decay shrinks the parameter: a fact, or the name of the option that decides
-    initial: str = ""  # the option that gives the initial value of state arrays; without one it is 0
-    flush_from_eps: float = 1e-16  # with a smaller eps, subnormal numbers are kept
+    checks: Mapping[str, Check]  # checks of the options that may differ between groups
+    decoupled: bool | str = False  # True if weight decay shrinks the parameter, or the name of the option that decides
+    initial: str = ""  # option with the initial value of state arrays; without an option, 0
+    flush_from_eps: float = 1e-16  # threshold of eps: with a smaller eps, subnormal numbers are kept
     scalars: tuple[str, ...] = ()  # state other than arrays and step counts
-    validate: Callable[[Mapping[str, Any]], None] = lambda options: None  # raises where options contradict each other
+    validate: Callable[[Mapping[str, Any]], None] = lambda options: None  # raises if options contradict each other
 
     def rule_name(self, options: Mapping[str, Any]) -> str:
         """Return the name of the core's rule for these options."""
         return self.rule if isinstance(self.rule, str) else self.rule(options)
 
     def numbers(self, options: Mapping[str, Any]) -> list[float]:
-        """Return the options of the core's rule, in the order in which it takes them."""
+        """Return the options of the core's rule, in the order of the rule."""
         named = {f"beta{i}": beta for i, beta in enumerate(options.get("betas", ()), 1)}
         named["hat"] = options.get("eps_mode") == "hat"
         named |= options
         return [float(named[name]) for name in _core.rules[self.rule_name(options)][0]]
 
     def buffers(self, options: Mapping[str, Any]) -> tuple[str, bool]:
-        """Return what decides which arrays of state exist."""
+        """Return the values that determine which state arrays exist."""
         return self.rule_name(options), options["ema_decay"] is not None
 
     def is_decoupled(self, options: Mapping[str, Any]) -> bool:
@@ -118,7 +118,7 @@ class Spec:
 
 
 def declare(rule: str | Callable[[Mapping[str, Any]], str], **state: Any) -> Callable[[Class], Class]:
-    """Give a class its `Spec` (with these fields), and its constructor a signature that lists the common options."""
+    """Return a decorator that adds a `Spec` to a class, and the common options to its constructor's signature."""
 
     def declared(cls: Class) -> Class:
         init: Any = cls.__init__  # type: ignore[misc]
@@ -140,7 +140,7 @@ def declare(rule: str | Callable[[Mapping[str, Any]], str], **state: Any) -> Cal
 
 
 def with_defaults(cls: type, options: Mapping[str, Any]) -> tuple[Spec, dict[str, Any]]:
-    """Return the `Spec` of an optimizer class, and all of its options, the common ones by default."""
+    """Return the `Spec` of an optimizer class, and these options with the defaults of the common options added."""
     spec: Spec | None = getattr(cls, "_spec", None)
     if spec is None:
         raise TypeError("Optimizer is abstract: use a subclass such as onepass.Adam")
@@ -157,7 +157,7 @@ def changed_defaults(options: Mapping[str, Any]) -> list[str]:
     return [f"{name}={value!r}" for name, value in options.items() if value != defaults[name]]
 
 
-# Names in other libraries.
+# Names of options in other libraries, and the names in onepass.
 _FOREIGN = {
     **dict.fromkeys(["learning_rate", "learn_rate", "step_size", "eta", "alpha"], "lr"),
     **{"epsilon": "eps", "b1": "betas", "b2": "betas", "L2": "weight_decay", "rho": "alpha"},
@@ -168,7 +168,7 @@ _OF_PYTORCH = ("fused", "foreach", "capturable", "differentiable")
 
 
 def suggestion(name: str, options: Iterable[str]) -> str:
-    """Return the rest of an error about an unexpected option: the likely one, and the valid ones."""
+    """Return the end of an error about an unexpected option: the likely option and all valid options."""
     from difflib import get_close_matches  # slow to import
 
     valid = [*options]

@@ -13,7 +13,7 @@
 namespace onepass::python {
 namespace {
 
-// A value of a dict; null where the key is missing.
+// Return a value of a dict, or null if the key is missing.
 py::object find(py::handle dict, py::handle key) {
 #if PY_VERSION_HEX >= 0x030D0000
   PyObject* value = nullptr;
@@ -86,7 +86,7 @@ Optimizer::ScopedGradients::~ScopedGradients() { optimizer_.gradients_.clear(); 
 
 // Fill pointers_ and have the core take the options of this step. All user code runs before the pointers are taken.
 StepInputs Optimizer::prepare(py::handle grads, py::handle grad_scale) {
-  // All at once: an option that user code sets takes effect at the next step.
+  // Take all options at once: an option that user code sets from here on takes effect at the next step.
   core_.take_options();
   StepInputs inputs = {1, onepass::pool_executor(), clip_norm_, nonfinite_};
   const std::vector<std::size_t> scheduled = core_.scheduled_groups();
@@ -96,7 +96,7 @@ StepInputs Optimizer::prepare(py::handle grads, py::handle grad_scale) {
   const bool fits = plain_scale && collect(grads) && take_pointers(false);
   if (fits && scheduled.empty()) return inputs;
 
-  using Rates = std::tuple<std::size_t, double, double>;  // a group, its learning rate and the decay of its average
+  using Rates = std::tuple<std::size_t, double, double>;  // group, learning rate, decay of the average
   const py::object given_scale =
       plain_scale ? py::object(py::float_(inputs.scale)) : py::reinterpret_borrow<py::object>(grad_scale);
   const auto [gradients, number, rates] =
@@ -113,7 +113,7 @@ StepInputs Optimizer::prepare(py::handle grads, py::handle grad_scale) {
   return inputs;
 }
 
-// Fill gradients_ with one object for each parameter. Returns false for containers that only Python takes apart.
+// Fill gradients_ with one object for each parameter. Return false for containers that only Python can unpack.
 bool Optimizer::collect(py::handle grads) {
   if (form_ == Form::sequence) return collect_sequence(grads);
   if (form_ == Form::mapping) return collect_mapping(grads);
@@ -144,8 +144,8 @@ bool Optimizer::collect_mapping(py::handle grads) {
   return true;
 }
 
-// Fill pointers_ from gradients_. Returns false if the core cannot read a gradient as it is. Pairs of rows and values,
-// which only _prepare makes, are read if it has run.
+// Fill pointers_ from gradients_. Return false if the core cannot read a gradient without a conversion. Pairs of rows
+// and values, which only _prepare creates, are accepted only if _prepare has run.
 bool Optimizer::take_pointers(bool prepared) {
   for (std::size_t i = 0; i < records_.size(); ++i) {
     const py::object& gradient = gradients_[i];
@@ -173,16 +173,16 @@ bool Optimizer::fits(std::size_t i, PyObject* gradient) {
   return is_disjoint(i, PyArray_DATA(array));
 }
 
-// True if a gradient of parameter i at this address overlaps no parameter and no state.
+// Return true if a gradient of parameter i at this address overlaps no parameter and no state.
 bool Optimizer::is_disjoint(std::size_t i, const void* data) {
   if (data == records_[i].disjoint) return true;
   const Parameter& parameter = core_.parameters()[i];
   if (ranges_.overlap(data, parameter.size * onepass::bytes_of(parameter.dtype))) return false;
-  records_[i].disjoint = data;  // for good: the arrays stay where they are
+  records_[i].disjoint = data;  // permanently: the arrays keep their addresses
   return true;
 }
 
-// The gradient in a pair of arrays, rows and values, that _prepare has returned.
+// Return the gradient in a pair of arrays, rows and values, from _prepare.
 Gradient Optimizer::sparse_rows(std::size_t i, const py::tuple& pair) const {
   const auto rows = pair[0].cast<py::array_t<std::int64_t, py::array::c_style>>();
   const auto values = pair[1].cast<py::array>();
@@ -200,7 +200,7 @@ Gradient Optimizer::sparse_rows(std::size_t i, const py::tuple& pair) const {
   return {data_of(values), first, count};
 }
 
-// Throw unless a parameter's array is as it was: users can change its memory, shape and dtype in place.
+// Throw if a parameter's array has changed: users can change its memory, shape and dtype in place.
 void Optimizer::check_parameter(std::size_t i) {
   const ParameterRecord& record = records_.at(i);
   const Parameter& parameter = core_.parameters()[i];
@@ -223,7 +223,7 @@ void Optimizer::finish(const StepInputs& inputs) {
   commit(inputs, measure(core_, pointers_.data(), inputs));
 }
 
-// Carry out the planned step: clip, skip or refuse it as its statistics demand. Returns false if it was skipped.
+// Carry out the planned step: clip, skip or refuse it according to its statistics. Return false if it was skipped.
 bool Optimizer::commit(const StepInputs& inputs, const GradientStats& measured) {
   const std::optional<double> scale = scale_after(inputs, measured, [this] { return self().attr("_explain"); });
   if (scale) {

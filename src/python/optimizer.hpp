@@ -1,4 +1,4 @@
-// The bound Optimizer: turns arrays into pointers and steps along them.
+// Bound Optimizer: converts arrays to pointers and steps along the gradients.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -24,19 +24,20 @@
 
 namespace onepass::python {
 
-// Holds the arrays of an optimizer and takes gradients. Invalid input is detected here; error messages are built in
-// Python. The Python subclass supplies two hooks: _prepare, for all that the fast path does not take (other containers
-// and forms of gradients, other types of grad_scale, schedules), and _explain, which raises the error of a step.
+// Owner of an optimizer's arrays, which steps them along gradients. Invalid input is detected here; error messages are
+// built in Python. The Python subclass supplies two hooks: _prepare, for all inputs that leave the fast path (other
+// containers and forms of gradients, other types of grad_scale, schedules), and _explain, which raises the error of a
+// step.
 class Optimizer {
  public:
   enum class Form : unsigned char { array, sequence, mapping };
 
-  // in_files: state is in files, whose pages forked processes share.
+  // in_files: state is in files. Forked processes share the pages of these files.
   Optimizer(bool flush_denormals, bool in_files, py::object record)
       : core_(flush_denormals), record_(std::move(record)), in_files_(in_files) {}
 
-  // Register parameters, each with its state and its running average or None. Gradients of all parameters then come in
-  // this form. The record, which Python keeps of all parameters, takes the place of the one before: observers and
+  // Register parameters atomically, each with its state and its running average or None. Afterwards, step() expects the
+  // gradients of all parameters in this form. The new record replaces Python's record of all parameters: observers and
   // signal handlers see both changes or neither.
   void add_group(Form form, const Group* group, const std::vector<py::object>& keys,
                  const std::vector<py::array>& params, const std::vector<std::vector<py::array>>& states,
@@ -44,14 +45,13 @@ class Optimizer {
   py::object record() const;
 
   // Replace state: copy pairs of arrays (to, from) of equal size and layout, and set the options of groups, the options
-  // of the optimizer and the counts. Returns false, and changes nothing, if a group holds another mapping than the
-  // expected one.
+  // of the optimizer and the counts. Return false, without changes, if a group's mapping is not the expected mapping.
   using Options = std::tuple<Group*, py::object, py::object, std::vector<double>, CommonOptions>;  // as of Group::swap
   bool restore(const std::vector<std::pair<py::array, py::array>>& copies, const std::vector<Options>& options,
                double clip_norm, Nonfinite nonfinite, std::int64_t step_count, std::int64_t skipped,
                const std::vector<std::int64_t>& steps, const std::vector<double>& mu_products);
 
-  // Call a function while no thread steps. The function may add groups and restore.
+  // Call a function while no thread steps. The function may call add_group and restore.
   py::object locked(const py::function& function);
 
   void step(py::handle grads, py::handle grad_scale);
@@ -59,24 +59,24 @@ class Optimizer {
   // One step in three calls, so that processes can exchange gradients and block sums in between
   // (onepass.integrations.mpi). Any other call that steps or changes state drops a prepared step.
   //
-  // Prepare a step along these gradients, whose values may still change: changes nothing that shows. Returns the count
-  // of steps and the options that the step will use.
+  // Prepare a step along these gradients, without visible changes. The values of the gradients may still change. Return
+  // the step count and the options that the step will use.
   std::vector<double> prepare_step(py::handle grads, py::handle grad_scale);
-  // Return the statistics of the prepared gradients' blocks, as they are in memory now: a row of onepass::BlockStats
-  // for each block of each parameter.
+  // Return the statistics of the blocks of the prepared gradients, from their present values: a row of
+  // onepass::BlockStats for each block of each parameter.
   py::array_t<double> measure_step();
-  // Carry out the prepared step, given the statistics of all gradients. Returns false if it was skipped.
+  // Carry out the prepared step with these statistics of all gradients. Return false if the step was skipped.
   bool commit_step(double norm, std::optional<std::size_t> first_nonfinite);
 
-  // True if the core can read this object as the gradient of parameter i without a conversion. Throws if the parameter
-  // itself is no longer what it was.
+  // Return true if the core can read this object as the gradient of parameter i without a conversion. Throw if the
+  // array of the parameter has changed.
   bool fits(std::size_t i, PyObject* gradient);
 
   std::int64_t step_count();
   std::int64_t parameter_step(std::size_t i);
   double mu_product(std::size_t i);
   std::int64_t skipped() const { return skipped_; }
-  // The norm of the last step's gradients, if clip_norm was set.
+  // Norm of the last step's gradients, if clip_norm was set.
   std::optional<double> grad_norm() const { return measured_ ? std::optional<double>(grad_norm_) : std::nullopt; }
 
   double clip_norm() const { return clip_norm_; }
@@ -89,7 +89,7 @@ class Optimizer {
   void clear();
 
  private:
-  // Holds the lock during a step, and drops the references to its gradients on every exit path.
+  // Scope of a step: holds the lock, and drops the references to the gradients on every exit path.
   class ScopedGradients {
    public:
     explicit ScopedGradients(Optimizer& optimizer);
@@ -133,7 +133,7 @@ class Optimizer {
 
   onepass::Optimizer core_;
   std::vector<ParameterRecord> records_;
-  mutable std::mutex record_mutex_;  // no Python code runs while it is locked
+  mutable std::mutex record_mutex_;  // no Python code runs while the mutex is locked
   py::object record_;
   MemoryRanges ranges_;
   Form form_ = Form::array;
@@ -142,20 +142,20 @@ class Optimizer {
   std::atomic<std::int64_t> skipped_{0};
   std::atomic<double> grad_norm_{0};
   std::atomic<bool> measured_{false};
-  // Room for the gradients of a step.
+  // Gradients of the current step. The memory is reused.
   std::vector<py::object> gradients_;
   std::vector<Gradient> pointers_;
   std::optional<PreparedStep> prepared_;
   StepLock lock_;
-  bool is_locked_ = false;  // locked() holds the lock
+  bool is_locked_ = false;  // true while locked() holds the lock
   bool in_files_;
-  unsigned made_forks_ = onepass::fork_count();  // the process that made the optimizer
+  unsigned made_forks_ = onepass::fork_count();  // fork count of the process that created the optimizer
 };
 
-// The C++ object of an instance. Throws TypeError before its __init__ was called.
+// Return the C++ object of an instance. Throw TypeError if its __init__ was not called.
 Optimizer& core_of(py::handle self);
 
-// The same for any object. Throws TypeError where it is no optimizer.
+// Return the C++ object of any Python object. Throw TypeError if the object is not an optimizer.
 Optimizer& require_optimizer(const py::object& self);
 
 void register_optimizer(py::module_& m);

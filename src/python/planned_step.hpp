@@ -1,4 +1,4 @@
-// The last part of a step: plan, measure, clip or skip. Shared by the bound optimizer and PyTorch's adapter.
+// Last part of a step: plan, measure, clip or skip. Shared by the bound optimizer and the PyTorch adapter.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -19,7 +19,7 @@ enum class Nonfinite : unsigned char { propagate, skip, raise };
 
 constexpr double no_clip_norm = -1;
 
-// The inputs of a step other than gradients.
+// Inputs of a step other than gradients.
 struct StepInputs {
   double scale;
   Executor executor;
@@ -42,7 +42,7 @@ void plan(onepass::Optimizer& core, const Gradient* gradients, double scale, Exp
   }
 }
 
-// Measure the planned step's gradients, where the inputs ask for it.
+// Measure the planned step's gradients if the inputs require the norm or a check for finite values.
 inline GradientStats measure(onepass::Optimizer& core, const Gradient* gradients, const StepInputs& inputs) {
   GradientStats measured;
   if (inputs.wants_norm() || inputs.wants_finite()) {
@@ -53,8 +53,8 @@ inline GradientStats measure(onepass::Optimizer& core, const Gradient* gradients
   return measured;
 }
 
-// Return the scale with which to step along gradients of these statistics, nothing if the step is to be skipped. Throws
-// where gradients that are not finite are an error.
+// Return the scale of the step for gradients with these statistics, or nothing if the step must be skipped. Throw if
+// gradients that are not finite are an error.
 template <class Explain>
 std::optional<double> scale_after(const StepInputs& inputs, const GradientStats& measured, Explain explain) {
   if (measured.first_nonfinite != GradientStats::none) {

@@ -1,4 +1,4 @@
-// Looks at PyTorch's tensors: their memory and single numbers in them.
+// Views of PyTorch's tensors: their memory, and the numbers of one-element tensors.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -11,7 +11,7 @@ namespace onepass::python {
 
 namespace py = pybind11;
 
-// Views tensors. Runs no Python code, unless the tensor has no memory to view.
+// Viewer of tensors. Runs no Python code, unless a tensor has no memory to view.
 class TensorViewer {
  public:
   // exchange: PyTorch's DLPackExchangeAPI, or None; type: torch.Tensor.
@@ -19,10 +19,10 @@ class TensorViewer {
 
   bool works() const { return view_tensor_ != nullptr; }
 
-  // The view of a tensor; nothing for other objects and for tensors that have none (sparse, lazy, meta).
+  // Return the view of a tensor, or nothing for other objects and for tensors without a view (sparse, lazy, meta).
   std::optional<DLTensor> view(PyObject* tensor) const;
 
-  // The number of a Python number or of a tensor with one element, float32 or float64; nothing for other objects.
+  // Return the value of a Python number or of a one-element tensor of float32 or float64, or nothing for other objects.
   // is_fixed: the object cannot change in place.
   struct Number {
     double value;
@@ -37,7 +37,7 @@ class TensorViewer {
   DLPackExchange::ViewTensor view_tensor_ = nullptr;
 };
 
-// The number in a tensor's memory of one element. dtype as DLTensor::dtype().
+// Read or write the number in a one-element tensor's memory. dtype: a result of DLTensor::dtype().
 double read_number(const void* data, DType dtype);
 void write_number(void* data, DType dtype, double value);
 

@@ -15,11 +15,11 @@
 namespace onepass::python {
 namespace {
 
-constexpr char nothing = 0;  // the memory of gradients without elements
+constexpr char nothing = 0;  // address of gradients without elements
 
 py::object borrow(PyObject* object) { return py::reinterpret_borrow<py::object>(object); }
 
-// A value of a dict; null where the key is missing. The keys are strings or tensors, which compare without Python code.
+// Return a value of a dict, or null if the key is missing. Keys are strings or tensors: comparisons run no Python code.
 py::object find(PyObject* dict, const py::object& key) {
   const py::scoped_critical_section section{py::handle(dict)};
   py::object value = borrow(PyDict_GetItemWithError(dict, key.ptr()));
@@ -42,13 +42,13 @@ TorchEngine::TorchEngine(std::vector<py::object> groups, py::object state, std::
       explain_(std::move(explain)),
       grad_name_(py::reinterpret_steal<py::object>(PyUnicode_InternFromString("grad"))),
       core_(flush_denormals) {
-  if (!PyDict_Check(state_.ptr())) throw py::type_error("state must be a dict");
+  if (!PyDict_Check(state_.ptr())) throw py::type_error("state: expected a dict");
   if (state_names_.size() != groups_.size() || scalar_names_.size() > onepass::max_scalars + 1) {
     throw py::value_error("one list of state names for each group");
   }
   for (std::size_t g = 0; g < groups_.size(); ++g) {
     const TorchGroup* const group = try_group(groups_[g]);
-    if (group == nullptr || state_names_[g].size() > max_tensors) throw py::type_error("groups must be TorchGroups");
+    if (group == nullptr || state_names_[g].size() > max_tensors) throw py::type_error("groups: expected TorchGroups");
     const std::vector<Parameter> unknown(group->tensors().size(), Parameter{onepass::float32, 0, 0, {}, g, 0, {}});
     for (const py::handle tensor : group->tensors()) {
       const std::size_t first = index_.emplace(tensor.ptr(), entries_.size()).first->second;
@@ -97,7 +97,7 @@ bool TorchEngine::step_locked(PyObject* groups, PyObject* state, PyObject* subst
   if (state != state_.ptr() || !has_groups(groups) || !take_options()) return false;
   const bool may_be_large = elements_ >= release_gil_from || substitutes != Py_None;
   const Executor executor = may_be_large ? torch_executor(get_num_threads_) : onepass::Executor{1, nullptr};
-  // Python code may run while objects are collected and while they are checked; none runs from locate() on.
+  // Python code may run during collect() and check_negated(), but not during or after the last locate().
   if (!collect(state, substitutes, only)) return false;
   Found found = locate();
   for (int tries = 0; found == Found::unchecked && tries < 3; ++tries) found = check_negated() ? locate() : Found::odd;
@@ -105,12 +105,12 @@ bool TorchEngine::step_locked(PyObject* groups, PyObject* state, PyObject* subst
     forget();
     return false;
   }
-  if (!finish(executor)) pointers_.assign(pointers_.size(), {});  // nothing was updated
+  if (!finish(executor)) pointers_.assign(pointers_.size(), {});  // no tensor was updated
   ++step_count_;
   return true;
 }
 
-// True if these are the optimizer's groups.
+// Return true if these are the optimizer's groups.
 bool TorchEngine::has_groups(PyObject* groups) const {
   if (!PyList_CheckExact(groups)) return false;
   const py::scoped_critical_section section{py::handle(groups)};
@@ -121,7 +121,7 @@ bool TorchEngine::has_groups(PyObject* groups) const {
   return true;
 }
 
-// Have the core take the options of the groups. Returns false where Python must read them, or groups have other
+// Have the core take the options of the groups. Return false if Python must read the options, or if a group has other
 // tensors.
 bool TorchEngine::take_options() {
   for (std::size_t g = 0; g < groups_.size(); ++g) {
@@ -131,11 +131,11 @@ bool TorchEngine::take_options() {
   return true;
 }
 
-// Fill held_ with the gradients and the state of the parameters that have gradients.
+// Fill held_ with the gradients, and with the state of the parameters that have a gradient.
 bool TorchEngine::collect(PyObject* state, PyObject* substitutes, std::size_t only) {
   if (substitutes != Py_None &&
       (!PyList_CheckExact(substitutes) || static_cast<std::size_t>(PyList_GET_SIZE(substitutes)) != entries_.size())) {
-    throw py::value_error("one substitute for each parameter");
+    throw py::value_error("substitutes: expected None or a list with one item for each parameter");
   }
   bool any = false;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
@@ -220,7 +220,7 @@ TorchEngine::Found TorchEngine::locate() {
       }
     }
     if (all_disjoint) return Found::ready;
-    has_moved_ = true;  // perhaps it overlaps memory that is no longer a parameter's
+    has_moved_ = true;  // try again: the overlap may be with memory that no longer belongs to a parameter
   }
   return Found::odd;
 }
@@ -266,8 +266,8 @@ TorchEngine::Found TorchEngine::locate_tensors(std::size_t i) {
   if (!view || !entry.layout.matches(*view) || (parameter.size != 0 && view->data == nullptr)) return Found::odd;
   const void* const data = parameter.size == 0 ? &nothing : view->address();
   pointers_[i].data = data;
-  // is_neg takes long, and contiguous tensors are practically never lazily negated, except the imaginary part of one
-  // conjugate number: check gradients of more elements once for each address.
+  // is_neg is slow, and contiguous tensors are practically never lazily negated, except the imaginary part of one
+  // conjugate number: check gradients of more than one element only once for each address.
   if (!held.gradient_is_checked && (parameter.size == 1 || entry.gradient != data)) {
     unchecked_.push_back({held.gradient, i, data});
   }
@@ -296,7 +296,7 @@ void TorchEngine::use_substitute(std::size_t i) {
   has_moved_ = true;
   if (PyTuple_CheckExact(gradient.ptr())) {
     const auto [rows, values] = gradient.cast<std::pair<py::array_t<std::int64_t, py::array::c_style>, py::array>>();
-    static constexpr std::int64_t no_rows = 0;  // the memory of no elements may be null, which would mean other things
+    static constexpr std::int64_t no_rows = 0;  // the address of an empty array may be null, which has another meaning
     pointers_[i] = {&nothing, &no_rows, static_cast<std::size_t>(rows.size())};
     if (rows.size() != 0) {
       pointers_[i].data = data_of(values);
@@ -311,7 +311,7 @@ void TorchEngine::use_substitute(std::size_t i) {
   }
 }
 
-// Check tensors at new addresses. Returns false if one is negated lazily: its memory holds other numbers.
+// Check tensors at new addresses. Return false if a tensor is lazily negated: its memory holds the negated numbers.
 bool TorchEngine::check_negated() {
   const std::vector<Unchecked> unchecked = std::move(unchecked_);
   unchecked_.clear();
@@ -386,11 +386,11 @@ void TorchEngine::read_counts(std::size_t i) {
   const auto read = [&](std::size_t k) { return read_number(held.counts[k].data, held.counts[k].dtype); };
   onepass::Scalars scalars = {};
   for (std::size_t k = 0; k < rule(entries_[i].group).scalar_count; ++k) scalars.values[k] = read(k + 1);
-  // A rule without a count only tells its first step from the others, and that one has a substitute.
+  // A rule without a count only distinguishes its first step, and the first step has a substitute.
   const double step = held.counts[0].data == nullptr ? 1 : read(0);
   if (!(step >= 0 && step < 9007199254740992.0)) {
     call(explain_, py::make_tuple("impossible_step", i, step));
-    throw py::value_error("a step number must be 0 or more");
+    throw py::value_error("step number: expected 0 or more");
   }
   core_.set_counts(i, static_cast<std::int64_t>(step), scalars);
 }
@@ -405,7 +405,7 @@ void TorchEngine::write_counts(std::size_t i) {
   for (std::size_t k = 0; k < rule(entries_[i].group).scalar_count; ++k) write(k + 1, parameter.scalars.values[k]);
 }
 
-// Carry out the step along pointers_. Returns false if it was skipped.
+// Carry out the step along pointers_. Return false if the step was skipped.
 bool TorchEngine::finish(const Executor& executor) {
   const StepInputs inputs = {1, executor, clip_norm_, nonfinite_};
   const auto explain = [this] { return explain_; };
@@ -434,7 +434,7 @@ void TorchEngine::apply_in_order(double scale, const Executor& executor) {
   std::vector<Gradient> one(pointers_.size());
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     if (pointers_[i].data == nullptr) continue;
-    read_counts(i);  // the same tensor may come twice
+    read_counts(i);  // again: a tensor may occur twice
     one[i] = pointers_[i];
     plan(core_, one.data(), scale, [this] { return explain_; });
     core_.apply(executor);

@@ -1,4 +1,4 @@
-// The step of PyTorch's adapter, in the memory of PyTorch's tensors.
+// Step of the PyTorch adapter, in place in the memory of PyTorch's tensors.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -22,18 +22,18 @@ namespace onepass::python {
 
 namespace py = pybind11;
 
-// Steps the tensors of a PyTorch optimizer. The tensors and the numbers in the optimizer's groups are the only state:
-// each step reads where tensors are, how they are laid out, their counts of steps, and the options.
+// Engine of a PyTorch optimizer's steps. The tensors and the numbers in the optimizer's groups are the only state:
+// each step reads the addresses and layouts of the tensors, their step counts, and the options.
 class TorchEngine {
  public:
-  // groups: TorchGroups, one for each parameter group. state: the optimizer's. states: for each group the names of the
-  // state tensors, in the order of the core's rule, and then of the average if there is one; scalars: of the tensors of
-  // one number that the rule reads and writes, "step" first.
+  // groups: one TorchGroup for each parameter group. state: the optimizer's state dict. states: for each group, the
+  // names of the state tensors in the order of the core's rule, followed by the name of the average, if there is one.
+  // scalars: names of the one-element tensors that the rule reads and writes, "step" first.
   TorchEngine(std::vector<py::object> groups, py::object state, std::vector<std::vector<py::object>> states,
               std::vector<py::object> scalars, TensorViewer viewer, py::object get_num_threads,
               py::object count_changes, py::object explain, bool flush_denormals);
 
-  // Step along the tensors' gradients. Returns false, and has changed nothing, if Python must look at something first.
+  // Step along the tensors' gradients. Return false, without changes, if the step needs the slow path in Python.
   //
   // only: the parameter to step, or every_parameter.
   // substitutes: None, or for each parameter None or arrays in place of its tensors: (param, gradient or pair of rows
@@ -41,16 +41,16 @@ class TorchEngine {
   static constexpr std::size_t every_parameter = SIZE_MAX;
   bool step(PyObject* groups, PyObject* state, PyObject* substitutes, std::size_t only);
 
-  // True if the core has the options of the groups, and these are the groups and the state that it knows.
+  // Return true if these are the engine's groups and state, and the core has taken the options of the groups.
   bool takes(const py::object& groups, const py::object& state);
 
-  // Set the gradients of all tensors to None. Returns false, and has changed nothing, if the optimizer has other groups
-  // or tensors.
+  // Set the gradients of all tensors to None. Return false, without changes, if the optimizer has other groups or
+  // tensors.
   bool clear_gradients(const py::object& groups) const;
 
   void set_clip_norm(double clip_norm) { clip_norm_ = clip_norm; }
   void set_nonfinite(Nonfinite nonfinite) { nonfinite_ = nonfinite; }
-  // The number of steps that were taken or skipped.
+  // Number of steps that were taken or skipped.
   std::int64_t step_count() const { return step_count_; }
   std::int64_t skipped() const { return skipped_; }
   std::optional<double> grad_norm() const { return grad_norm_; }
@@ -60,12 +60,12 @@ class TorchEngine {
   void clear();
 
  private:
-  static constexpr std::size_t max_tensors = onepass::max_states + 1;  // state and the average
+  static constexpr std::size_t max_tensors = onepass::max_states + 1;  // state tensors and the average
   struct Count {
-    void* data;  // null: it has no tensor
+    void* data;  // null: the count has no tensor
     DType dtype;
   };
-  // The objects of one parameter in one step.
+  // Python objects of one parameter during one step.
   struct Held {
     py::object gradient;
     py::object dict;
@@ -76,19 +76,19 @@ class TorchEngine {
     std::array<Count, onepass::max_scalars + 1> counts;
   };
   struct Entry {
-    PyObject* tensor;  // in the group's tuple
+    PyObject* tensor;  // borrowed from the group's tuple
     std::size_t group;
-    std::size_t first;  // the first parameter that is the same tensor
+    std::size_t first;  // index of the first parameter with the same tensor
     TensorLayout layout;
-    const void* gradient = nullptr;  // the last address that was found not to be negated lazily
-    const void* disjoint = nullptr;  // the last address that was found to overlap no parameter and no state
+    const void* gradient = nullptr;  // last gradient address known not to be lazily negated
+    const void* disjoint = nullptr;  // last gradient address that overlaps no parameter and no state
     bool is_in_ranges = false;
     bool is_odd = false;  // its last step needed a substitute
   };
   struct Unchecked {
     py::object tensor;
     std::size_t parameter;
-    const void* gradient;  // its address; null: the tensor is none
+    const void* gradient;  // address of the tensor's memory if it is a gradient, otherwise null
   };
   enum class Found : unsigned char { ready, unchecked, odd };
 
@@ -121,13 +121,13 @@ class TorchEngine {
   std::vector<py::object> scalar_names_;
   TensorViewer viewer_;
   py::object get_num_threads_;
-  py::object count_changes_;  // called with the tensors that a step has changed
+  py::object count_changes_;  // called with the tensors changed by a step
   py::object explain_;
   py::object grad_name_;
   onepass::Optimizer core_;
   std::vector<Entry> entries_;
-  py::tuple tensors_;                                 // of all entries
-  std::unordered_map<PyObject*, std::size_t> index_;  // the first parameter that is a tensor
+  py::tuple tensors_;                                 // the tensors of all entries
+  std::unordered_map<PyObject*, std::size_t> index_;  // index of the first parameter with a tensor
   std::vector<Held> held_;
   std::vector<Unchecked> unchecked_;
   std::vector<Gradient> pointers_;
@@ -136,9 +136,9 @@ class TorchEngine {
     std::uintptr_t end;
     std::size_t parameter;
   };
-  std::vector<Range> ranges_;  // of the parameters and state of the last step, sorted
-  bool has_moved_ = true;      // memory that is not in ranges_
-  bool has_overlaps_ = false;  // parameters share memory: they are stepped one after the other
+  std::vector<Range> ranges_;  // sorted memory ranges of the parameters and state of the last step
+  bool has_moved_ = true;      // some memory is not in ranges_
+  bool has_overlaps_ = false;  // parameters share memory and are stepped one after the other
   std::size_t elements_ = 0;
   double clip_norm_ = no_clip_norm;
   Nonfinite nonfinite_ = Nonfinite::propagate;

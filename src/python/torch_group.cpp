@@ -33,7 +33,7 @@ void TorchGroup::renew(py::dict places, std::vector<double> options, const Commo
       item.places = places_[key].cast<std::vector<std::size_t>>();
       item.has_fixed_zero = fixed_zeros_.contains(key);
       const bool is_number = PyFloat_Check(value.ptr()) || PyLong_Check(value.ptr());
-      item.is_changeable = !item.places.empty() && !is_number;  // found out when its numbers are read
+      item.is_changeable = !item.places.empty() && !is_number;  // provisional: take() sets it when it reads the numbers
     }
     items.push_back(std::move(item));
   }
@@ -64,8 +64,8 @@ bool TorchGroup::update(const TensorViewer& viewer) {
   return taken;
 }
 
-// Fill changes_ with the items whose value is another object, or may have changed in place. Returns false if the items
-// are others. Releases no object, which could run code that changes the dict.
+// Fill changes_ with the items whose value is a different object or may have changed in place. Return false if the dict
+// has other items. Release no object: a destructor could run code that changes the dict.
 bool TorchGroup::find_changes() {
   const py::scoped_critical_section section(group_);
   if (static_cast<std::size_t>(PyDict_GET_SIZE(group_.ptr())) != items_.size()) return false;
@@ -104,7 +104,7 @@ bool TorchGroup::has_same_tensors(PyObject* params) const {
   return true;
 }
 
-// Take the numbers of an item's value. Returns false where Python must read them.
+// Take the numbers of an item's value. Return false if Python must read the value.
 bool TorchGroup::take(Item& item, PyObject* value, const TensorViewer& viewer) {
   if (item.is_watched) {
     if (item.places.empty()) return false;

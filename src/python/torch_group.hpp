@@ -1,4 +1,4 @@
-// A parameter group of a PyTorch optimizer, as the core takes it.
+// Parameter group of a PyTorch optimizer, with its options for the core.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -15,22 +15,23 @@ namespace onepass::python {
 
 namespace py = pybind11;
 
-// Watches the dict of a group, and passes numbers that have changed in it to the core.
+// Watcher of a group's dict, which passes changed numbers in the dict to the core.
 class TorchGroup {
  public:
-  // places: by the name of an option, the indices of its numbers (one, or two for a pair) among those of the rule, then
-  // lr, weight_decay, clip_value and ema_decay; no index if any change needs Python. Items with other names are the
-  // user's. fixed_zeros: names of options whose change between zero and another number needs Python.
+  // places: for each name of an option, the indices of its numbers (one, or two for a pair) in the list of the rule's
+  // numbers, lr, weight_decay, clip_value and ema_decay; no index if every change of the option needs Python. Items
+  // with other names belong to the user. fixed_zeros: names of options whose change between zero and nonzero needs
+  // Python.
   TorchGroup(py::dict group, py::tuple tensors, const std::string& rule, py::dict places, py::set fixed_zeros,
              std::vector<double> options, const CommonOptions& common);
 
-  // Read all items again, whose numbers are now these.
+  // Read all items again, and set their numbers to these options.
   void renew(py::dict places, std::vector<double> options, const CommonOptions& common);
 
-  // Pass on numbers that have changed. Returns false where Python must read the group.
+  // Pass changed numbers to the core. Return false if Python must read the group.
   bool update(const TensorViewer& viewer);
 
-  // True if this is the group, and it still has the same tensors.
+  // Return true if the group still has the same tensors.
   bool has_same_tensors() const;
   bool is_of(PyObject* group) const { return group == group_.ptr(); }
   const py::tuple& tensors() const { return tensors_; }
@@ -46,8 +47,8 @@ class TorchGroup {
     py::object key;
     py::object value;
     bool is_params = false;
-    bool is_watched = false;     // an option
-    bool is_changeable = false;  // in place
+    bool is_watched = false;     // the item is an option
+    bool is_changeable = false;  // the value can change in place
     bool has_fixed_zero = false;
     std::vector<std::size_t> places;
   };

@@ -1,4 +1,4 @@
-"""The PyTorch adapter in programs that move, share and replace tensors; its own options."""
+"""The PyTorch adapter in programs that move, share and replace tensors; onepass's own options."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def gradient(p: Any, seed: int) -> Any:
 
 
 def assert_both(run: Callable[[Any], list[Any]], rtol: float = 2e-5) -> None:
-    """The run gives the same numbers with onepass's module and with PyTorch's."""
+    """Assert that the run returns the same numbers with onepass's module and with PyTorch's module."""
     for got, want in zip(run(ours), run(torch.optim), strict=True):
         torch.testing.assert_close(got.detach(), want.detach(), rtol=rtol, atol=1e-6)
 
 
-# ---- Memory that moves ----
+# ---- Moved and replaced memory ----
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_data_that_is_replaced_before_each_step_is_followed(name: str) -> None:
+def test_data_replaced_before_each_step_is_stepped(name: str) -> None:
     def run(module: Any) -> list[Any]:
         params = [torch.nn.Parameter(torch.ones(4, 3)), torch.nn.Parameter(torch.ones(3))]
         optimizer = getattr(module, name)(params, lr=0.1)
@@ -56,7 +56,7 @@ def test_data_that_is_replaced_before_each_step_is_followed(name: str) -> None:
 
 
 @pytest.mark.parametrize("change", ["reshaped", "resized", "transposed", "double"])
-def test_a_parameter_that_becomes_another_is_followed(change: str) -> None:
+def test_a_parameter_whose_shape_layout_or_dtype_changes_is_stepped(change: str) -> None:
     def run(module: Any) -> list[Any]:
         p = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
         optimizer = module.SGD([p], lr=0.5)
@@ -76,7 +76,7 @@ def test_a_parameter_that_becomes_another_is_followed(change: str) -> None:
     assert_both(run)
 
 
-def test_state_tensors_that_are_replaced_or_resized_are_read_where_they_are() -> None:
+def test_replaced_state_tensors_are_used_by_the_next_step() -> None:
     def run(module: Any) -> list[Any]:
         p = torch.nn.Parameter(torch.ones(3, 2))
         optimizer = module.Adam([p], lr=0.1)
@@ -86,7 +86,7 @@ def test_state_tensors_that_are_replaced_or_resized_are_read_where_they_are() ->
                 optimizer.state[p]["exp_avg"] = torch.full((3, 2), 0.5)
             if t == 3:
                 optimizer.state[p]["exp_avg_sq"].data = torch.full((3, 2), 2.0)
-            if t == 4:  # another order of dimensions
+            if t == 4:  # a different order of dimensions
                 optimizer.state[p]["exp_avg"] = optimizer.state[p]["exp_avg"].t().contiguous().t()
             optimizer.step()
         return [p, optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"], optimizer.state[p]["step"]]
@@ -94,8 +94,8 @@ def test_state_tensors_that_are_replaced_or_resized_are_read_where_they_are() ->
     assert_both(run)
 
 
-def test_two_optimizers_that_share_state_step_it_in_turn() -> None:
-    """As A3C's workers do, each with an optimizer of its own on shared tensors."""
+def test_two_optimizers_can_share_state_and_step_alternately() -> None:
+    """Step shared tensors with one optimizer per worker, as in A3C."""
 
     def run(module: Any) -> list[Any]:
         p = torch.nn.Parameter(torch.ones(5).share_memory_())
@@ -111,7 +111,7 @@ def test_two_optimizers_that_share_state_step_it_in_turn() -> None:
     assert_both(run)
 
 
-def test_a_state_tensor_of_another_shape_or_dtype_is_refused_and_nothing_changes() -> None:
+def test_a_state_tensor_of_wrong_shape_or_dtype_is_refused_and_nothing_changes() -> None:
     p = torch.nn.Parameter(torch.ones(4))
     optimizer = ours.Adam([p], lr=0.5)
     p.grad = torch.ones(4)
@@ -158,10 +158,10 @@ def test_a_step_number_below_zero_is_refused() -> None:
         optimizer.step()
 
 
-# ---- Parameters that are judged when they are stepped ----
+# ---- Parameters are checked when they are stepped ----
 
 
-def test_lazy_modules_may_be_handed_over_before_their_first_batch() -> None:
+def test_lazy_modules_can_be_passed_before_their_first_batch() -> None:
     def run(module: Any) -> list[Any]:
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.LazyLinear(4), torch.nn.ReLU(), torch.nn.LazyLinear(1))
@@ -175,7 +175,7 @@ def test_lazy_modules_may_be_handed_over_before_their_first_batch() -> None:
     assert_both(run)
 
 
-def test_parameters_without_gradients_may_be_anything() -> None:
+def test_parameters_without_gradients_may_have_any_dtype_and_device() -> None:
     def run(module: Any) -> list[Any]:
         p = torch.nn.Parameter(torch.ones(2))
         frozen = [torch.nn.Parameter(torch.ones(2, dtype=dtype)) for dtype in (torch.bfloat16, torch.complex64)]
@@ -207,7 +207,7 @@ def test_parameters_that_share_memory_are_stepped_one_after_the_other(name: str,
 
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
 @pytest.mark.parametrize("name", ["Adam", "NAdam", "SGD"])
-def test_a_parameter_that_comes_twice_is_stepped_twice(name: str) -> None:
+def test_a_parameter_that_occurs_twice_is_stepped_twice(name: str) -> None:
     def run(module: Any) -> list[Any]:
         p = torch.nn.Parameter(torch.ones(3))
         options = {"momentum": 0.9} if name == "SGD" else {}
@@ -220,7 +220,7 @@ def test_a_parameter_that_comes_twice_is_stepped_twice(name: str) -> None:
     assert_both(run)
 
 
-def test_a_gradient_that_is_the_parameter_itself() -> None:
+def test_a_gradient_can_be_the_parameter_itself() -> None:
     def run(module: Any) -> list[Any]:
         p = torch.nn.Parameter(torch.ones(3))
         optimizer = module.SGD([p], lr=0.5)
@@ -267,7 +267,7 @@ def test_dtensors_are_stepped_in_their_shards(group: Any) -> None:
         ours.Adam([p], clip_norm=1.0).step()
 
 
-# ---- Options that change ----
+# ---- Changing options ----
 
 SCHEDULERS: list[tuple[str, dict[str, Any]]] = [
     ("LambdaLR", {"lr_lambda": lambda t: 1 - t / 5}),
@@ -286,7 +286,7 @@ SCHEDULERS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "options"), SCHEDULERS, ids=[name for name, _ in SCHEDULERS])
-def test_every_scheduler_runs_to_its_end_and_beyond(name: str, options: dict[str, Any]) -> None:
+def test_every_scheduler_works_to_its_end_and_beyond(name: str, options: dict[str, Any]) -> None:
     def run(module: Any) -> list[Any]:
         params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
         optimizer = module.AdamW([{"params": [p]} for p in params], lr=0.1)
@@ -306,7 +306,7 @@ def test_every_scheduler_runs_to_its_end_and_beyond(name: str, options: dict[str
     assert_both(run)
 
 
-def test_a_momentum_that_is_switched_on_later() -> None:
+def test_momentum_can_be_switched_on_later() -> None:
     def run(module: Any) -> list[Any]:
         p = torch.nn.Parameter(torch.ones(3))
         optimizer = module.SGD([p], lr=0.1)
@@ -355,7 +355,7 @@ def test_a_compiled_training_step_gives_no_warning() -> None:
     torch.testing.assert_close(p.detach(), torch.full((3,), -0.5))
 
 
-def test_threads_that_change_groups_and_state_do_no_harm() -> None:
+def test_threads_that_change_groups_and_state_do_not_corrupt_parameters() -> None:
     params = [torch.nn.Parameter(torch.ones(50)) for _ in range(8)]
     optimizer = ours.Adam([{"params": [p]} for p in params], lr=0.001)
     done = threading.Event()
@@ -375,7 +375,7 @@ def test_threads_that_change_groups_and_state_do_no_harm() -> None:
         for _ in range(300):
             for p in params:
                 p.grad = torch.ones(50)
-            with suppress(KeyError, IndexError, RuntimeError):  # state that has gone while it was read
+            with suppress(KeyError, IndexError, RuntimeError):  # state that was removed during the step
                 optimizer.step()
     finally:
         done.set()
@@ -450,7 +450,7 @@ def test_a_step_in_the_backward_pass_is_noticed_by_a_later_use_in_the_same_pass(
 # ---- onepass's own options ----
 
 
-def test_clip_norm_is_clip_grad_norm() -> None:
+def test_clip_norm_matches_clip_grad_norm() -> None:
     runs = []
     for module in (ours, torch.optim):
         params = [torch.nn.Parameter(torch.ones(40)), torch.nn.Parameter(torch.ones(3, 5))]
@@ -468,7 +468,7 @@ def test_clip_norm_is_clip_grad_norm() -> None:
     torch.testing.assert_close(*runs, rtol=2e-5, atol=1e-6)
 
 
-def test_clip_value_is_clip_grad_value() -> None:
+def test_clip_value_matches_clip_grad_value() -> None:
     runs = []
     for module in (ours, torch.optim):
         p = torch.nn.Parameter(torch.ones(40))
@@ -523,7 +523,7 @@ def test_running_averages_are_tensors_of_the_state_and_can_be_evaluated() -> Non
     assert torch.equal(again.ema[0], want)
     plain = torch.optim.SGD([p, late], lr=1.0)
     plain.step()
-    again.load_state_dict(plain.state_dict())  # without an average: it begins with the parameter
+    again.load_state_dict(plain.state_dict())  # has no average: the average begins with the parameter
     assert again.param_groups[0]["ema_decay"] == 0.5
 
 
@@ -536,7 +536,7 @@ def test_running_averages_are_tensors_of_the_state_and_can_be_evaluated() -> Non
         ("SGD", {"flush_denormals": False, "ema_decay": 0.9}),
     ],
 )
-def test_own_options_give_the_bits_of_the_numpy_optimizers(name: str, options: Any) -> None:
+def test_own_options_are_bit_identical_to_the_numpy_optimizers(name: str, options: Any) -> None:
     w = np.linspace(-1, 1, 37, dtype=np.float32)
     p = torch.nn.Parameter(torch.from_numpy(w.copy()))
     theirs, mine = (
@@ -550,7 +550,7 @@ def test_own_options_give_the_bits_of_the_numpy_optimizers(name: str, options: A
     assert p.detach().numpy().tobytes() == w.tobytes()
 
 
-def test_tiny_gradients_are_kept_where_eps_is_tiny() -> None:
+def test_tiny_gradients_are_kept_if_eps_is_tiny() -> None:
     for eps, tiny in ((0.0, 1e-18), (1e-30, 1e-20)):
 
         def run(module: Any, eps: float = eps, tiny: float = tiny) -> list[Any]:
@@ -564,7 +564,7 @@ def test_tiny_gradients_are_kept_where_eps_is_tiny() -> None:
         assert_both(run, rtol=0.02)
 
 
-def test_own_options_are_copied_pickled_and_kept_when_state_of_pytorchs_is_loaded() -> None:
+def test_own_options_are_copied_pickled_and_kept_when_a_state_dict_of_pytorch_is_loaded() -> None:
     p = torch.nn.Parameter(torch.ones(3))
     optimizer = ours.Adam([{"params": [p], "clip_value": 2.0}], clip_norm=1.0, nonfinite="skip", ema_decay=0.9)
     for again in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
@@ -587,7 +587,7 @@ def test_defaults_add_nothing_to_pytorchs_groups() -> None:
         assert {"lr", "clip_norm", "clip_value", "nonfinite", "ema_decay", "flush_denormals"} <= options.keys()
 
 
-def test_zero_grad_is_pytorchs() -> None:
+def test_zero_grad_behaves_as_in_pytorch() -> None:
     p, q = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
     optimizer = ours.Adam([p], lr=0.1)
     for _ in range(3):

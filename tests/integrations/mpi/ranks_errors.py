@@ -150,7 +150,7 @@ def check_an_error_on_one_rank_raises_on_all_and_changes_nothing() -> None:
         with raises(ValueError, f"rank {size - 1} has grad_scale 0.5, rank 0 1.0"):
             sharded.step(good, grad_scale=0.5 if last else 1.0)
         failing[0] = 0.2 if last else 0
-        with raises(ValueError, f"rank {size - 1} has other options of the groups, or schedules that say something"):
+        with raises(ValueError, f"rank {size - 1} has other options of the groups, or schedules that return"):
             sharded.step(good)
         failing[0] = 0
         sharded.groups[0].weight_decay = 0.5 if last else 0.0

@@ -1,12 +1,12 @@
-"""Data-parallel training on MPI (mpi4py): each process, a rank, keeps only the optimizer's state of its own share.
+"""Data-parallel training on MPI (mpi4py): each process, a rank, keeps only its share of the optimizer's state.
 
-ZeRO's first stage: a reduce-scatter adds up the gradients of all ranks and leaves each rank the sums of its share of
-the elements, an ordinary optimizer steps the share, and an allgather gives the new weights to all ranks. That sends no
-more than summing all gradients on all ranks, and the state is divided by the number of ranks.
+ZeRO's first stage: a reduce-scatter adds up the gradients of all ranks and gives each rank the sums of its share of the
+elements, an ordinary optimizer steps the share, and an allgather gives the new weights to all ranks. These messages
+take no more bytes than summing all gradients on all ranks, and the state is divided by the number of ranks.
 
     mpiexec -n 4 python -m mpi4py train.py
 
-With ``-m mpi4py`` an exception on one rank ends all ranks, which would otherwise wait for it forever.
+With ``-m mpi4py``, an exception on one rank ends all ranks. Without it, the other ranks would wait forever.
 
 Example:
     >>> import numpy as np, onepass

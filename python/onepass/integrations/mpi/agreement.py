@@ -15,13 +15,13 @@ with needed("mpi4py", "mpi"):
     from mpi4py import MPI
 
 Fingerprint = dict[str, Any]  # values that must be equal on all ranks, compared by their repr
-OPTIONS = "options of the groups, or schedules that say something else"  # a difference without details
+OPTIONS = "options of the groups, or schedules that return other values"  # a difference reported without details
 
 
 def refusal(comm: MPI.Intracomm, call: str, error: BaseException | None, fingerprint: Fingerprint) -> Any:
-    """Return the exception that this rank must raise; None if all ranks are in this call, without error and alike.
+    """Return the exception that this rank must raise, or None if no rank failed and all ranks agree.
 
-    Collective: one reduction of three numbers while all is well.
+    Collective. Without an error or a difference: one reduction of three numbers.
     """
     digest = int.from_bytes(hashlib.blake2b(repr((call, fingerprint)).encode(), digest_size=7).digest(), "little")
     numbers = np.array([error is not None, digest, -digest], np.int64)
@@ -39,7 +39,7 @@ def refusal(comm: MPI.Intracomm, call: str, error: BaseException | None, fingerp
 
 @contextmanager
 def together(comm: MPI.Intracomm, call: str) -> Iterator[Fingerprint]:
-    """Block that all ranks leave in the same way: an error, or another fingerprint, on one rank raises on all.
+    """Block that succeeds or raises on all ranks: an error or a different fingerprint on one rank raises on all ranks.
 
     Collective at its end. The block may fill the fingerprint.
     """
@@ -47,7 +47,7 @@ def together(comm: MPI.Intracomm, call: str) -> Iterator[Fingerprint]:
     fingerprint: Fingerprint = {}
     try:
         yield fingerprint
-    except BaseException as failed:  # an interrupt too: the other ranks wait for this one
+    except BaseException as failed:  # also interrupts: the other ranks wait for this rank
         error = failed
     refused = refusal(comm, call, error, fingerprint)
     if refused is not None:
@@ -55,14 +55,14 @@ def together(comm: MPI.Intracomm, call: str) -> Iterator[Fingerprint]:
 
 
 def _present(messages: list[str | None]) -> Iterator[tuple[int, str]]:
-    """Return each rank that has a message, and the message."""
+    """Return each rank with a message, and the message."""
     return ((rank, message) for rank, message in enumerate(messages) if message is not None)
 
 
 def _describe(error: BaseException) -> str:
     try:
         return f"{type(error).__name__}: {error}".removesuffix(": ")
-    except Exception:  # from its __str__
+    except Exception:  # raised by the error's __str__
         return type(error).__name__
 
 

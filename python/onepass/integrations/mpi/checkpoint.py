@@ -34,7 +34,7 @@ from .state import (
 with needed("mpi4py", "mpi"):
     from mpi4py import MPI
 
-VERSION = 1  # of the manifest
+VERSION = 1  # version of the manifest's format
 _SHARE_FILE = re.compile(r"[0-9a-f]{16}-\d+\.npz")
 
 
@@ -81,7 +81,7 @@ def _write_manifest(folder: Path, token: str, manifest: dict[str, Any]) -> None:
 
 
 def _has_token(manifest: Path, token: str) -> bool:
-    """True if this is the manifest of the set with this token."""
+    """Return True if this is the manifest of the set with this token."""
     try:
         return token.encode() in manifest.read_bytes()
     except FileNotFoundError:
@@ -140,7 +140,7 @@ def read_set(layout: Layout, optimizer: Optimizer, folder: Path) -> StateDict:
 
 
 def _copy_common(layout: Layout, states: dict[int, dict[str, Any]], saved: Piece, name: str, array: Array) -> None:
-    """Copy the elements that a saved piece has in common with this rank's pieces."""
+    """Copy the elements of a saved piece that are also in this rank's pieces."""
     for index in range(layout.first[saved.parameter], layout.first[saved.parameter + 1]):
         own = layout.pieces[index]
         start, stop = max(saved.start, own.start), min(saved.stop, own.stop)
@@ -149,7 +149,7 @@ def _copy_common(layout: Layout, states: dict[int, dict[str, Any]], saved: Piece
 
 
 def _share_schema(layout: Layout, own: StateDict, pieces: list[Piece]) -> StateDict:
-    """Return a state dict with the shapes and types of that of a rank with these pieces."""
+    """Return a state dict with the shapes and types of the state dict of a rank with these pieces."""
     states, groups = {}, [{**group, "params": []} for group in own["param_groups"]]
     for index, (parameter, start, stop, _) in enumerate(pieces):
         like = own["state"][layout.first[parameter]]
@@ -194,12 +194,12 @@ def _checked_pieces(layout: Layout, saved: list[Any]) -> list[Piece]:
     pieces = [Piece(operator.index(p), operator.index(a), operator.index(b), 0) for p, a, b in saved]
     for piece in pieces:
         if piece.parameter < 0 or not 0 <= piece.start <= piece.stop <= layout.params[piece.parameter].size:
-            raise ValueError(f"{list(piece[:3])} is no piece of a parameter")
+            raise ValueError(f"piece {list(piece[:3])}: expected a parameter and a range of its elements")
     return pieces
 
 
 def _check_complete(layout: Layout, pieces: list[Piece]) -> None:
-    """Refuse pieces that do not hold every element once."""
+    """Refuse pieces that do not contain every element exactly once."""
     ends = [0] * len(layout.params)
     for parameter, start, stop, _ in sorted(pieces):
         if start < stop:

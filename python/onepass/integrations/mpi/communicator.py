@@ -1,4 +1,4 @@
-"""Communicators: their duplicates, the processors of a node, buffers as mpi4py takes them."""
+"""Duplicates of communicators, processors of a node, and buffers in mpi4py's format."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from .. import needed
 with needed("mpi4py", "mpi"):
     from mpi4py import MPI
 
-_keyvals: list[int] = []  # attribute of a communicator: its duplicates
+_keyvals: list[int] = []  # key of the communicator attribute that lists its duplicates
 
 
 def dup_comm(comm: MPI.Intracomm) -> MPI.Intracomm:
-    """Return a duplicate for one owner, whose messages are matched with no other messages. Collective.
+    """Return a duplicate for one owner, so that its messages match no other messages. Collective.
 
-    It is freed lazily after its owner is garbage-collected. Freeing is collective too, and ranks collect at different
-    moments, so it waits for the next duplicate of the same communicator, or until that is freed.
+    The duplicate is freed lazily after its owner is garbage-collected. Freeing is collective too, and ranks collect
+    garbage at different moments. The duplicate is therefore freed when the same communicator is duplicated again, or
+    when that communicator is freed.
     """
     if not _keyvals:
         _keyvals.append(MPI.Comm.Create_keyval(delete_fn=lambda comm, keyval, made: _free_collected(comm, made)))
@@ -46,7 +47,7 @@ def _free_collected(comm: MPI.Intracomm, duplicates: list[Any]) -> None:
 
 
 def share_processors(comm: MPI.Intracomm) -> None:
-    """Give each rank of a node its part of the processors, unless the number of threads is set. Collective."""
+    """Divide the processors of a node among its ranks, unless the number of threads is already set. Collective."""
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     try:
         own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
@@ -60,5 +61,5 @@ def share_processors(comm: MPI.Intracomm) -> None:
 
 
 def by_rank(buffer: Array, counts: Sequence[int]) -> Any:
-    """Return a buffer with that many elements of each rank, as mpi4py takes it."""
+    """Return a buffer with these numbers of elements of each rank, in mpi4py's format."""
     return [buffer, (counts, [0, *accumulate(counts[:-1])])]

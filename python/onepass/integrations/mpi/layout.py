@@ -24,16 +24,16 @@ from .partition import Chunk, Piece, Positions, block_owners, partition, rank_pi
 
 @dataclass(frozen=True)
 class Layout:
-    """Parameters of a ShardedOptimizer, cut into chunks and into pieces, as one rank has them."""
+    """Parameters of a ShardedOptimizer on one rank, cut into chunks and pieces."""
 
-    record: ParameterRecord  # of the whole parameters, without their state
-    params: list[Array]  # as plain arrays
-    orders: list[Any]  # "C" or "F"
-    lines: list[Any]  # their elements in memory order: one-dimensional views
-    flat: dict[np.dtype[Any], Array | None]  # all parameters of a dtype as one array; None where they are scattered
+    record: ParameterRecord  # record of the whole parameters, without state
+    params: list[Array]  # the parameters as plain arrays
+    orders: list[Any]  # each parameter's memory order: "C" or "F"
+    lines: list[Any]  # one-dimensional views of the parameters in memory order
+    flat: dict[np.dtype[Any], Array | None]  # all parameters of a dtype as one array; None if scattered
     group_of: list[int]  # each parameter's group
     chunks: list[Chunk]
-    pieces: list[Piece]  # of this rank, by parameter: the parameters of its optimizer
+    pieces: list[Piece]  # pieces of this rank by parameter: the parameters of its optimizer
     first: list[int]  # index of each parameter's first piece, and the number of pieces
     parts: list[list[int]]  # indices of this rank's pieces in each chunk
     blocks: Blocks
@@ -41,15 +41,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of the global norm, as ranks exchange them."""
+    """Blocks of the global norm, which ranks exchange."""
 
-    places: Positions  # of the blocks of all ranks, one rank after the other, in the order of the parameters
-    of_ranks: list[int]  # their number on each rank
-    of_params: list[int]  # and in each parameter
+    places: Positions  # positions in parameter order of the blocks of all ranks, ordered by rank
+    of_ranks: list[int]  # number of blocks on each rank
+    of_params: list[int]  # number of blocks in each parameter
 
 
 def create_record(form: Form, as_tuple: bool, groups: list[GroupParams]) -> ParameterRecord:
-    """Return the record of parameters, checked, without groups and state."""
+    """Return the record of checked parameters, without groups and state."""
     check_params(ParameterRecord(form, as_tuple), form, groups)
     named = {key: array for params, _ in groups for key, array in params.items()}
     return ParameterRecord(
@@ -64,7 +64,7 @@ def create_record(form: Form, as_tuple: bool, groups: list[GroupParams]) -> Para
 
 
 def create_layout(record: ParameterRecord, group_sizes: list[int], ranks: int, rank: int, chunk: int) -> Layout:
-    """Return the layout of parameters, in groups of these sizes, on one of the ranks."""
+    """Return the layout, on this rank, of parameters in groups of these sizes."""
     params = [np.asarray(array) for array in record.params]  # subclasses may override attributes
     sizes = [(array.dtype, array.size) for array in params]
     chunks = partition(sizes, ranks, chunk)
@@ -103,7 +103,7 @@ def piece_groups(layout: Layout, groups: list[GroupParams]) -> list[dict[str, An
 
 
 def chunk_buffers(chunks: list[Chunk], size: Callable[[Chunk], int]) -> dict[np.dtype[Any], Array]:
-    """Return one array per dtype, with room for the largest of these sizes of its chunks."""
+    """Return one array per dtype, with room for the largest size of its chunks."""
     sizes: dict[np.dtype[Any], int] = {}
     for chunk in chunks:
         sizes[chunk.dtype] = max(sizes.get(chunk.dtype, 0), size(chunk))
@@ -111,7 +111,7 @@ def chunk_buffers(chunks: list[Chunk], size: Callable[[Chunk], int]) -> dict[np.
 
 
 def describe(layout: Layout, optimizer: Optimizer, **arguments: Any) -> dict[str, Any]:
-    """Return everything that the ranks' constructors must have in common."""
+    """Return the values that must be equal in the constructors of all ranks."""
     labels = [layout.record.label(index) for index in range(len(layout.params))]
     options = [each for index, group in enumerate(optimizer.groups) for each in _described_options(index, group)]
     of_optimizer = {**{name: getattr(optimizer, name) for name in OPTIMIZER_CHECKS}, **arguments}
@@ -132,5 +132,5 @@ def describe(layout: Layout, optimizer: Optimizer, **arguments: Any) -> dict[str
 
 
 def _described_options(index: int, group: Group) -> list[str]:
-    """Return a group's options, and of a schedule only that it is a function."""
+    """Return a group's options as text; schedules are shown only as "a function"."""
     return [f"{name}={'a function' if callable(x) else repr(x)} in group {index}" for name, x in group._values.items()]

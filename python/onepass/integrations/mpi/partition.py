@@ -1,9 +1,9 @@
-"""Partition of parameters among ranks: which elements each rank steps and keeps the state of.
+"""Partition of parameters among ranks: the elements that each rank steps and keeps state for.
 
-The parameters of one dtype, one behind the other, are cut into chunks, and each chunk into one share for each rank, in
-the order of the ranks: one reduce-scatter and one allgather work on a chunk. All cuts are at the ends of blocks of the
-global norm (4,096 elements, counted from each parameter's first), so that the sums of the blocks are those of a process
-that has all elements.
+The parameters of one dtype, one after the other, are cut into chunks. Each chunk is cut into one share per rank, in the
+order of the ranks: one reduce-scatter and one allgather work on a chunk. All cuts are at the ends of blocks of the
+global norm (4,096 elements, counted from the first element of each parameter), so that the sums of the blocks equal the
+sums of a single process with all elements.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ class Piece(NamedTuple):
     parameter: int
     start: int
     stop: int
-    at: int  # offset in their chunk
+    at: int  # offset in the chunk
 
 
 class Chunk(NamedTuple):
-    """Consecutive elements of all parameters of a dtype, counted through these parameters."""
+    """Consecutive elements of the concatenated parameters of a dtype."""
 
     dtype: np.dtype[Any]
     start: int
-    cuts: list[int]  # start of each rank's share, counted from the chunk's start, and the end of the last
-    pieces: list[Piece]  # of the whole chunk, by parameter
+    cuts: list[int]  # start of each rank's share, counted from the chunk's start, and the end of the last share
+    pieces: list[Piece]  # pieces of the whole chunk, by parameter
 
     @property
     def size(self) -> int:
@@ -57,10 +57,10 @@ class Chunk(NamedTuple):
 
 
 def partition(sizes: Sizes, ranks: int, chunk: int) -> list[Chunk]:
-    """Return chunks of about that many elements each.
+    """Return chunks of about ``chunk`` elements each.
 
-    Over all chunks of a dtype, the size of a share is the mean to within one block. For that a chunk has at least two
-    blocks for each rank, even where smaller chunks are requested.
+    Over all chunks of a dtype, the size of a share differs from the mean by at most one block. Therefore a chunk has at
+    least two blocks for each rank, even if smaller chunks are requested.
     """
     chunks: list[Chunk] = []
     for dtype in dict.fromkeys(dtype for dtype, _ in sizes):
@@ -69,7 +69,7 @@ def partition(sizes: Sizes, ranks: int, chunk: int) -> list[Chunk]:
         borders = _block_borders(offsets)
         parts = max(1, int(offsets[-1]) // max(chunk, 2 * ranks * _core.norm_block))
         ends = _nearest(borders, offsets[-1] * np.arange(parts + 1) // parts)
-        taken = np.zeros(ranks + 1, np.int64)  # by all ranks before each, in the chunks so far
+        taken = np.zeros(ranks + 1, np.int64)  # elements of all lower ranks in the chunks so far
         for start, stop in pairwise(ends.tolist()):
             if start == stop:
                 continue
@@ -93,7 +93,7 @@ def rank_pieces(chunks: Sequence[Chunk], rank: int, parameters: int) -> list[Pie
 
 
 def block_owners(sizes: Sizes, ranks: int, chunks: Sequence[Chunk]) -> Positions:
-    """Return the rank that has each block of the norm, counted through the parameters."""
+    """Return the owning rank of each block of the norm, in the order of the parameters."""
     owners: list[Positions] = [np.zeros(0, np.int64)] * len(sizes)
     for dtype in dict.fromkeys(dtype for dtype, _ in sizes):
         starts = np.array([c.start + cut for c in chunks if c.dtype == dtype for cut in c.cuts[:-1]], np.int64)
@@ -107,7 +107,7 @@ def block_owners(sizes: Sizes, ranks: int, chunks: Sequence[Chunk]) -> Positions
 
 
 def _block_borders(offsets: Positions) -> Positions:
-    """Return the starts of all blocks, and the end of the last."""
+    """Return the starts of all blocks, and the end of the last block."""
     starts = [np.arange(start, stop, _core.norm_block) for start, stop in pairwise(offsets.tolist())]
     return np.concatenate([*starts, offsets[-1:]])
 
@@ -120,7 +120,7 @@ def _nearest(borders: Positions, positions: Positions) -> Positions:
 
 
 def _pieces(params: list[int], offsets: Positions, start: int, stop: int) -> Iterator[Piece]:
-    """Return the pieces between two positions, counted through these parameters."""
+    """Return the pieces between two positions in the concatenated parameters."""
     for k in range(int(np.searchsorted(offsets, start, "right")) - 1, len(params)):
         first, last = max(start, int(offsets[k])), min(stop, int(offsets[k + 1]))
         if first >= stop:

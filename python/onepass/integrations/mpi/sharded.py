@@ -1,4 +1,4 @@
-"""The optimizer whose state is divided among ranks."""
+"""Optimizer with its state divided among ranks."""
 
 from __future__ import annotations
 
@@ -39,32 +39,34 @@ with needed("mpi4py", "mpi"):
 
 
 class ShardedOptimizer:
-    r"""An optimizer whose state is divided among the ranks of a communicator.
+    r"""Optimizer with its state divided among the ranks of a communicator.
 
-    Every rank creates it with the same arguments and with parameters of equal values, and passes its own gradients to
-    each `step`; all ranks then have the same new weights, in the arrays of their parameters. For any number of ranks
-    the result is bit-identical to that of one process with the reduced gradients, with every option, ``clip_norm`` too.
-    (MPI chooses the order in which it adds the gradients of several ranks, which may depend on their number.)
+    Every rank creates the optimizer with the same arguments and with parameters of equal values, and passes its own
+    gradients to each `step`. All ranks then have the same new weights in the arrays of their parameters. For any number
+    of ranks and with every option, including ``clip_norm``, the result is bit-identical to the result of one process
+    with the reduced gradients. (MPI chooses the order in which it adds the gradients of several ranks, which may
+    depend on their number.)
 
-    A rank keeps the state and the gradient of its share, whose size differs from the mean by at most one block of 4,096
-    elements. Parameters made by `onepass.flatten`, and gradients that lie likewise in one array per dtype, are sent
-    without copies; others are copied through a buffer of one chunk.
+    A rank keeps the state and the gradient of its share. The size of a share differs from the mean by at most one block
+    of 4,096 elements. Parameters made by `onepass.flatten`, and gradients in one array per dtype with the same layout,
+    are sent without copies; other arrays are copied through a buffer of one chunk.
 
-    Methods named as collective must be called by all ranks. If one of them fails or is interrupted, or the ranks
-    disagree or call different methods, before anything has changed, all ranks raise, and none waits for another.
+    All ranks must call methods that are marked as collective. If a rank fails or is interrupted, or if the ranks
+    disagree or call different methods, before anything has changed, then all ranks raise and no rank waits for another.
 
-    On a node with several ranks each uses its part of the processors, unless the environment or a call of
+    On a node with several ranks, each rank uses its part of the processors, unless the environment or a call of
     `onepass.set_num_threads` sets the number of threads.
 
     Args:
         comm: an intracommunicator of mpi4py, such as ``MPI.COMM_WORLD``. The optimizer uses a duplicate, which is freed
-            when a later optimizer is created on the same communicator, or when that is freed.
+            when a later optimizer is created on the same communicator, or when that communicator is freed.
         kind: the class of the optimizer, such as `onepass.AdamW`.
-        params: as in `Adam`, groups too. All ranks have the same, in the same order.
-        average: step along the mean of the ranks' gradients; False: along their sum. The division is part of the step.
-        chunk: the number of elements that are sent at once, at least; more with so many ranks that a rank's share of it
-            would be less than two blocks. Smaller chunks cost more messages.
-        options: those of the optimizer.
+        params: as in `Adam`, including groups. All ranks pass the same parameters in the same order.
+        average: True: step along the mean of the ranks' gradients; False: along their sum. The division is part of the
+            step.
+        chunk: the minimum number of elements that are sent at once. With many ranks, a chunk is larger, so that the
+            share of each rank has at least two blocks. Smaller chunks cost more messages.
+        options: the options of the optimizer.
 
     Raises:
         TypeError, ValueError: as the optimizer; RuntimeError: another rank raised; ValueError: ranks disagree on
@@ -83,7 +85,7 @@ class ShardedOptimizer:
         chunk: int = 1 << 22,
         **options: Any,
     ) -> None:
-        """Collective."""
+        """Create the optimizer. Collective. See the class."""
         if not isinstance(comm, MPI.Intracomm):
             raise TypeError(f"comm must be an mpi4py intracommunicator, got {type(comm).__name__}")
         self._comm = dup_comm(comm)
@@ -113,7 +115,7 @@ class ShardedOptimizer:
 
         Args:
             grads: this rank's gradients, as an ordinary optimizer's ``step`` takes them, except `SparseRows`. They are
-                read, not changed. ``None`` must be None on all ranks.
+                read, not changed. A gradient that is ``None`` must be ``None`` on all ranks.
             grad_scale: a factor for every gradient, the same on all ranks.
 
         Raises:
@@ -126,7 +128,7 @@ class ShardedOptimizer:
             fingerprint: Fingerprint = {}
             try:
                 gradients, scale = self._prepare(grads, grad_scale, fingerprint)
-            except BaseException as failed:  # an interrupt too: the other ranks wait for this one
+            except BaseException as failed:  # also interrupts: the other ranks wait for this rank
                 error = failed
             was_broken, self._broken = self._broken, True  # past this point, a failing rank leaves the others waiting
             refused = refusal(self._comm, "step", error, fingerprint)
@@ -143,7 +145,7 @@ class ShardedOptimizer:
             self._broken = False
 
     def _prepare(self, grads: Any, grad_scale: float, fingerprint: Fingerprint) -> tuple[Gradients, float]:
-        """Do everything that can fail on this rank only; changes nothing that shows."""
+        """Do all work that can fail on only this rank, without visible changes."""
         self._check_usable()
         layout, buffers, optimizer = self._layout, self._buffers, self._optimizer
         given_scale = _checks.finite("grad_scale", grad_scale)
@@ -155,7 +157,7 @@ class ShardedOptimizer:
             "step": optimizer.step_count + 1,
             "None as": str([layout.record.gradient_label(index) for index in missing]),
             "grad_scale": given_scale,
-            "clip_norm": optimizer.clip_norm,  # before schedules run: an option set by one is for the next step
+            "clip_norm": optimizer.clip_norm,  # before schedules run: their changes of options apply to the next step
             "nonfinite": optimizer.nonfinite,
         }
         own = zip(layout.pieces, buffers.gradients)
@@ -164,7 +166,7 @@ class ShardedOptimizer:
         return gradients, scale
 
     def _measure(self, scale: float, fingerprint: Fingerprint) -> tuple[float, int | None]:
-        """Return the global norm and the first gradient that is not finite, where an option needs them."""
+        """Return the global norm and the first gradient that is not finite, if an option needs them."""
         finite = fingerprint["nonfinite"] != "propagate"
         if fingerprint["clip_norm"] is None and not finite:
             return 0.0, None
@@ -174,7 +176,7 @@ class ShardedOptimizer:
     # ---- Saving and loading ----
 
     def gather_ema(self) -> Any:
-        """The running averages, gathered, in the form of the parameters; None without ``ema_decay``. Collective.
+        """Return the gathered running averages in the parameters' form; None without ``ema_decay``. Collective.
 
         Raises:
             MemoryError: no room; RuntimeError: another rank raised.
@@ -185,7 +187,7 @@ class ShardedOptimizer:
             return self._layout.record.like_input([state["ema"] for state in states]) if averaged else None
 
     def state_dict(self) -> StateDict:
-        """The state dict of an ordinary optimizer, gathered on every rank. Collective.
+        """Return the state dict of an ordinary optimizer, gathered on every rank. Collective.
 
         Raises:
             MemoryError: no room; RuntimeError: another rank raised.
@@ -200,7 +202,7 @@ class ShardedOptimizer:
         return gather_states(self._comm, self._layout, self._optimizer, call, names)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from the `state_dict` of this or an ordinary optimizer, which all ranks have. Collective.
+        """Load the `state_dict` of this or an ordinary optimizer, which all ranks pass. Collective.
 
         Raises:
             TypeError, ValueError: as the ordinary optimizer's; RuntimeError: another rank raised. Nothing has changed,
@@ -215,19 +217,19 @@ class ShardedOptimizer:
         self._load("load_state_dict", read)
 
     def save(self, path: str | os.PathLike[str], *, gathered: bool = False) -> None:
-        """Write the state, as the ordinary optimizer's ``save`` does, to a folder that all ranks see. Collective.
+        """Write the state atomically, as an ordinary optimizer does, to a folder that all ranks see. Collective.
 
         Each rank writes a file with its share; then rank 0 writes ``manifest.json``, which names the files, and deletes
-        the files of older sets. Whenever a process dies, the folder holds one whole set: the old one or the new one.
+        the files of older sets. Whenever a process dies, the folder contains one complete set: the old or the new set.
 
         Args:
-            path: of the folder, which is created if necessary.
-            gathered: write one file, that of an ordinary optimizer, at this path instead: rank 0 gathers the state of
-                all ranks and must have room for it.
+            path: path of the folder, which is created if necessary.
+            gathered: write an ordinary optimizer's file at this path instead: rank 0 gathers the state of all ranks and
+                must have enough memory for it.
 
         Raises:
-            OSError: the files could not be written; RuntimeError: another rank raised. The previous files are still
-                there, or the folder could not be flushed, and the new set may not outlive a loss of power.
+            OSError: the files could not be written; RuntimeError: another rank raised. Either the previous files are
+                still there, or the folder could not be flushed and the new set may not survive a power failure.
         """
         with self._lock:
             with together(self._comm, "save") as fingerprint:
@@ -243,11 +245,11 @@ class ShardedOptimizer:
                     _checkpoint.write(path, whole_state_dict(self._layout, self._optimizer, states))
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Continue from what `save` wrote, on any number of ranks, or from an ordinary optimizer's file. Collective.
+        """Load a checkpoint of `save` from any number of ranks, or an ordinary optimizer's file. Collective.
 
         Raises:
-            OSError: it could not be read, `FileNotFoundError` if there is none or no manifest.
-            ValueError: it is damaged or foreign, or does not fit.
+            OSError: the checkpoint could not be read; `FileNotFoundError` if the checkpoint or its manifest is missing.
+            ValueError: the checkpoint is damaged, was not written by onepass, or does not fit the optimizer.
             RuntimeError: another rank raised. Nothing has changed, unless a rank failed while it loaded the checked
                 state: the optimizer then refuses to go on.
         """
@@ -262,7 +264,7 @@ class ShardedOptimizer:
                 groups = [group_options(group) for group in found["param_groups"]]
                 shared = _checkpoint._scalars({**found, "state": {}, "param_groups": groups})
                 fingerprint["checkpoint"] = zlib.crc32(shared)
-            self._broken = True  # until all ranks have loaded it
+            self._broken = True  # until all ranks have loaded the state
             with together(self._comm, call):
                 self._optimizer.load_state_dict(found)
             self._broken = False
@@ -271,35 +273,35 @@ class ShardedOptimizer:
 
     @property
     def optimizer(self) -> Optimizer:
-        """The ordinary optimizer that steps this rank's share: to look at its ``state``, not to be stepped by hand.
+        """The ordinary optimizer of this rank's share. Use it to inspect ``state``; do not call its ``step``.
 
-        Its parameters are the pieces that `share` names, in the same order.
+        Its parameters are the pieces in `share`, in the same order.
         """
         return self._optimizer
 
     @property
     def share(self) -> list[tuple[Any, int, int]]:
-        """The elements of this rank's share: a parameter's name or index, and where in its memory they begin, end."""
+        """The pieces of this rank's share: a parameter's name or index, and the start and end in its memory."""
         return [(self._layout.record.keys[index], start, stop) for index, start, stop, _ in self._layout.pieces]
 
     @property
     def params(self) -> Any:
-        """The parameters, in the form in which they came; with groups one list of all."""
+        """The parameters in the form in which they were passed; with groups, one list of all parameters."""
         return self._layout.record.like_input(self._layout.record.params)
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """The groups, to read and set their options, alike on all ranks. Their ``params`` are pieces of this share."""
+        """The groups. Set options equally on all ranks. The ``params`` of a group are pieces of this rank's share."""
         return self._optimizer.groups
 
     @property
     def param_groups(self) -> tuple[Group, ...]:
-        """The same as `groups`, under PyTorch's name."""
+        """Alias of `groups`, with PyTorch's name."""
         return self._optimizer.groups
 
     @property
     def lr(self) -> float | Schedule:
-        """The learning rate of the only group, as an ordinary optimizer's; to be set alike on all ranks."""
+        """The learning rate of the only group, as in an ordinary optimizer. Set it equally on all ranks."""
         return self._optimizer.lr
 
     @lr.setter
@@ -308,7 +310,7 @@ class ShardedOptimizer:
 
     @property
     def clip_norm(self) -> float | None:
-        """The limit of the gradients' global norm, or None; to be set alike on all ranks."""
+        """The limit of the gradients' global norm, or None. Set it equally on all ranks."""
         return self._optimizer.clip_norm
 
     @clip_norm.setter
@@ -317,7 +319,7 @@ class ShardedOptimizer:
 
     @property
     def nonfinite(self) -> Nonfinite:
-        """The treatment of gradients that are not finite; to be set alike on all ranks."""
+        """The treatment of gradients that are not finite. Set it equally on all ranks."""
         return self._optimizer.nonfinite
 
     @nonfinite.setter
@@ -336,12 +338,12 @@ class ShardedOptimizer:
 
     @property
     def skipped(self) -> int:
-        """The number of steps left out because of gradients that ``nonfinite`` refuses."""
+        """The number of steps skipped because a gradient was not finite."""
         return self._optimizer.skipped
 
     @property
     def grad_norm(self) -> float | None:
-        """The global norm of the last step's reduced gradients before clipping, where ``clip_norm`` is set."""
+        """The global norm of the last step's reduced gradients before clipping, if ``clip_norm`` is set."""
         return self._optimizer.grad_norm
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""State of whole parameters and of this rank's pieces: gathered from all ranks, and split."""
+"""Conversion between the state of whole parameters and of this rank's pieces: gathering and splitting."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ with needed("mpi4py", "mpi"):
     from mpi4py import MPI
 
 StateDict = dict[str, Any]
-State = dict[str, Array]  # a parameter's arrays by name
+State = dict[str, Array]  # arrays of one parameter by name
 
 
 def state_names(optimizer: Optimizer) -> list[str]:
@@ -32,7 +32,7 @@ def state_names(optimizer: Optimizer) -> list[str]:
 
 
 def allocate_like(optimizer: Optimizer, array: Array) -> Array:
-    """Return zeros of the same shape, dtype and order, in a file if the optimizer's state is in files."""
+    """Return zeros with the array's shape, dtype and order, in a file if the optimizer's state is in files."""
     return all_zeros_like([array], optimizer._state_folder)[0]
 
 
@@ -42,9 +42,11 @@ def allocate_like(optimizer: Optimizer, array: Array) -> Array:
 def gather_states(
     comm: MPI.Intracomm, layout: Layout, optimizer: Optimizer, call: str, names: list[str], root: int | None = None
 ) -> list[State]:
-    """Return whole state arrays of these names, by parameter: on all ranks, or on one, and nothing on the others."""
+    """Return whole state arrays of these names by parameter, on all ranks or on the root; else an empty list."""
     own_states, receives = optimizer._record.states, root in (None, comm.rank)
-    with together(comm, call) as fingerprint:  # all memory first, while an error on one rank still raises on all
+    with together(
+        comm, call
+    ) as fingerprint:  # allocate all memory first, while an error on one rank still raises on all ranks
         fingerprint["state"] = names
         states = empty_states(layout, optimizer, names) if receives else []
         lines = [{n: in_line(array, order) for n, array in s.items()} for s, order in zip(states, layout.orders)]
@@ -96,17 +98,17 @@ def whole_state_dict(layout: Layout, optimizer: Optimizer, states: list[State]) 
 
 
 def whole_schema(layout: Layout, optimizer: Optimizer) -> StateDict:
-    """Return a state dict with the shapes and types of a whole one. Its large arrays take no memory until written."""
+    """Return a state dict with the shapes and types of a whole one. Large arrays take no memory until written."""
     return whole_state_dict(layout, optimizer, empty_states(layout, optimizer, state_names(optimizer)))
 
 
 # ---- Splitting ----
 
-Split = Callable[[int, str, Any], list[Array]]  # parameter, name and array -> the array's part for each of its pieces
+Split = Callable[[int, str, Any], list[Array]]  # parameter, name and array -> one part of the array for each piece
 
 
 def splitter(layout: Layout) -> Split:
-    """Return a function that copies the parts of an array of state."""
+    """Return a function that splits a state array into copies of its parts."""
 
     def split(index: int, name: str, array: Any) -> list[Array]:
         line = in_line(np.asarray(array), layout.orders[index])
@@ -117,7 +119,7 @@ def splitter(layout: Layout) -> Split:
 
 
 def split_state_dict(layout: Layout, optimizer: Optimizer, whole: Mapping[str, Any], split: Split) -> StateDict:
-    """Return the state dict of this rank's optimizer, made from that of an ordinary one."""
+    """Return the state dict of this rank's optimizer, split from the state dict of an ordinary optimizer."""
     states: dict[int, dict[str, Any]] = {index: {} for index in range(len(layout.pieces))}
     names = state_names(optimizer)
     for parameter, state in whole["state"].items():

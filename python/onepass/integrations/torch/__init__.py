@@ -1,24 +1,25 @@
 """PyTorch's optimizers on the CPU in one pass: write ``onepass.integrations.torch.Adam`` for ``torch.optim.Adam``.
 
-The classes are subclasses of PyTorch's, with their arguments, parameter groups, hooks, closures, state and state dicts:
-learning-rate schedulers, ``GradScaler``, checkpoints and everything else that works on those works on these, and a
-state dict of either goes into the other. Parameters and state are PyTorch's tensors; onepass's kernels update them in
-place, on PyTorch's threads, as many as ``torch.get_num_threads()`` returns (or fewer, if you set a smaller number with
-`onepass.set_num_threads`), and take subnormal numbers for zero (unless ``flush_denormals=False``).
+The classes are subclasses of PyTorch's optimizers, with their arguments, parameter groups, hooks, closures, state and
+state dicts. Learning-rate schedulers, ``GradScaler``, checkpoints and all other tools for PyTorch's optimizers work,
+and each class loads the state dict of its PyTorch counterpart, and the reverse. Parameters and state are PyTorch's
+tensors. onepass's kernels update the tensors in place on PyTorch's threads: ``torch.get_num_threads()`` of them, or
+fewer, if you set a smaller number with `onepass.set_num_threads`. The kernels treat subnormal numbers as zero, unless
+``flush_denormals=False``.
 
-The tensors are the only state: they may be replaced, moved into shared memory, loaded and changed at any time between
-steps. A parameter with a gradient must be on the CPU, of dtype float32 or float64; parameters without gradients may be
-anything. ``capturable`` and ``differentiable`` are refused; ``foreach`` and ``fused`` choose among PyTorch's own
-implementations, none of which runs here. A sparse gradient touches its rows only, in the parameter and in its state:
-momentum does not move the others (PyTorch's SGD moves all, its Adam, Adamax, NAdam, RMSprop and Adadelta refuse such
-gradients).
+The tensors are the only state: you may replace, load and change them, and move them into shared memory, at any time
+between steps. A parameter with a gradient must be on the CPU and have dtype float32 or float64; a parameter without a
+gradient may have any device and dtype. ``capturable`` and ``differentiable`` are refused; ``foreach`` and ``fused``
+select among PyTorch's own implementations, none of which runs here. A sparse gradient updates only its own rows, in the
+parameter and in the state: momentum does not move the remaining rows. (PyTorch's SGD moves all rows; PyTorch's Adam,
+Adamax, NAdam, RMSprop and Adadelta refuse sparse gradients.)
 
 Every class also takes onepass's own options by keyword: ``clip_norm``, ``clip_value``, ``nonfinite``, ``ema_decay``
 (see ``optimizer.ema`` and ``optimizer.averaged()``), ``flush_denormals``, and Adam's ``eps_mode`` and
-``bias_correction``. Defaults are PyTorch's.
+``bias_correction``. The defaults are PyTorch's.
 
-A step for which everything must be looked at again, such as the first one or one along a sparse gradient, is counted in
-``optimizer.slow_steps``.
+``optimizer.slow_steps`` counts the steps that leave the fast path, such as the first step or a step with a sparse
+gradient.
 
 Example:
     >>> import torch, onepass.integrations.torch
@@ -49,7 +50,7 @@ __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAd
 
 
 class _CoreAdam(onepass.Adam):
-    """Adam whose kind of weight decay is an option of the group, as PyTorch has it."""
+    """Adam with the kind of weight decay as an option of the group, as in PyTorch."""
 
     __slots__ = ()
     _spec = replace(
@@ -118,7 +119,7 @@ class SGD(OnePass, torch.optim.SGD):
 
 
 class Lion(OnePass):
-    """Lion, which torch.optim has not, stepped by `onepass.Lion`."""
+    """Lion, which torch.optim does not have, stepped by `onepass.Lion`."""
 
     _kind = onepass.Lion
 

@@ -1,4 +1,4 @@
-"""The engine of one optimizer: options and state of PyTorch's as the core takes them."""
+"""Engine of one optimizer: conversion of PyTorch's options and state for the core."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFAULTS = {"bias_correction": True, "eps_mode": "paper", "clip_value": None, "e
 
 
 class Engine:
-    """The core's engine, good while the optimizer (a `OnePass`) has the same groups, tensors and kinds of options."""
+    """The core's engine, valid while the optimizer (a `OnePass`) has the same groups, tensors and kinds of options."""
 
     def __init__(self, optimizer: Any) -> None:
         self.spec = optimizer._kind._spec
@@ -57,10 +57,12 @@ class Engine:
         self.core.set_nonfinite(_core.Optimizer._Nonfinite[optimizer.nonfinite])
 
     def _read(self, group: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options of a group, without tensors."""
+        """Return the options of a group, with tensors converted to numbers."""
         for name in ("capturable", "differentiable"):
             if group.get(name):
-                raise ValueError(f"{name}=True is not possible with onepass, whose steps PyTorch does not see")
+                raise ValueError(
+                    f"{name}=True is not possible with onepass: PyTorch does not see the steps (leave the option out)"
+                )
         options = {name: group[name] if name in group else self.defaults[name] for name in self.spec.checks}
         return {name: _plain(value, self.spec.checks[name] is _checks.flag) for name, value in options.items()}
 
@@ -69,7 +71,7 @@ class Engine:
         return numbers, common
 
     def _places(self, values: Mapping[str, Any], rule: str) -> dict[str, list[int]]:
-        """Return the places of options among the core's numbers: see _core.TorchGroup."""
+        """Return the indices of each option among the core's numbers: see _core.TorchGroup."""
         names = [*_core.rules[rule][0], "lr", "weight_decay", "clip_value", "ema_decay"]
         places = {}
         for name, value in values.items():
@@ -79,7 +81,7 @@ class Engine:
         return {**places, "capturable": [], "differentiable": []}
 
     def renew(self, optimizer: Any) -> bool:
-        """Read the groups again. Returns False if the core needs another engine for them."""
+        """Read the groups again. Return False if the core needs a new engine for the groups."""
         if optimizer.state is not self.state or len(optimizer.param_groups) != len(self.groups):
             return False
         for g, group in enumerate(optimizer.param_groups):
@@ -92,7 +94,7 @@ class Engine:
             self.groups[g].renew(self._places(values, self.rules[g]), *self._numbers(values))
         return True
 
-    # ---- Steps that the core cannot take by itself ----
+    # ---- Slow path: steps that the core cannot take without Python ----
 
     @property
     def known(self) -> _core.TorchEngine:
@@ -112,7 +114,7 @@ class Engine:
                     try:
                         if self.core.step(optimizer.param_groups, optimizer.state, arrays, only):
                             return
-                    finally:  # Ctrl-C is heard of when the core has stepped
+                    finally:  # Ctrl-C is raised only after the core has stepped
                         self._write_back(optimizer, substitutes)
             raise RuntimeError("parameters, gradients or state were changed while the step was prepared")
         finally:
@@ -120,7 +122,7 @@ class Engine:
                 _remove(optimizer.state, new)
 
     def _initialize(self, optimizer: Any, new: dict[torch.Tensor, list[str]], only: int | None) -> None:
-        """Make the state that is missing. Fills new with the tensors that had none, and the names of what was made."""
+        """Create missing state. Fill new with the tensors without state, and the names of their new state."""
         for i, (g, tensor) in enumerate(self.each):
             names, label = self.states[g], self.labels[i]
             if only not in (None, i):
@@ -135,7 +137,7 @@ class Engine:
                 _tensors.check_steppable(label, local(tensor))
             elif len(begun) < len(arrays):
                 name = next(name for name in arrays if name not in begun)
-                raise KeyError(f"the state of {label} has no tensor {name!r}: its options had no use for one")
+                raise KeyError(f"the state of {label} has no tensor {name!r} (was it created with other options?)")
             for name in self.scalars:
                 if not isinstance(state.get(name), torch.Tensor):
                     initial = 0.0 if name == "step" else 1.0
@@ -155,7 +157,7 @@ class Engine:
         self, optimizer: Any, new: Mapping[torch.Tensor, Any], everything: bool, only: int | None
     ) -> list[_tensors.Substitute | None]:
         result: list[_tensors.Substitute | None] = []
-        made: dict[torch.Tensor, _tensors.Substitute] = {}  # a tensor may come twice
+        made: dict[torch.Tensor, _tensors.Substitute] = {}  # a tensor may occur twice
         for i, (g, tensor) in enumerate(self.each):
             if tensor.grad is None or only not in (None, i):
                 result.append(None)
@@ -166,11 +168,11 @@ class Engine:
                 )
             counted = (
                 not self.scalars and tensor in new and bool(self.states[g])
-            )  # SGD's first step copies the gradient
+            )  # SGD's first step copies the gradient into its momentum
             if not everything and exchange is not None and not counted and _tensors.is_plain(tensor, tensor.grad):
                 result.append(None)
                 continue
-            if tensor not in made or counted:  # for PyTorch too, each of two in one list has its first step
+            if tensor not in made or counted:  # as in PyTorch, a tensor that occurs twice has two first steps
                 state = optimizer.state[tensor] if self.states[g] or self.scalars else {}
                 scalars = [float(state[name]) for name in self.scalars] or [float(tensor not in new)]
                 states = [state[name] for name in self.states[g]]
@@ -179,7 +181,7 @@ class Engine:
         return result
 
     def _write_back(self, optimizer: Any, substitutes: list[_tensors.Substitute | None]) -> None:
-        """Copy what the step has changed in substitutes into the tensors."""
+        """Copy the results of the step from the substitutes into the tensors."""
         for (_, tensor), one in zip(self.each, substitutes):
             if one is not None and one.is_stepped():
                 for original, changed in one.copies:
@@ -189,7 +191,7 @@ class Engine:
 
 
 def _remove(state: Any, new: Mapping[torch.Tensor, list[str]]) -> None:
-    """Remove the state that was made for a step that was not taken."""
+    """Remove the state that was created for a step that was not taken."""
     for tensor, names in new.items():
         for name in names:
             state[tensor].pop(name, None)
@@ -198,12 +200,12 @@ def _remove(state: Any, new: Mapping[torch.Tensor, list[str]]) -> None:
 
 
 def _are_same(some: Any, others: tuple[Any, ...]) -> bool:
-    """Return True for the very same objects: tensors may be equal."""
+    """Return True if both sequences hold the same objects: == would compare the elements of tensors."""
     return len(some) == len(others) and all(one is other for one, other in zip(some, others))
 
 
 def _plain(value: Any, flag: bool) -> Any:
-    """Return an option's value without tensors; PyTorch takes anything for a flag."""
+    """Return an option's value with tensors converted to numbers. PyTorch takes any object as a flag."""
     if isinstance(value, torch.Tensor):
         value = value.item()
     if isinstance(value, (tuple, list)):
@@ -214,7 +216,7 @@ def _plain(value: Any, flag: bool) -> Any:
 
 
 def explain(kind: str, index: int, *details: Any) -> None:
-    """Raise the error of a step, which the core detects."""
+    """Raise the error of a step that the core has detected."""
     if kind == "overflow":
         t, _ = details
         raise ValueError(f"a coefficient made from the options overflows the dtype of parameter {index} at step {t}")
@@ -224,4 +226,4 @@ def explain(kind: str, index: int, *details: Any) -> None:
         )
     if kind == "impossible_step":
         raise ValueError(f"the step number of parameter {index}: expected 0 or more, got {details[0]}")
-    raise ValueError(f"state of parameter {index} overlaps the parameter or other state of it in memory")
+    raise ValueError(f"state of parameter {index} overlaps the parameter or its other state in memory")

@@ -1,4 +1,4 @@
-"""Base class of the adapter's optimizers: everything of PyTorch's but the step."""
+"""Base class of the adapter's optimizers: PyTorch's optimizers with onepass's step."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ with needed("torch"):
 
 
 class OnePass(torch.optim.Optimizer):
-    """Base class of the optimizers: PyTorch's in everything but the step."""
+    """Base class of the adapter's optimizers. Only the step differs from PyTorch's."""
 
     _kind: ClassVar[type[CoreOptimizer]]
-    _missing: ClassVar[Mapping[str, Any]] = {}  # options that groups of PyTorch lack, or lacked in an older version
+    _missing: ClassVar[Mapping[str, Any]] = {}  # options missing in PyTorch's groups, or in groups of an older PyTorch
     _steps_itself: ClassVar[bool] = True
     _engine: Engine | None = None
     _in_backward: Any = None  # the handle of step_in_backward
@@ -58,20 +58,20 @@ class OnePass(torch.optim.Optimizer):
 
     @classmethod
     def _own_defaults(cls) -> dict[str, Any]:
-        """Return the options of groups that onepass has and PyTorch has not."""
+        """Return the defaults of the group options that only onepass has."""
         checks = cls._kind._spec.checks
         return {name: default for name, default in DEFAULTS.items() if name in checks and name not in cls._missing}
 
     # ---- Steps ----
 
-    # PyTorch wraps every step of every optimizer in a profiler's record, which takes longer than a small step. One that
-    # is marked as hooked is left alone, and does what the wrapper does where it makes a difference: unless a subclass
-    # overrides it, whose own step PyTorch has wrapped.
+    # PyTorch wraps the step of every optimizer in a profiler record, which takes longer than a small step. PyTorch does
+    # not wrap a step that is marked as hooked. This step therefore calls the wrapper itself if there are hooks or a
+    # profiler, unless a subclass overrides the step: PyTorch has wrapped the step of that subclass.
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step along the gradients of the parameters.
 
         Args:
-            closure: evaluates the model again, before the step, and returns the loss.
+            closure: a function that evaluates the model again before the step and returns the loss.
         """
         if self._steps_itself and (
             self._optimizer_step_pre_hooks
@@ -106,7 +106,7 @@ class OnePass(torch.optim.Optimizer):
             self._slow_step(index)
 
     def _slow_step(self, only: int | None = None) -> None:
-        """Step where something is new or unusual."""
+        """Step on the slow path: something is new or unusual."""
         self.slow_steps += 1
         engine = self._engine
         if engine is None or not (engine.core.takes(self.param_groups, self.state) or engine.renew(self)):
@@ -125,11 +125,11 @@ class OnePass(torch.optim.Optimizer):
             self._before = self.skipped, self.grad_norm
         self._engine = None
 
-    # ---- Options and results that PyTorch has not ----
+    # ---- Options and results that only onepass has ----
 
     @property
     def clip_norm(self) -> float | None:
-        """The limit to which the global norm of the gradients is scaled down, or None."""
+        """The limit of the gradients' global norm, or None: gradients above the limit are scaled down."""
         return self._whole["clip_norm"]  # type: ignore[no-any-return]
 
     @clip_norm.setter
@@ -159,24 +159,24 @@ class OnePass(torch.optim.Optimizer):
 
     @property
     def skipped(self) -> int:
-        """The number of steps left out because of gradients that ``nonfinite`` refuses."""
+        """The number of steps skipped because a gradient was not finite."""
         return self._before[0] + (self._engine.core.skipped if self._engine else 0)
 
     @property
     def grad_norm(self) -> float | None:
-        """The global norm of the last step's gradients before clipping, where ``clip_norm`` is set."""
+        """The global norm of the last step's gradients before clipping, if ``clip_norm`` is set."""
         norm = self._engine.core.grad_norm if self._engine else None
         return self._before[1] if norm is None else norm
 
     @property
     def ema(self) -> list[torch.Tensor]:
-        """The running averages of the parameters, live, in their order; a parameter itself before its first step."""
+        """The live running averages in the order of the parameters; before its first step, the parameter itself."""
         params = [param for group in self.param_groups for param in group["params"]]
         return [self.state[param]["ema"] if self.state.get(param) else param.detach() for param in params]
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Put the running averages in the place of the parameters, for the block: to evaluate, or to save."""
+        """Replace the parameters by their running averages inside the block, for evaluation or saving."""
         params = [param for group in self.param_groups for param in group["params"]]
         averages = self.ema
         with torch.no_grad():
@@ -192,7 +192,7 @@ class OnePass(torch.optim.Optimizer):
     # ---- Groups, state dicts and pickles ----
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, with options of its own."""
+        """Add a group of parameters with its own options."""
         if self._in_backward is not None:
             raise RuntimeError(
                 "parameters cannot be added while they are stepped in the backward pass: remove() it first"
@@ -211,7 +211,7 @@ class OnePass(torch.optim.Optimizer):
             raise
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the state dict of this class or of PyTorch's. Options that PyTorch has not stay where it has none."""
+        """Load a state dict of this class or of PyTorch's class. Missing options of onepass keep their values."""
         own = [{name: group[name] for name in self._own_defaults() if name in group} for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group, options in zip(self.param_groups, own):
@@ -229,11 +229,11 @@ class OnePass(torch.optim.Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        return False  # GradScaler then unscales gradients and leaves steps out by itself
+        return False  # GradScaler then unscales gradients and skips steps itself
 
     @_step_supports_amp_scaling.setter
     def _step_supports_amp_scaling(self, value: bool) -> None:
-        """PyTorch's constructors set it where ``fused=True``."""
+        """Ignore the value, which PyTorch's constructors set for ``fused=True``."""
 
 
 def _whole_defaults() -> dict[str, Any]:
@@ -245,5 +245,5 @@ def _refuse(group: Mapping[str, Any]) -> None:
     for name in ("capturable", "differentiable"):
         if group.get(name):
             raise ValueError(
-                f"{name}=True is not possible with onepass, whose steps PyTorch does not see: leave it out"
+                f"{name}=True is not possible with onepass: PyTorch does not see the steps (leave the option out)"
             )

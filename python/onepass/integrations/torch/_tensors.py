@@ -1,4 +1,4 @@
-"""Tensors as arrays: what the engine takes in place of tensors that it cannot read as they are."""
+"""Substitute arrays for tensors that the engine cannot read in place."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ with needed("torch"):
 def check_steppable(label: str, tensor: torch.Tensor) -> None:
     """Refuse a tensor with a gradient that onepass cannot step."""
     if tensor.device.type != "cpu":
-        raise ValueError(f"{label} is on {tensor.device}: onepass runs on the CPU; use torch.optim for others")
+        raise ValueError(f"{label} is on {tensor.device}: expected a CPU tensor (use torch.optim for other devices)")
     if tensor.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{label} is of dtype {tensor.dtype}: onepass updates float32 and float64 only")
+        raise TypeError(f"{label}: expected dtype float32 or float64, got {tensor.dtype}")
     if tensor.layout != torch.strided:
-        raise ValueError(f"{label} is of layout {tensor.layout}: onepass updates dense tensors only")
+        raise ValueError(f"{label}: expected a dense tensor, got layout {tensor.layout}")
     if not has_memory(tensor):
         raise ValueError(f"{label} has no memory: expected an ordinary tensor")
     if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape)):
@@ -32,7 +32,7 @@ def check_steppable(label: str, tensor: torch.Tensor) -> None:
 
 
 def has_memory(tensor: torch.Tensor) -> bool:
-    """Return True if a tensor's elements are in memory: some are made up, or kept in other tensors."""
+    """Return True if a tensor's elements are in memory, not generated on access or kept in other tensors."""
     try:
         return tensor.numel() == 0 or bool(tensor.data_ptr())
     except RuntimeError:
@@ -40,7 +40,7 @@ def has_memory(tensor: torch.Tensor) -> bool:
 
 
 def is_dense(tensor: torch.Tensor) -> bool:
-    """Return True if a tensor fills its memory, in some order of its dimensions, as it reads."""
+    """Return True if a tensor has no gaps for some order of its dimensions, and is not lazily negated."""
     if tensor.is_contiguous():
         return not tensor.is_neg()
     order = sorted(range(tensor.dim()), key=lambda axis: (tensor.stride(axis), tensor.size(axis)), reverse=True)
@@ -48,7 +48,7 @@ def is_dense(tensor: torch.Tensor) -> bool:
 
 
 def is_plain(tensor: torch.Tensor, gradient: torch.Tensor) -> bool:
-    """Return True if the engine may be able to read a tensor and its gradient as they are."""
+    """Return True if the engine may be able to read a tensor and its gradient in place."""
     return (
         not is_distributed(tensor)
         and gradient.layout == torch.strided
@@ -59,7 +59,7 @@ def is_plain(tensor: torch.Tensor, gradient: torch.Tensor) -> bool:
 
 
 def zeros_like(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor of zeros like a parameter, where onepass keeps state: see `onepass.state_dir`."""
+    """Return a tensor of zeros like a parameter, in memory or in files: see `onepass.state_dir`."""
     if is_distributed(tensor) or not is_dense(tensor):
         return torch.zeros_like(tensor, memory_format=torch.preserve_format)
     dtype = np.float64 if tensor.dtype == torch.float64 else np.float32
@@ -71,11 +71,11 @@ def zeros_like(tensor: torch.Tensor) -> torch.Tensor:
 def _as_array(tensor: torch.Tensor, flat: bool) -> Array:
     """Return a dense tensor's memory as an array.
 
-    ``numpy()`` would do the same, but forbid PyTorch to resize the tensor for good.
+    ``numpy()`` would do the same, but would make the tensor permanently non-resizable.
     """
     dtype = np.dtype(np.float64 if tensor.dtype == torch.float64 else np.float32)
     shape, strides = ((tensor.numel(),), (1,)) if flat else (tensor.shape, tensor.stride())
-    # Kept alive by a tensor of its own: arrays hide from the garbage collector what they hold.
+    # A separate tensor keeps the memory alive: arrays hide the objects that they refer to from the garbage collector.
     owner = tensor.detach()
     return _core.array_at(owner.data_ptr(), dtype, [*shape], [n * dtype.itemsize for n in strides], owner)
 
@@ -85,19 +85,19 @@ class Substitute:
     """Arrays in place of the tensors of one parameter, and the copies to make after the step."""
 
     arrays: tuple[Any, ...]  # as _core.TorchEngine.step takes them
-    scalars: Array  # which the step changes
-    copies: list[tuple[torch.Tensor, torch.Tensor]]  # to, from
-    initial: float  # the first scalar before the step
+    scalars: Array  # changed by the step
+    copies: list[tuple[torch.Tensor, torch.Tensor]]  # (to, from)
+    initial: float  # value of the first scalar before the step
 
     def is_stepped(self) -> bool:
-        """Return True if the core has stepped along the arrays."""
+        """Return True if the core has stepped the arrays."""
         return bool(self.scalars[0] != self.initial)
 
 
 def substitute(
     label: str, tensor: torch.Tensor, states: list[torch.Tensor], has_average: bool, scalars: list[float]
 ) -> Substitute:
-    """Return arrays in place of a parameter, its gradient and its state, all of one layout."""
+    """Return arrays for a parameter, its gradient and its state, all with the same layout."""
     check_steppable(label, local(tensor))
     copies: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -129,7 +129,7 @@ def substitute(
 
 
 def _gradient(label: str, own: torch.Tensor, gradient: torch.Tensor, param: Array, plain: bool) -> Any:
-    """Return a gradient as an array like the parameter's, or as a pair of rows and values."""
+    """Return a gradient as an array with the parameter's layout, or as a pair of rows and values."""
     if gradient.layout == torch.sparse_coo and gradient.sparse_dim() == 1 and plain:
         gradient = gradient.coalesce()
         values = gradient._values().to(own.dtype).resolve_neg().contiguous()
