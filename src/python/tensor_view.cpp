@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "python/arrays.hpp"
+
 namespace onepass::python {
 
 TensorViewer::TensorViewer(const py::object& exchange, py::object type) : type_(std::move(type)) {
@@ -31,9 +33,17 @@ std::optional<TensorViewer::Number> TensorViewer::number(PyObject* object) const
     }
     return Number{value, true};
   }
+  if (PyArray_IsScalar(object, Floating) || PyArray_IsScalar(object, Integer)) {
+    const auto number = py::reinterpret_steal<py::object>(PyNumber_Float(object));
+    if (number) return Number{PyFloat_AS_DOUBLE(number.ptr()), true};
+    PyErr_Clear();
+    return std::nullopt;
+  }
   const std::optional<DLTensor> tensor = view(object);
-  if (!tensor || !tensor->dtype() || tensor->size() != 1 || tensor->data == nullptr) return std::nullopt;
-  return Number{read_number(tensor->address(), *tensor->dtype()), false};
+  if (!tensor || tensor->size() != 1 || tensor->data == nullptr) return std::nullopt;
+  const std::optional<DType> dtype = tensor->dtype();
+  if (!dtype) return std::nullopt;
+  return Number{read_number(tensor->address(), *dtype), false};
 }
 
 double read_number(const void* data, DType dtype) {

@@ -90,11 +90,11 @@ bool TorchEngine::step(PyObject* groups, PyObject* state, PyObject* substitutes,
 
 bool TorchEngine::takes(const py::object& groups, const py::object& state) {
   const std::scoped_lock lock(lock_);
-  return state.is(state_) && has_groups(groups.ptr()) && take_options();
+  return state.is(state_) && has_groups(groups.ptr()) && take_options(false);
 }
 
 bool TorchEngine::step_locked(PyObject* groups, PyObject* state, PyObject* substitutes, std::size_t only) {
-  if (state != state_.ptr() || !has_groups(groups) || !take_options()) return false;
+  if (state != state_.ptr() || !has_groups(groups) || !take_options(substitutes != Py_None)) return false;
   const bool may_be_large = elements_ >= release_gil_from || substitutes != Py_None;
   const Executor executor = may_be_large ? torch_executor(get_num_threads_) : onepass::Executor{1, nullptr};
   // Python code may run during collect() and check_negated(), but not during or after the last locate().
@@ -105,8 +105,11 @@ bool TorchEngine::step_locked(PyObject* groups, PyObject* state, PyObject* subst
     forget();
     return false;
   }
-  if (!finish(executor)) pointers_.assign(pointers_.size(), {});  // no tensor was updated
-  ++step_count_;
+  if (finish(executor)) {
+    ++step_count_;
+  } else {
+    pointers_.assign(pointers_.size(), {});  // nothing was updated
+  }
   return true;
 }
 
@@ -123,9 +126,9 @@ bool TorchEngine::has_groups(PyObject* groups) const {
 
 // Have the core take the options of the groups. Return false if Python must read the options, or if a group has other
 // tensors.
-bool TorchEngine::take_options() {
+bool TorchEngine::take_options(bool is_renewed) {
   for (std::size_t g = 0; g < groups_.size(); ++g) {
-    if (!group(g).update(viewer_)) return false;
+    if (!group(g).update(viewer_, is_renewed)) return false;
   }
   core_.take_options();
   return true;
@@ -192,19 +195,20 @@ bool TorchEngine::collect_state(PyObject* state) {
 // Fill pointers_ and the core's parameters with the memory of the tensors in held_. Runs no Python code.
 TorchEngine::Found TorchEngine::locate() {
   unchecked_.clear();
-  elements_ = 0;
+  std::size_t elements = 0;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     pointers_[i] = {};
     if (held_[i].substitute) {
       use_substitute(i);
     } else if (held_[i].gradient) {
-      if (locate_tensors(i) == Found::odd || !locate_counts(i)) return Found::odd;
+      if (!locate_tensors(i) || !locate_counts(i)) return Found::odd;
     } else {
       continue;
     }
-    elements_ += core_.parameters()[i].size;
+    elements += core_.parameters()[i].size;
     read_counts(i);
   }
+  elements_ = std::max(elements_, elements);
   if (!unchecked_.empty()) return Found::unchecked;
   for (int tries = 0; tries < 2; ++tries) {
     if (has_moved_) update_ranges();
@@ -225,60 +229,75 @@ TorchEngine::Found TorchEngine::locate() {
   return Found::odd;
 }
 
-TorchEngine::Found TorchEngine::locate_tensors(std::size_t i) {
+// Find the memory of a parameter and of its state. Returns false if Python must look at one of the tensors.
+bool TorchEngine::locate_tensors(std::size_t i) {
   Entry& entry = entries_[i];
-  Held& held = held_[i];
-  const std::optional<DLTensor> tensor = viewer_.view(entry.tensor);
-  if (!tensor || !tensor->dtype()) return Found::odd;
-  const Parameter& known = core_.parameters()[i];
-  const bool has_same_layout = entry.layout.matches(*tensor);
-  if (!has_same_layout) {
-    if (!tensor->is_dense()) return Found::odd;
-    entry.layout = TensorLayout(*tensor);
+  const std::optional<DLTensor> view = viewer_.view(entry.tensor);
+  if (!view) return false;
+  const std::optional<DType> dtype = view->dtype();
+  if (!dtype) return false;
+  const bool is_known = entry.layout.matches(*view);
+  if (!is_known) {
+    if (!view->is_dense()) return false;
+    entry.layout = TensorLayout(*view);
   }
-  Parameter parameter = known;
-  parameter.dtype = *tensor->dtype();
-  parameter.size = tensor->size();
-  const auto locate_one = [&](const DLTensor& view, void*& place, const py::object& object) {
-    if (parameter.size != 0 && view.data == nullptr) return false;
-    void* const address = parameter.size == 0 ? nullptr : view.address();
-    if (place == address && has_same_layout) return true;
-    place = address;
-    if (address != nullptr) unchecked_.push_back({object, i, nullptr});
-    return true;
-  };
+  Parameter parameter = core_.parameters()[i];
+  parameter.dtype = *dtype;
+  parameter.size = view->size();
   const std::size_t unchecked = unchecked_.size();
-  if (!locate_one(*tensor, parameter.operands.param, borrow(entry.tensor))) return Found::odd;
-  const std::size_t count = state_names_[entry.group].size();
+  if (!locate_memory(i, *view, parameter.operands.param, borrow(entry.tensor), is_known)) return false;
   const std::size_t states = rule(entry.group).state_count;
-  for (std::size_t k = 0; k < count; ++k) {
-    const std::optional<DLTensor> view = viewer_.view(held.tensors[k].ptr());
+  for (std::size_t k = 0; k < state_names_[entry.group].size(); ++k) {
+    const py::object& tensor = held_[i].tensors[k];
+    const std::optional<DLTensor> state = viewer_.view(tensor.ptr());
     void*& place = k < states ? parameter.operands.state[k] : parameter.operands.average;
-    if (!view || !entry.layout.matches(*view) || !locate_one(*view, place, held.tensors[k])) return Found::odd;
+    if (!state || !locate_memory(i, *state, place, tensor, is_known)) return false;
   }
-  if (!has_same_layout || unchecked_.size() != unchecked) {
+  if (!is_known || unchecked_.size() != unchecked) {
     has_moved_ = true;
     core_.set_memory(i, parameter);
   }
   has_moved_ = has_moved_ || !entry.is_in_ranges;
+  return locate_gradient(i);
+}
 
+// Set the place of a tensor's memory, which must have the parameter's layout. A new address has yet to be checked.
+bool TorchEngine::locate_memory(std::size_t i, const DLTensor& view, void*& place, const py::object& tensor,
+                                bool is_known) {
+  if (!entries_[i].layout.matches(view)) return false;
+  void* const address = view.size() == 0 ? nullptr : view.address();
+  if (view.size() != 0 && view.data == nullptr) return false;
+  if (place == address && is_known) return true;
+  place = address;
+  if (address != nullptr) unchecked_.push_back({tensor, i, nullptr});
+  return true;
+}
+
+bool TorchEngine::locate_gradient(std::size_t i) {
+  Entry& entry = entries_[i];
+  const Held& held = held_[i];
   const std::optional<DLTensor> view = viewer_.view(held.gradient.ptr());
-  if (!view || !entry.layout.matches(*view) || (parameter.size != 0 && view->data == nullptr)) return Found::odd;
-  const void* const data = parameter.size == 0 ? &nothing : view->address();
+  if (!view || !entry.layout.matches(*view)) return false;
+  const std::size_t size = view->size();
+  if (size != 0 && view->data == nullptr) return false;
+  const void* const data = size == 0 ? &nothing : view->address();
   pointers_[i].data = data;
-  // is_neg is slow, and contiguous tensors are practically never lazily negated, except the imaginary part of one
-  // conjugate number: check gradients of more than one element only once for each address.
-  if (!held.gradient_is_checked && (parameter.size == 1 || entry.gradient != data)) {
+  // is_neg takes long, and contiguous tensors are practically never lazily negated, except the imaginary part of one
+  // conjugate number: check gradients of more elements once for each address.
+  if (!held.gradient_is_checked && (size == 1 || entry.gradient != data)) {
     unchecked_.push_back({held.gradient, i, data});
   }
-  return Found::ready;
+  return true;
 }
 
 bool TorchEngine::locate_counts(std::size_t i) {
   for (std::size_t k = 0; k < scalar_names_.size(); ++k) {
     const std::optional<DLTensor> view = viewer_.view(held_[i].scalars[k].ptr());
-    if (!view || !view->dtype() || view->size() != 1 || view->data == nullptr) return false;
-    held_[i].counts[k] = {view->address(), *view->dtype()};
+    if (!view || view->size() != 1 || view->data == nullptr) return false;
+    const std::optional<DType> dtype = view->dtype();
+    if (!dtype) return false;
+    held_[i].counts[k] = {view->address(), *dtype};
+    has_moved_ = has_moved_ || (k == 0 && view->address() != entries_[i].count);
   }
   return true;
 }
@@ -352,7 +371,13 @@ void TorchEngine::update_ranges() {
     add(parameter.operands.average);
   }
   std::sort(ranges_.begin(), ranges_.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
-  has_overlaps_ = false;
+  std::vector<const void*> counts;
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    entries_[i].count = entries_[i].is_in_ranges ? held_[i].counts[0].data : nullptr;
+    if (entries_[i].count != nullptr) counts.push_back(entries_[i].count);
+  }
+  std::sort(counts.begin(), counts.end());
+  has_overlaps_ = std::adjacent_find(counts.begin(), counts.end()) != counts.end();
   std::uintptr_t end = 0;
   std::size_t owner = 0;
   for (const Range& range : ranges_) {
@@ -388,7 +413,8 @@ void TorchEngine::read_counts(std::size_t i) {
   for (std::size_t k = 0; k < rule(entries_[i].group).scalar_count; ++k) scalars.values[k] = read(k + 1);
   // A rule without a count only distinguishes its first step, and the first step has a substitute.
   const double step = held.counts[0].data == nullptr ? 1 : read(0);
-  if (!(step >= 0 && step < 9007199254740992.0)) {
+  const bool is_possible = step >= 0 && step < 9007199254740992.0;
+  if (!is_possible) {
     call(explain_, py::make_tuple("impossible_step", i, step));
     throw py::value_error("step number: expected 0 or more");
   }
@@ -445,10 +471,18 @@ void TorchEngine::apply_in_order(double scale, const Executor& executor) {
 
 py::tuple TorchEngine::updated() const {
   const auto is_missing = [](const Gradient& gradient) { return gradient.data == nullptr; };
-  if (std::none_of(pointers_.begin(), pointers_.end(), is_missing)) return tensors_;
+  const auto is_averaged = [](const Parameter& parameter) { return parameter.operands.average != nullptr; };
+  const std::vector<Parameter>& parameters = core_.parameters();
+  if (std::none_of(pointers_.begin(), pointers_.end(), is_missing) &&
+      std::none_of(parameters.begin(), parameters.end(), is_averaged)) {
+    return tensors_;
+  }
   py::list tensors;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
-    if (pointers_[i].data != nullptr) tensors.append(py::handle(entries_[i].tensor));
+    if (pointers_[i].data == nullptr) continue;
+    tensors.append(py::handle(entries_[i].tensor));
+    const py::object& average = held_[i].tensors[rule(entries_[i].group).state_count];
+    if (average) tensors.append(average);
   }
   return py::tuple(tensors);
 }

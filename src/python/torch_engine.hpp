@@ -50,7 +50,7 @@ class TorchEngine {
 
   void set_clip_norm(double clip_norm) { clip_norm_ = clip_norm; }
   void set_nonfinite(Nonfinite nonfinite) { nonfinite_ = nonfinite; }
-  // Number of steps that were taken or skipped.
+  // The number of steps that were taken.
   std::int64_t step_count() const { return step_count_; }
   std::int64_t skipped() const { return skipped_; }
   std::optional<double> grad_norm() const { return grad_norm_; }
@@ -62,8 +62,8 @@ class TorchEngine {
  private:
   static constexpr std::size_t max_tensors = onepass::max_states + 1;  // state tensors and the average
   struct Count {
-    void* data;  // null: the count has no tensor
-    DType dtype;
+    void* data = nullptr;  // null: the count has no tensor
+    DType dtype = onepass::float32;
   };
   // Python objects of one parameter during one step.
   struct Held {
@@ -73,13 +73,14 @@ class TorchEngine {
     std::array<py::object, onepass::max_scalars + 1> scalars;
     py::object substitute;
     bool gradient_is_checked = false;
-    std::array<Count, onepass::max_scalars + 1> counts;
+    std::array<Count, onepass::max_scalars + 1> counts = {};
   };
   struct Entry {
-    PyObject* tensor;  // borrowed from the group's tuple
-    std::size_t group;
-    std::size_t first;  // index of the first parameter with the same tensor
+    PyObject* tensor = nullptr;  // borrowed from the group's tuple
+    std::size_t group = 0;
+    std::size_t first = 0;  // index of the first parameter with the same tensor
     TensorLayout layout;
+    const void* count = nullptr;     // the address of its count of steps, where it was when ranges_ was filled
     const void* gradient = nullptr;  // last gradient address known not to be lazily negated
     const void* disjoint = nullptr;  // last gradient address that overlaps no parameter and no state
     bool is_in_ranges = false;
@@ -97,12 +98,14 @@ class TorchEngine {
   const RuleEntry& rule(std::size_t g) const { return group(g).core()->rule(); }
 
   bool has_groups(PyObject* groups) const;
-  bool take_options();
+  bool take_options(bool is_renewed);
   bool step_locked(PyObject* groups, PyObject* state, PyObject* substitutes, std::size_t only);
   bool collect(PyObject* state, PyObject* substitutes, std::size_t only);
   bool collect_state(PyObject* state);
   Found locate();
-  Found locate_tensors(std::size_t i);
+  bool locate_tensors(std::size_t i);
+  bool locate_memory(std::size_t i, const DLTensor& view, void*& place, const py::object& tensor, bool is_known);
+  bool locate_gradient(std::size_t i);
   bool locate_counts(std::size_t i);
   void use_substitute(std::size_t i);
   bool check_negated();

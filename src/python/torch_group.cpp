@@ -54,19 +54,31 @@ void TorchGroup::pass_on() {
   core_->set({numbers_.begin(), numbers_.begin() + static_cast<std::ptrdiff_t>(count)}, common_);
 }
 
-bool TorchGroup::update(const TensorViewer& viewer) {
+bool TorchGroup::update(const TensorViewer& viewer, bool is_renewed) {
   changes_.clear();
-  const bool found = find_changes();
-  bool taken = found;
-  for (const Change& change : changes_) taken = taken && take(change.item, change.value.ptr(), viewer);
-  if (taken && !changes_.empty()) pass_on();
-  changes_.clear();
+  std::vector<Change> changes;
+  changes.swap(changes_);  // keeps its room
+  bool taken = find_changes(changes, is_renewed);
+  if (!changes.empty()) {
+    std::vector<double> numbers = numbers_;
+    for (Change& change : changes) taken = taken && take(change, viewer, numbers);
+    if (taken) {
+      numbers_.swap(numbers);
+      pass_on();
+      for (Change& change : changes) {
+        std::swap(change.item.value, change.value);
+        change.item.is_changeable = change.is_changeable;
+      }
+    }
+  }
+  changes.clear();
+  changes_.swap(changes);
   return taken;
 }
 
-// Fill changes_ with the items whose value is a different object or may have changed in place. Return false if the dict
+// Fill changes with the items whose value is a different object or may have changed in place. Return false if the dict
 // has other items. Release no object: a destructor could run code that changes the dict.
-bool TorchGroup::find_changes() {
+bool TorchGroup::find_changes(std::vector<Change>& changes, bool is_renewed) {
   const py::scoped_critical_section section(group_);
   if (static_cast<std::size_t>(PyDict_GET_SIZE(group_.ptr())) != items_.size()) return false;
   PyObject* key = nullptr;
@@ -76,8 +88,8 @@ bool TorchGroup::find_changes() {
   for (std::size_t i = 0; PyDict_Next(group_.ptr(), &at, &key, &value) != 0; ++i) {
     Item& item = items_[i];
     if (key != item.key.ptr()) return false;
-    if (value != item.value.ptr() || item.is_changeable) {
-      changes_.push_back({item, py::reinterpret_borrow<py::object>(value)});
+    if (value != item.value.ptr() || (item.is_changeable && !is_renewed)) {
+      changes.push_back({item, py::reinterpret_borrow<py::object>(value), false});
     }
     if (item.is_params) params = value;
   }
@@ -104,34 +116,27 @@ bool TorchGroup::has_same_tensors(PyObject* params) const {
   return true;
 }
 
-// Take the numbers of an item's value. Return false if Python must read the value.
-bool TorchGroup::take(Item& item, PyObject* value, const TensorViewer& viewer) {
-  if (item.is_watched) {
-    if (item.places.empty()) return false;
-    const auto take_number = [&](PyObject* object, std::size_t place, bool& is_fixed) {
-      const std::optional<TensorViewer::Number> number = viewer.number(object);
-      if (!number || (item.has_fixed_zero && (number->value == 0) != (numbers_[place] == 0))) return false;
-      numbers_[place] = number->value;
-      is_fixed = is_fixed && number->is_fixed;
-      return true;
-    };
-    bool is_fixed = true;
-    if (item.places.size() == 1) {
-      if (!take_number(value, item.places[0], is_fixed)) return false;
-    } else {
-      const bool is_list = PyList_CheckExact(value) != 0;
-      if (!is_list && !PyTuple_CheckExact(value)) return false;
-      const py::scoped_critical_section section{py::handle(value)};
-      if (static_cast<std::size_t>(PySequence_Fast_GET_SIZE(value)) != item.places.size()) return false;
-      for (std::size_t k = 0; k < item.places.size(); ++k) {
-        PyObject* const part = PySequence_Fast_GET_ITEM(value, static_cast<Py_ssize_t>(k));
-        if (!take_number(part, item.places[k], is_fixed)) return false;
-      }
-      is_fixed = is_fixed && !is_list;
-    }
-    item.is_changeable = !is_fixed;
+// Read the numbers of a changed item. Returns false where Python must read them.
+bool TorchGroup::take(Change& change, const TensorViewer& viewer, std::vector<double>& numbers) const {
+  const Item& item = change.item;
+  PyObject* const value = change.value.ptr();
+  if (!item.is_watched) return true;
+  if (item.places.empty()) return false;
+  const auto take_number = [&](PyObject* object, std::size_t place) {
+    const std::optional<TensorViewer::Number> number = viewer.number(object);
+    if (!number || (item.has_fixed_zero && (number->value == 0) != (numbers[place] == 0))) return false;
+    numbers[place] = number->value;
+    change.is_changeable = change.is_changeable || !number->is_fixed;
+    return true;
+  };
+  if (item.places.size() == 1) return take_number(value, item.places[0]);
+  change.is_changeable = PyList_CheckExact(value) != 0;
+  if (!change.is_changeable && !PyTuple_CheckExact(value)) return false;
+  const py::scoped_critical_section section{py::handle(value)};
+  if (static_cast<std::size_t>(PySequence_Fast_GET_SIZE(value)) != item.places.size()) return false;
+  for (std::size_t k = 0; k < item.places.size(); ++k) {
+    if (!take_number(PySequence_Fast_GET_ITEM(value, static_cast<Py_ssize_t>(k)), item.places[k])) return false;
   }
-  item.value = py::reinterpret_borrow<py::object>(value);
   return true;
 }
 

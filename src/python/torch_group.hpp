@@ -29,7 +29,8 @@ class TorchGroup {
   void renew(py::dict places, std::vector<double> options, const CommonOptions& common);
 
   // Pass changed numbers to the core. Return false if Python must read the group.
-  bool update(const TensorViewer& viewer);
+  // is_renewed: renew() has just read values that may change in place.
+  bool update(const TensorViewer& viewer, bool is_renewed);
 
   // Return true if the group still has the same tensors.
   bool has_same_tensors() const;
@@ -55,11 +56,12 @@ class TorchGroup {
   struct Change {
     Item& item;
     py::object value;
+    bool is_changeable;
   };
 
   bool has_same_tensors(PyObject* params) const;
-  bool find_changes();
-  bool take(Item& item, PyObject* value, const TensorViewer& viewer);
+  bool find_changes(std::vector<Change>& changes, bool is_renewed);
+  bool take(Change& change, const TensorViewer& viewer, std::vector<double>& numbers) const;
   void pass_on();
 
   py::dict group_;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,6 +18,7 @@ torch = pytest.importorskip("torch")
 
 import onepass  # noqa: E402
 import onepass.integrations.torch as ours  # noqa: E402
+from onepass.integrations.torch import _engine  # noqa: E402
 from onepass.presets import presets  # noqa: E402
 
 NAMES = ["Adam", "AdamW", "Adamax", "NAdam", "RMSprop", "Adagrad", "Adadelta", "SGD"]
@@ -381,6 +383,228 @@ def test_threads_that_change_groups_and_state_do_not_corrupt_parameters() -> Non
         done.set()
         thread.join()
     assert all(torch.isfinite(p).all() and len(p) == 50 for p in params)
+
+
+# ---- Faults that a review found ----
+
+
+def test_a_rate_that_changed_before_a_refused_step_is_taken_by_the_next() -> None:
+    p = torch.nn.Parameter(torch.zeros(3))
+    optimizer = ours.SGD([p], lr=0.1)
+    p.grad = torch.ones(3)
+    optimizer.step()
+    group = optimizer.param_groups[0]
+    group["lr"], group["differentiable"] = 10.0, True
+    with pytest.raises(ValueError, match="differentiable"):
+        optimizer.step()
+    group["differentiable"] = False
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.full((3,), -10.1))
+
+
+NUMBERS: dict[str, Callable[[float], Any]] = {
+    "float32": np.float32,
+    "array": np.array,
+    "bfloat16": lambda x: torch.tensor(x, dtype=torch.bfloat16),
+    "float64 tensor": lambda x: torch.tensor(x, dtype=torch.float64),
+    "tensor of one": lambda x: torch.tensor([x]),
+}
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_options_may_be_any_kind_of_number(kind: str, exchange: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not exchange:
+        monkeypatch.setattr(_engine, "exchange", None)
+    p, q = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    mine, theirs = ours.AdamW([p]), ours.AdamW([q])
+    for t in range(4):
+        for optimizer, make in ((mine, NUMBERS[kind]), (theirs, float)):
+            group = optimizer.param_groups[0]
+            group["lr"], group["weight_decay"] = make(0.5 / (t + 1)), make(0.25)
+            group["betas"] = (make(0.5), make(0.75))
+        p.grad, q.grad = gradient(p, t), gradient(q, t)
+        mine.step()
+        theirs.step()
+    torch.testing.assert_close(p, q, rtol=1e-2 if kind == "bfloat16" else 1e-6, atol=1e-3 if kind == "bfloat16" else 0)
+
+
+def test_betas_may_be_an_array_or_a_tensor() -> None:
+    def run(betas: Any) -> Any:
+        p = torch.nn.Parameter(torch.ones(3))
+        optimizer = ours.Adam([p], lr=0.1)
+        optimizer.param_groups[0]["betas"] = betas
+        for t in range(3):
+            p.grad = gradient(p, t)
+            optimizer.step()
+        return p.detach()
+
+    for betas in (np.array([0.5, 0.75]), torch.tensor([0.5, 0.75]), [0.5, 0.75]):
+        assert torch.equal(run(betas), run((0.5, 0.75)))
+
+
+def test_functions_and_impossible_own_options_are_refused() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    with pytest.raises(TypeError, match="lr: expected a number, got a function"):
+        ours.Lion([p], lr=lambda t: 0.5)
+    with pytest.raises(TypeError, match="ema_decay: expected a number"):
+        ours.Adam([{"params": [p], "ema_decay": lambda t: 0.5}])
+    optimizer = ours.Adam([p], clip_value=1.0, ema_decay=0.5)
+    optimizer.step()
+    for name, wrong in (("clip_value", -1.0), ("ema_decay", 5.0)):
+        kept, optimizer.param_groups[0][name] = optimizer.param_groups[0][name], wrong
+        with pytest.raises(ValueError, match=name):
+            optimizer.step()
+        optimizer.param_groups[0][name] = kept
+    optimizer.step()
+    assert optimizer.state[p]["step"] == 2
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
+@pytest.mark.parametrize("how", ["both with gaps", "one with gaps", "twice"])
+def test_parameters_with_gaps_that_share_memory(how: str) -> None:
+    def run(module: Any) -> list[Any]:
+        base = torch.arange(12.0).reshape(3, 4)
+        a = torch.nn.Parameter(base if how == "one with gaps" else base[:, :3])
+        b = a if how == "twice" else torch.nn.Parameter(base[:, 2:])
+        optimizer = module.SGD([a, b], lr=0.1, momentum=0.9, foreach=False)
+        for t in range(3):
+            a.grad, b.grad = gradient(a, t), gradient(b, t)
+            optimizer.step()
+        return [base]
+
+    assert_both(run)
+    if how != "twice":
+        base = torch.arange(12.0).reshape(3, 4)
+        a, b = torch.nn.Parameter(base[:, :3]), torch.nn.Parameter(base[:, 2:])
+        a.grad, b.grad = torch.ones(3, 3), torch.ones(3, 2)
+        with pytest.raises(ValueError, match="gaps that share memory"):
+            ours.SGD([a, b], clip_norm=1.0).step()
+
+
+def test_autograd_notices_that_an_average_has_changed() -> None:
+    p, x = torch.nn.Parameter(torch.ones(2)), torch.ones(2, requires_grad=True)
+    optimizer = ours.SGD([p], lr=0.5, ema_decay=0.5)
+    for _ in range(2):
+        p.grad = torch.ones(2)
+        optimizer.step()
+    y = (x * optimizer.ema[0]).sum()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+def test_a_skipped_first_step_leaves_no_momentum() -> None:
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer = ours.SGD([p], lr=0.1, momentum=0.9, dampening=0.5, nonfinite="skip")
+    p.grad = torch.full((2,), float("nan"))
+    optimizer.step()
+    assert not optimizer.state and optimizer.skipped == 1
+    p.grad = torch.ones(2)
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.full((2,), 0.9))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_a_sparse_gradient_touches_its_rows_only_whatever_the_layout(layout: str) -> None:
+    values = torch.ones(4, 2)
+    p = torch.nn.Parameter(values if layout == "rows" else values.t().contiguous().t())
+    optimizer = ours.Adam([p], lr=0.1)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    before = p.detach().clone()
+    p.grad = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.ones(1, 2), (4, 2))
+    optimizer.step()
+    changed = (p.detach() != before).any(dim=1)
+    assert changed.tolist() == [False, True, False, False]
+
+
+def test_a_step_tensor_that_two_parameters_share_counts_twice() -> None:
+    def run(module: Any) -> list[Any]:
+        params = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+        optimizer = module.Adam(params, lr=0.1, foreach=False)
+        for t in range(4):
+            for p in params:
+                p.grad = gradient(p, t)
+            if t == 1:
+                optimizer.state[params[1]]["step"] = optimizer.state[params[0]]["step"]
+            optimizer.step()
+        return [*params, optimizer.state[params[0]]["step"]]
+
+    assert_both(run)
+
+
+def test_averages_before_and_after_there_are_any() -> None:
+    p, lazy = torch.nn.Parameter(torch.ones(2)), torch.nn.UninitializedParameter()
+    plain = ours.Adam([p])
+    p.grad = torch.ones(2)
+    plain.step()
+    assert plain.ema is None
+    with pytest.raises(ValueError, match="expected ema_decay in at least one group"), plain.averaged():
+        pass
+    optimizer = ours.Adam([p, lazy], ema_decay=0.5, lr=0.1)
+    optimizer.state[p] = dict(plain.state[p])  # as loaded from PyTorch's
+    assert torch.equal(optimizer.ema[0], p.detach())
+    optimizer.step()
+    with optimizer.averaged():
+        assert torch.equal(p.detach(), optimizer.ema[0])
+        p.grad = None
+        (p * 2).sum().backward()
+    assert p.grad is not None
+
+
+@pytest.mark.parametrize("line", range(12))
+def test_ctrl_c_at_any_line_of_a_first_step_leaves_the_optimizer_usable(line: int) -> None:
+    p, q = torch.nn.Parameter(torch.ones(4, 2)[:, 0]), torch.nn.Parameter(torch.ones(2))
+    optimizer = ours.Adam([p, q], lr=0.1)
+    p.grad, q.grad = torch.ones(4), torch.ones(2)
+    left = 5 * line
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal left
+        if event == "line" and frame.f_code.co_name in {"_initialize", "step", "_try", "_substitutes"}:
+            left -= 1
+            if left < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    with suppress(KeyboardInterrupt):
+        optimizer.step()
+    sys.settrace(None)
+    done = int(optimizer.state.get(p, {}).get("step", 0))
+    assert torch.equal(p.detach(), torch.full((4,), 1.0)) == (done == 0)
+    assert torch.equal(q.detach(), torch.full((2,), 1.0)) == (done == 0)
+    optimizer.step()
+    assert optimizer.state[p]["step"] == optimizer.state[q]["step"] == done + 1
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
+def test_rows_that_only_say_that_they_are_coalesced() -> None:
+    p = torch.nn.Parameter(torch.ones(3, 2))
+    optimizer = ours.SGD([p], lr=1.0, clip_norm=1e9)
+    indices = torch.tensor([[2, 0, 2, 2, 2, 2]])
+    p.grad = torch.sparse_coo_tensor(indices, torch.ones(6, 2), (3, 2), is_coalesced=True)
+    optimizer.step()
+    assert p.tolist() == [[0.0, 0.0], [1.0, 1.0], [-4.0, -4.0]]
+    p.grad = torch.sparse_coo_tensor(
+        torch.tensor([[1, 1000000, 2]]), torch.ones(3, 2), (3, 2), is_coalesced=True, check_invariants=False
+    )
+    with pytest.raises((IndexError, RuntimeError)):
+        optimizer.step()
+
+
+def test_a_gradient_whose_memory_was_freed_is_refused() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = ours.Adam([p])
+    p.grad = torch.ones(3)
+    optimizer.step()
+    p.grad.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="the gradient of parameter 0 has no memory"):
+        optimizer.step()
 
 
 # ---- Steps in the backward pass ----

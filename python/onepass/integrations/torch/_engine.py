@@ -27,6 +27,7 @@ class Engine:
         self.spec = optimizer._kind._spec
         self.state = optimizer.state
         self.defaults = {**DEFAULTS, **optimizer._missing}
+        self.own = optimizer._own_defaults().keys()
         self.param_groups = [*optimizer.param_groups]
         self.tensors = [tuple(group["params"]) for group in self.param_groups]
         self.each = [(g, tensor) for g, tensors in enumerate(self.tensors) for tensor in tensors]
@@ -63,6 +64,8 @@ class Engine:
                 raise ValueError(
                     f"{name}=True is not possible with onepass: PyTorch does not see the steps (leave the option out)"
                 )
+        for name in self.own & group.keys():
+            self.spec.checks[name](name, group[name])
         options = {name: group[name] if name in group else self.defaults[name] for name in self.spec.checks}
         return {name: _plain(value, self.spec.checks[name] is _checks.flag) for name, value in options.items()}
 
@@ -76,7 +79,7 @@ class Engine:
         places = {}
         for name, value in values.items():
             parts = ["beta1", "beta2"] if name == "betas" else [name]
-            is_number = not isinstance(value, (bool, str)) and value is not None and name != "eps"
+            is_number = not isinstance(value, (bool, str)) and value is not None and name not in {"eps", *self.own}
             places[name] = [names.index(part) for part in parts] if is_number and parts[0] in names else []
         return {**places, "capturable": [], "differentiable": []}
 
@@ -108,18 +111,39 @@ class Engine:
         try:
             with torch.no_grad():
                 self._initialize(optimizer, new, only)
-                for everything in (False, True):
-                    substitutes = self._substitutes(optimizer, new, everything, only)
-                    arrays = [None if one is None else one.arrays for one in substitutes]
-                    try:
-                        if self.core.step(optimizer.param_groups, optimizer.state, arrays, only):
-                            return
-                    finally:  # Ctrl-C is raised only after the core has stepped
-                        self._write_back(optimizer, substitutes)
-            raise RuntimeError("parameters, gradients or state were changed while the step was prepared")
+                if not any(self._try(optimizer, new, everything, only) for everything in (False, True)):
+                    raise RuntimeError("parameters, gradients or state were changed while the step was prepared")
         finally:
             if self.core.step_count == before:
                 _remove(optimizer.state, new)
+
+    def _try(self, optimizer: Any, new: Mapping[torch.Tensor, Any], everything: bool, only: int | None) -> bool:
+        """Step, with substitutes for some parameters or for every one. Return False if substitutes are missing."""
+        substitutes = self._substitutes(optimizer, new, everything, only)
+        tensors = [tensor for _, tensor in self.each]
+        made = [one for one in substitutes if one is not None]
+        has_copies = [one is not None and len(one.copies) > len(self.scalars) for one in substitutes]
+        if only is None and _tensors.overlap(tensors, has_copies):
+            if optimizer.clip_norm is not None or optimizer.nonfinite != "propagate":
+                raise ValueError("clip_norm and nonfinite are not possible with parameters with gaps that share memory")
+            return all(
+                self._try(optimizer, new, True, i) for i, tensor in enumerate(tensors) if tensor.grad is not None
+            )
+        arrays = [None if one is None else one.arrays for one in substitutes]
+        to = [original for one in made for original, _ in one.copies]
+        changed = [copy for one in made for _, copy in one.copies]
+        averages = tuple(one.average for one in made if one.average is not None)
+        before = self.core.step_count
+        try:
+            return self.core.step(optimizer.param_groups, optimizer.state, arrays, only)
+        finally:  # Ctrl-C is raised only after the core has stepped; one call makes all copies
+            if self.core.step_count != before:
+                if any(tensor.is_neg() for tensor in to):  # one call cannot copy into tensors that are negated lazily
+                    for original, copy in zip(to, changed):
+                        original.copy_(copy)
+                elif to:
+                    torch._foreach_copy_(to, changed)
+                count_changes(averages)
 
     def _initialize(self, optimizer: Any, new: dict[torch.Tensor, list[str]], only: int | None) -> None:
         """Create missing state. Fill new with the tensors without state, and the names of their new state."""
@@ -129,33 +153,33 @@ class Engine:
                 continue
             if tensor.grad is None or not (names or self.scalars) or tensor in new:
                 continue
-            state = optimizer.state[tensor]
+            state = optimizer.state.get(tensor, {})
             arrays = [name for name in names if name != "ema"]
             begun = [name for name in arrays if state.get(name) is not None]
             if not begun:
-                new[tensor] = []
                 _tensors.check_steppable(label, local(tensor))
             elif len(begun) < len(arrays):
                 name = next(name for name in arrays if name not in begun)
                 raise KeyError(f"the state of {label} has no tensor {name!r} (was it created with other options?)")
+            made = {}
             for name in self.scalars:
                 if not isinstance(state.get(name), torch.Tensor):
                     initial = 0.0 if name == "step" else 1.0
-                    state[name] = torch.tensor(float(state.get(name, initial)), dtype=step_dtype())
-                    new.get(tensor, []).append(name)
-            if not begun:
-                for name in arrays:
-                    state[name] = _tensors.zeros_like(tensor)
-                    new[tensor].append(name)
-                    if self.spec.initial:
-                        state[name].fill_(self.spec.initial_value(self.values[g]))
+                    made[name] = torch.tensor(float(state.get(name, initial)), dtype=step_dtype())
+            for name in arrays if not begun else []:
+                made[name] = _tensors.zeros_like(tensor)
+                if self.spec.initial:
+                    made[name].fill_(self.spec.initial_value(self.values[g]))
             if "ema" in names and state.get("ema") is None:
-                state["ema"] = _tensors.zeros_like(tensor).copy_(tensor)
-                new.get(tensor, []).append("ema")
+                made["ema"] = _tensors.zeros_like(tensor).copy_(tensor)
+            if not begun:
+                new[tensor] = [*made]
+            optimizer.state[tensor].update(made)
 
     def _substitutes(
         self, optimizer: Any, new: Mapping[torch.Tensor, Any], everything: bool, only: int | None
     ) -> list[_tensors.Substitute | None]:
+        """Return a substitute for each parameter that the core cannot read, or for every one with a gradient."""
         result: list[_tensors.Substitute | None] = []
         made: dict[torch.Tensor, _tensors.Substitute] = {}  # a tensor may occur twice
         for i, (g, tensor) in enumerate(self.each):
@@ -166,28 +190,19 @@ class Engine:
                 raise ValueError(
                     "clip_norm and nonfinite are not possible with DTensors: each process has only a shard"
                 )
-            counted = (
-                not self.scalars and tensor in new and bool(self.states[g])
-            )  # SGD's first step copies the gradient into its momentum
+            # SGD counts no steps, and its first step copies the gradient into the momentum.
+            counted = not self.scalars and tensor in new and bool(self.states[g])
             if not everything and exchange is not None and not counted and _tensors.is_plain(tensor, tensor.grad):
                 result.append(None)
                 continue
             if tensor not in made or counted:  # as in PyTorch, a tensor that occurs twice has two first steps
                 state = optimizer.state[tensor] if self.states[g] or self.scalars else {}
-                scalars = [float(state[name]) for name in self.scalars] or [float(tensor not in new)]
-                states = [state[name] for name in self.states[g]]
-                made[tensor] = _tensors.substitute(self.labels[i], tensor, states, self.averaged[g], scalars)
+                states = [state[name] for name in self.states[g] if name != "ema"]
+                average = state["ema"] if self.averaged[g] else None
+                scalars = [state[name] for name in self.scalars]
+                made[tensor] = _tensors.substitute(self.labels[i], tensor, states, average, scalars, tensor in new)
             result.append(made[tensor])
         return result
-
-    def _write_back(self, optimizer: Any, substitutes: list[_tensors.Substitute | None]) -> None:
-        """Copy the results of the step from the substitutes into the tensors."""
-        for (_, tensor), one in zip(self.each, substitutes):
-            if one is not None and one.is_stepped():
-                for original, changed in one.copies:
-                    original.copy_(changed)
-                for name, value in zip(self.scalars, one.scalars):
-                    optimizer.state[tensor][name].fill_(float(value))
 
 
 def _remove(state: Any, new: Mapping[torch.Tensor, list[str]]) -> None:
@@ -206,8 +221,10 @@ def _are_same(some: Any, others: tuple[Any, ...]) -> bool:
 
 def _plain(value: Any, flag: bool) -> Any:
     """Return an option's value with tensors converted to numbers. PyTorch takes any object as a flag."""
-    if isinstance(value, torch.Tensor):
-        value = value.item()
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        value = value.tolist() if len(value.shape) > 0 and value.shape[0] > 1 else value.item()
+    if callable(value):
+        raise TypeError(f"options of groups: expected numbers, got the function {value!r} (use a scheduler)")
     if isinstance(value, (tuple, list)):
         return tuple(_plain(item, False) for item in value)
     if flag:

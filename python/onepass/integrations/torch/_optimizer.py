@@ -44,8 +44,6 @@ class OnePass(torch.optim.Optimizer):
         """Take PyTorch's arguments and onepass's options. See the class."""
         checks = self._kind._spec.checks
         self._own = {name: checks[name](name, options.pop(name)) for name in self._own_defaults() if name in options}
-        if callable(self._own.get("ema_decay")):
-            raise TypeError("ema_decay must be a number or None: PyTorch's groups hold numbers")
         self._whole = {
             name: OPTIMIZER_CHECKS[name](name, options.pop(name, default))
             for name, default in _whole_defaults().items()
@@ -169,24 +167,43 @@ class OnePass(torch.optim.Optimizer):
         return self._before[1] if norm is None else norm
 
     @property
-    def ema(self) -> list[torch.Tensor]:
-        """The live running averages in the order of the parameters; before its first step, the parameter itself."""
-        params = [param for group in self.param_groups for param in group["params"]]
-        return [self.state[param]["ema"] if self.state.get(param) else param.detach() for param in params]
+    def ema(self) -> list[torch.Tensor] | None:
+        """The running averages, live, in the order of the parameters; None if no group has ``ema_decay``.
+
+        A parameter without an average (before its first step, or in a group without ``ema_decay``) is in its place.
+        """
+        if all(group.get("ema_decay") is None for group in self.param_groups):
+            return None
+        return [param if average is None else average for param, average in self._averages()]
+
+    def _averages(self) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Return each parameter with its average, or None."""
+        return [
+            (param, None if group.get("ema_decay") is None else self.state.get(param, {}).get("ema"))
+            for group in self.param_groups
+            for param in group["params"]
+        ]
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Replace the parameters by their running averages inside the block, for evaluation or saving."""
-        params = [param for group in self.param_groups for param in group["params"]]
-        averages = self.ema
+        """Put the running averages in the place of the parameters, for the block: to evaluate, or to save.
+
+        Raises:
+            ValueError: no group has ``ema_decay``.
+        """
+        if self.ema is None:
+            raise ValueError("averaged: expected ema_decay in at least one group, got none")
+        pairs = [(param, average) for param, average in self._averages() if average is not None]
         with torch.no_grad():
-            kept = [param.clone() for param in params]
-            try:
-                for param, average in zip(params, averages):
+            kept = [param.clone() for param, _ in pairs]
+        try:
+            with torch.no_grad():
+                for param, average in pairs:
                     param.copy_(average)
-                yield
-            finally:
-                for param, own in zip(params, kept):
+            yield
+        finally:
+            with torch.no_grad():
+                for (param, _), own in zip(pairs, kept):
                     param.copy_(own)
 
     # ---- Groups, state dicts and pickles ----
@@ -225,6 +242,8 @@ class OnePass(torch.optim.Optimizer):
         for group in state["param_groups"]:
             _refuse(group)
         super().__setstate__(state)
+        self.__dict__.setdefault("_own", {})  # missing in pickles of earlier versions
+        self.__dict__.setdefault("_whole", _whole_defaults())
         self._forget()
 
     @property
@@ -242,8 +261,11 @@ def _whole_defaults() -> dict[str, Any]:
 
 
 def _refuse(group: Mapping[str, Any]) -> None:
+    """Refuse options that onepass cannot follow."""
     for name in ("capturable", "differentiable"):
         if group.get(name):
             raise ValueError(
-                f"{name}=True is not possible with onepass: PyTorch does not see the steps (leave the option out)"
+                f"{name}=True is not possible with onepass, whose steps autograd does not record: leave it out"
             )
+    if functions := [name for name in ("lr", "ema_decay") if callable(group.get(name))]:
+        raise TypeError(f"{functions[0]}: expected a number, got a function (use a scheduler of torch.optim)")

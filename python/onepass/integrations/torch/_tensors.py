@@ -27,8 +27,7 @@ def check_steppable(label: str, tensor: torch.Tensor) -> None:
         raise ValueError(f"{label}: expected a dense tensor, got layout {tensor.layout}")
     if not has_memory(tensor):
         raise ValueError(f"{label} has no memory: expected an ordinary tensor")
-    if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape)):
-        raise RuntimeError(f"{label} overlaps itself in memory (an expanded tensor?): pass its clone()")
+    check_expanded(label, tensor)
 
 
 def has_memory(tensor: torch.Tensor) -> bool:
@@ -37,6 +36,12 @@ def has_memory(tensor: torch.Tensor) -> bool:
         return tensor.numel() == 0 or bool(tensor.data_ptr())
     except RuntimeError:
         return False
+
+
+def check_expanded(label: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor of which one element of memory is several elements."""
+    if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape)):
+        raise RuntimeError(f"{label} overlaps itself in memory (an expanded tensor?): use its clone()")
 
 
 def is_dense(tensor: torch.Tensor) -> bool:
@@ -85,59 +90,93 @@ class Substitute:
     """Arrays in place of the tensors of one parameter, and the copies to make after the step."""
 
     arrays: tuple[Any, ...]  # as _core.TorchEngine.step takes them
-    scalars: Array  # changed by the step
     copies: list[tuple[torch.Tensor, torch.Tensor]]  # (to, from)
-    initial: float  # value of the first scalar before the step
-
-    def is_stepped(self) -> bool:
-        """Return True if the core has stepped the arrays."""
-        return bool(self.scalars[0] != self.initial)
+    average: torch.Tensor | None
 
 
 def substitute(
-    label: str, tensor: torch.Tensor, states: list[torch.Tensor], has_average: bool, scalars: list[float]
+    label: str,
+    tensor: torch.Tensor,
+    states: list[torch.Tensor],
+    average: torch.Tensor | None,
+    scalars: list[torch.Tensor],
+    first: bool,
 ) -> Substitute:
-    """Return arrays for a parameter, its gradient and its state, all with the same layout."""
+    """Return arrays for a parameter, its gradient and its state, all with the same layout.
+
+    Without scalars the only number in their place tells the first step from the others.
+    """
     check_steppable(label, local(tensor))
+    gradient = local_gradient(tensor, tensor.grad)
+    by_rows = gradient.layout == torch.sparse_coo and gradient.sparse_dim() == 1
     copies: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def dense(one: torch.Tensor, like: torch.Tensor | None) -> torch.Tensor:
-        if like is None and is_dense(one):
-            return one
-        if like is not None and one.dtype == like.dtype and one.stride() == like.stride() and not one.is_neg():
-            return one
-        copy = torch.empty_like(one if like is None else like).copy_(one)
+    def copied(one: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        copy = like.copy_(one)
         copies.append((one, copy))
         return copy
 
-    own = dense(local(tensor), None)
-    dense_states = []
-    for state in map(local, states):
+    own = local(tensor)
+    if by_rows and not own.is_contiguous():  # rows are of memory in C order
+        own = copied(own, torch.empty_like(own, memory_format=torch.contiguous_format))
+    elif not is_dense(own):
+        own = copied(own, torch.empty_like(own))
+    plain = own.is_contiguous()
+    arrays = []
+    for state in map(local, [*states, *([] if average is None else [average])]):
         if state.shape != own.shape or state.dtype != own.dtype or state.device != own.device:
             found = f"{[*state.shape]}, {state.dtype} on {state.device}"
             raise ValueError(f"the state of {label}: expected {[*own.shape]}, {own.dtype} on {own.device}, got {found}")
         if not has_memory(state):
             raise ValueError(f"the state of {label} has no memory: expected ordinary tensors")
-        dense_states.append(dense(state, own))
-    gradient = local_gradient(tensor, tensor.grad)
-    plain = own.is_contiguous()
-    arrays = [_as_array(state, not plain) for state in dense_states]
-    param, counts = _as_array(own, not plain), np.array(scalars, np.float64)
-    values = _gradient(label, own, gradient, param, plain)
-    average = arrays.pop() if has_average else None
-    return Substitute((param, values, arrays, average, counts), counts, copies, scalars[0])
+        check_expanded(f"the state of {label}", state)
+        same = state.stride() == own.stride() and not state.is_neg()
+        arrays.append(_as_array(state if same else copied(state, torch.empty_like(own)), not plain))
+    param = _as_array(own, not plain)
+    counts = np.array([float(scalar) for scalar in scalars] or [float(not first)], np.float64)
+    copies += zip(scalars, torch.from_numpy(counts).unbind())
+    average_array = None if average is None else arrays.pop()
+    values = _rows(label, own, gradient) if by_rows else _dense_gradient(label, own, gradient, plain)
+    return Substitute((param, values, arrays, average_array, counts), copies, average)
 
 
-def _gradient(label: str, own: torch.Tensor, gradient: torch.Tensor, param: Array, plain: bool) -> Any:
-    """Return a gradient as an array with the parameter's layout, or as a pair of rows and values."""
-    if gradient.layout == torch.sparse_coo and gradient.sparse_dim() == 1 and plain:
-        gradient = gradient.coalesce()
-        values = gradient._values().to(own.dtype).resolve_neg().contiguous()
-        rows: Array = gradient._indices()[0].contiguous().numpy()
-        if rows.size and (rows[0] < 0 or rows[-1] >= own.shape[0]):
-            last = own.shape[0] - 1
-            raise IndexError(f"the gradient of {label}: expected rows from 0 to {last}, got {rows[0]} to {rows[-1]}")
-        return rows, _as_array(values, flat=True) if rows.size else np.empty(0, param.dtype)
+def _dense_gradient(label: str, own: torch.Tensor, gradient: torch.Tensor, plain: bool) -> Array:
+    """Return a gradient as an array with the parameter's layout."""
     if gradient.layout != torch.strided:
         gradient = gradient.to_dense()
+    if not has_memory(gradient) and not gradient._is_zerotensor():
+        raise ValueError(f"the gradient of {label} has no memory: expected an ordinary tensor")
     return _as_array(torch.empty_like(own).copy_(gradient), not plain)
+
+
+def _rows(label: str, own: torch.Tensor, gradient: torch.Tensor) -> tuple[Array, Array]:
+    """Return a sparse gradient as rows, in ascending order, and their values."""
+    gradient = gradient.coalesce()
+    rows: Array = gradient._indices()[0].contiguous().numpy()
+    if rows.size > 1 and (rows[1:] <= rows[:-1]).any():  # said to be coalesced, but is not
+        gradient = torch.sparse_coo_tensor(gradient._indices(), gradient._values(), gradient.shape).coalesce()
+        rows = gradient._indices()[0].contiguous().numpy()
+    if rows.size and (rows[0] < 0 or rows[-1] >= own.shape[0]):
+        last = own.shape[0] - 1
+        raise IndexError(f"the gradient of {label}: expected rows from 0 to {last}, got {rows[0]} to {rows[-1]}")
+    values = gradient._values().to(own.dtype).resolve_neg().contiguous()
+    return rows, _as_array(values, flat=True) if rows.size else np.empty(0, np.float32)
+
+
+def overlap(tensors: list[torch.Tensor], copied: list[bool]) -> bool:
+    """Return True if a copied tensor shares memory with another tensor: copies would lose updates."""
+    if not any(copied):
+        return False
+    ranges = []
+    for tensor, is_copied in zip(map(local, tensors), copied):
+        if tensor.numel() and has_memory(tensor):
+            last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+            ranges.append((tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size(), is_copied))
+    ranges.sort()
+    end, owner = 0, False
+    for start, stop, is_copied in ranges:
+        if start < end and (is_copied or owner):
+            return True
+        if stop > end:
+            end, owner = stop, is_copied
+    return False
