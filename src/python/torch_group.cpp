@@ -117,7 +117,7 @@ bool TorchGroup::has_same_tensors(PyObject* params) const {
 }
 
 // Read the numbers of a changed item. Returns false where Python must read them.
-bool TorchGroup::take(Change& change, const TensorViewer& viewer, std::vector<double>& numbers) const {
+bool TorchGroup::take(Change& change, const TensorViewer& viewer, std::vector<double>& numbers) {
   const Item& item = change.item;
   PyObject* const value = change.value.ptr();
   if (!item.is_watched) return true;

@@ -61,7 +61,7 @@ class TorchGroup {
 
   bool has_same_tensors(PyObject* params) const;
   bool find_changes(std::vector<Change>& changes, bool is_renewed);
-  bool take(Change& change, const TensorViewer& viewer, std::vector<double>& numbers) const;
+  static bool take(Change& change, const TensorViewer& viewer, std::vector<double>& numbers);
   void pass_on();
 
   py::dict group_;
