@@ -49,7 +49,8 @@ def step_dtype() -> torch.dtype:
 
 def is_distributed(tensor: torch.Tensor) -> bool:
     """Return True for a DTensor."""
-    return type(tensor) is not torch.Tensor and hasattr(tensor, "_local_tensor") and hasattr(tensor, "_spec")
+    plain = type(tensor) in (torch.nn.Parameter, torch.Tensor)
+    return not plain and hasattr(tensor, "_local_tensor") and hasattr(tensor, "_spec")
 
 
 def local(tensor: Any) -> torch.Tensor:

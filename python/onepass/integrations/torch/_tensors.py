@@ -134,7 +134,8 @@ def substitute(
         arrays.append(_as_array(state if same else copied(state, torch.empty_like(own)), not plain))
     param = _as_array(own, not plain)
     counts = np.array([float(scalar) for scalar in scalars] or [float(not first)], np.float64)
-    copies += zip(scalars, torch.from_numpy(counts).unbind())
+    if scalars:
+        copies += zip(scalars, torch.from_numpy(counts).unbind())
     average_array = None if average is None else arrays.pop()
     values = _rows(label, own, gradient) if by_rows else _dense_gradient(label, own, gradient, plain)
     return Substitute((param, values, arrays, average_array, counts), copies, average)
