@@ -1,0 +1,232 @@
+// The memory of a step's tensors: addresses, layouts, overlaps.
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <iterator>
+#include <tuple>
+#include <utility>
+
+#include "python/torch_engine.hpp"
+
+namespace onepass::python {
+namespace {
+
+constexpr char nothing = 0;  // the memory of gradients without elements
+
+}  // namespace
+
+// Fill pointers_ and the core's parameters with the memory of the tensors in held_. Runs no Python code.
+TorchEngine::Found TorchEngine::locate() {
+  unchecked_.clear();
+  std::size_t elements = 0;
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    pointers_[i] = {};
+    if (held_[i].substitute) {
+      use_substitute(i);
+    } else if (held_[i].gradient) {
+      if (!locate_tensors(i) || !locate_counts(i)) return Found::odd;
+    } else {
+      continue;
+    }
+    elements += core_.parameters()[i].size;
+    read_counts(i);
+  }
+  elements_ = std::max(elements_, elements);
+  if (!unchecked_.empty()) return Found::unchecked;
+  for (int tries = 0; tries < 2; ++tries) {
+    if (has_moved_) update_ranges();
+    bool all_disjoint = true;
+    for (std::size_t i = 0; i < entries_.size(); ++i) {
+      const Parameter& parameter = core_.parameters()[i];
+      const void* const data = pointers_[i].data;
+      if (!held_[i].gradient || parameter.size == 0 || data == entries_[i].disjoint) continue;
+      if (is_disjoint(i, data, parameter.size * onepass::bytes_of(parameter.dtype))) {
+        entries_[i].disjoint = data;
+      } else {
+        all_disjoint = false;
+      }
+    }
+    if (all_disjoint) return Found::ready;
+    has_moved_ = true;  // try again: the overlap may be with memory that no longer belongs to a parameter
+  }
+  return Found::odd;
+}
+
+// Find the memory of a parameter and of its state. Returns false if Python must look at one of the tensors.
+bool TorchEngine::locate_tensors(std::size_t i) {
+  Entry& entry = entries_[i];
+  const std::optional<DLTensor> view = viewer_.view(entry.tensor);
+  if (!view) return false;
+  const std::optional<DType> dtype = view->dtype();
+  if (!dtype) return false;
+  const bool is_known = entry.layout.matches(*view);
+  if (!is_known) {
+    if (!view->is_dense()) return false;
+    entry.layout = TensorLayout(*view);
+  }
+  Parameter parameter = core_.parameters()[i];
+  parameter.dtype = *dtype;
+  parameter.size = view->size();
+  const std::size_t unchecked = unchecked_.size();
+  if (!locate_memory(i, *view, parameter.operands.param, py::reinterpret_borrow<py::object>(entry.tensor), is_known))
+    return false;
+  const std::size_t states = rule(entry.group).state_count;
+  for (std::size_t k = 0; k < state_names_[entry.group].size(); ++k) {
+    const py::object& tensor = held_[i].tensors[k];
+    const std::optional<DLTensor> state = viewer_.view(tensor.ptr());
+    void*& place = k < states ? parameter.operands.state[k] : parameter.operands.average;
+    if (!state || !locate_memory(i, *state, place, tensor, is_known)) return false;
+  }
+  if (!is_known || unchecked_.size() != unchecked) {
+    has_moved_ = true;
+    core_.set_memory(i, parameter);
+  }
+  has_moved_ = has_moved_ || !entry.is_in_ranges;
+  return locate_gradient(i);
+}
+
+// Set the place of a tensor's memory, which must have the parameter's layout. A new address has yet to be checked.
+bool TorchEngine::locate_memory(std::size_t i, const DLTensor& view, void*& place, const py::object& tensor,
+                                bool is_known) {
+  if (!entries_[i].layout.matches(view)) return false;
+  void* const address = view.size() == 0 ? nullptr : view.address();
+  if (view.size() != 0 && view.data == nullptr) return false;
+  if (place == address && is_known) return true;
+  place = address;
+  if (address != nullptr) unchecked_.push_back({tensor, i, nullptr});
+  return true;
+}
+
+bool TorchEngine::locate_gradient(std::size_t i) {
+  Entry& entry = entries_[i];
+  const Held& held = held_[i];
+  const std::optional<DLTensor> view = viewer_.view(held.gradient.ptr());
+  if (!view || !entry.layout.matches(*view)) return false;
+  const std::size_t size = view->size();
+  if (size != 0 && view->data == nullptr) return false;
+  const void* const data = size == 0 ? &nothing : view->address();
+  pointers_[i].data = data;
+  // is_neg takes long, and contiguous tensors are practically never lazily negated, except the imaginary part of one
+  // conjugate number: check gradients of more elements once for each address.
+  if (!held.gradient_is_checked && (size == 1 || entry.gradient != data)) {
+    unchecked_.push_back({held.gradient, i, data});
+  }
+  return true;
+}
+
+bool TorchEngine::locate_counts(std::size_t i) {
+  for (std::size_t k = 0; k < scalar_names_.size(); ++k) {
+    const std::optional<DLTensor> view = viewer_.view(held_[i].scalars[k].ptr());
+    if (!view || view->size() != 1 || view->data == nullptr) return false;
+    const std::optional<DType> dtype = view->dtype();
+    if (!dtype) return false;
+    held_[i].counts[k] = {view->address(), *dtype};
+    has_moved_ = has_moved_ || (k == 0 && view->address() != entries_[i].count);
+  }
+  return true;
+}
+
+// Have the core take the arrays of a substitute, which Python has checked.
+void TorchEngine::use_substitute(std::size_t i) {
+  const auto [param, gradient, states, average, scalars] =
+      held_[i]
+          .substitute.cast<std::tuple<py::array, py::object, std::vector<py::array>, std::optional<py::array>,
+                                      py::array_t<double, py::array::c_style>>>();
+  Entry& entry = entries_[i];
+  entry.layout = {};
+  entry.gradient = entry.disjoint = nullptr;
+  core_.set_memory(i, describe(param, states, average));
+  has_moved_ = true;
+  if (PyTuple_CheckExact(gradient.ptr())) {
+    const auto [rows, values] = gradient.cast<std::pair<py::array_t<std::int64_t, py::array::c_style>, py::array>>();
+    static constexpr std::int64_t no_rows = 0;  // the address of an empty array may be null, which has another meaning
+    pointers_[i] = {&nothing, &no_rows, static_cast<std::size_t>(rows.size())};
+    if (rows.size() != 0) {
+      pointers_[i].data = data_of(values);
+      pointers_[i].rows = rows.data();
+    }
+  } else {
+    const void* const data = data_of(gradient);
+    pointers_[i].data = data == nullptr ? &nothing : data;
+  }
+  for (std::size_t k = 0; k < static_cast<std::size_t>(scalars.size()); ++k) {
+    held_[i].counts.at(k) = {const_cast<double*>(scalars.data(static_cast<py::ssize_t>(k))), onepass::float64};
+  }
+}
+
+// Check tensors at new addresses. Return false if a tensor is lazily negated: its memory holds the negated numbers.
+bool TorchEngine::check_negated() {
+  const std::vector<Unchecked> unchecked = std::move(unchecked_);
+  unchecked_.clear();
+  for (const Unchecked& one : unchecked) {
+    if (call(one.tensor.attr("is_neg"), py::tuple()).cast<bool>()) return false;
+    if (one.gradient == nullptr) continue;
+    held_[one.parameter].gradient_is_checked = true;
+    entries_[one.parameter].gradient = one.gradient;
+  }
+  return true;
+}
+
+// Check all tensors again at the next step.
+void TorchEngine::forget() {
+  for (Entry& entry : entries_) {
+    entry.layout = {};
+    entry.gradient = nullptr;
+  }
+  has_moved_ = true;
+}
+
+// Fill ranges_ with the memory of the parameters of this step.
+void TorchEngine::update_ranges() {
+  ranges_.clear();
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    entries_[i].disjoint = nullptr;
+    entries_[i].is_in_ranges = pointers_[i].data != nullptr;
+    if (!entries_[i].is_in_ranges) continue;
+    const Parameter& parameter = core_.parameters()[i];
+    const std::size_t bytes = parameter.size * onepass::bytes_of(parameter.dtype);
+    const auto add = [&](const void* data) {
+      if (data == nullptr || bytes == 0) return;
+      const auto begin = reinterpret_cast<std::uintptr_t>(data);
+      ranges_.push_back({begin, begin + bytes, i});
+    };
+    add(parameter.operands.param);
+    for (const void* const state : parameter.operands.state) add(state);
+    add(parameter.operands.average);
+  }
+  std::sort(ranges_.begin(), ranges_.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
+  std::vector<const void*> counts;
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    entries_[i].count = entries_[i].is_in_ranges ? held_[i].counts[0].data : nullptr;
+    if (entries_[i].count != nullptr) counts.push_back(entries_[i].count);
+  }
+  std::sort(counts.begin(), counts.end());
+  has_overlaps_ = std::adjacent_find(counts.begin(), counts.end()) != counts.end();
+  std::uintptr_t end = 0;
+  std::size_t owner = 0;
+  for (const Range& range : ranges_) {
+    if (range.begin < end) {
+      if (range.parameter == owner) {
+        call(explain_, py::make_tuple("overlapping_state", owner));
+        throw py::value_error("state overlaps its parameter");
+      }
+      has_overlaps_ = true;
+    }
+    if (range.end > end) {
+      end = range.end;
+      owner = range.parameter;
+    }
+  }
+  has_moved_ = false;
+}
+
+bool TorchEngine::is_disjoint(std::size_t i, const void* data, std::size_t bytes) const {
+  if (held_[i].substitute) return true;
+  const auto begin = reinterpret_cast<std::uintptr_t>(data);
+  const auto after = std::upper_bound(ranges_.begin(), ranges_.end(), begin,
+                                      [](std::uintptr_t value, const Range& range) { return value < range.begin; });
+  if (after != ranges_.end() && after->begin < begin + bytes) return false;
+  return after == ranges_.begin() || std::prev(after)->end <= begin;
+}
+
+}  // namespace onepass::python
