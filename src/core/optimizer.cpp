@@ -257,11 +257,12 @@ const Optimizer::StepCoefficients& Optimizer::coefficients(std::size_t index, do
   const OptionsSnapshot& options = options_[parameter.group];
   StepContext step{options.common.lr, parameter.step + 1, grad_scale, parameter.scalars};
   StepCoefficients& made = coefficients_.emplace_back(
-      StepCoefficients{parameter.group, parameter.dtype, step.t, parameter.scalars, {}, nullptr, {}});
+      StepCoefficients{parameter.group, parameter.dtype, step.t, parameter.scalars, {}, nullptr, false, {}});
   if (!rule.coefficients[parameter.dtype](options.options.data(), options.common, step, made.packed)) {
     throw Overflow(index, step.t);
   }
   made.next_scalars = step.scalars;
+  made.flush_denormals = flush_denormals_ && !options.common.keep_subnormals;
   made.function = rule.sweeps[parameter.dtype][made.packed.extras];
   return made;
 }
@@ -286,7 +287,7 @@ void Optimizer::plan(const Gradient* gradients, double grad_scale) {
     sweep.operands = parameter.operands;
     sweep.operands.grad = gradient.data;
     sweep.size = parameter.size;
-    sweep.flush_denormals = flush_denormals_ && !options_[parameter.group].common.keep_subnormals;
+    sweep.flush_denormals = last->flush_denormals;
     if (gradient.rows != nullptr) {
       const Sweep whole = sweep;
       sweeps_.pop_back();

@@ -148,6 +148,7 @@ class Optimizer {
     Scalars scalars;  // before the step
     Scalars next_scalars;
     SweepFunction function;
+    bool flush_denormals;
     PackedCoefficients packed;
     bool matches(const Parameter& parameter) const noexcept;
   };

@@ -202,7 +202,7 @@ Gradient Optimizer::sparse_rows(std::size_t i, const py::tuple& pair) const {
 
 // Throw if a parameter's array has changed: users can change its memory, shape and dtype in place.
 void Optimizer::check_parameter(std::size_t i) {
-  const ParameterRecord& record = records_.at(i);
+  const ParameterRecord& record = records_[i];
   const Parameter& parameter = core_.parameters()[i];
   PyArrayObject* const array = as_array(record.param);
   const bool same = PyArray_DATA(array) == parameter.operands.param && record.has_shape(array) &&

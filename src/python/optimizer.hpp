@@ -72,6 +72,7 @@ class Optimizer {
   // array of the parameter has changed.
   bool fits(std::size_t i, PyObject* gradient);
 
+  std::size_t parameter_count() const { return records_.size(); }
   std::int64_t step_count();
   std::int64_t parameter_step(std::size_t i);
   double mu_product(std::size_t i);

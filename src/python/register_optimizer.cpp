@@ -126,8 +126,12 @@ void register_optimizer(py::module_& m) {
       .def("_prepare_step", method(&Optimizer::prepare_step), py::arg("grads"), py::arg("grad_scale"))
       .def("_measure_step", method(&Optimizer::measure_step))
       .def("_commit_step", method(&Optimizer::commit_step), py::arg("norm"), py::arg("first_nonfinite"))
-      .def("_fits", [](const py::object& self, std::size_t i,
-                       const py::object& gradient) { return require_optimizer(self).fits(i, gradient.ptr()); })
+      .def("_fits",
+           [](const py::object& self, std::size_t i, const py::object& gradient) {
+             Optimizer& optimizer = require_optimizer(self);
+             if (i >= optimizer.parameter_count()) throw py::index_error("no such parameter");
+             return optimizer.fits(i, gradient.ptr());
+           })
       .def("_parameter_step", method(&Optimizer::parameter_step))
       .def("_mu_product", method(&Optimizer::mu_product))
       .def_property("_clip_norm", method(&Optimizer::clip_norm), method(&Optimizer::set_clip_norm))
