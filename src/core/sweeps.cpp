@@ -25,21 +25,17 @@ void run_part(const void* context, std::size_t begin, std::size_t end) noexcept 
     const auto begins_after = [](std::size_t grain, const Sweep& other) { return grain < other.begin; };
     sweep = std::upper_bound(all.first, all.last, begin, begins_after) - 1;
   }
-  while (sweep != all.last && sweep->begin < end) {
-    const bool flush_denormals = sweep->flush_denormals;
-    const FloatMode mode(flush_denormals);
-    for (; sweep != all.last && sweep->begin < end && sweep->flush_denormals == flush_denormals; ++sweep) {
-      const std::size_t from = std::max(begin, sweep->begin) - sweep->begin;
-      const std::size_t to = std::min(end - sweep->begin, grains(*sweep));
-      if (from < to)
-        sweep->function(*sweep->coefficients, sweep->operands, from * grain, std::min(sweep->size, to * grain));
-    }
+  const FloatMode mode(sweep->flush_denormals);
+  for (; sweep != all.last && sweep->begin < end; ++sweep) {
+    const std::size_t from = std::max(begin, sweep->begin) - sweep->begin;
+    const std::size_t to = std::min(end - sweep->begin, grains(*sweep));
+    if (from < to)
+      sweep->function(*sweep->coefficients, sweep->operands, from * grain, std::min(sweep->size, to * grain));
   }
 }
 
-}  // namespace
-
-void run_sweeps(const Executor& executor, Sweep* sweeps, std::size_t count) noexcept {
+// Carries out sweeps that treat subnormal numbers alike.
+void run_alike(const Executor& executor, Sweep* sweeps, std::size_t count) noexcept {
   std::size_t total = 0;
   for (Sweep* sweep = sweeps; sweep != sweeps + count; ++sweep) {
     sweep->begin = total;
@@ -48,6 +44,18 @@ void run_sweeps(const Executor& executor, Sweep* sweeps, std::size_t count) noex
   const Sweeps all{sweeps, sweeps + count};
   constexpr std::uint64_t bytes_per_grain = grain * 7 * sizeof(float);  // Adam's streams
   run_parts(executor, &run_part, &all, total, total * bytes_per_grain);
+}
+
+}  // namespace
+
+void run_sweeps(const Executor& executor, Sweep* sweeps, std::size_t count) noexcept {
+  const auto flushes = [](const Sweep& sweep) { return sweep.flush_denormals; };
+  Sweep* const end = sweeps + count;
+  if (std::all_of(sweeps, end, flushes) || std::none_of(sweeps, end, flushes))
+    return run_alike(executor, sweeps, count);
+  Sweep* const kept = std::partition(sweeps, end, flushes);  // they may be carried out in any order
+  run_alike(executor, sweeps, static_cast<std::size_t>(kept - sweeps));
+  run_alike(executor, kept, static_cast<std::size_t>(end - kept));
 }
 
 }  // namespace onepass
