@@ -49,6 +49,7 @@ void run_alike(const Executor& executor, Sweep* sweeps, std::size_t count) noexc
 }  // namespace
 
 void run_sweeps(const Executor& executor, Sweep* sweeps, std::size_t count) noexcept {
+  if (count == 0) return;
   const auto flushes = [](const Sweep& sweep) { return sweep.flush_denormals; };
   Sweep* const end = sweeps + count;
   if (std::all_of(sweeps, end, flushes) || std::none_of(sweeps, end, flushes))
