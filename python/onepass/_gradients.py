@@ -9,7 +9,6 @@ import numpy as np
 
 from ._allocate import zeros_like
 from ._checks import finite, plural, real_floating, unit_interval_open
-from ._group import Group, evaluate_schedule
 from ._params import Form, ParameterRecord
 from ._types import Array
 from .sparse import SparseRows, coalesced
@@ -66,7 +65,7 @@ def convert(
         if hint := single or _flat_hint(record, grad):
             raise TypeError(f"{label} must be a NumPy array, got {type(grad).__name__}: {hint}")
     array = checked_gradient(label, grad, record.shapes[index])
-    if fits(index, array):
+    if array is not grad and fits(index, array):
         return array
     if index not in scratch:
         scratch[index] = zeros_like(record.params[index])
@@ -89,16 +88,6 @@ def cast_into(scratch: Array, grad: Array) -> Array:
     with np.errstate(all="ignore"):  # a value too large for the dtype becomes infinite, as in any cast
         np.copyto(scratch, grad, casting="same_kind")
     return scratch
-
-
-def scheduled_rates(group: Group, number: int, t: int) -> tuple[float, float]:
-    """Return the learning rate of a group and the decay of its average at step t."""
-    options = group._values  # one consistent snapshot: another thread may be setting options
-    lr = evaluate_schedule(f"the schedule of group {number}", options["lr"], "lr", finite, t)
-    if options["ema_decay"] is None:
-        return lr, 0.0
-    label = f"the ema_decay of group {number}"
-    return lr, evaluate_schedule(label, options["ema_decay"], "ema_decay", unit_interval_open, t)
 
 
 # ---- Errors of a step that the core detects: see Optimizer._explain ----
@@ -133,3 +122,28 @@ def reallocated_parameter(record: ParameterRecord, index: int) -> ValueError:
 def _changed(record: ParameterRecord, index: int, change: str) -> ValueError:
     label = record.label(index)
     return ValueError(f"{label} was {change} after the optimizer was created: create a new optimizer")
+
+
+def failed_schedule(record: ParameterRecord, group: int, name: str, t: int, error: Exception) -> ValueError:
+    """Return the error of a schedule that has raised an error."""
+    failed = ValueError(f"{_schedule_label(group, name)} failed at step {t}: {error!r}")
+    failed.__cause__ = error
+    return failed
+
+
+def wrong_rate(record: ParameterRecord, group: int, name: str, t: int, result: Any) -> Exception:
+    """Return the error of a schedule that has returned no usable number."""
+    check = finite if name == "lr" else unit_interval_open
+    try:
+        check(name, result)
+    except MemoryError as error:  # which is not the schedule's fault
+        return error
+    except Exception as error:
+        wrong = ValueError(f"{_schedule_label(group, name)} returned {result!r} at step {t}: {error}")
+        wrong.__cause__ = error
+        return wrong
+    return ValueError(f"{_schedule_label(group, name)} returned {result!r} at step {t}, which is no usable number")
+
+
+def _schedule_label(group: int, name: str) -> str:
+    return f"the {'schedule' if name == 'lr' else name} of group {group}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 from ._core import CommonOptions
 from ._core import Group as CoreGroup
 from ._options import OPTIMIZER_CHECKS, Option, Spec, suggestion
-from ._types import Array, Average, Betas, Check, EpsMode, LearningRate
+from ._types import Array, Average, Betas, EpsMode, LearningRate
 
 
 class Group(Mapping[str, Any]):
@@ -170,21 +170,3 @@ def _rates(values: Mapping[str, Any]) -> tuple[float, float, bool]:
     lr, ema_decay = values["lr"], values["ema_decay"]
     scheduled = callable(lr), callable(ema_decay)
     return 0.0 if scheduled[0] else lr, 0.0 if ema_decay is None or scheduled[1] else ema_decay, any(scheduled)
-
-
-def evaluate_schedule(label: str, schedule: Any, name: str, check: Check, t: int) -> float:
-    """Evaluate a schedule at step t; return numbers unchanged."""
-    if not callable(schedule):
-        return schedule  # type: ignore[no-any-return]
-    try:
-        value = schedule(t)
-    except MemoryError:  # which is not the schedule's fault
-        raise
-    except Exception as error:
-        raise ValueError(f"{label} failed at step {t}: {error!r}") from error
-    try:
-        return check(name, value)  # type: ignore[no-any-return]
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{label} returned {value!r} at step {t}: {error}") from error

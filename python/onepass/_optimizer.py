@@ -278,15 +278,10 @@ class Optimizer(_core.Optimizer):
 
     # ---- Called by the core: see _gradients.py ----
 
-    def _prepare(
-        self, grads: Any, fits: bool, grad_scale: SupportsFloat, scheduled: list[int], t: int
-    ) -> tuple[Any, float, list[tuple[int, float, float]]]:
-        """Return gradients that the core can read, the scale, and the rates of the groups with schedules."""
-        scale = _checks.finite("grad_scale", grad_scale)
-        if not fits:
-            grads = _gradients.prepare(self._record, grads, self._scratch, self._fits)
-        groups = self._record.groups
-        return grads, scale, [(index, *_gradients.scheduled_rates(groups[index], index, t)) for index in scheduled]
+    def _prepare(self, grads: Any, *grad_scale: SupportsFloat) -> tuple[list[Any], float | None]:
+        """Return gradients that the core can read, and the scale as a number if there is one to convert."""
+        scale = _checks.finite("grad_scale", *grad_scale) if grad_scale else None
+        return _gradients.prepare(self._record, grads, self._scratch, self._fits), scale
 
     def _explain(self, kind: str, *details: Any) -> None:
         """Raise the error of a step."""

@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 #include <utility>
 
 #include "python/instance.hpp"
+#include "python/schedule.hpp"
 
 namespace onepass::python {
 namespace {
@@ -96,21 +98,33 @@ StepInputs Optimizer::prepare(py::handle grads, py::handle grad_scale) {
   const bool fits = plain_scale && collect(grads) && take_pointers(false);
   if (fits && scheduled.empty()) return inputs;
 
-  using Rates = std::tuple<std::size_t, double, double>;  // group, learning rate, decay of the average
-  const py::object given_scale =
-      plain_scale ? py::object(py::float_(inputs.scale)) : py::reinterpret_borrow<py::object>(grad_scale);
-  const auto [gradients, number, rates] =
-      call_hook("_prepare", grads, fits, given_scale, scheduled, core_.step_count() + 1)
-          .cast<std::tuple<py::object, double, std::vector<Rates>>>();
-  inputs.scale = number;
-  for (const auto& [group, lr, ema_decay] : rates) core_.schedule(group, lr, ema_decay);
-  inputs.executor = onepass::pool_executor();  // again: user code may fork or set a number of threads
   if (!fits) {
+    const py::object prepared = plain_scale ? call_hook("_prepare", grads) : call_hook("_prepare", grads, grad_scale);
+    const auto [gradients, scale] = prepared.cast<std::pair<py::object, py::object>>();
+    if (!plain_scale) inputs.scale = scale.cast<double>();
     gradients_.clear();
     if (!collect_sequence(gradients)) throw py::value_error("wrong number of gradients");
   }
+  for (const std::size_t g : scheduled) evaluate_schedules(g, core_.step_count() + 1);
+  inputs.executor = onepass::pool_executor();  // again: user code may fork or set a number of threads
   if (!take_pointers(true)) throw py::value_error("a gradient was changed while the step was prepared");
   return inputs;
+}
+
+// Have the core take the values of a group's schedules at step t.
+void Optimizer::evaluate_schedules(std::size_t g, std::int64_t t) {
+  const py::object values = groups_[g].cast<const Group&>().values();
+  const auto evaluate = [&](const char* name, double minimum, double limit) {
+    const auto option = py::reinterpret_borrow<py::object>(PyDict_GetItemString(values.ptr(), name));
+    if (!option || option.is_none()) return 0.0;
+    const auto failed = [&](const char* kind, const py::object& detail) {
+      call_hook("_explain", kind, g, name, t, detail);
+      throw std::runtime_error(kind);
+    };
+    return evaluate_schedule(option, t, minimum, limit, failed);
+  };
+  const double lr = evaluate("lr", -std::numeric_limits<double>::max(), INFINITY);
+  core_.schedule(g, lr, evaluate("ema_decay", 0, 1));
 }
 
 // Fill gradients_ with one object for each parameter. Return false for containers that only Python can unpack.

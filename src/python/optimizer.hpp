@@ -39,7 +39,7 @@ class Optimizer {
   // Register parameters atomically, each with its state and its running average or None. Afterwards, step() expects the
   // gradients of all parameters in this form. The new record replaces Python's record of all parameters: observers and
   // signal handlers see both changes or neither.
-  void add_group(Form form, const Group* group, const std::vector<py::object>& keys,
+  void add_group(Form form, const py::object& group, const std::vector<py::object>& keys,
                  const std::vector<py::array>& params, const std::vector<std::vector<py::array>>& states,
                  const std::vector<std::optional<py::array>>& averages, py::object record);
   py::object record() const;
@@ -120,6 +120,7 @@ class Optimizer {
   void check_process() const;
   [[noreturn]] void explain(const char* kind, std::size_t i);
   StepInputs prepare(py::handle grads, py::handle grad_scale);
+  void evaluate_schedules(std::size_t g, std::int64_t t);
   bool collect(py::handle grads);
   bool collect_sequence(py::handle grads);
   bool collect_mapping(py::handle grads);
@@ -134,6 +135,7 @@ class Optimizer {
 
   onepass::Optimizer core_;
   std::vector<ParameterRecord> records_;
+  std::vector<py::object> groups_;   // bound Groups
   mutable std::mutex record_mutex_;  // no Python code runs while the mutex is locked
   py::object record_;
   MemoryRanges ranges_;

@@ -10,12 +10,13 @@
 
 namespace onepass::python {
 
-void Optimizer::add_group(Form form, const Group* group, const std::vector<py::object>& keys,
+void Optimizer::add_group(Form form, const py::object& group, const std::vector<py::object>& keys,
                           const std::vector<py::array>& params, const std::vector<std::vector<py::array>>& states,
                           const std::vector<std::optional<py::array>>& averages, py::object record) {
   const std::unique_lock<StepLock> lock = lock_for_change();
   check_process();
-  if (group == nullptr) throw py::type_error("group must not be None");
+  if (!py::isinstance<Group>(group)) throw py::type_error("group must be a Group");
+  const std::shared_ptr<onepass::Group>& core_group = group.cast<const Group&>().core();
   std::vector<Parameter> parameters;
   std::vector<ParameterRecord> records = records_;
   for (std::size_t i = 0; i < params.size(); ++i) {
@@ -27,7 +28,9 @@ void Optimizer::add_group(Form form, const Group* group, const std::vector<py::o
   prepared_.reset();
   gradients_.reserve(records.size());
   pointers_.resize(records.size());
-  core_.add_group(group->core(), parameters);
+  groups_.reserve(groups_.size() + 1);
+  core_.add_group(core_group, parameters);
+  groups_.push_back(group);
   records_.swap(records);  // the old records are released at the end
   ranges_ = std::move(ranges);
   form_ = form;
@@ -124,12 +127,17 @@ int Optimizer::traverse(visitproc visit, void* argument) const {
   for (const ParameterRecord& record : records_) {
     if (const int result = visit_all({&record.key, &record.param}, visit, argument)) return result;
   }
+  for (const py::object& group : groups_) {
+    if (const int result = visit_all({&group}, visit, argument)) return result;
+  }
   return visit_all({&record_}, visit, argument);
 }
 
 void Optimizer::clear() {
   std::vector<ParameterRecord> records;
   records.swap(records_);
+  std::vector<py::object> groups;
+  groups.swap(groups_);
   record_ = py::object();
   core_.clear();
 }

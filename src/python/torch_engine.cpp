@@ -212,7 +212,9 @@ void TorchEngine::write_counts(std::size_t i) {
   const auto write = [&](std::size_t k, double value) {
     if (held.counts[k].data != nullptr) write_number(held.counts[k].data, held.counts[k].dtype, value);
   };
-  write(0, static_cast<double>(parameter.step));
+  // Added to the count of now: other workers may have counted meanwhile.
+  const Count& count = held.counts[0];
+  if (count.data != nullptr) write(0, read_number(count.data, count.dtype) + 1);
   for (std::size_t k = 0; k < rule(entries_[i].group).scalar_count; ++k) write(k + 1, parameter.scalars.values[k]);
 }
 

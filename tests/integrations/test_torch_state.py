@@ -163,6 +163,25 @@ def test_a_step_number_below_zero_is_refused() -> None:
 # ---- Parameters are checked when they are stepped ----
 
 
+def test_workers_that_step_one_state_at_the_same_time_lose_no_count() -> None:
+    p = torch.nn.Parameter(torch.zeros(300_000))
+    p.grad = torch.ones_like(p)
+    first, second = ours.Adam([p], lr=1e-4), ours.Adam([p], lr=1e-4)
+    first.step()
+    second.state = first.state
+
+    def work(optimizer: Any) -> None:
+        for _ in range(60):
+            optimizer.step()
+
+    threads = [threading.Thread(target=work, args=(optimizer,)) for optimizer in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 119 <= first.state[p]["step"] <= 121  # PyTorch too may lose a count at the very same moment
+
+
 def test_lazy_modules_can_be_passed_before_their_first_batch() -> None:
     def run(module: Any) -> list[Any]:
         torch.manual_seed(0)
