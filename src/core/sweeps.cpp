@@ -52,8 +52,10 @@ void run_sweeps(const Executor& executor, Sweep* sweeps, std::size_t count) noex
   if (count == 0) return;
   const auto flushes = [](const Sweep& sweep) { return sweep.flush_denormals; };
   Sweep* const end = sweeps + count;
-  if (std::all_of(sweeps, end, flushes) || std::none_of(sweeps, end, flushes))
-    return run_alike(executor, sweeps, count);
+  if (std::all_of(sweeps, end, flushes) || std::none_of(sweeps, end, flushes)) {
+    run_alike(executor, sweeps, count);
+    return;
+  }
   Sweep* const kept = std::partition(sweeps, end, flushes);  // they may be carried out in any order
   run_alike(executor, sweeps, static_cast<std::size_t>(kept - sweeps));
   run_alike(executor, kept, static_cast<std::size_t>(end - kept));
