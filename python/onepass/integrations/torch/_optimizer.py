@@ -38,7 +38,10 @@ class OnePass(torch.optim.Optimizer):
                 for name, default in {**cls._own_defaults(), **_whole_defaults()}.items()
             ]
             signature = inspect.signature(theirs)
-            cls.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *own])
+            given = [*signature.parameters.values()]
+            rest = [parameter for parameter in given if parameter.kind is parameter.VAR_KEYWORD]
+            named = [parameter for parameter in given if parameter.kind is not parameter.VAR_KEYWORD]
+            cls.__signature__ = signature.replace(parameters=[*named, *own, *rest])
 
     def __init__(self, params: Any, *args: Any, **options: Any) -> None:
         """Take PyTorch's arguments and onepass's options. See the class."""
