@@ -23,7 +23,8 @@ struct Large {
     parameter.operands.param = param.data();
     parameter.operands.grad = grad.data();
     const double options[3] = {};
-    const onepass::CommonOptions common{0.5, 0, std::numeric_limits<double>::infinity(), 0, false, false, false, false};
+    const onepass::CommonOptions common{0.5,   0,    std::numeric_limits<double>::infinity(), 0, false, false, false,
+                                        false, false};
     if (!onepass::step_once(rule_named("sgd"), options, common, 1, parameter, false, executor)) std::abort();
   }
 

@@ -13,7 +13,8 @@
 
 namespace {
 
-const onepass::CommonOptions common{0.1, 0, std::numeric_limits<double>::infinity(), 0, false, false, false, false};
+const onepass::CommonOptions common{0.1,   0,    std::numeric_limits<double>::infinity(), 0, false, false, false,
+                                    false, false};
 constexpr std::size_t size = 100;
 
 onepass::Parameter parameter_of(float* param, const float* grad, std::size_t count) {

@@ -53,7 +53,7 @@ std::vector<double> all_calls(std::uint64_t mode, bool flush, const char* name, 
   for (std::size_t k = 0; k < rule.state_count; ++k) parameter.operands.state[k] = arrays[3 + k].data();
   parameter.operands.average = arrays[2].data();
   std::vector<double> options = test::any_options(rule, random);
-  onepass::CommonOptions common{0.1, 0.01, 0.5, 0.9, true, false, true, false};
+  onepass::CommonOptions common{0.1, 0.01, 0.5, 0.9, true, false, true, false, false};
   auto group = std::make_shared<onepass::Group>(rule, options, common);
   const onepass::Gradient gradient{arrays[1].data(), nullptr, 0};
   onepass::Parameter once = parameter;
@@ -130,7 +130,8 @@ TEST(steps_that_flush_take_subnormal_numbers_for_zero_and_others_do_not) {
       parameter.operands.param = param.data();
       parameter.operands.grad = grad.data();
       const double options[3] = {};
-      const onepass::CommonOptions common{1, 0, std::numeric_limits<double>::infinity(), 0, false, false, false, false};
+      const onepass::CommonOptions common{1,     0,    std::numeric_limits<double>::infinity(), 0, false, false, false,
+                                          false, false};
       CHECK(onepass::step_once(test::rule_named("sgd"), options, common, 1, parameter, flush));
       bool good = true;
       for (const float p : param) good = good && p == (flush ? 0 : -subnormal);

@@ -19,7 +19,7 @@ using test::Twin;
 using test::Values;
 
 onepass::CommonOptions plain(double lr) {
-  return {lr, 0, std::numeric_limits<double>::infinity(), 0, false, false, false, false};
+  return {lr, 0, std::numeric_limits<double>::infinity(), 0, false, false, false, false, false};
 }
 
 struct Threads {
