@@ -9,6 +9,7 @@ import numpy as np
 
 from ... import _checks, _core
 from ..._group import core_options
+from ..._state_dict import core_clip_norm
 from .. import needed
 from . import _tensors
 from ._compat import count_changes, exchange, is_distributed, local, step_dtype
@@ -38,7 +39,9 @@ class Engine:
         self.states = [[*_core.rules[rule][1], *average] for rule, average in zip(self.rules, averages)]
         self.scalars = [] if self.spec.name == "SGD" else ["step", *self.spec.scalars]
         self.groups = [
-            _core.TorchGroup(group, tensors, rule, self._places(values, rule), {"momentum"}, *self._numbers(values))
+            _core.TorchGroup(
+                group, tensors, rule, self._places(values, rule), {"momentum"}, *core_options(self.spec, values)
+            )
             for group, tensors, rule, values in zip(self.param_groups, self.tensors, self.rules, self.values)
         ]
         self.labels = [f"parameter {i}" for i in range(len(self.each))]
@@ -54,24 +57,16 @@ class Engine:
             explain,
             optimizer.flush_denormals,
         )
-        self.core.set_clip_norm(-1.0 if optimizer.clip_norm is None else optimizer.clip_norm)
+        self.core.set_clip_norm(core_clip_norm(optimizer.clip_norm))
         self.core.set_nonfinite(_core.Optimizer._Nonfinite[optimizer.nonfinite])
 
     def _read(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of a group, with tensors converted to numbers."""
-        for name in ("capturable", "differentiable"):
-            if group.get(name):
-                raise ValueError(
-                    f"{name}=True is not possible with onepass: PyTorch does not see the steps (leave the option out)"
-                )
+        refuse(group)
         for name in self.own & group.keys():
             self.spec.checks[name](name, group[name])
         options = {name: group[name] if name in group else self.defaults[name] for name in self.spec.checks}
         return {name: _plain(value, self.spec.checks[name] is _checks.flag) for name, value in options.items()}
-
-    def _numbers(self, values: Mapping[str, Any]) -> tuple[list[float], _core.CommonOptions]:
-        numbers, common = core_options(self.spec, values)
-        return numbers, common
 
     def _places(self, values: Mapping[str, Any], rule: str) -> dict[str, list[int]]:
         """Return the indices of each option among the core's numbers: see _core.TorchGroup."""
@@ -94,7 +89,7 @@ class Engine:
             if self.spec.rule_name(values) != self.rules[g] or (values["ema_decay"] is not None) != self.averaged[g]:
                 return False
             self.values[g] = values
-            self.groups[g].renew(self._places(values, self.rules[g]), *self._numbers(values))
+            self.groups[g].renew(self._places(values, self.rules[g]), *core_options(self.spec, values))
         return True
 
     # ---- Slow path: steps that the core cannot take without Python ----
@@ -203,6 +198,17 @@ class Engine:
                 made[tensor] = _tensors.substitute(self.labels[i], tensor, states, average, scalars, tensor in new)
             result.append(made[tensor])
         return result
+
+
+def refuse(group: Mapping[str, Any]) -> None:
+    """Refuse options that onepass cannot follow."""
+    for name in ("capturable", "differentiable"):
+        if group.get(name):
+            raise ValueError(
+                f"{name}=True is not possible with onepass, whose steps autograd does not record: leave it out"
+            )
+    if functions := [name for name in ("lr", "ema_decay") if callable(group.get(name))]:
+        raise TypeError(f"{functions[0]}: expected a number, got a function (use a scheduler of torch.optim)")
 
 
 def _remove(state: Any, new: Mapping[torch.Tensor, list[str]]) -> None:

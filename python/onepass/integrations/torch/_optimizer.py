@@ -11,7 +11,7 @@ from ..._optimizer import Optimizer as CoreOptimizer
 from ..._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS
 from .. import needed
 from ._compat import global_post_hooks, global_pre_hooks, leave_uncompiled, profiler_enabled
-from ._engine import DEFAULTS, Engine
+from ._engine import DEFAULTS, Engine, refuse
 
 with needed("torch"):
     import torch
@@ -55,7 +55,7 @@ class OnePass(torch.optim.Optimizer):
         self.defaults.update(self._own)
         leave_uncompiled()
         for group in self.param_groups:
-            _refuse(group)
+            refuse(group)
 
     @classmethod
     def _own_defaults(cls) -> dict[str, Any]:
@@ -220,7 +220,7 @@ class OnePass(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            _refuse(group)
+            refuse(group)
             for name in self._own_defaults():
                 if name in group:
                     self._kind._spec.checks[name](name, group[name])
@@ -243,7 +243,7 @@ class OnePass(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for group in state["param_groups"]:
-            _refuse(group)
+            refuse(group)
         super().__setstate__(state)
         self.__dict__.setdefault("_own", {})  # missing in pickles of earlier versions
         self.__dict__.setdefault("_whole", _whole_defaults())
@@ -261,14 +261,3 @@ class OnePass(torch.optim.Optimizer):
 def _whole_defaults() -> dict[str, Any]:
     defaults: Mapping[str, Any] = COMMON_DEFAULTS
     return {name: defaults[name] for name in OPTIMIZER_CHECKS}
-
-
-def _refuse(group: Mapping[str, Any]) -> None:
-    """Refuse options that onepass cannot follow."""
-    for name in ("capturable", "differentiable"):
-        if group.get(name):
-            raise ValueError(
-                f"{name}=True is not possible with onepass, whose steps autograd does not record: leave it out"
-            )
-    if functions := [name for name in ("lr", "ema_decay") if callable(group.get(name))]:
-        raise TypeError(f"{functions[0]}: expected a number, got a function (use a scheduler of torch.optim)")
