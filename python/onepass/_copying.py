@@ -7,19 +7,19 @@ from copy import deepcopy
 from types import MemberDescriptorType
 from typing import Any
 
+from . import _state_dict
 from ._options import OPTIMIZER_CHECKS
 
 
 def describe(optimizer: Any) -> tuple[Any, ...]:
     """Return the arguments of `initialize` for an equal optimizer, with the live arrays."""
-    record, first = optimizer._record, 0
-    groups = []
-    for group in record.groups:
-        keys = record.keys[first : first + len(group.params)]
-        groups.append((dict(zip(keys, group.params)), dict(group._values)))
-        first += len(keys)
+    record = optimizer._record
+    groups = [
+        ({record.keys[index]: record.params[index] for index in indices}, dict(group._values))
+        for group, indices in record.ranges()
+    ]
     options = {name: getattr(optimizer, name) for name in OPTIMIZER_CHECKS}
-    return record.form, record.as_tuple, groups, options, optimizer._snapshot()
+    return record.form, record.as_tuple, groups, options, _state_dict.snapshot(optimizer)
 
 
 def initialize(optimizer: Any, form: Any, as_tuple: bool, groups: Any, options: Any, state: Any) -> None:
@@ -27,9 +27,9 @@ def initialize(optimizer: Any, form: Any, as_tuple: bool, groups: Any, options: 
     for named, _ in groups:  # arrays from out-of-band pickle buffers may be read-only
         named.update({key: array.copy(order="K") for key, array in named.items() if not array.flags.writeable})
     optimizer._init(form, as_tuple, groups, options)
-    for saved, own in zip(state["param_groups"], optimizer._snapshot()["param_groups"]):
+    for saved, own in zip(state["param_groups"], _state_dict.snapshot(optimizer)["param_groups"]):
         saved.update({name: own[name] for name in own if name == "param_names"})  # repr() of keys may differ
-    optimizer._load(state)  # a subclass's own load_state_dict may need attributes, which are set later
+    _state_dict.load(optimizer, state)  # a subclass's own load_state_dict may need attributes, which are set later
 
 
 def rebuild(cls: Any, *description: Any) -> Any:

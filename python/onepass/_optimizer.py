@@ -9,15 +9,14 @@ from typing import Any, ClassVar, SupportsFloat
 from . import _checks, _copying, _core, _gradients, _state_dict
 from ._allocate import state_folder
 from ._group import Group
-from ._options import OPTIMIZER_CHECKS, Option, Spec, changed_defaults, with_defaults
+from ._options import OPTIMIZER_CHECKS, Option, Spec, represent, with_defaults
 from ._params import (
     Form,
     GroupParams,
     ParameterRecord,
     added_params,
-    create_groups,
-    initial_states,
     normalize_params,
+    register_groups,
 )
 from ._types import Array, Nonfinite, Params
 
@@ -55,17 +54,7 @@ class Optimizer(_core.Optimizer):
         self._scratch: dict[int, Array] = {}
         self.clip_norm = options["clip_norm"]
         self.nonfinite = options["nonfinite"]
-        self._register(form, groups)
-
-    def _register(self, form: Form, groups: list[GroupParams]) -> None:
-        """Register groups: all of them or, when it raises, none."""
-        created = create_groups(self._record, form, groups, self._spec)
-        all_states = [initial_states(group, self._spec, self._state_folder) for group in created]
-        for group, (named, _), states in zip(created, groups, all_states):
-            record = self._record.with_group(form, group, [*named], states)
-            averages = [state.get("ema") for state in states]
-            arrays = [[array for name, array in state.items() if name != "ema"] for state in states]
-            self._add_group(form, group._core, [*named], group.params, arrays, averages, record)
+        register_groups(self, form, groups)
 
     def add_group(self, params: Params, **options: Any) -> None:
         """Add parameters, with options of their own.
@@ -94,7 +83,7 @@ class Optimizer(_core.Optimizer):
         def add() -> None:
             record = self._record
             named = keyed if form is Form.mapping else dict(enumerate(keyed.values(), len(record.params)))
-            self._register(form, [(named, {**record.groups[0]._values, **options})])
+            register_groups(self, form, [(named, {**record.groups[0]._values, **options})])
 
         self._locked(add)
 
@@ -116,10 +105,7 @@ class Optimizer(_core.Optimizer):
         """The groups of parameters: their options can be read and set. `add_group` adds one."""
         return self._record.groups
 
-    @property
-    def param_groups(self) -> tuple[Group, ...]:
-        """The same as `groups`, under PyTorch's name: ``opt.param_groups[0]["lr"] = 0.1``."""
-        return self._record.groups
+    param_groups = groups  # PyTorch's name
 
     @property
     def clip_norm(self) -> float | None:
@@ -159,27 +145,10 @@ class Optimizer(_core.Optimizer):
         """
         return _state_dict.StateView(self)
 
-    def _scalars(self, index: int) -> dict[str, Any]:
-        """Return a parameter's state other than arrays."""
-        return {"step": self._parameter_step(index)} | dict.fromkeys(self._spec.scalars, self._mu_product(index))
-
     def __repr__(self) -> str:
-        groups, params = self._record.groups, self._record.params
-        elements = sum(array.size for array in params)
-        size = f"{_checks.plural(len(params), 'parameter')}, {_checks.plural(elements, 'element')}"
-        whole = changed_defaults({name: getattr(self, name) for name in OPTIMIZER_CHECKS})
-        own = repr(groups[0]).removeprefix("Group(").removesuffix(")") if len(groups) == 1 else ""
-        parts = [size, own, *whole] if own else [size, *whole, repr([*groups])]
-        return f"{type(self).__name__}({', '.join(parts)})"
+        return represent(self)
 
     # ---- Saving and loading: see _state_dict.py ----
-
-    def _snapshot(self) -> dict[str, Any]:
-        """Return the state dict, with the live arrays."""
-        names = ("step_count", "skipped", "clip_norm", "nonfinite")
-        optimizer = {"optimizer": type(self).__name__, **{name: getattr(self, name) for name in names}}
-        scalars = [self._scalars(index) for index in range(len(self._record.keys))]
-        return _state_dict.snapshot(self._record, optimizer, scalars)  # type: ignore[no-any-return]
 
     def state_dict(self) -> dict[str, Any]:
         """State, step counts, options and averages, copied: a dict of arrays, numbers and strings in PyTorch's layout.
@@ -193,7 +162,7 @@ class Optimizer(_core.Optimizer):
             >>> opt.state_dict()["state"]
             {0: {'step': 1, 'momentum_buffer': array([1., 1.], dtype=float32)}}
         """
-        return self._locked(lambda: _state_dict.copy_arrays(self._snapshot()))  # type: ignore[no-any-return]
+        return self._locked(lambda: _state_dict.copy_arrays(_state_dict.snapshot(self)))  # type: ignore[no-any-return]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue where the optimizer that made this state dict was. It is copied.
@@ -208,14 +177,7 @@ class Optimizer(_core.Optimizer):
             TypeError, ValueError: it does not fit: something is missing or unknown, of another shape or dtype, an
                 option out of its range, another optimizer's. Nothing has changed.
         """
-        self._load(state_dict)
-
-    def _load(self, state_dict: Mapping[str, Any]) -> None:
-        def load() -> None:
-            while not self._restore(*_state_dict.prepare_load(self._record, self._snapshot(), state_dict)):
-                pass  # another thread has set an option meanwhile, and nothing has changed
-
-        self._locked(load)
+        _state_dict.load(self, state_dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what `state_dict` holds to one ``.npz`` file at exactly this path.
@@ -230,18 +192,12 @@ class Optimizer(_core.Optimizer):
                 flushed, and the new file is in its place but may not outlive a loss of power.
 
         Example:
-            >>> import numpy as np, onepass, pathlib, tempfile
+            >>> import numpy as np, onepass
             >>> opt = onepass.Adam(np.zeros(2, np.float32))
-            >>> opt.step(np.ones(2, np.float32))
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     path = pathlib.Path(folder) / "adam.npz"
-            ...     opt.save(path)
-            ...     again = onepass.Adam(np.zeros(2, np.float32))
-            ...     again.load(path)
-            >>> again.step_count
-            1
+            >>> opt.save("adam.npz")
+            >>> opt.load("adam.npz")
         """
-        self._locked(lambda: _state_dict.write(path, self._snapshot()))
+        _state_dict.write(self, path)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Continue from a file that `save` wrote, as `load_state_dict` does.
@@ -253,7 +209,7 @@ class Optimizer(_core.Optimizer):
             OSError: the file could not be read, `FileNotFoundError` if there is none.
             ValueError: the file is damaged or foreign, or does not fit. Nothing has changed.
         """
-        found = _state_dict.read(path, self._snapshot(), self._state_folder)
+        found = _state_dict.read(self, path)
         try:
             self.load_state_dict(found)
         except (TypeError, ValueError) as error:  # such as an option out of its range

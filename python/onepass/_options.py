@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, TypedDict, TypeVar, overload
 
 from . import _core
-from ._checks import flag, nonfinite, positive_or_none
+from ._checks import flag, nonfinite, plural, positive_or_none
 from ._types import Average, Check, Nonfinite
 
 if TYPE_CHECKING:
@@ -155,6 +155,16 @@ def changed_defaults(options: Mapping[str, Any]) -> list[str]:
     """Return "name=value" for each common option that differs from its default."""
     defaults: Mapping[str, Any] = COMMON_DEFAULTS
     return [f"{name}={value!r}" for name, value in options.items() if value != defaults[name]]
+
+
+def represent(optimizer: Any) -> str:
+    """Return the size of an optimizer and its options in one line."""
+    groups, params = optimizer.groups, optimizer._record.params
+    size = f"{plural(len(params), 'parameter')}, {plural(sum(array.size for array in params), 'element')}"
+    whole = changed_defaults({name: getattr(optimizer, name) for name in OPTIMIZER_CHECKS})
+    own = repr(groups[0]).removeprefix("Group(").removesuffix(")") if len(groups) == 1 else ""
+    parts = [size, own, *whole] if own else [size, *whole, repr([*groups])]
+    return f"{type(optimizer).__name__}({', '.join(parts)})"
 
 
 # Names of options in other libraries, and the names in onepass.

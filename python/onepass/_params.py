@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -53,6 +53,13 @@ class ParameterRecord:
             (*self.groups, group),
             (*self.pins, *pins),
         )
+
+    def ranges(self) -> Iterator[tuple[Group, range]]:
+        """Yield each group with the indices of its parameters."""
+        first = 0
+        for group in self.groups:
+            yield group, range(first, first + len(group.params))
+            first += len(group.params)
 
     def like_input(self, arrays: Sequence[Array]) -> Any:
         """Return an array for each parameter in the form in which the parameters came."""
@@ -117,6 +124,18 @@ def initial_states(group: Group, spec: Spec, folder: str | None) -> list[dict[st
                     raise ValueError(f"{spec.initial}={first!r} overflows {values.dtype}")
         states.append(state)
     return states
+
+
+def register_groups(optimizer: Any, form: Form, groups: list[GroupParams]) -> None:
+    """Add groups with their state to an optimizer: all of them or, when it raises, none."""
+    spec: Spec = optimizer._spec
+    created = create_groups(optimizer._record, form, groups, spec)
+    all_states = [initial_states(group, spec, optimizer._state_folder) for group in created]
+    for group, (named, _), states in zip(created, groups, all_states):
+        record = optimizer._record.with_group(form, group, [*named], states)
+        averages = [state.get("ema") for state in states]
+        arrays = [[array for name, array in state.items() if name != "ema"] for state in states]
+        optimizer._add_group(form, group._core, [*named], group.params, arrays, averages, record)
 
 
 def normalize_params(params: Params) -> tuple[Form, list[GroupParams]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,19 +20,29 @@ from ._types import Array
 # _checkpoint takes longer to import than all the rest, hence the imports in functions.
 
 
-def snapshot(record: ParameterRecord, optimizer: Mapping[str, Any], scalars: Sequence[Mapping[str, Any]]) -> Any:
-    """Return a state dict with the live arrays; scalars are the other state of each parameter."""
+def snapshot(optimizer: Any) -> dict[str, Any]:
+    """Return the state dict of an optimizer, with the live arrays."""
     from . import _checkpoint
 
-    groups, first = [], 0
-    for group in record.groups:
-        last = first + len(group.params)
-        saved = named_params(record, first, last)
-        saved |= {name: None if callable(value) else value for name, value in group._values.items()}
-        groups.append(saved)
-        first = last
-    states = {index: {**own, **state} for index, (own, state) in enumerate(zip(scalars, record.states))}
-    return {"version": _checkpoint.VERSION, **optimizer, "state": states, "param_groups": groups}
+    record: ParameterRecord = optimizer._record
+    groups = [
+        named_params(record, indices)
+        | {name: None if callable(value) else value for name, value in group._values.items()}
+        for group, indices in record.ranges()
+    ]
+    return {
+        "version": _checkpoint.VERSION,
+        "optimizer": type(optimizer).__name__,
+        **{name: getattr(optimizer, name) for name in ("step_count", "skipped", "clip_norm", "nonfinite")},
+        "state": {index: scalars(optimizer, index) | state for index, state in enumerate(record.states)},
+        "param_groups": groups,
+    }
+
+
+def scalars(optimizer: Any, index: int) -> dict[str, Any]:
+    """Return a parameter's state other than arrays."""
+    names = optimizer._spec.scalars
+    return {"step": optimizer._parameter_step(index)} | dict.fromkeys(names, optimizer._mu_product(index))
 
 
 class StateView(Mapping[Any, "dict[str, Any]"]):
@@ -47,7 +57,7 @@ class StateView(Mapping[Any, "dict[str, Any]"]):
         record = self._optimizer._record
         index = record.index[key]
         arrays = {name: array.view() for name, array in record.states[index].items() if name != "ema"}
-        return self._optimizer._scalars(index) | arrays  # type: ignore[no-any-return]
+        return scalars(self._optimizer, index) | arrays
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._optimizer._record.keys)
@@ -59,11 +69,12 @@ class StateView(Mapping[Any, "dict[str, Any]"]):
         return repr(dict(self))
 
 
-def named_params(record: ParameterRecord, first: int, last: int) -> dict[str, Any]:
+def named_params(record: ParameterRecord, indices: range) -> dict[str, Any]:
     """Return the entries of a group with these parameters: their indices, and their names if they have any."""
-    params: dict[str, Any] = {"params": list(range(first, last))}
+    params: dict[str, Any] = {"params": [*indices]}
     if record.form is Form.mapping:
-        params["param_names"] = [key if isinstance(key, str) else repr(key) for key in record.keys[first:last]]
+        keys = [record.keys[index] for index in indices]
+        params["param_names"] = [key if isinstance(key, str) else repr(key) for key in keys]
     return params
 
 
@@ -128,23 +139,34 @@ def core_clip_norm(clip_norm: float | None) -> float:
     return no_clip_norm if clip_norm is None else clip_norm
 
 
-def write(path: str | os.PathLike[str], own: dict[str, Any]) -> None:
-    """Write a state dict to a file."""
+def load(optimizer: Any, state_dict: Mapping[str, Any]) -> None:
+    """Load a state dict into an optimizer."""
+
+    def restore() -> None:
+        while not optimizer._restore(*prepare_load(optimizer._record, snapshot(optimizer), state_dict)):
+            pass  # another thread has set an option meanwhile, and nothing has changed
+
+    optimizer._locked(restore)
+
+
+def write(optimizer: Any, path: str | os.PathLike[str]) -> None:
+    """Write the state dict of an optimizer to a file."""
     from . import _checkpoint
 
-    _checkpoint.write(path, own)
+    optimizer._locked(lambda: _checkpoint.write(path, snapshot(optimizer)))
 
 
-def read(path: str | os.PathLike[str], own: dict[str, Any], folder: str | None) -> dict[str, Any]:
-    """Read a state dict that fits the optimizer's own from a file; its arrays lie where state is kept."""
+def read(optimizer: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a state dict that fits the optimizer's own from a file; its arrays lie where the optimizer keeps state."""
     from . import _checkpoint
 
+    own = snapshot(optimizer)
     rooms: dict[int, Array] = {}
 
     def room(array: Array) -> Array:
         if not rooms:  # all at once: with a folder for state that is one file
             arrays = _checkpoint.arrays(own)
-            rooms.update(zip(map(id, arrays), all_zeros_like(arrays, folder)))
+            rooms.update(zip(map(id, arrays), all_zeros_like(arrays, optimizer._state_folder)))
         return rooms[id(array)]
 
     return _checkpoint.read(path, own, room=room)

@@ -16,6 +16,7 @@ import numpy as np
 from ... import _checkpoint
 from ..._checkpoint import MANIFEST
 from ..._optimizer import Optimizer
+from ..._state_dict import snapshot
 from ..._types import Array
 from .. import needed
 from .agreement import together
@@ -51,7 +52,7 @@ def save_set(comm: MPI.Intracomm, layout: Layout, optimizer: Optimizer, folder: 
     own = folder / names[comm.rank]
     try:
         with together(comm, "save"):
-            _checkpoint.write(own, optimizer._snapshot())
+            _checkpoint.write(own, snapshot(optimizer))
     except BaseException:
         with suppress(OSError):
             own.unlink()
@@ -112,7 +113,7 @@ def read_path(layout: Layout, optimizer: Optimizer, path: str | os.PathLike[str]
 def read_set(layout: Layout, optimizer: Optimizer, folder: Path) -> StateDict:
     """Return the state dict of this rank's optimizer, read from the files of any number of ranks."""
     files = _read_manifest(layout, folder / MANIFEST)
-    own = optimizer._snapshot()
+    own = snapshot(optimizer)
     states: dict[int, dict[str, Any]] = {
         index: {name: allocate_like(optimizer, array) for name, array in state.items()}
         for index, state in enumerate(optimizer._record.states)

@@ -16,6 +16,7 @@ from ..._gradients import nonfinite_gradient
 from ..._group import Group
 from ..._optimizer import Optimizer
 from ..._params import normalize_params
+from ..._state_dict import snapshot
 from ..._types import Array, LearningRate, Nonfinite, Params, Schedule
 from .. import needed
 from .agreement import OPTIONS, Fingerprint, refusal, together
@@ -260,7 +261,7 @@ class ShardedOptimizer:
             with together(self._comm, call) as fingerprint:
                 self._check_usable()
                 found = read()
-                _checkpoint.check(found, self._optimizer._snapshot())
+                _checkpoint.check(found, snapshot(self._optimizer))
                 groups = [group_options(group) for group in found["param_groups"]]
                 shared = _checkpoint._scalars({**found, "state": {}, "param_groups": groups})
                 fingerprint["checkpoint"] = zlib.crc32(shared)

@@ -12,7 +12,7 @@ import numpy as np
 from ..._allocate import all_zeros_like
 from ..._flatten import in_line
 from ..._optimizer import Optimizer
-from ..._state_dict import named_params
+from ..._state_dict import named_params, scalars, snapshot
 from ..._types import Array
 from .. import needed
 from .agreement import together
@@ -84,15 +84,15 @@ def empty_states(layout: Layout, optimizer: Optimizer, names: list[str]) -> list
 
 def whole_state_dict(layout: Layout, optimizer: Optimizer, states: list[State]) -> StateDict:
     """Return the state dict of an ordinary optimizer with these arrays."""
-    own = optimizer._snapshot()
-    scalars = [optimizer._scalars(first) for first in layout.first[:-1]]
-    starts = [bisect_left(layout.group_of, number) for number in range(len(own["param_groups"]) + 1)]
+    mine = snapshot(optimizer)
+    numbers = [scalars(optimizer, first) for first in layout.first[:-1]]
+    starts = [bisect_left(layout.group_of, number) for number in range(len(mine["param_groups"]) + 1)]
     return {
-        **own,
-        "state": {index: {**numbers, **arrays} for index, (numbers, arrays) in enumerate(zip(scalars, states))},
+        **mine,
+        "state": {index: own | arrays for index, (own, arrays) in enumerate(zip(numbers, states))},
         "param_groups": [
-            {**named_params(layout.record, *ends), **group_options(group)}
-            for ends, group in zip(pairwise(starts), own["param_groups"])
+            {**named_params(layout.record, range(*ends)), **group_options(group)}
+            for ends, group in zip(pairwise(starts), mine["param_groups"])
         ],
     }
 
@@ -133,7 +133,7 @@ def split_state_dict(layout: Layout, optimizer: Optimizer, whole: Mapping[str, A
 
 def with_pieces(optimizer: Optimizer, groups: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the groups of a state dict, with this rank's pieces as their parameters."""
-    own = optimizer._snapshot()["param_groups"]
+    own = snapshot(optimizer)["param_groups"]
     return [{**group_options(group), "params": mine["params"]} for group, mine in zip(groups, own)]
 
 
