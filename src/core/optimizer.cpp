@@ -256,8 +256,11 @@ const Optimizer::StepCoefficients& Optimizer::coefficients(std::size_t index, do
   const RuleEntry& rule = groups_[parameter.group]->rule();
   const OptionsSnapshot& options = options_[parameter.group];
   StepContext step{options.common.lr, parameter.step + 1, grad_scale, parameter.scalars};
-  StepCoefficients& made = coefficients_.emplace_back(
-      StepCoefficients{parameter.group, parameter.dtype, step.t, parameter.scalars, {}, nullptr, false, {}});
+  StepCoefficients& made = coefficients_.emplace_back();
+  made.group = parameter.group;
+  made.dtype = parameter.dtype;
+  made.step = step.t;
+  made.scalars = parameter.scalars;
   if (!rule.coefficients[parameter.dtype](options.options.data(), options.common, step, made.packed)) {
     throw Overflow(index, step.t);
   }

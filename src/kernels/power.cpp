@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <new>
 
 namespace onepass {
 namespace {
@@ -68,6 +69,19 @@ Float128 power(Float128 base, std::int64_t exponent) noexcept {
   return result;
 }
 
+double round(const Float128& x) noexcept {
+  if (x.exponent < smallest_exponent) return 0;
+  // To the nearest double, ties to even. A carry out of the mantissa raises the exponent, as it should.
+  constexpr std::uint64_t half = std::uint64_t{1} << 10;
+  const std::uint64_t rest = x.hi & (2 * half - 1);
+  std::uint64_t bits = (x.hi >> 11) - leading_bit;
+  bits += static_cast<std::uint64_t>(x.exponent + 127 + exponent_offset) << mantissa_bits;
+  if (rest > half || (rest == half && (x.lo != 0 || (bits & 1) != 0))) ++bits;
+  double rounded = 0;
+  std::memcpy(&rounded, &bits, sizeof rounded);
+  return rounded;
+}
+
 // Factors of base^t = base^(16 q) * base^r with 0 <= r < 16. Steps follow each other, so that the first factor mostly
 // is that of the step before and the second is in the cache: a multiplication instead of a dozen. The result depends on
 // base and t only.
@@ -87,27 +101,23 @@ struct PowerCache {
     for (int r = 2; r < 1 << low_bits; ++r) low[r] = multiply(low[r - 1], low[1]);
   }
 
-  Float128 power_of(std::int64_t t) noexcept {
+  double power_of(std::int64_t t) noexcept {
     const std::int64_t wanted = t >> low_bits;
     if (q != wanted) {
       q = wanted;
       high = power(multiply(low[(1 << low_bits) - 1], low[1]), q);
     }
-    return multiply(high, low[t & ((1 << low_bits) - 1)]);
+    return round(multiply(high, low[t & ((1 << low_bits) - 1)]));
   }
 };
 
-double round(const Float128& x) noexcept {
-  if (x.exponent < smallest_exponent) return 0;
-  // To the nearest double, ties to even. A carry out of the mantissa raises the exponent, as it should.
-  constexpr std::uint64_t half = std::uint64_t{1} << 10;
-  const std::uint64_t rest = x.hi & (2 * half - 1);
-  std::uint64_t bits = (x.hi >> 11) - leading_bit;
-  bits += static_cast<std::uint64_t>(x.exponent + 127 + exponent_offset) << mantissa_bits;
-  if (rest > half || (rest == half && (x.lo != 0 || (bits & 1) != 0))) ++bits;
-  double rounded = 0;
-  std::memcpy(&rounded, &bits, sizeof rounded);
-  return rounded;
+// Returns the calling thread's factors of this base.
+PowerCache& cache_of(std::uint64_t bits) noexcept {
+  thread_local PowerCache caches[8];  // a place for each base, by a multiplicative hash
+  // launder: otherwise GCC looks up the thread's memory again at each use of the cache.
+  PowerCache& cache = *std::launder(&caches[bits * 0x9e3779b97f4a7c15U >> 61]);
+  if (cache.base != bits) cache.reset(bits);
+  return cache;
 }
 
 }  // namespace
@@ -117,11 +127,7 @@ double power(double base, std::int64_t exponent) noexcept {
   std::uint64_t bits = 0;
   std::memcpy(&bits, &base, sizeof bits);
   if (bits < leading_bit) return exponent == 0 ? 1 : 0;  // zero or subnormal
-
-  thread_local PowerCache caches[8];  // a place for each base, by a multiplicative hash
-  PowerCache& cache = caches[bits * 0x9e3779b97f4a7c15U >> 61];
-  if (cache.base != bits) cache.reset(bits);
-  return round(cache.power_of(exponent));
+  return cache_of(bits).power_of(exponent);
 }
 
 double libm_pow(double base, double exponent) noexcept { return std::pow(base, exponent); }

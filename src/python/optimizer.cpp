@@ -246,8 +246,8 @@ bool Optimizer::commit(const StepInputs& inputs, const GradientStats& measured) 
   } else {
     ++skipped_;
   }
-  grad_norm_ = measured.norm;
-  measured_ = inputs.wants_norm();
+  grad_norm_.store(measured.norm, std::memory_order_relaxed);
+  measured_.store(inputs.wants_norm(), std::memory_order_relaxed);
   return scale.has_value();
 }
 

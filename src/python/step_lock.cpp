@@ -27,12 +27,12 @@ void StepLock::lock() {
     }
     without_gil([this] { mutex_.lock(); });
   }
-  owner_forks_ = forks;
-  owner_ = PyThread_get_thread_ident();
+  owner_forks_.store(forks, std::memory_order_relaxed);
+  owner_.store(PyThread_get_thread_ident(), std::memory_order_relaxed);
 }
 
 void StepLock::unlock() noexcept {
-  owner_ = 0;
+  owner_.store(0, std::memory_order_relaxed);
   mutex_.unlock();
 }
 
