@@ -83,6 +83,7 @@ mutants: install $(call installed,test)
 toolchains: install $(call installed,build) $(call installed,test)
 	$(python) tests/toolchains.py $(ARGS)
 
+lint: lint_dir = build/lint-$(notdir $(firstword $(CXXS)))
 lint: install $(call installed,lint)
 	$(venv)/bin/ruff format --check .
 	$(venv)/bin/ruff check .
@@ -96,7 +97,8 @@ lint: install $(call installed,lint)
 	$(venv)/bin/clang-format --dry-run --Werror $(cxx_sources) $(cxx_tests)
 	@for cxx in $(REQUIRE_CXXS); do command -v $$cxx > /dev/null || { echo "$$cxx is missing"; exit 1; }; done
 	@for cxx in $(CXXS); do $(MAKE) --no-print-directory lint-build lint-run CXX=$$cxx || exit 1; done
-	$(venv)/bin/clang-tidy --quiet --extra-arg=-Wno-ignored-optimization-argument -p build/lint-$(notdir $(firstword $(CXXS))) $(filter %.cpp,$(cxx_sources))
+	printf '%s\n' $(filter-out src/python/%,$(filter %.cpp,$(cxx_sources))) $(lint_dir)/CMakeFiles/_core.dir/Unity/*.cxx | xargs -n 1 -P 2 \
+	  $(venv)/bin/clang-tidy --quiet --extra-arg=-Wno-ignored-optimization-argument -p $(lint_dir)
 
 # Both compilers, warnings as errors, and then a look at the code that they made and at what it computes.
 .PHONY: lint-build lint-run

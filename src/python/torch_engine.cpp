@@ -302,7 +302,7 @@ void TorchEngine::clear() {
 
 namespace {
 
-PyObject* step(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+PyObject* step_engine(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   return guarded([&] {
     auto* const engine = try_get<TorchEngine>(self);
     if (count < 2 || count > 4 || engine == nullptr) {
@@ -339,7 +339,7 @@ void register_torch(py::module_& m) {
       .def_property_readonly("step_count", &TorchEngine::step_count)
       .def_property_readonly("skipped", &TorchEngine::skipped)
       .def_property_readonly("grad_norm", &TorchEngine::grad_norm);
-  static PyMethodDef step_method = {"step", as_cfunction(&step), METH_FASTCALL, nullptr};
+  static PyMethodDef step_method = {"step", as_cfunction(&step_engine), METH_FASTCALL, nullptr};
   add_method(engine, step_method);
 }
 
