@@ -297,6 +297,18 @@ def test_an_average_with_decay_zero_is_the_parameters_where_their_difference_ove
     assert_same_bits([optimizer.ema], [p])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("row_shape", [(), (1,), (3,), (2, 3)])
+def test_values_of_equal_rows_are_added_in_the_order_given(row_shape: tuple[int, ...], dtype: Any) -> None:
+    rng = np.random.default_rng(8)
+    rows, values = rng.integers(0, 40, 200), rng.standard_normal((200, *row_shape)).astype(dtype)
+    dense = np.zeros((40, *row_shape), dtype)
+    np.add.at(dense, rows, values)
+    p = np.zeros_like(dense)
+    onepass.SGD([p], lr=1.0).step([onepass.SparseRows(rows, values)])
+    assert_same_bits([p], [0 - dense])
+
+
 @pytest.mark.parametrize("kind", ["SGD", "Adagrad"])
 def test_sparse_rows_are_the_dense_gradient_where_zeros_move_nothing(kind: str) -> None:
     rng = np.random.default_rng(9)

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._checks import real_floating
+from ._core import sum_rows
 from ._types import Array
 
 
@@ -63,7 +64,7 @@ class SparseRows:
 
 
 def coalesced(label: str, sparse: SparseRows, param: Array) -> tuple[npt.NDArray[np.int64], Array]:
-    """The rows in ascending order, each once, and their values in the parameter's dtype, copied."""
+    """Return copies of the rows in ascending order, each once, and of their values in the parameter's dtype."""
     param = np.asarray(param)
     if param.ndim == 0 or not param.flags.c_contiguous:
         raise ValueError(f"{label}: SparseRows requires a C-contiguous parameter")
@@ -75,15 +76,6 @@ def coalesced(label: str, sparse: SparseRows, param: Array) -> tuple[npt.NDArray
         raise ValueError(f"{label} has rows of shape {row}, its parameter of {param.shape[1:]}: they must be equal")
     if sparse.indices.size and int(sparse.indices.max()) >= param.shape[0]:
         raise IndexError(f"{label} names row {int(sparse.indices.max())}, but its parameter has {param.shape[0]} rows")
-    order = np.argsort(sparse.indices, kind="stable")
     with np.errstate(all="ignore"):  # a value too large for the dtype becomes infinite, as in any cast
-        values = np.asarray(sparse.values)[order].astype(param.dtype, order="C", copy=False)
-    rows, first, which = np.unique(sparse.indices[order], return_index=True, return_inverse=True)
-    if rows.size == order.size:
-        return rows, values
-    summed = np.ascontiguousarray(values[first])
-    again = np.ones(order.size, bool)
-    again[first] = False
-    with np.errstate(all="ignore"):
-        np.add.at(summed, which[again], values[again])
-    return rows, summed
+        values = np.asarray(sparse.values).astype(param.dtype, order="C")
+    return sum_rows(sparse.indices.copy(), values)

@@ -15,6 +15,7 @@ namespace onepass::python {
 // A view of the memory of a tensor, which keeps it.
 struct DLTensor {
   static constexpr std::int32_t cpu = 1;
+  static constexpr std::uint8_t integer = 0;
   static constexpr std::uint8_t floating = 2;
 
   void* data;
@@ -42,6 +43,21 @@ struct DLTensor {
     if (type_bits == 32) return float32;
     if (type_bits == 64) return float64;
     return std::nullopt;
+  }
+
+  // True for 64-bit integers in the CPU's memory.
+  bool is_int64() const noexcept {
+    return device_type == cpu && type_code == integer && type_bits == 64 && type_lanes == 1;
+  }
+
+  // True if the elements fill the memory from the address on, in the order of the axes.
+  bool is_contiguous() const noexcept {
+    std::int64_t expected = 1;
+    for (std::int32_t axis = ndim - 1; axis >= 0; --axis) {
+      if (shape[axis] != 1 && strides[axis] != expected) return false;
+      expected *= shape[axis];
+    }
+    return true;
   }
 
   // True if the elements fill the memory from the address on, in some order of the axes.

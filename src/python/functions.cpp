@@ -15,6 +15,7 @@
 #include "core/executor.hpp"
 #include "core/openmp.hpp"
 #include "core/optimizer.hpp"
+#include "core/row_sums.hpp"
 #include "core/spinning_blas.hpp"
 #include "kernels/power.hpp"
 #include "python/arrays.hpp"
@@ -67,6 +68,24 @@ double norm(const py::array& array) {
   return result;
 }
 
+// Rows in ascending order, each once, and the sums of their values: the arguments themselves if they already are that.
+std::pair<py::array, py::array> sum_rows(const py::array_t<std::int64_t, py::array::c_style>& rows,
+                                         const py::array& values) {
+  const std::optional<DType> dtype = dtype_of(values);
+  if (!dtype || (PyArray_FLAGS(as_array(values)) & NPY_ARRAY_C_CONTIGUOUS) == 0 || rows.ndim() != 1 ||
+      values.ndim() == 0 || values.shape(0) != rows.shape(0)) {
+    throw py::value_error("expected one row number for each row of values, which must be C-contiguous");
+  }
+  const auto count = static_cast<std::size_t>(rows.size());
+  const std::size_t row_size = count == 0 ? 0 : static_cast<std::size_t>(values.size()) / count;
+  onepass::RowSums sums;
+  const Gradient sum = sums.of(rows.data(), count, data_of(values), *dtype, row_size);
+  if (count == 0 || sum.rows == rows.data()) return {rows, values};
+  std::vector<py::ssize_t> shape(values.shape(), values.shape() + values.ndim());
+  shape[0] = static_cast<py::ssize_t>(sum.row_count);
+  return {py::array_t<std::int64_t>(shape[0], sum.rows), py::array(values.dtype(), shape, sum.data)};
+}
+
 // The norm of gradients, and the first parameter whose gradient is not finite if that is requested, from the statistics
 // of all blocks of all gradients, one in each row.
 std::pair<double, std::optional<std::size_t>> total(const py::array_t<double, py::array::c_style>& blocks,
@@ -111,6 +130,7 @@ void register_functions(py::module_& m) {
         py::arg("average") = std::nullopt);
   m.def("array_at", &array_at, py::arg("address"), py::arg("dtype"), py::arg("shape"), py::arg("strides"),
         py::arg("owner"));
+  m.def("sum_rows", &sum_rows, py::arg("rows"), py::arg("values"));
   m.def("norm", &norm, py::arg("array"));
   m.def("total", &total, py::arg("blocks"), py::arg("counts"), py::arg("grad_scale"), py::arg("finite"));
   m.def("stream_baseline", &stream_baseline, py::arg("param"), py::arg("grad"), py::arg("exp_avg"),

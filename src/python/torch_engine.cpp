@@ -29,7 +29,7 @@ py::object find(PyObject* dict, const py::object& key) {
 
 TorchEngine::TorchEngine(std::vector<py::object> groups, py::object state, std::vector<std::vector<py::object>> states,
                          std::vector<py::object> scalars, TensorViewer viewer, py::object get_num_threads,
-                         py::object count_changes, py::object explain, bool flush_denormals)
+                         py::object count_changes, py::object explain, py::object rows_and_values, bool flush_denormals)
     : groups_(std::move(groups)),
       state_(std::move(state)),
       state_names_(std::move(states)),
@@ -38,6 +38,7 @@ TorchEngine::TorchEngine(std::vector<py::object> groups, py::object state, std::
       get_num_threads_(std::move(get_num_threads)),
       count_changes_(std::move(count_changes)),
       explain_(std::move(explain)),
+      rows_and_values_(std::move(rows_and_values)),
       grad_name_(py::reinterpret_steal<py::object>(PyUnicode_InternFromString("grad"))),
       core_(flush_denormals) {
   if (!PyDict_Check(state_.ptr())) throw py::type_error("state: expected a dict");
@@ -145,19 +146,31 @@ bool TorchEngine::collect(PyObject* state, PyObject* substitutes, std::size_t on
     if (substitutes != Py_None) {
       held.substitute = borrow(PyList_GET_ITEM(substitutes, static_cast<Py_ssize_t>(i)));
       entries_[i].is_odd = !held.substitute.is_none();
+      entries_[i].is_sparse = false;
       if (entries_[i].is_odd) continue;
       held.substitute = py::object();
     }
-    held.gradient = py::reinterpret_steal<py::object>(PyObject_GetAttr(entries_[i].tensor, grad_name_.ptr()));
-    if (!held.gradient) throw py::error_already_set();
-    if (held.gradient.is_none()) {
-      held.gradient = py::object();
-      continue;
-    }
-    if (entries_[i].is_odd) return false;
-    any = true;
+    if (!collect_gradient(i)) return false;
+    any = any || held.gradient;
   }
   return !any || collect_state(state);
+}
+
+// Fill held_ with the gradient of a parameter. Return false if the parameter needs a substitute.
+bool TorchEngine::collect_gradient(std::size_t i) {
+  Held& held = held_[i];
+  held.gradient = py::reinterpret_steal<py::object>(PyObject_GetAttr(entries_[i].tensor, grad_name_.ptr()));
+  if (!held.gradient) throw py::error_already_set();
+  if (held.gradient.is_none()) {
+    held.gradient = py::object();
+  } else if (entries_[i].is_sparse) {
+    const py::object tensors = call(rows_and_values_, py::make_tuple(held.gradient));
+    if (tensors.is_none()) return false;
+    held.sparse = tensors.cast<std::pair<py::object, py::object>>();
+  } else if (entries_[i].is_odd) {
+    return false;
+  }
+  return true;
 }
 
 bool TorchEngine::collect_state(PyObject* state) {
@@ -289,7 +302,8 @@ int TorchEngine::traverse(visitproc visit, void* argument) const {
   for (const py::object& group : groups_) {
     if (const int result = visit_all({&group}, visit, argument)) return result;
   }
-  return visit_all({&state_, &tensors_, &count_changes_, &explain_, &get_num_threads_}, visit, argument);
+  return visit_all({&state_, &tensors_, &count_changes_, &explain_, &rows_and_values_, &get_num_threads_}, visit,
+                   argument);
 }
 
 void TorchEngine::clear() {
@@ -323,15 +337,16 @@ void register_torch(py::module_& m) {
   engine
       .def(py::init([](std::vector<py::object> groups, py::object state, std::vector<std::vector<py::object>> states,
                        std::vector<py::object> scalars, const py::object& exchange, py::object tensor_type,
-                       py::object get_num_threads, py::object count_changes, py::object explain, bool flush_denormals) {
+                       py::object get_num_threads, py::object count_changes, py::object explain,
+                       py::object rows_and_values, bool flush_denormals) {
              return std::make_unique<TorchEngine>(std::move(groups), std::move(state), std::move(states),
                                                   std::move(scalars), TensorViewer(exchange, std::move(tensor_type)),
                                                   std::move(get_num_threads), std::move(count_changes),
-                                                  std::move(explain), flush_denormals);
+                                                  std::move(explain), std::move(rows_and_values), flush_denormals);
            }),
            py::arg("groups"), py::arg("state"), py::arg("states"), py::arg("scalars"), py::arg("exchange"),
            py::arg("tensor_type"), py::arg("get_num_threads"), py::arg("count_changes"), py::arg("explain"),
-           py::arg("flush_denormals"))
+           py::arg("rows_and_values"), py::arg("flush_denormals"))
       .def("takes", &TorchEngine::takes, py::arg("groups"), py::arg("state"))
       .def("clear_gradients", &TorchEngine::clear_gradients)
       .def("set_clip_norm", &TorchEngine::set_clip_norm)

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/optimizer.hpp"
+#include "core/row_sums.hpp"
 #include "python/arrays.hpp"
 #include "python/planned_step.hpp"
 #include "python/step_lock.hpp"
@@ -28,10 +29,11 @@ class TorchEngine {
  public:
   // groups: one TorchGroup for each parameter group. state: the optimizer's state dict. states: for each group, the
   // names of the state tensors in the order of the core's rule, followed by the name of the average, if there is one.
-  // scalars: names of the one-element tensors that the rule reads and writes, "step" first.
+  // scalars: names of the one-element tensors that the rule reads and writes, "step" first. rows_and_values: a function
+  // that returns the two tensors of a sparse gradient of rows, or None for other gradients.
   TorchEngine(std::vector<py::object> groups, py::object state, std::vector<std::vector<py::object>> states,
               std::vector<py::object> scalars, TensorViewer viewer, py::object get_num_threads,
-              py::object count_changes, py::object explain, bool flush_denormals);
+              py::object count_changes, py::object explain, py::object rows_and_values, bool flush_denormals);
 
   // Step along the tensors' gradients. Return false, without changes, if the step needs the slow path in Python.
   //
@@ -72,6 +74,7 @@ class TorchEngine {
     std::array<py::object, max_tensors> tensors;
     std::array<py::object, onepass::max_scalars + 1> scalars;
     py::object substitute;
+    std::optional<std::pair<py::object, py::object>> sparse;  // row numbers and values of a sparse gradient
     bool gradient_is_checked = false;
     std::array<Count, onepass::max_scalars + 1> counts = {};
   };
@@ -84,7 +87,9 @@ class TorchEngine {
     const void* gradient = nullptr;  // last gradient address known not to be lazily negated
     const void* disjoint = nullptr;  // last gradient address that overlaps no parameter and no state
     bool is_in_ranges = false;
-    bool is_odd = false;  // its last step needed a substitute
+    bool is_odd = false;     // its last step needed a substitute
+    bool is_sparse = false;  // its last gradient was sparse
+    onepass::RowSums sums;   // memory of its sparse gradients
   };
   struct Unchecked {
     py::object tensor;
@@ -101,11 +106,13 @@ class TorchEngine {
   bool take_options(bool is_renewed);
   bool step_locked(PyObject* groups, PyObject* state, PyObject* substitutes, std::size_t only);
   bool collect(PyObject* state, PyObject* substitutes, std::size_t only);
+  bool collect_gradient(std::size_t i);
   bool collect_state(PyObject* state);
   Found locate();
   bool locate_tensors(std::size_t i);
   bool locate_memory(std::size_t i, const DLTensor& view, void*& place, const py::object& tensor, bool is_known);
   bool locate_gradient(std::size_t i);
+  bool locate_rows(std::size_t i, const DLTensor& param);
   bool locate_counts(std::size_t i);
   void use_substitute(std::size_t i);
   bool check_negated();
@@ -126,6 +133,7 @@ class TorchEngine {
   py::object get_num_threads_;
   py::object count_changes_;  // called with the tensors changed by a step
   py::object explain_;
+  py::object rows_and_values_;
   py::object grad_name_;
   onepass::Optimizer core_;
   std::vector<Entry> entries_;

@@ -40,8 +40,10 @@ TorchEngine::Found TorchEngine::locate() {
       const Parameter& parameter = core_.parameters()[i];
       const void* const data = pointers_[i].data;
       if (!held_[i].gradient || parameter.size == 0 || data == entries_[i].disjoint) continue;
-      if (is_disjoint(i, data, parameter.size * onepass::bytes_of(parameter.dtype))) {
-        entries_[i].disjoint = data;
+      const bool has_rows = pointers_[i].rows != nullptr;
+      const std::size_t size = has_rows ? pointers_[i].row_count * parameter.row_size : parameter.size;
+      if (is_disjoint(i, data, size * onepass::bytes_of(parameter.dtype))) {
+        if (!has_rows) entries_[i].disjoint = data;
       } else {
         all_disjoint = false;
       }
@@ -67,6 +69,8 @@ bool TorchEngine::locate_tensors(std::size_t i) {
   Parameter parameter = core_.parameters()[i];
   parameter.dtype = *dtype;
   parameter.size = view->size();
+  parameter.row_size =
+      view->ndim == 0 || view->shape[0] == 0 ? 0 : parameter.size / static_cast<std::size_t>(view->shape[0]);
   const std::size_t unchecked = unchecked_.size();
   if (!locate_memory(i, *view, parameter.operands.param, py::reinterpret_borrow<py::object>(entry.tensor), is_known))
     return false;
@@ -82,7 +86,7 @@ bool TorchEngine::locate_tensors(std::size_t i) {
     core_.set_memory(i, parameter);
   }
   has_moved_ = has_moved_ || !entry.is_in_ranges;
-  return locate_gradient(i);
+  return held_[i].sparse ? locate_rows(i, *view) : locate_gradient(i);
 }
 
 // Set the place of a tensor's memory, which must have the parameter's layout. A new address has yet to be checked.
@@ -114,6 +118,27 @@ bool TorchEngine::locate_gradient(std::size_t i) {
   return true;
 }
 
+// Find the rows and values of a sparse gradient. Return false if they do not fit the parameter as they are.
+bool TorchEngine::locate_rows(std::size_t i, const DLTensor& param) {
+  const auto& [indices, values] = *held_[i].sparse;
+  const std::optional<DLTensor> rows = viewer_.view(indices.ptr());
+  const std::optional<DLTensor> elements = viewer_.view(values.ptr());
+  const Parameter& parameter = core_.parameters()[i];
+  if (!rows || !elements || param.ndim == 0 || !param.is_contiguous()) return false;
+  if (!rows->is_int64() || rows->ndim != 2 || rows->shape[0] != 1 || !rows->is_contiguous()) return false;
+  if (elements->dtype() != parameter.dtype || elements->ndim != param.ndim || !elements->is_contiguous() ||
+      elements->shape[0] != rows->shape[1] ||
+      !std::equal(param.shape + 1, param.shape + param.ndim, elements->shape + 1)) {
+    return false;
+  }
+  if (elements->size() != 0 && (elements->data == nullptr || rows->data == nullptr)) return false;
+  const auto count = static_cast<std::size_t>(rows->shape[1]);
+  const Gradient sum = entries_[i].sums.of(static_cast<const std::int64_t*>(rows->address()), count,
+                                           elements->address(), parameter.dtype, parameter.row_size);
+  pointers_[i] = sum;
+  return count == 0 || (sum.rows[0] >= 0 && sum.rows[sum.row_count - 1] < param.shape[0]);
+}
+
 bool TorchEngine::locate_counts(std::size_t i) {
   for (std::size_t k = 0; k < scalar_names_.size(); ++k) {
     const std::optional<DLTensor> view = viewer_.view(held_[i].scalars[k].ptr());
@@ -137,7 +162,8 @@ void TorchEngine::use_substitute(std::size_t i) {
   entry.gradient = entry.disjoint = nullptr;
   core_.set_memory(i, describe(param, states, average));
   has_moved_ = true;
-  if (PyTuple_CheckExact(gradient.ptr())) {
+  entry.is_sparse = PyTuple_CheckExact(gradient.ptr()) != 0;
+  if (entry.is_sparse) {
     const auto [rows, values] = gradient.cast<std::pair<py::array_t<std::int64_t, py::array::c_style>, py::array>>();
     static constexpr std::int64_t no_rows = 0;  // the address of an empty array may be null, which has another meaning
     pointers_[i] = {&nothing, &no_rows, static_cast<std::size_t>(rows.size())};
@@ -152,6 +178,8 @@ void TorchEngine::use_substitute(std::size_t i) {
   for (std::size_t k = 0; k < static_cast<std::size_t>(scalars.size()); ++k) {
     held_[i].counts.at(k) = {const_cast<double*>(scalars.data(static_cast<py::ssize_t>(k))), onepass::float64};
   }
+  // The first step of a rule without counts needs a substitute only for the count.
+  entry.is_odd = entry.is_odd && (!scalar_names_.empty() || scalars.at(0) != 0);
 }
 
 // Check tensors at new addresses. Return false if a tensor is lazily negated: its memory holds the negated numbers.

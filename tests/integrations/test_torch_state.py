@@ -846,16 +846,62 @@ def test_zero_grad_behaves_as_in_pytorch() -> None:
     assert q.grad is None
 
 
-def test_steps_along_sparse_gradients_are_counted_as_slow() -> None:
-    embedding = torch.nn.Embedding(10, 3, sparse=True)
-    optimizer = ours.SGD(embedding.parameters(), lr=0.1)
-    for t in range(3):
-        optimizer.zero_grad()
-        embedding(torch.tensor([1, 2, 2])).sum().backward()
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_only_the_first_step_along_sparse_gradients_is_slow(momentum: float) -> None:
+    weights, slow = [], []
+    for module in (torch.optim, ours):
+        p = torch.nn.Parameter(torch.ones(10, 3))
+        optimizer = module.SGD([p], lr=0.125, momentum=momentum)
+        generator = torch.Generator().manual_seed(0)
+        for t in range(8):
+            rows = torch.randint(0, 10, (1, [6, 0, 10, 5][t % 4]), generator=generator)
+            values = torch.randint(-8, 8, (rows.shape[1], 3), generator=generator) / 8
+            gradient = torch.sparse_coo_tensor(rows, values, (10, 3))
+            p.grad = gradient.to_dense() if module is torch.optim or t == 6 else gradient
+            optimizer.step()
+            if module is ours:
+                slow.append(optimizer.slow_steps)
+        weights.append(p.detach())
+    if momentum == 0:  # otherwise the momentum of other rows would move them in PyTorch
+        assert torch.equal(*weights)
+    assert slow == [1] * 6 + [2] + [3] or not has_exchange  # step 6 has a dense gradient
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
+@pytest.mark.parametrize("row", [-1, 4])
+def test_rows_out_of_range_are_refused_at_every_step(row: int) -> None:
+    p = torch.nn.Parameter(torch.ones(4, 2))
+    optimizer = ours.SGD([p], lr=0.1)
+    for rows in ([1, 0], [1, 2]):
+        p.grad = torch.sparse_coo_tensor(torch.tensor([rows]), torch.ones(2, 2), (4, 2))
         optimizer.step()
-        assert optimizer.slow_steps == t + 1
-    embedding.weight.grad = torch.ones(10, 3)
-    optimizer.step()
-    before = optimizer.slow_steps
-    optimizer.step()
-    assert optimizer.slow_steps == before or not has_exchange
+    before = p.detach().clone()
+    p.grad = torch.sparse_coo_tensor(torch.tensor([[row]]), torch.ones(1, 2), (4, 2), check_invariants=False)
+    with pytest.raises(IndexError, match="parameter 0: expected rows from 0 to 3"):
+        optimizer.step()
+    assert torch.equal(p.detach(), before)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
+def test_values_of_a_sparse_gradient_may_lie_in_the_parameter() -> None:
+    weights = []
+    for apart in (True, False):
+        p = torch.nn.Parameter(torch.arange(8.0).reshape(4, 2))
+        optimizer = ours.SGD([p], lr=0.5)
+        for _ in range(3):
+            values = p.detach()[1:3]
+            rows = torch.tensor([[0, 2]])
+            p.grad = torch.sparse_coo_tensor(rows, values.clone() if apart else values, (4, 2), is_coalesced=True)
+            optimizer.step()
+        weights.append(p.detach())
+    assert torch.equal(*weights)
+
+
+def test_only_the_first_step_with_momentum_is_slow() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = ours.SGD([p], lr=0.1, momentum=0.9)
+    for _ in range(3):
+        p.grad = torch.ones(3)
+        optimizer.step()
+    assert optimizer.slow_steps == 1 or not has_exchange

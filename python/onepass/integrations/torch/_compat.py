@@ -58,6 +58,13 @@ def local(tensor: Any) -> torch.Tensor:
     return tensor._local_tensor if is_distributed(tensor) else tensor
 
 
+def rows_and_values(gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return the row numbers (one row of a matrix) and the values of a sparse gradient, or None for other gradients."""
+    if gradient.layout != torch.sparse_coo or gradient.sparse_dim() != 1:
+        return None
+    return gradient._indices(), gradient._values().resolve_neg()
+
+
 def local_gradient(tensor: Any, gradient: Any) -> torch.Tensor:
     """Return this process's shard of a gradient, with the placements of the parameter."""
     if not is_distributed(tensor):

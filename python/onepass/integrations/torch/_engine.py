@@ -12,7 +12,7 @@ from ..._group import core_options
 from ..._state_dict import core_clip_norm
 from .. import needed
 from . import _tensors
-from ._compat import count_changes, exchange, is_distributed, local, step_dtype
+from ._compat import count_changes, exchange, is_distributed, local, rows_and_values, step_dtype
 
 with needed("torch"):
     import torch
@@ -55,6 +55,7 @@ class Engine:
             torch.get_num_threads,
             count_changes,
             explain,
+            rows_and_values,
             optimizer.flush_denormals,
         )
         self.core.set_clip_norm(core_clip_norm(optimizer.clip_norm))

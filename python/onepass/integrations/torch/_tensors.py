@@ -11,7 +11,7 @@ from ... import _core
 from ..._allocate import all_zeros_like, state_folder
 from ..._types import Array
 from .. import needed
-from ._compat import is_distributed, local, local_gradient
+from ._compat import is_distributed, local, local_gradient, rows_and_values
 
 with needed("torch"):
     import torch
@@ -108,7 +108,7 @@ def substitute(
     """
     check_steppable(label, local(tensor))
     gradient = local_gradient(tensor, tensor.grad)
-    by_rows = gradient.layout == torch.sparse_coo and gradient.sparse_dim() == 1
+    by_rows = rows_and_values(gradient) is not None
     copies: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def copied(one: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -152,16 +152,15 @@ def _dense_gradient(label: str, own: torch.Tensor, gradient: torch.Tensor, plain
 
 def _rows(label: str, own: torch.Tensor, gradient: torch.Tensor) -> tuple[Array, Array]:
     """Return a sparse gradient as rows, in ascending order, and their values."""
-    gradient = gradient.coalesce()
-    rows: Array = gradient._indices()[0].contiguous().numpy()
-    if rows.size > 1 and (rows[1:] <= rows[:-1]).any():  # said to be coalesced, but is not
-        gradient = torch.sparse_coo_tensor(gradient._indices(), gradient._values(), gradient.shape).coalesce()
-        rows = gradient._indices()[0].contiguous().numpy()
-    if rows.size and (rows[0] < 0 or rows[-1] >= own.shape[0]):
+    indices, given = rows_and_values(gradient)
+    values = given.to(own.dtype).contiguous()
+    if not indices.numel():
+        return np.empty(0, np.int64), np.empty(0, np.float32)
+    rows, sums = _core.sum_rows(indices[0].contiguous().numpy(), _as_array(values, flat=False))
+    if rows[0] < 0 or rows[-1] >= own.shape[0]:
         last = own.shape[0] - 1
         raise IndexError(f"the gradient of {label}: expected rows from 0 to {last}, got {rows[0]} to {rows[-1]}")
-    values = gradient._values().to(own.dtype).resolve_neg().contiguous()
-    return rows, _as_array(values, flat=True) if rows.size else np.empty(0, np.float32)
+    return rows, sums
 
 
 def overlap(tensors: list[torch.Tensor], copied: list[bool]) -> bool:
