@@ -108,7 +108,7 @@ def substitute(
     """
     check_steppable(label, local(tensor))
     gradient = local_gradient(tensor, tensor.grad)
-    by_rows = rows_and_values(gradient) is not None
+    sparse = rows_and_values(gradient)
     copies: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def copied(one: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -117,7 +117,7 @@ def substitute(
         return copy
 
     own = local(tensor)
-    if by_rows and not own.is_contiguous():  # rows are of memory in C order
+    if sparse is not None and not own.is_contiguous():  # rows are of memory in C order
         own = copied(own, torch.empty_like(own, memory_format=torch.contiguous_format))
     elif not is_dense(own):
         own = copied(own, torch.empty_like(own))
@@ -137,7 +137,7 @@ def substitute(
     if scalars:
         copies += zip(scalars, torch.from_numpy(counts).unbind())
     average_array = None if average is None else arrays.pop()
-    values = _rows(label, own, gradient) if by_rows else _dense_gradient(label, own, gradient, plain)
+    values = _dense_gradient(label, own, gradient, plain) if sparse is None else _rows(label, own, *sparse)
     return Substitute((param, values, arrays, average_array, counts), copies, average)
 
 
@@ -150,10 +150,9 @@ def _dense_gradient(label: str, own: torch.Tensor, gradient: torch.Tensor, plain
     return _as_array(torch.empty_like(own).copy_(gradient), not plain)
 
 
-def _rows(label: str, own: torch.Tensor, gradient: torch.Tensor) -> tuple[Array, Array]:
+def _rows(label: str, own: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> tuple[Array, Array]:
     """Return a sparse gradient as rows, in ascending order, and their values."""
-    indices, given = rows_and_values(gradient)
-    values = given.to(own.dtype).contiguous()
+    values = values.to(own.dtype).contiguous()
     if not indices.numel():
         return np.empty(0, np.int64), np.empty(0, np.float32)
     rows, sums = _core.sum_rows(indices[0].contiguous().numpy(), _as_array(values, flat=False))
