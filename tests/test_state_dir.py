@@ -195,10 +195,10 @@ def test_many_arrays_take_a_few_files(tmp_path: Path, monkeypatch: pytest.Monkey
         with onepass.state_dir("state"):
             opt = onepass.Adam(params, ema_decay=0.9)
         opt.step(params)
-        opt.save("saved.npz")
+        opt.save("saved.npz", params=True)
         monkeypatch.chdir("/")
         opt.step(params)
-        opt.load(tmp_path / "saved.npz")
+        opt.load(tmp_path / "saved.npz", params=True)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert opt.step_count == 1

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
+from . import schedules
 from ._checks import plural
 
 Array = npt.NDArray[Any]
@@ -32,6 +33,7 @@ PathLike = str | os.PathLike[str]
 
 VERSION = 1
 MANIFEST = "manifest.json"  # of a folder that ShardedOptimizer wrote
+CHECKSUMS = "params_crc32"  # the name of the parameters' checksums in a state dict, which may be missing
 _CHUNK = 1 << 16  # bytes: what is copied at once stays in cache
 _SCALARS = "onepass.npy"  # the member that holds all but the arrays
 _HEADER = re.compile(rb"\{'descr': '([^']{,20})', 'fortran_order': (True|False), 'shape': \(([\d, ]{,999})\), \} *\n")
@@ -67,7 +69,7 @@ def check(state_dict: StateDict, like: StateDict) -> None:
     _check_type("optimizer", optimizer, str, "a string")
     if optimizer != like["optimizer"]:
         raise ValueError(f"checkpoint is for {short(optimizer)}, not {like['optimizer']!r}")
-    _check_keys("the state dict", state_dict, like)
+    _check_keys("the state dict", {name: state_dict[name] for name in state_dict if name != CHECKSUMS}, like)
     for name in ("step_count", "skipped"):
         _check_count(name, state_dict[name])
     _check_type("param_groups", state_dict["param_groups"], (list, tuple), "a list")
@@ -148,6 +150,11 @@ def _check_option(label: str, name: str, value: Any, own: Any) -> None:
             _check_type(f"{label}, item {index},", item, type(mine), f"{mine!r}")
             if item != mine:
                 raise ValueError(f"{label}, item {index}, must be {mine!r}, got {short(item)}")
+    elif isinstance(value, Mapping) and name in ("lr", "ema_decay"):
+        try:
+            schedules.from_description(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{label} is no schedule: {error}") from None
     elif isinstance(value, (list, tuple)):
         for item in value:
             _check_type(f"an item of {label}", item, (int, float), "a number")
@@ -364,11 +371,14 @@ def _load(
         raise ValueError(f"not a onepass checkpoint (missing member {_SCALARS!r})")
     found = _load_scalars(archive, infos[_SCALARS])
     wanted = {_member(*key): (*key, own) for key, own in _arrays(like).items()}
+    params = {_member(index, "param") for index in like["state"]}
+    if missing := sorted(params & wanted.keys() - infos.keys()):
+        raise ValueError(f"it was saved without parameters (it has no {missing[0]}): use save(path, params=True)")
     for member, (index, name, _) in wanted.items():
         if member in infos and isinstance(found["state"].get(index), dict):
             found["state"][index][name] = _read_header(archive, infos[member])
     check(found, like)
-    if unknown := infos.keys() - {_SCALARS} - wanted.keys():
+    if unknown := infos.keys() - {_SCALARS} - wanted.keys() - params:
         raise ValueError(f"it has unknown members {short(sorted(unknown))}")
     for member, (index, name, own) in wanted.items():
         if infos[member].file_size != found["state"][index][name].start + own.nbytes:

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import _state_dict
 from ._options import OPTIMIZER_CHECKS
+from ._params import label
 
 
 def describe(optimizer: Any) -> tuple[Any, ...]:
@@ -24,8 +25,13 @@ def describe(optimizer: Any) -> tuple[Any, ...]:
 
 def initialize(optimizer: Any, form: Any, as_tuple: bool, groups: Any, options: Any, state: Any) -> None:
     """Initialize an optimizer from the result of `describe`."""
-    for named, _ in groups:  # arrays from out-of-band pickle buffers may be read-only
-        named.update({key: array.copy(order="K") for key, array in named.items() if not array.flags.writeable})
+    for named, _ in groups:
+        for key, array in named.items():
+            if not array.flags.writeable:
+                raise ValueError(
+                    f"{label(form, key)} is read-only in this pickle, so the optimizer could not update it: pass "
+                    "writeable buffers to pickle.loads, or with joblib Parallel(max_nbytes=None) or mmap_mode='c'"
+                )
     optimizer._init(form, as_tuple, groups, options)
     for saved, own in zip(state["param_groups"], _state_dict.snapshot(optimizer)["param_groups"]):
         saved.update({name: own[name] for name in own if name == "param_names"})  # repr() of keys may differ

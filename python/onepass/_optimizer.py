@@ -148,12 +148,13 @@ class Optimizer(_core.Optimizer):
     def __repr__(self) -> str:
         return represent(self)
 
-    # ---- Saving and loading: see _state_dict.py ----
+    def state_dict(self, *, params: bool = False) -> dict[str, Any]:
+        """Copies of state, step counts, options and averages: arrays, numbers and strings in PyTorch's layout.
 
-    def state_dict(self) -> dict[str, Any]:
-        """State, step counts, options and averages, copied: a dict of arrays, numbers and strings in PyTorch's layout.
+        A schedule of `onepass.schedules` is stored by its name and arguments, any other function by its name alone.
 
-        The parameters themselves are not in it, and a callable ``lr`` or ``ema_decay`` is None.
+        Args:
+            params: include the parameters, each as ``"param"`` of its state.
 
         Example:
             >>> import numpy as np, onepass
@@ -162,27 +163,30 @@ class Optimizer(_core.Optimizer):
             >>> opt.state_dict()["state"]
             {0: {'step': 1, 'momentum_buffer': array([1., 1.], dtype=float32)}}
         """
-        return self._locked(lambda: _state_dict.copy_arrays(_state_dict.snapshot(self)))  # type: ignore[no-any-return]
+        return self._locked(lambda: _state_dict.copy_arrays(_state_dict.snapshot(self, params)))  # type: ignore[no-any-return]
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, params: bool = False, **options: Any) -> None:
         """Continue where the optimizer that made this state dict was. It is copied.
 
         Args:
             state_dict: what `state_dict` returned, of an optimizer of the same class whose parameters have the same
                 shapes and dtypes in the same order, and the same names if they have any. Its options replace this
-                optimizer's, ``lr`` among them; where ``lr`` or ``ema_decay`` is None, because it was a function, this
-                optimizer's own goes on.
+                optimizer's, ``lr`` among them. Where ``lr`` or ``ema_decay`` was a function of your own, this
+                optimizer's function continues.
+            params: load the parameters too, which `state_dict` included.
+            options: options that replace those of the state dict, in every group.
 
         Raises:
             TypeError, ValueError: it does not fit: something is missing or unknown, of another shape or dtype, an
-                option out of its range, another optimizer's. Nothing has changed.
+                option out of its range, another optimizer's, a function in place of which this optimizer has a number,
+                or another schedule than this optimizer's. Nothing has changed.
         """
-        _state_dict.load(self, state_dict)
+        _state_dict.load(self, state_dict, params, **options)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, params: bool = False) -> None:
         """Write what `state_dict` holds to one ``.npz`` file at exactly this path.
 
-        The parameters themselves are not in it, as in PyTorch: save them too.
+        Without ``params=True`` the file holds only checksums of the parameters: save them too.
 
         A crash at any moment leaves the old file or the new one: the file is written beside its place, flushed to disk
         and renamed. `numpy.load` can read it; nothing in it is pickled.
@@ -194,26 +198,27 @@ class Optimizer(_core.Optimizer):
         Example:
             >>> import numpy as np, onepass
             >>> opt = onepass.Adam(np.zeros(2, np.float32))
-            >>> opt.save("adam.npz")
-            >>> opt.load("adam.npz")
+            >>> opt.save("adam.npz", params=True)
+            >>> opt.load("adam.npz", params=True)
         """
-        _state_dict.write(self, path)
+        _state_dict.write(self, path, params)
 
-    def load(self, path: str | os.PathLike[str]) -> None:
+    def load(self, path: str | os.PathLike[str], *, params: bool = False, **options: Any) -> None:
         """Continue from a file that `save` wrote, as `load_state_dict` does.
 
-        The parameters themselves are not in it: put those that were saved with it into the arrays. The options are, and
-        replace this optimizer's.
+        Warns if the parameters differ from those that were saved, unless ``params=True`` loads them.
 
         Raises:
             OSError: the file could not be read, `FileNotFoundError` if there is none.
             ValueError: the file is damaged or foreign, or does not fit. Nothing has changed.
         """
-        found = _state_dict.read(self, path)
+        found = _state_dict.read(self, path, params)
         try:
-            self.load_state_dict(found)
-        except (TypeError, ValueError) as error:  # such as an option out of its range
+            self.load_state_dict(found, **({"params": True} if params else {}), **options)
+        except ValueError as error:  # such as an option out of its range
             raise ValueError(f"cannot load {os.fspath(path)!r}: {error}") from error
+        if not params:
+            _state_dict.warn_of_other_params(self, path, found)
 
     # ---- Pickles and copies: see _copying.py ----
 

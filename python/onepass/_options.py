@@ -144,11 +144,14 @@ def with_defaults(cls: type, options: Mapping[str, Any]) -> tuple[Spec, dict[str
     spec: Spec | None = getattr(cls, "_spec", None)
     if spec is None:
         raise TypeError("Optimizer is abstract: use a subclass such as onepass.Adam")
-    valid = [*spec.checks, *OPTIMIZER_CHECKS]
-    if unknown := [name for name in options if name not in valid]:
-        hint = suggestion(unknown[0], valid)
-        raise TypeError(f"{cls.__name__}() got an unexpected keyword argument {unknown[0]!r}{hint}")
+    refuse_unknown(cls.__name__, options, [*spec.checks, *OPTIMIZER_CHECKS])
     return spec, {**COMMON_DEFAULTS, **options}
+
+
+def refuse_unknown(call: str, options: Iterable[str], valid: Iterable[str]) -> None:
+    """Refuse options that a call does not have."""
+    if unknown := [name for name in options if name not in valid]:
+        raise TypeError(f"{call}() got an unexpected keyword argument {unknown[0]!r}{suggestion(unknown[0], valid)}")
 
 
 def changed_defaults(options: Mapping[str, Any]) -> list[str]:

@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import os
+import warnings
+import zlib
 from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator, Mapping
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
 
 from ._allocate import address, all_zeros_like
+from ._checks import check_storage
 from ._core import CommonOptions, no_clip_norm
 from ._core import Group as CoreGroup
 from ._core import Optimizer as CoreOptimizer
-from ._options import OPTIMIZER_CHECKS
+from ._options import OPTIMIZER_CHECKS, refuse_unknown
 from ._params import Form, ParameterRecord
 from ._types import Array
 
-# _checkpoint takes longer to import than all the rest, hence the imports in functions.
+# _checkpoint and schedules take longer to import than all the rest, hence the imports in functions.
 
 
-def snapshot(optimizer: Any) -> dict[str, Any]:
-    """Return the state dict of an optimizer, with the live arrays."""
-    from . import _checkpoint
+def snapshot(optimizer: Any, params: bool = False) -> dict[str, Any]:
+    """Return the state dict of an optimizer, with the live arrays; params: the parameters too, as state."""
+    from . import _checkpoint, schedules
 
     record: ParameterRecord = optimizer._record
     groups = [
         named_params(record, indices)
-        | {name: None if callable(value) else value for name, value in group._values.items()}
+        | {name: schedules.describe(value) if callable(value) else value for name, value in group._values.items()}
         for group, indices in record.ranges()
     ]
+    added = [{"param": array} for array in record.params] if params else [{}] * len(record.params)
     return {
         "version": _checkpoint.VERSION,
         "optimizer": type(optimizer).__name__,
         **{name: getattr(optimizer, name) for name in ("step_count", "skipped", "clip_norm", "nonfinite")},
-        "state": {index: scalars(optimizer, index) | state for index, state in enumerate(record.states)},
+        "state": {
+            index: {**scalars(optimizer, index), **state, **param}
+            for index, (state, param) in enumerate(zip(record.states, added))
+        },
         "param_groups": groups,
     }
 
@@ -88,20 +96,28 @@ def copy_arrays(state_dict: dict[str, Any]) -> dict[str, Any]:
 CoreOptions = tuple[CoreGroup, Mapping[str, Any], Mapping[str, Any], list[float], CommonOptions]
 
 
-def prepare_load(record: ParameterRecord, own: dict[str, Any], state_dict: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the arguments of the core's restore that load a state dict, checked against the optimizer's own."""
+def prepare_load(
+    optimizer: Any, state_dict: Mapping[str, Any], given: Mapping[str, Any], params: bool = False
+) -> tuple[Any, ...]:
+    """Return the arguments of the core's restore that load a state dict, checked against the optimizer's own.
+
+    given: options that replace those of the state dict; params: the state dict holds the parameters too.
+    """
     from . import _checkpoint
 
+    refuse_unknown("load", given, [*optimizer._spec.checks, "clip_norm", "nonfinite"])
+    record: ParameterRecord = optimizer._record
     state_dict = _checkpoint.upgraded(state_dict)
-    _checkpoint.check(state_dict, own)
-    clip_norm, nonfinite = (OPTIMIZER_CHECKS[name](name, state_dict[name]) for name in ("clip_norm", "nonfinite"))
+    _checkpoint.check(state_dict, snapshot(optimizer, params))
+    whole = {name: given.get(name, state_dict[name]) for name in ("clip_norm", "nonfinite")}
+    clip_norm, nonfinite = (OPTIMIZER_CHECKS[name](name, value) for name, value in whole.items())
+    given = {name: value for name, value in given.items() if name not in whole}
     options: list[CoreOptions] = []
     for index, (group, saved) in enumerate(zip(record.groups, state_dict["param_groups"])):
         known = group._values
-        changes = {name: saved[name] for name in known}
-        for name in ("lr", "ema_decay"):
-            if changes[name] is None:
-                changes[name] = known[name]
+        changes = {name: saved[name] for name in known} | given
+        for name in {"lr", "ema_decay"} - given.keys():
+            changes[name] = _loaded_rate(f"{name} of group {index}", name, saved[name], known[name])
         try:
             values = group._changed(known, changes)
         except AttributeError as error:
@@ -120,12 +136,38 @@ def prepare_load(record: ParameterRecord, own: dict[str, Any], state_dict: Mappi
     )
 
 
+def _loaded_rate(label: str, name: str, saved: Any, own: Any) -> Any:
+    """Return the rate of a state dict, or the optimizer's own function where the state dict cannot hold it."""
+    from . import schedules
+
+    loaded = saved
+    if isinstance(saved, Mapping):
+        loaded = schedules.from_description(saved)
+    if loaded is None:  # a function, or None in earlier versions
+        if callable(own) or (saved is None and name != "lr"):
+            return own
+        function = f" ({saved['function']})" if saved else ""
+        raise ValueError(
+            f"{label} was a function{function}, which a state dict cannot hold: create this optimizer with the "
+            f"function, or pass load(..., {name}=...)"
+        )
+    if callable(own) and own != loaded:
+        raise ValueError(
+            f"{label}: expected the same schedule, got {loaded!r} in the state dict and {own!r} in this optimizer: "
+            f"pass load(..., {name}=...) to choose"
+        )
+    return loaded
+
+
 def _copies(record: ParameterRecord, states: Iterable[Mapping[str, Any]]) -> list[tuple[Array, Array]]:
     """Return pairs of arrays to copy to and from. Saved arrays that overlap live state are copied before."""
-    live = sorted((address(array), array.nbytes) for state in record.states for array in state.values())
+    arrays = [{**state, "param": param} for state, param in zip(record.states, record.params)]
+    live = sorted((address(array), array.nbytes) for own in arrays for array in own.values())
     pairs = []
-    for state, saved in zip(record.states, states):
-        for name, array in state.items():
+    for own, saved in zip(arrays, states):
+        for name, array in own.items():
+            if name not in saved:  # the parameter, which is loaded only on request
+                continue
             order: Any = "C" if array.flags.c_contiguous else "F"
             given = np.asarray(saved[name], order=order)
             last = bisect_left(live, (address(given) + given.nbytes,)) - 1  # the last one that begins before its end
@@ -139,28 +181,55 @@ def core_clip_norm(clip_norm: float | None) -> float:
     return no_clip_norm if clip_norm is None else clip_norm
 
 
-def load(optimizer: Any, state_dict: Mapping[str, Any]) -> None:
-    """Load a state dict into an optimizer."""
+def load(optimizer: Any, state_dict: Mapping[str, Any], params: bool = False, **options: Any) -> None:
+    """Load a state dict into an optimizer, with its parameters on request; options replace those of the state dict."""
 
     def restore() -> None:
-        while not optimizer._restore(*prepare_load(optimizer._record, snapshot(optimizer), state_dict)):
+        record: ParameterRecord = optimizer._record
+        for index, array in enumerate(record.params if params else ()):
+            check_storage(record.label(index), array)
+        while not optimizer._restore(*prepare_load(optimizer, state_dict, options, params)):
             pass  # another thread has set an option meanwhile, and nothing has changed
 
     optimizer._locked(restore)
 
 
-def write(optimizer: Any, path: str | os.PathLike[str]) -> None:
-    """Write the state dict of an optimizer to a file."""
+def write(optimizer: Any, path: str | os.PathLike[str], params: bool) -> None:
+    """Write the state dict of an optimizer to a file, with checksums of the parameters."""
     from . import _checkpoint
 
-    optimizer._locked(lambda: _checkpoint.write(path, snapshot(optimizer)))
+    def save() -> None:
+        checksums = [_checksum(array) for array in optimizer._record.params]
+        _checkpoint.write(path, snapshot(optimizer, params) | {_checkpoint.CHECKSUMS: checksums})
+
+    optimizer._locked(save)
 
 
-def read(optimizer: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
+def _checksum(array: Array) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+
+
+def warn_of_other_params(optimizer: Any, path: str | os.PathLike[str], found: Mapping[str, Any]) -> None:
+    """Warn if the parameters are not those that were saved with a state dict."""
+    from . import _checkpoint
+
+    record: ParameterRecord = optimizer._record
+    saved = found.get(_checkpoint.CHECKSUMS, [])
+    if others := [
+        record.label(i) for i, (one, array) in enumerate(zip(saved, record.params)) if one != _checksum(array)
+    ]:
+        warnings.warn(
+            f"{os.fspath(path)!r} was saved with other values of {short(others)}: load the parameters first, or use "
+            "save(path, params=True) and load(path, params=True)",
+            stacklevel=3,
+        )
+
+
+def read(optimizer: Any, path: str | os.PathLike[str], params: bool) -> dict[str, Any]:
     """Read a state dict that fits the optimizer's own from a file; its arrays lie where the optimizer keeps state."""
     from . import _checkpoint
 
-    own = snapshot(optimizer)
+    own = snapshot(optimizer, params)
     rooms: dict[int, Array] = {}
 
     def room(array: Array) -> Array:

@@ -37,7 +37,7 @@ import operator
 import sys
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -284,6 +284,31 @@ class warmup:
     def _rate(self, t: int) -> float:
         schedule = self.schedule
         return _checks.finite(f"schedule({t})", schedule(t)) if callable(schedule) else float(schedule)
+
+
+def describe(function: Any) -> dict[str, Any]:
+    """Return a description of a schedule for a file: its name and arguments, or only the name of any other function."""
+    if is_dataclass(function) and globals().get(type(function).__name__) is type(function):
+        arguments = {field.name: getattr(function, field.name) for field in fields(function)}
+        described = {name: describe(value) if callable(value) else value for name, value in arguments.items()}
+        if not any(isinstance(value, Mapping) and "function" in value for value in described.values()):
+            return {"name": type(function).__name__, **described}
+    return {"function": getattr(function, "__qualname__", None) or repr(function)}
+
+
+def from_description(description: Mapping[str, Any]) -> Any:
+    """Return the schedule that `describe` described, or None for any other function."""
+    if description.keys() == {"function"}:
+        return None
+    name = description.get("name")
+    if name not in __all__:
+        raise ValueError(f"unknown schedule {name!r}: expected one of {', '.join(__all__)}")
+    arguments = {key: value for key, value in description.items() if key != "name"}
+    made = {key: from_description(value) if isinstance(value, Mapping) else value for key, value in arguments.items()}
+    try:
+        return globals()[name](**made)
+    except TypeError as error:
+        raise ValueError(f"schedule {name}: {error}") from None
 
 
 def _keep(self: object, /, **values: Any) -> None:

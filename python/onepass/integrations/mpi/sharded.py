@@ -16,7 +16,7 @@ from ..._gradients import nonfinite_gradient
 from ..._group import Group
 from ..._optimizer import Optimizer
 from ..._params import normalize_params
-from ..._state_dict import snapshot
+from ..._state_dict import prepare_load
 from ..._types import Array, LearningRate, Nonfinite, Params, Schedule
 from .. import needed
 from .agreement import OPTIONS, Fingerprint, refusal, together
@@ -202,8 +202,11 @@ class ShardedOptimizer:
             self._check_usable()
         return gather_states(self._comm, self._layout, self._optimizer, call, names)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], **options: Any) -> None:
         """Load the `state_dict` of this or an ordinary optimizer, which all ranks pass. Collective.
+
+        Args:
+            options: options that replace those of the state dict, in every group: the same on all ranks.
 
         Raises:
             TypeError, ValueError: as the ordinary optimizer's; RuntimeError: another rank raised. Nothing has changed,
@@ -215,7 +218,7 @@ class ShardedOptimizer:
             _checkpoint.check(whole, whole_schema(self._layout, self._optimizer))
             return split_state_dict(self._layout, self._optimizer, whole, splitter(self._layout))
 
-        self._load("load_state_dict", read)
+        self._load("load_state_dict", read, options)
 
     def save(self, path: str | os.PathLike[str], *, gathered: bool = False) -> None:
         """Write the state atomically, as an ordinary optimizer does, to a folder that all ranks see. Collective.
@@ -245,8 +248,11 @@ class ShardedOptimizer:
                 if self._comm.rank == 0:
                     _checkpoint.write(path, whole_state_dict(self._layout, self._optimizer, states))
 
-    def load(self, path: str | os.PathLike[str]) -> None:
+    def load(self, path: str | os.PathLike[str], **options: Any) -> None:
         """Load a checkpoint of `save` from any number of ranks, or an ordinary optimizer's file. Collective.
+
+        Args:
+            options: options that replace those of the checkpoint, in every group: the same on all ranks.
 
         Raises:
             OSError: the checkpoint could not be read; `FileNotFoundError` if the checkpoint or its manifest is missing.
@@ -254,20 +260,21 @@ class ShardedOptimizer:
             RuntimeError: another rank raised. Nothing has changed, unless a rank failed while it loaded the checked
                 state: the optimizer then refuses to go on.
         """
-        self._load("load", lambda: read_path(self._layout, self._optimizer, path))
+        self._load("load", lambda: read_path(self._layout, self._optimizer, path), options)
 
-    def _load(self, call: str, read: Callable[[], StateDict]) -> None:
+    def _load(self, call: str, read: Callable[[], StateDict], options: Mapping[str, Any]) -> None:
         with self._lock:
             with together(self._comm, call) as fingerprint:
                 self._check_usable()
                 found = read()
-                _checkpoint.check(found, snapshot(self._optimizer))
+                prepare_load(self._optimizer, found, options)
                 groups = [group_options(group) for group in found["param_groups"]]
                 shared = _checkpoint._scalars({**found, "state": {}, "param_groups": groups})
                 fingerprint["checkpoint"] = zlib.crc32(shared)
+                fingerprint[OPTIONS] = options
             self._broken = True  # until all ranks have loaded the state
             with together(self._comm, call):
-                self._optimizer.load_state_dict(found)
+                self._optimizer.load_state_dict(found, **options)
             self._broken = False
 
     # ---- Attributes of an ordinary optimizer ----
