@@ -229,7 +229,7 @@ def test_a_pickle_with_read_only_parameters_is_refused() -> None:
     optimizer = onepass.SGD({"w": np.ones(3)}, lr=0.5)
     buffers: list[pickle.PickleBuffer] = []
     pickled = pickle.dumps(optimizer, protocol=5, buffer_callback=buffers.append)
-    with pytest.raises(ValueError, match="parameter 'w' is read-only in this pickle.*max_nbytes"):
+    with pytest.raises(ValueError, match=r"parameter 'w' is read-only in this pickle.*max_nbytes"):
         pickle.loads(pickled, buffers=[bytes(buffer.raw()) for buffer in buffers])
     again = pickle.loads(pickled, buffers=[bytearray(buffer.raw()) for buffer in buffers])
     again.step({"w": np.ones(3)})

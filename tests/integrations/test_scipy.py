@@ -181,7 +181,6 @@ def test_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("keywords", "error", "message"), [
-    ({"hess": lambda x: np.eye(3)}, ValueError, "no second derivatives"),
     ({"constraints": {"type": "eq", "fun": sum}}, ValueError, "constraints are not supported"),
     ({"bounds": [(0, 1)]}, ValueError, "bounds"),
     ({"bounds": [(1, 0)] * 3}, ValueError, "bound"),
@@ -190,13 +189,14 @@ def test_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     ({"options": {"ema_decay": 0.9}}, ValueError, "option 'ema_decay' is not supported by minimize"),
     ({"options": {"maximize": True}}, ValueError, "option 'maximize' is not supported"),
     ({"options": {"nonfinite": "skip"}}, ValueError, "option 'nonfinite' is not supported"),
+    ({"fun": lambda x: np.array([x @ x, 1.0])}, ValueError, "objective function must return one number, got"),
     ({"options": {"lr": -1}}, ValueError, "lr must be at least 0"),
-    ({"jac": lambda x: np.zeros(2)}, ValueError, "jac returned 2 numbers, x has 3"),
+    ({"jac": lambda x: np.zeros(2)}, ValueError, "jac: expected 3 numbers, one for each element of x, got 2"),
 ])  # fmt: skip
 def test_wrong_input(keywords: dict[str, Any], error: Any, message: str) -> None:
     start = np.zeros(3)
     with pytest.raises(error, match=message):
-        optimize.minimize(bowl, start, **{"jac": slope, "method": ours.adam, **keywords})
+        optimize.minimize(**{"fun": bowl, "x0": start, "jac": slope, "method": ours.adam, **keywords})
     assert (start == 0).all()
 
 
@@ -205,10 +205,57 @@ def test_an_unknown_option_is_a_warning_as_of_scipys_own_methods() -> None:
         return optimize.minimize(bowl, np.zeros(3), jac=slope, method=method, options=options)
 
     for method, options in ((ours.adam, {"lr": 0.1, "clip_norm": 1.0}), ("BFGS", {})):
-        with pytest.warns(optimize.OptimizeWarning, match="^Unknown solver options: ftol, learning_rate$") as caught:
-            found = run(method, ftol=1e-3, learning_rate=1, **options)
+        with pytest.warns(optimize.OptimizeWarning, match="^Unknown solver options: learning_rate, maxfev") as caught:
+            found = run(method, learning_rate=1, maxfev=3, **options)
+        assert method == "BFGS" or "Did you mean 'lr'?" in str(caught[0].message)
         assert caught[0].filename == __file__
         assert (found.x == run(method, **options).x).all()
+
+
+@pytest.mark.parametrize("name", ["hess", "hessp"])
+def test_second_derivatives_are_ignored_with_scipys_warning(name: str) -> None:
+    results = []
+    for method in (ours.adam, "BFGS"):
+        with pytest.warns(RuntimeWarning, match=f"does not use Hessian.*{name}") as caught:
+            found = optimize.minimize(bowl, np.zeros(3), jac=slope, method=method, **{name: lambda x, *p: np.eye(3)})
+        assert caught[0].filename == __file__
+        results.append(found)
+    assert (results[0].x == optimize.minimize(bowl, np.zeros(3), jac=slope, method=ours.adam).x).all()
+
+
+def test_it_ends_where_the_objective_hardly_changes() -> None:
+    options = {"lr": 0.1, "gtol": 0.0, "ftol": 1e-3}
+    found = optimize.minimize(bowl, np.zeros(3), jac=slope, method=ours.sgd, options=options)
+    values: list[float] = []
+    optimize.minimize(bowl, np.zeros(3), jac=slope, method=ours.sgd, options={"lr": 0.1, "maxiter": found.nit},
+                      callback=lambda x: values.append(float(bowl(x))))  # fmt: skip
+    changes = -np.diff([bowl(np.zeros(3)), *values])
+    limits = 1e-3 * np.maximum(1, [bowl(np.zeros(3)), *values[:-1]])
+    assert (
+        (found.success, found.status) == (True, 4) and (changes[:-1] > limits[:-1]).all() and changes[-1] <= limits[-1]
+    )
+
+
+def test_results_own_their_arrays() -> None:
+    buffer, seen = np.empty(3), []
+
+    def into_buffer(x: Any) -> Any:
+        seen.append(x)
+        buffer[:] = slope(x)
+        return buffer
+
+    found = optimize.minimize(bowl, np.zeros(3), jac=into_buffer, method=ours.adam, options={"maxiter": 3})
+    kept = [found.x.copy(), found.jac.copy()]
+    for array in (buffer, *seen):
+        array[:] = np.nan
+    assert [found.x.tolist(), found.jac.tolist()] == [array.tolist() for array in kept]
+
+
+def test_help_lists_the_options_with_their_defaults() -> None:
+    assert ours.adam.__doc__ and ours.sgd.__doc__
+    for text in ("lr=0.001", "betas=(0.9, 0.999)", "maxiter=1000", "ftol=0.0", "method=adam"):
+        assert text in ours.adam.__doc__
+    assert "momentum=0.0" in ours.sgd.__doc__ and "ema_decay" not in ours.sgd.__doc__
 
 
 def test_the_examples_run() -> None:

@@ -1,25 +1,27 @@
 """SciPy's ``minimize`` with onepass's optimizers: ``scipy.optimize.minimize(f, x0, jac=g, method=adam)``.
 
 ``adam``, ``adamw``, ``adamax``, ``nadam``, ``rmsprop``, ``adagrad``, ``adadelta``, ``sgd`` and ``lion`` are methods
-that `scipy.optimize.minimize` takes as they are. They descend along the gradient of a smooth function of many
-variables, a noisy one too, and need neither line searches nor second derivatives. In ``options`` go those of the
-optimizer (``lr``, a number or a function of the step, and the others) and
+that `scipy.optimize.minimize` takes as they are. They descend along the gradient of a smooth or noisy function of many
+variables, without line searches or second derivatives. ``options`` takes these options, and the options of the
+optimizer: ``lr``, a number or a function of the step, with the optimizer's own default (0.001 for ``adam``: set it to
+fit the scale of your variables), ``betas`` and so on.
 
 ==============  ======================================================================================================
-``maxiter``     the most steps (1,000)
-``gtol``        it has converged where no element of the gradient is larger (``minimize``'s ``tol``, or 1e-5); with
-                bounds, of what may still move
-``xtol``        or where a step moved no element by more (0: never)
-``disp``        print how it ended
+``maxiter``     the maximum number of steps (1,000)
+``gtol``        converged if no element of the gradient is larger (``minimize``'s ``tol``, or 1e-5); with bounds, no
+                element that can still move
+``xtol``        or if a step moved no element by more (0: never)
+``ftol``        or if a step changed the objective by at most ``ftol * max(1, |before|, |after|)`` (0: never)
+``disp``        print the result
 ==============  ======================================================================================================
 
-``adamw`` decays weights by 0.01 unless ``weight_decay`` says otherwise: it settles next to the minimum, where the
-gradient is not within ``gtol``. The options ``ema_decay``, ``maximize`` and ``nonfinite`` are refused, and so are
-constraints and second derivatives. Unless ``jac`` is a function or True, the gradient is estimated by one-sided
-differences within the bounds. With ``bounds`` every step ends at the nearest point within them. ``callback`` has either
-of SciPy's signatures and ends the search by raising ``StopIteration``; its return value is ignored, as by most of
-SciPy's own methods. An objective or gradient that is not finite ends the search at the last point at which both were
-finite, without success. Any other option is a warning, as of SciPy's own methods.
+``adamw`` decays weights by 0.01 unless you set ``weight_decay``: it settles next to the minimum, where the gradient is
+not within ``gtol``. The options ``ema_decay``, ``maximize`` and ``nonfinite`` are refused, and so are constraints.
+Second derivatives are ignored with a warning. Unless ``jac`` is a function or True, the gradient is estimated by
+one-sided differences within the bounds. With ``bounds`` every step ends at the nearest point within them. ``callback``
+has either of SciPy's signatures and ends the search by raising ``StopIteration``; its return value is ignored, as by
+most of SciPy's own methods. An objective or gradient that is not finite ends the search at the last point at which both
+were finite, without success. Any other option is a warning, as for SciPy's own methods.
 
 Example:
     >>> from scipy.optimize import minimize, rosen, rosen_der
@@ -32,6 +34,7 @@ Example:
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +43,8 @@ import numpy as np
 
 import onepass
 
-from .._options import OPTIMIZER_CHECKS
+from .._checks import plural
+from .._options import OPTIMIZER_CHECKS, suggestion
 from . import needed
 
 with needed("scipy"):
@@ -48,11 +52,13 @@ with needed("scipy"):
 
 __all__ = ["adadelta", "adagrad", "adam", "adamax", "adamw", "lion", "nadam", "rmsprop", "sgd"]
 
+_REFUSED = ("ema_decay", "maximize", "nonfinite")  # options of optimizers
 _MESSAGES = {
     0: "The gradient is within gtol.",
     1: "Maximum number of iterations has been exceeded.",
     2: "The step was within xtol.",
     3: "The objective or its gradient is not finite.",
+    4: "The change of the objective was within ftol.",
     99: "`callback` raised `StopIteration`.",
 }
 
@@ -73,69 +79,88 @@ def _minimize(
     maxiter: int | None = None,
     gtol: float | None = None,
     xtol: float = 0.0,
+    ftol: float = 0.0,
     disp: bool = False,
     **options: Any,
 ) -> OptimizeResult:
-    if hess is not None or hessp is not None:
-        raise ValueError("this method uses no second derivatives: leave hess and hessp out")
+    for name, given in (("Hessian information (hess)", hess), ("Hessian-vector product information (hessp)", hessp)):
+        if given is not None:
+            warnings.warn(f"Method {kind.__name__.lower()} does not use {name}.", RuntimeWarning, stacklevel=4)
     if not (isinstance(constraints, (tuple, list)) and len(constraints) == 0):
         raise ValueError("constraints are not supported (only bounds): add a penalty to the objective")
-    for name in ("ema_decay", "maximize", "nonfinite"):
+    for name in _REFUSED:
         if name in options:
             raise ValueError(f"option {name!r} is not supported by minimize")
     maxiter = 1000 if maxiter is None else maxiter
     gtol = next(limit for limit in (gtol, tol, 1e-5) if limit is not None)
     known = {*kind._spec.checks, *OPTIMIZER_CHECKS}
     if unknown := [name for name in options if name not in known]:  # as SciPy's own methods have it
-        warnings.warn(f"Unknown solver options: {', '.join(unknown)}", OptimizeWarning, stacklevel=4)
+        hint = suggestion(unknown[0], sorted(known | {"maxiter", "gtol", "xtol", "ftol", "disp"}))
+        warnings.warn(f"Unknown solver options: {', '.join(unknown)}{hint}", OptimizeWarning, stacklevel=4)
     options = {name: value for name, value in options.items() if name in known}
     x = np.array(x0, np.float64).reshape(-1)
     low, high = _limits(bounds, x.size)
+    is_bounded = bounds is not None
     np.clip(x, low, high, out=x)
     optimizer = kind(x, **options)
     calls = {"nfev": 0, "njev": 0}
 
     def value(at: Any) -> float:
         calls["nfev"] += 1
-        return float(np.asarray(fun(at.copy(), *args)).item())
+        found = fun(at, *args)
+        if isinstance(found, float):
+            return found
+        number = np.asarray(found)
+        if number.size != 1:
+            raise ValueError(f"the objective function must return one number, got an array of shape {number.shape}")
+        return float(number.item())
 
     def gradient(at: Any, there: float) -> Any:
         calls["njev"] += 1
         if callable(jac):
-            found = np.asarray(jac(at.copy(), *args), np.float64).reshape(-1)
+            found = np.array(jac(at, *args), np.float64).reshape(-1)  # a copy: jac may return its own buffer
             if found.shape != at.shape:
-                raise ValueError(f"jac returned {found.size} numbers, x has {at.size}")
+                raise ValueError(
+                    f"jac: expected {plural(at.size, 'number')}, one for each element of x, got {found.size}"
+                )
             return found
         return _differences(value, at, there, low, high)
 
     intermediate = callback is not None and [*inspect.signature(callback).parameters] == ["intermediate_result"]
-    here = value(x)
-    slope = gradient(x, here)
+    at = x.copy()  # for the user's functions, which may keep it
+    here = value(at)
+    slope = gradient(at, here)
     best, nit = (x.copy(), here, slope), 0
     while True:
-        if not (np.isfinite(here) and np.isfinite(slope).all()):
+        largest = _largest(slope)
+        if not (math.isfinite(here) and math.isfinite(largest)):
             status = 3
             break
-        moved = np.max(np.abs(x - best[0]), initial=0.0)
-        best = (x.copy(), here, slope)
+        before, best = best, (x.copy(), here, slope)
         if nit > 0 and callback is not None and _stops(callback, intermediate, x, here):
             status = 99
             break
-        free = np.clip(-slope, low - x, high - x)  # what of the gradient may still move x
-        if np.max(np.abs(free), initial=0.0) <= gtol:
+        if is_bounded:
+            largest = _largest(np.clip(-slope, low - x, high - x))  # the part of the gradient that can still move x
+        if largest <= gtol:
             status = 0
             break
-        if nit > 0 and xtol > 0 and moved <= xtol:
+        if nit > 0 and xtol > 0 and _largest(x - before[0]) <= xtol:
             status = 2
+            break
+        if nit > 0 and ftol > 0 and abs(here - before[1]) <= ftol * max(1.0, abs(here), abs(before[1])):
+            status = 4
             break
         if nit >= maxiter:
             status = 1
             break
         optimizer.step(slope)
-        np.clip(x, low, high, out=x)
+        if is_bounded:
+            np.clip(x, low, high, out=x)
         nit += 1
-        here = value(x)
-        slope = gradient(x, here)
+        at = x.copy()
+        here = value(at)
+        slope = gradient(at, here)
     if disp:
         print(f"{_MESSAGES[status]}\n  objective: {best[1]:.6g}\n  iterations: {nit}")
     return OptimizeResult(
@@ -144,10 +169,15 @@ def _minimize(
         jac=best[2],
         nit=nit,
         status=status,
-        success=status in (0, 2),
+        success=status in (0, 2, 4),
         message=_MESSAGES[status],
         **calls,
     )
+
+
+def _largest(array: Any) -> float:
+    """Return the largest absolute value, NaN if there is one."""
+    return float(np.maximum.reduce(np.abs(array), initial=0.0))
 
 
 def _limits(bounds: Any, size: int) -> tuple[Any, Any]:
@@ -178,7 +208,7 @@ def _differences(value: Callable[[Any], float], at: Any, there: float, low: Any,
     step = np.where(high - at >= at - low, np.minimum(step, high - at), -np.minimum(step, at - low))
     found = np.zeros_like(at)
     for i in np.flatnonzero(step):
-        beside = at.copy()
+        beside = at.copy()  # for the user's function, which may keep it
         beside[i] = np.clip(at[i] + step[i], low[i], high[i])  # the sum is rounded
         found[i] = (value(beside) - there) / (beside[i] - at[i])
     return found
@@ -200,8 +230,14 @@ def _method(kind: type[onepass.Optimizer]) -> Callable[..., OptimizeResult]:
     def minimizer(fun: Callable[..., Any], x0: Any, *args: Any, **keywords: Any) -> OptimizeResult:
         return _minimize(kind, fun, x0, *args, **keywords)
 
-    minimizer.__name__ = minimizer.__qualname__ = kind.__name__.lower()
-    minimizer.__doc__ = f"`onepass.{kind.__name__}` as a method of `scipy.optimize.minimize`; see the module."
+    minimizer.__name__ = minimizer.__qualname__ = name = kind.__name__.lower()
+    own = [p for p in inspect.signature(kind).parameters.values() if p.name not in {"params", *_REFUSED}]
+    options = ", ".join(f"{p.name}={p.default!r}" for p in own)
+    minimizer.__doc__ = (
+        f"Minimize with `onepass.{kind.__name__}`: ``minimize(fun, x0, jac=..., method={name}, options=...)``.\n\n"
+        f"Options, with their defaults: maxiter=1000, gtol=1e-05, xtol=0.0, ftol=0.0, disp=False, {options}.\n"
+        "See the module `onepass.integrations.scipy`."
+    )
     return minimizer
 
 
