@@ -111,7 +111,7 @@ class Saved:
         optimizer.groups[1].betas = (0.5, 0.5)
         optimizer.clip_norm, optimizer.nonfinite = None, "raise"
         self.path, self.state = folder / "saved.npz", optimizer.state_dict()
-        optimizer.save(self.path)
+        optimizer.save(self.path, params=True)
 
 
 def set_items(optimizer: Any, saved: Saved) -> None:
@@ -135,7 +135,7 @@ ACTIONS: dict[str, Callable[[Any, Saved], Any]] = {
     "nonfinite": lambda optimizer, saved: setattr(optimizer, "nonfinite", "propagate"),
     "add_group": add_group,
     "load_state_dict": lambda optimizer, saved: optimizer.load_state_dict(saved.state),
-    "load": lambda optimizer, saved: optimizer.load(saved.path),
+    "load": lambda optimizer, saved: optimizer.load(saved.path, params=True),
     "state_dict": lambda optimizer, saved: optimizer.state_dict(),
     "deepcopy": lambda optimizer, saved: copy.deepcopy(optimizer),
     "pickle": lambda optimizer, saved: pickle.loads(pickle.dumps(optimizer)),
@@ -226,7 +226,7 @@ def test_signals_at_random_moments_leave_a_whole_number_of_steps(tmp_path: Path)
     optimizer = onepass.SGD(params, lr=1.0, momentum=0.5, dampening=0.5, ema_decay=0.0)
     grads = [np.ones(3, F), np.ones(100_000)]
     path = tmp_path / "x"
-    optimizer.save(path)  # on a slow disk no later one may come to its end
+    optimizer.save(path, params=True)  # on a slow disk no later one may come to its end
 
     def check() -> None:
         count = optimizer.step_count
@@ -244,8 +244,8 @@ def test_signals_at_random_moments_leave_a_whole_number_of_steps(tmp_path: Path)
                 while signal.getitimer(signal.ITIMER_REAL)[0]:  # whatever becomes of the exception
                     optimizer.step(grads)
                     optimizer.groups[0].weight_decay = 0.0
-                    optimizer.save(path)
-                    optimizer.load(path)
+                    optimizer.save(path, params=True)
+                    optimizer.load(path, params=True)
                 time.sleep(0.01)
             except KeyboardInterrupt:
                 seen += 1
@@ -254,4 +254,4 @@ def test_signals_at_random_moments_leave_a_whole_number_of_steps(tmp_path: Path)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert seen > 20 and optimizer.step_count > 20
-    optimizer.load(path)
+    optimizer.load(path, params=True)

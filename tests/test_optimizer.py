@@ -460,4 +460,4 @@ def test_rows_whose_values_were_replaced_are_counted_again() -> None:
     rows.values = np.ones((2, 2))
     with refused(ValueError, "has 1 indices but 2 rows of values", optimizer):
         optimizer.step(rows)
-    assert repr(rows) == "SparseRows(1 rows of shape (2,), float64)"
+    assert repr(rows) == "SparseRows(1 row of shape (2,), float64)"

@@ -7,6 +7,7 @@ import gc
 import pickle
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import timeit
@@ -237,7 +238,8 @@ def test_two_threads_that_set_options_lose_none() -> None:
 
 def test_an_option_that_another_thread_sets_while_state_is_loaded_is_not_lost() -> None:
     optimizer = onepass.SGD(np.zeros(2), lr=lambda t: 0.5)
-    rates = [0.1, 0.2, 0.3, 0.4]
+    first, *others = [lambda t: 0.1, lambda t: 0.2, lambda t: 0.3]
+    rates = [first, *others]
 
     class Slow(dict[str, Any]):
         def __getitem__(self, name: str) -> Any:
@@ -248,7 +250,7 @@ def test_an_option_that_another_thread_sets_while_state_is_loaded_is_not_lost() 
             return super().__getitem__(name)
 
     optimizer.load_state_dict(Slow(optimizer.state_dict()))  # which says no rate: it was a function
-    assert optimizer.lr == 0.1 and not rates
+    assert optimizer.lr is first and not rates
 
 
 def test_a_thread_may_add_groups_while_another_steps() -> None:
@@ -435,7 +437,8 @@ def test_a_fast_step_starts_no_garbage_collection(options: Any) -> None:
         odd = [ones(100_000).astype(np.float64), ones(3)]
         before_odd = len(runs)
         optimizer.step(odd)
-        assert len(runs) > before_odd  # the conversion of a gradient starts some
+        # The conversion of a gradient starts some; not without a GIL, where CPython counts 512 allocations at a time.
+        assert len(runs) > before_odd or sysconfig.get_config_var("Py_GIL_DISABLED")
     assert after == before
 
 
@@ -522,7 +525,7 @@ def test_adam_step_is_not_deceived_either() -> None:
 
 def test_rows_of_a_parameter_that_lies_about_having_some() -> None:
     optimizer = onepass.SGD(np.array(1, F).view(Liar))
-    with refused(ValueError, "SparseRows requires a C-contiguous parameter", optimizer):
+    with refused(ValueError, "SparseRows requires a parameter in C order", optimizer):
         optimizer.step(onepass.SparseRows([0], np.array([1], F)))
 
 
@@ -530,7 +533,7 @@ def test_a_gradient_that_lies_about_its_shape_is_found_out() -> None:
     optimizer = onepass.Adam([ones(2)])
     with refused(ValueError, "gradient 0: expected shape (2,), got (1000,)", optimizer):
         optimizer.step([ones(1000).view(Liar)])
-    with refused(ValueError, "values has shape (3, 3)", optimizer):
+    with refused(ValueError, "got shape (3, 3)", optimizer):
         optimizer.step([onepass.SparseRows([0, 1], ones(3, 3).view(Liar))])
     optimizer.step([ones(4)[::2].view(Liar)])
     assert optimizer.step_count == 1

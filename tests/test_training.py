@@ -153,10 +153,8 @@ def test_options_come_with_the_state(case: Any) -> None:
 def test_a_function_is_not_stored_and_the_own_one_goes_on(tmp_path: Path) -> None:
     saved = onepass.SGD(ones(2), lr=lambda t: 0.5, ema_decay=lambda t: 0.5)
     saved.step(ones(2))
-    assert saved.state_dict()["param_groups"][0]["lr"] is None
-    assert saved.state_dict()["param_groups"][0]["ema_decay"] is None
-    saved.save(tmp_path / "state.npz")
-
+    for name in ("lr", "ema_decay"):
+        assert saved.state_dict()["param_groups"][0][name].keys() == {"function"}
     asked: list[int] = []
 
     def own(t: int) -> float:
@@ -164,25 +162,14 @@ def test_a_function_is_not_stored_and_the_own_one_goes_on(tmp_path: Path) -> Non
         return 0.25
 
     w = ones(2)
-    for lr, ema in [(own, own), (0.25, 0.25)]:
-        other = onepass.SGD(w, lr=lr, ema_decay=ema)
-        other.load(tmp_path / "state.npz")
-        assert other.groups[0].lr is lr and other.groups[0].ema_decay is ema
-        w.fill(1)
-        other.step(ones(2))
-        assert (w == 0.75).all() and (other.ema == 0.25 * 0.75 + 0.75 * 0.75).all()
+    saved.params[:] = 1
+    saved.save(tmp_path / "state.npz")
+    other = onepass.SGD(w, lr=own, ema_decay=own)
+    other.load(tmp_path / "state.npz")
+    assert other.groups[0].lr is own and other.groups[0].ema_decay is own
+    other.step(ones(2))
+    assert (w == 0.75).all() and (other.ema == 0.25 * 0.75 + 0.75 * 0.75).all()
     assert asked == [2, 2]  # the count came along
-    numbers = onepass.SGD(ones(2), lr=0.125, ema_decay=0.125)
-    other.load_state_dict(numbers.state_dict())
-    assert (other.lr, other.groups[0].ema_decay) == (0.125, 0.125)
-
-
-def test_a_number_that_is_loaded_takes_the_place_of_a_function() -> None:
-    w = ones(2)
-    optimizer = onepass.SGD(w, lr=lambda t: 0.5)
-    optimizer.load_state_dict(onepass.SGD(ones(2), lr=0.25).state_dict())
-    optimizer.step(ones(2))
-    assert (w == 0.75).all()
 
 
 # ---- What does not fit ----
@@ -212,9 +199,9 @@ MISFITS: dict[str, tuple[Callable[[Any], None], type[Exception], str]] = {
     "an option missing": (changed(group__eps=None), ValueError, "group 0 lacks ['eps']"),
     "an option unknown": (changed(group__momentum=0.5), ValueError, "group 0 has unknown ['momentum']"),
     "a state array missing": (changed(state__exp_avg=None), ValueError, "lacks ['exp_avg']"),
-    "a state array unknown": (changed(state__max_exp_avg_sq=ones(2, 3)), ValueError, "unknown ['max_exp_avg_sq']"),
+    "a state array unknown": (changed(state__max_exp_avg_sq=ones(2, 3)), ValueError, "saved with amsgrad"),
     "a wrong shape": (changed(state__exp_avg=ones(3, 2)), ValueError, "must have shape (2, 3), got (3, 2)"),
-    "a wrong dtype": (changed(state__exp_avg=ones(2, 3, dtype=float)), ValueError, "must be of dtype '<f4'"),
+    "a wrong dtype": (changed(state__exp_avg=ones(2, 3, dtype=float)), ValueError, "expected dtype float32"),
     "a list for an array": (changed(state__exp_avg=[[0.0] * 3] * 2), TypeError, "must be a NumPy array"),
     "a negative count": (changed(state__step=-1), ValueError, "at least 0"),
     "no integer": (changed(step_count=1.0), TypeError, "step_count must be an integer"),
@@ -532,11 +519,9 @@ def test_what_was_added_survives_a_copy_and_a_file(tmp_path: Path) -> None:
     stopped = make()
     for _ in range(2):
         stopped.step([ones(2), ones(3)])
-    stopped.save(tmp_path / "state.npz")
+    stopped.save(tmp_path / "state.npz", params=True)
     loaded = make()
-    loaded.load(tmp_path / "state.npz")
-    for fresh, old in zip(loaded.params, stopped.params):
-        fresh[...] = old
+    loaded.load(tmp_path / "state.npz", params=True)
     for other in (loaded, pickle.loads(pickle.dumps(stopped)), copy.deepcopy(stopped)):
         for _ in range(2):
             other.step([ones(2), ones(3)])
@@ -600,12 +585,10 @@ def test_parameters_of_groups_may_have_names(tmp_path: Path) -> None:
     with refused(ValueError, "missing ['b'], unexpected ['d']", optimizer):
         optimizer.step({"w": ones(2), "c": ones(1), "d": ones(3)})
     optimizer.add_group({"d": ones(2)}, lr=1.0)
-    optimizer.save(tmp_path / "state.npz")
+    optimizer.save(tmp_path / "state.npz", params=True)
     loaded = made()
     loaded.add_group({"d": ones(2)})
-    loaded.load(tmp_path / "state.npz")
-    for name, fresh in loaded.params.items():
-        fresh[...] = optimizer.params[name]
+    loaded.load(tmp_path / "state.npz", params=True)
     gradients = {"w": ones(2), "b": ones(3), "c": ones(1), "d": ones(2)}
     others = [loaded, pickle.loads(pickle.dumps(optimizer)), copy.deepcopy(optimizer)]
     for each in (optimizer, *others):
@@ -711,9 +694,9 @@ def test_no_rows_are_a_step_that_touches_nothing() -> None:
         (0, ones(1, 3), ValueError, "indices must be one-dimensional"),
         ([0, -1], ones(2, 3), IndexError, "indices holds -1"),
         (np.array([2**64 - 1], np.uint64), ones(1, 3), IndexError, "no array has that many rows"),
-        ([0, 1], ones(3, 3), ValueError, "there are 2 indices but values has shape (3, 3)"),
+        ([0, 1], ones(3, 3), ValueError, "values: expected 2 rows, one for each index, got shape (3, 3)"),
         ([0], np.float32(1), TypeError, "values must be a NumPy array"),
-        ([0], np.array(1, F), ValueError, "there are 1 indices but values has shape ()"),
+        ([0], np.array(1, F), ValueError, "values: expected 1 row, one for each index, got shape ()"),
         ([0, 1], ones(2, 3, dtype=int), TypeError, "values must be of a real floating-point dtype"),
         ([0, 1], [[1.0] * 3] * 2, TypeError, "values must be a NumPy array"),
     ],
@@ -736,7 +719,7 @@ def test_rows_that_do_not_fit_their_parameter() -> None:
             optimizer.step([ones(2), rows])
     for param in [np.ones((4, 3), F, order="F"), np.array(1, F)]:
         optimizer = onepass.Adam([param])
-        with refused(ValueError, "gradient 0: SparseRows requires a C-contiguous parameter", optimizer):
+        with refused(ValueError, "gradient 0: SparseRows requires a parameter in C order", optimizer):
             optimizer.step([onepass.SparseRows([0], ones(1, 3))])
     single = onepass.Adam(ones(4, 3))
     with refused(IndexError, "the gradient names row 9", single):

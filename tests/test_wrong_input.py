@@ -215,18 +215,22 @@ def test_an_option_of_another_rule(cls: Any) -> None:
     [
         ([{"params": ones(3)}, {"lr": 0.1}], ValueError, "group 1 has no 'params', only ['lr']"),
         ([{}], ValueError, "group 0 has no 'params', only []"),
-        ([{"params": ones(3), "momentum": 0.9}], TypeError, "unexpected option 'momentum' of a group of Adam. Valid"),
+        (
+            [{"params": ones(3), "momentum": 0.9}],
+            TypeError,
+            "unexpected option 'momentum' of a group of Adam. Did you mean 'betas'?",
+        ),
         ([{"params": ones(3), "nonfinite": "skip"}], TypeError, "it applies to the whole optimizer"),
         ([{"params": ones(3), "clip_norm": 1.0}], TypeError, "it applies to the whole optimizer"),
         (
             [{"params": ones(3)}, ones(3)],
             TypeError,
-            "params mixes parameter groups and arrays: item 1 is of type ndarray",
+            "params mixes groups and arrays: item 1: expected {'params': [...]}, got ndarray",
         ),
         (
             [ones(3), {"params": ones(3)}],
             TypeError,
-            "params mixes parameter groups and arrays: item 0 is of type ndarray",
+            "params mixes groups and arrays: item 0: expected {'params': [...]}, got ndarray",
         ),
         ([{"params": []}, {"params": ones(3)}], ValueError, "a group holds no parameters"),
         ([{"params": []}], ValueError, "params holds no parameters"),
@@ -497,7 +501,7 @@ def test_wrong_names() -> None:
         ({"w": ones(2)}, ValueError, "missing ['b']"),
         ({**good, "c": ones(1)}, ValueError, "unexpected ['c']"),
         ({"w": ones(2), "c": ones(1)}, ValueError, "missing ['b'], unexpected ['c']"),
-        ([ones(2), ones(1)], TypeError, "the gradients must be a mapping, as the parameters were, got list"),
+        ([ones(2), ones(1)], TypeError, "the gradients must be a mapping of names, as the parameters were, got list"),
         ({**good, "b": ones(2)}, ValueError, "gradient 'b': expected shape (1,), got (2,)"),
         ({**good, "b": [1.0]}, TypeError, "gradient 'b' must be a NumPy array"),
     ]

@@ -68,7 +68,8 @@ else:
     def __getattr__(name: str) -> _typing.Any:
         if name in ("integrations", "schedules"):  # slow to import, and rarely needed
             return _import_module(f"onepass.{name}")
-        raise AttributeError(f"module 'onepass' has no attribute {name!r}")
+        same = "".join(f": did you mean {public!r}?" for public in __all__ if public.lower() == name.lower())
+        raise AttributeError(f"module 'onepass' has no attribute {name!r}{same}")
 
 
 def __dir__() -> list[str]:

@@ -84,9 +84,14 @@ def check(state_dict: StateDict, like: StateDict) -> None:
     _check_keys("state", state_dict["state"], like["state"])
     labels = _labels(like)
     for index, own in like["state"].items():
-        _check_keys(f"the state of {labels[index]}", state_dict["state"][index], own)
+        found = state_dict["state"][index]
+        if isinstance(found, Mapping) and (
+            reason := _other_options(own.keys() - found.keys(), found.keys() - own.keys())
+        ):
+            raise ValueError(f"the state of {labels[index]}: {reason}")
+        _check_keys(f"the state of {labels[index]}", found, own)
         for name, mine in own.items():
-            _check_entry(f"{name} of {labels[index]}", name, state_dict["state"][index][name], mine)
+            _check_entry(f"{name} of {labels[index]}", name, found[name], mine)
 
 
 def upgraded(state_dict: Any) -> Any:
@@ -114,6 +119,18 @@ def _check_keys(label: str, found: Any, wanted: Iterable[Any]) -> None:
     if missing or unknown:
         wrong = [f"lacks {short(missing)}"] * bool(missing) + [f"has unknown {short(unknown)}"] * bool(unknown)
         raise ValueError(f"{label} {' and '.join(wrong)}")
+
+
+def _other_options(missing: Iterable[Any], unknown: Iterable[Any]) -> str:
+    """Return the reason if arrays are missing or unknown because of an option that determines which exist."""
+    options = {"max_exp_avg_sq": "amsgrad", "ema": "ema_decay", "momentum_buffer": "momentum", "grad_avg": "centered"}
+    for name in missing:
+        if name in options:
+            return f"it was saved without {options[name]}, which this optimizer has: create it without {options[name]}"
+    for name in unknown:
+        if name in options:
+            return f"it was saved with {options[name]}, which this optimizer lacks: create it with {options[name]}"
+    return ""
 
 
 def _check_length(what: str, found: Any, wanted: Any, where: str = "") -> None:
@@ -168,7 +185,8 @@ def _check_entry(label: str, name: str, value: Any, own: Any) -> None:
         _check_type(label, value, kinds, "a NumPy array")
         dtype = value.dtype if isinstance(value, _Stored) else value.dtype.str
         if dtype != own.dtype.str:
-            raise ValueError(f"{label} must be of dtype {own.dtype.str!r}, got {dtype!r}")
+            found = {"<f4": "float32", "<f8": "float64"}.get(dtype, dtype)
+            raise ValueError(f"{label}: expected dtype {own.dtype.name}, as the parameter, got {found}")
         if value.shape != own.shape:
             raise ValueError(f"{label} must have shape {own.shape}, got {value.shape}")
     elif name == "step":
@@ -379,7 +397,8 @@ def _load(
             found["state"][index][name] = _read_header(archive, infos[member])
     check(found, like)
     if unknown := infos.keys() - {_SCALARS} - wanted.keys() - params:
-        raise ValueError(f"it has unknown members {short(sorted(unknown))}")
+        reason = _other_options([], [member.rpartition("/")[2].removesuffix(".npy") for member in unknown])
+        raise ValueError(reason or f"it has unknown members {short(sorted(unknown))}")
     for member, (index, name, own) in wanted.items():
         if infos[member].file_size != found["state"][index][name].start + own.nbytes:
             raise ValueError(f"{member} has {infos[member].file_size} bytes, wrong for {own.shape} {own.dtype}")

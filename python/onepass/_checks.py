@@ -20,8 +20,8 @@ def plural(number: int, noun: str) -> str:
 
 def finite(name: str, value: SupportsFloat) -> float:
     """A finite number."""
-    strange = isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind not in "biuf"
-    if strange or isinstance(value, (str, bytes, bytearray, memoryview)):
+    strange = isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind not in "iuf"
+    if strange or isinstance(value, (bool, np.bool_, str, bytes, bytearray, memoryview)):
         raise TypeError(f"{name} must be a number, got {value!r}")
     try:
         number = float(value)
@@ -60,7 +60,16 @@ def unit_interval(name: str, value: SupportsFloat) -> float:
 
 def learning_rate(name: str, value: LearningRate) -> float | Schedule:
     """A number, 0 or more, or a function of the step."""
-    return value if callable(value) else non_negative(name, value)
+    return function(name, value) if callable(value) else non_negative(name, value)
+
+
+def function(name: str, value: Schedule) -> Schedule:
+    """A function of the step, not a class of such functions."""
+    if isinstance(value, type):
+        raise TypeError(
+            f"{name} must be a number or a function of the step, got the class {value.__name__}: create one"
+        )
+    return value
 
 
 def betas(name: str, value: Betas) -> tuple[float, float]:
@@ -113,7 +122,7 @@ def positive_or_none(name: str, value: SupportsFloat | None) -> float | None:
 
 def ema_decay(name: str, value: Average) -> float | Schedule | None:
     """A decay in [0, 1), a function of the step that returns one, or None."""
-    return value if value is None or callable(value) else unit_interval_open(name, value)
+    return value if value is None else function(name, value) if callable(value) else unit_interval_open(name, value)
 
 
 # ---- Arrays ----
@@ -122,20 +131,38 @@ def ema_decay(name: str, value: Average) -> float | Schedule | None:
 def check_storage(label: str, array: Any) -> None:
     """Refuse anything that cannot be updated in place."""
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"{label} must be a NumPy array, got {type(array).__name__}")
+        raise TypeError(f"{label} must be a NumPy array, got {type(array).__name__}{_remedy(array)}")
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{label} is a masked array, whose mask would be ignored: pass its .data")
     array = np.asarray(array)  # subclasses may override these attributes
     if not array.dtype.isnative:
         raise TypeError(f"{label} must be in native byte order, got {array.dtype.str!r}: pass a converted copy")
     if array.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{label} must be of dtype float32 or float64, got {array.dtype.name}")
+        parts = "use two parameters, its real and imaginary parts"
+        remedy = parts if array.dtype.kind == "c" else "create it with .astype(numpy.float32)"
+        raise TypeError(f"{label} must be of dtype float32 or float64, got {array.dtype.name}: {remedy}")
     if not array.flags.writeable:
         raise ValueError(f"{label} is read-only: pass a writeable array or a copy")
     if not array.flags.forc:
         raise ValueError(f"{label} is not contiguous: pass a contiguous array (see numpy.ascontiguousarray)")
     if not array.flags.aligned:
         raise ValueError(f"{label} is not aligned to its dtype: pass a copy")
+
+
+def _remedy(found: Any) -> str:
+    """Return the end of an error about a parameter that is no NumPy array."""
+    library = type(found).__module__.partition(".")[0]
+    if library == "torch":
+        return ": for PyTorch use onepass.integrations.torch"
+    if library in ("jax", "jaxlib"):
+        return ": JAX's arrays cannot change in place, use numpy.array(parameter)"
+    if library == "scipy":
+        return ": use .toarray()"
+    if isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], str):
+        return ": use the mapping itself, not its items"
+    if isinstance(found, (list, tuple, Mapping)):
+        return ": flatten nested parameters into one list or mapping of arrays"
+    return ": use numpy.array(parameter, numpy.float32)" if isinstance(found, (float, int, np.generic)) else ""
 
 
 def check_disjoint(arrays: list[tuple[str, Array]]) -> None:
@@ -156,6 +183,7 @@ def real_floating(label: str, array: Any) -> None:
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{label} is a masked array, whose mask would be ignored: pass its .filled(0)")
     if array.dtype.kind != "f":
-        raise TypeError(
-            f"{label} must be of a real floating-point dtype, got {array.dtype}: use .astype(numpy.float32)"
+        remedy = (
+            "use .real, or its real and imaginary parts" if array.dtype.kind == "c" else "use .astype(numpy.float32)"
         )
+        raise TypeError(f"{label} must be of a real floating-point dtype, got {array.dtype}: {remedy}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -30,7 +31,8 @@ def arrange(record: ParameterRecord, grads: Any) -> list[Any]:
     keys = record.keys
     if record.form is Form.mapping:
         if not isinstance(grads, Mapping):
-            raise TypeError(f"the gradients must be a mapping, as the parameters were, got {type(grads).__name__}")
+            kind = type(grads).__name__
+            raise TypeError(f"the gradients must be a mapping of names, as the parameters were, got {kind}")
         missing = [key for key in keys if key not in grads]
         unexpected = [key for key in grads if key not in record.index]
         if missing or unexpected:
@@ -76,11 +78,27 @@ def checked_gradient(label: str, grad: Any, shape: tuple[int, ...]) -> Array:
     """Return the gradient as a plain array, or raise."""
     if isinstance(grad, np.floating):
         grad = np.asarray(grad)
+    grad = array_of(label, grad)
     real_floating(label, grad)
     plain: Array = np.asarray(grad)  # subclasses may override these attributes
     if plain.shape != shape:
-        raise ValueError(f"{label}: expected shape {shape}, got {plain.shape}")
+        hint = f": use .reshape{shape}" if plain.size == math.prod(shape) else ""
+        raise ValueError(f"{label}: expected shape {shape}, got {plain.shape}{hint}")
     return plain
+
+
+def array_of(label: str, grad: Any) -> Any:
+    """Return an array of another library (PyTorch, JAX) as a NumPy array, without a copy if it is in memory."""
+    if isinstance(grad, np.ndarray):
+        return grad
+    if all(hasattr(grad, name) for name in ("indptr", "indices", "data")):
+        raise TypeError(f"{label} is a sparse matrix, {type(grad).__name__}: use SparseRows.from_csr(gradient.tocsr())")
+    try:
+        if hasattr(grad, "__dlpack__") and hasattr(np, "from_dlpack"):  # since NumPy 1.23
+            return np.from_dlpack(grad)
+        return np.asarray(grad) if hasattr(grad, "__array__") else grad
+    except Exception as error:
+        raise TypeError(f"{label}, of type {type(grad).__name__}, cannot be read as a NumPy array: {error}") from error
 
 
 def cast_into(scratch: Array, grad: Array) -> Array:

@@ -212,13 +212,14 @@ class Optimizer(_core.Optimizer):
             OSError: the file could not be read, `FileNotFoundError` if there is none.
             ValueError: the file is damaged or foreign, or does not fit. Nothing has changed.
         """
+        _state_dict.check_names(self, options)
         found = _state_dict.read(self, path, params)
-        try:
-            self.load_state_dict(found, **({"params": True} if params else {}), **options)
-        except ValueError as error:  # such as an option out of its range
-            raise ValueError(f"cannot load {os.fspath(path)!r}: {error}") from error
         if not params:
             _state_dict.warn_of_other_params(self, path, found)
+        try:
+            self.load_state_dict(found, **({"params": True} if params else {}), **options)
+        except (TypeError, ValueError) as error:  # such as an option out of its range
+            raise ValueError(f"cannot load {os.fspath(path)!r}: {error}") from error
 
     # ---- Pickles and copies: see _copying.py ----
 
@@ -236,8 +237,6 @@ class Optimizer(_core.Optimizer):
 
     def __copy__(self) -> Any:
         raise TypeError("two optimizers must not share parameters and state: use copy.deepcopy")
-
-    # ---- Called by the core: see _gradients.py ----
 
     def _prepare(self, grads: Any, *grad_scale: SupportsFloat) -> tuple[list[Any], float | None]:
         """Return gradients that the core can read, and the scale as a number if there is one to convert."""

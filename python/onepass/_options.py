@@ -173,11 +173,16 @@ def represent(optimizer: Any) -> str:
 # Names of options in other libraries, and the names in onepass.
 _FOREIGN = {
     **dict.fromkeys(["learning_rate", "learn_rate", "step_size", "eta", "alpha"], "lr"),
-    **{"epsilon": "eps", "b1": "betas", "b2": "betas", "L2": "weight_decay", "rho": "alpha"},
+    **{"epsilon": "eps", "b1": "betas", "b2": "betas", "L2": "weight_decay", "rho": "alpha", "momentum": "betas"},
     **dict.fromkeys(["global_clipnorm", "max_grad_norm", "grad_clip"], "clip_norm"),
     **dict.fromkeys(["ema", "use_ema", "ema_momentum"], "ema_decay"),
 }
-_OF_PYTORCH = ("fused", "foreach", "capturable", "differentiable")
+_HINTS = {
+    **dict.fromkeys(
+        ["fused", "foreach", "capturable", "differentiable"], "It selects among PyTorch's own implementations."
+    ),
+    "args": "As a method of scipy.optimize.minimize use onepass.integrations.scipy.",
+}
 
 
 def suggestion(name: str, options: Iterable[str]) -> str:
@@ -186,7 +191,5 @@ def suggestion(name: str, options: Iterable[str]) -> str:
 
     valid = [*options]
     close = [_FOREIGN[name]] if _FOREIGN.get(name) in valid else get_close_matches(name, valid, 1, 0.7)
-    hint = f"Did you mean {close[0]!r}? " if close else ""
-    if name in _OF_PYTORCH:
-        hint = "It selects among PyTorch's own implementations. "
-    return f". {hint}Valid options: {', '.join(valid)}"
+    hint = _HINTS.get(name, f"Did you mean {close[0]!r}?" if close else "")
+    return f". {hint}{' ' if hint else ''}Valid options: {', '.join(valid)}"

@@ -144,6 +144,8 @@ def normalize_params(params: Params) -> tuple[Form, list[GroupParams]]:
         return Form.array, [({0: params}, {})]
     groups: list[GroupParams]
     if isinstance(params, Mapping):
+        if "params" in params and not isinstance(params["params"], np.ndarray):
+            raise TypeError("parameter groups come in a list: [{'params': ..., ...}]")
         form, groups = Form.mapping, [(dict(params), {})]
     else:
         items = as_list("params", params)
@@ -167,7 +169,8 @@ def parse_groups(items: list[Any]) -> tuple[Form, list[GroupParams]]:
     """Return the form and the groups of a list of mappings. Parameters without names are numbered."""
     for index, item in enumerate(items):
         if not isinstance(item, Mapping):
-            raise TypeError(f"params mixes parameter groups and arrays: item {index} is of type {type(item).__name__}")
+            kind = type(item).__name__
+            raise TypeError(f"params mixes groups and arrays: item {index}: expected {{'params': [...]}}, got {kind}")
         if "params" not in item:
             raise ValueError(f"group {index} has no 'params', only {list(item)}")
     given = [item["params"] for item in items]

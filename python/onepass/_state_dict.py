@@ -96,6 +96,11 @@ def copy_arrays(state_dict: dict[str, Any]) -> dict[str, Any]:
 CoreOptions = tuple[CoreGroup, Mapping[str, Any], Mapping[str, Any], list[float], CommonOptions]
 
 
+def check_names(optimizer: Any, options: Iterable[str]) -> None:
+    """Refuse options that no state dict has."""
+    refuse_unknown("load", options, [*optimizer._spec.checks, "clip_norm", "nonfinite"])
+
+
 def prepare_load(
     optimizer: Any, state_dict: Mapping[str, Any], given: Mapping[str, Any], params: bool = False
 ) -> tuple[Any, ...]:
@@ -105,7 +110,7 @@ def prepare_load(
     """
     from . import _checkpoint
 
-    refuse_unknown("load", given, [*optimizer._spec.checks, "clip_norm", "nonfinite"])
+    check_names(optimizer, given)
     record: ParameterRecord = optimizer._record
     state_dict = _checkpoint.upgraded(state_dict)
     _checkpoint.check(state_dict, snapshot(optimizer, params))

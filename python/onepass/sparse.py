@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-from ._checks import real_floating
+from ._checks import plural, real_floating
 from ._core import sum_rows
 from ._types import Array
 
@@ -51,7 +53,9 @@ class SparseRows:
         real_floating("values", values)
         values = np.asarray(values)  # subclasses may override these attributes
         if values.ndim == 0 or values.shape[0] != rows.size:
-            raise ValueError(f"there are {rows.size} indices but values has shape {values.shape}: one entry for each")
+            raise ValueError(
+                f"values: expected {plural(rows.size, 'row')}, one for each index, got shape {values.shape}"
+            )
         if rows.size and int(rows.min()) < 0:
             raise IndexError(f"indices holds {int(rows.min())}: rows count from 0")
         if rows.size and int(rows.max()) >= 2**63:
@@ -60,14 +64,45 @@ class SparseRows:
         self.values = values
 
     def __repr__(self) -> str:
-        return f"SparseRows({len(self.indices)} rows of shape {self.values.shape[1:]}, {self.values.dtype})"
+        return f"SparseRows({plural(len(self.indices), 'row')} of shape {self.values.shape[1:]}, {self.values.dtype})"
+
+    @classmethod
+    def from_csr(cls, matrix: Any) -> SparseRows:
+        """Convert a sparse matrix in CSR format, such as `scipy.sparse.csr_array`, to its rows that hold numbers.
+
+        Args:
+            matrix: anything with the attributes ``indptr``, ``indices``, ``data`` and ``shape`` of the CSR format.
+
+        Raises:
+            TypeError: another format: use its ``tocsr()``.
+
+        Example:
+            >>> import numpy as np, onepass, types
+            >>> indptr, indices, data = np.array([0, 0, 2]), np.array([2, 0]), np.array([1.0, 3.0])
+            >>> matrix = types.SimpleNamespace(indptr=indptr, indices=indices, data=data, shape=(2, 3))
+            >>> rows = onepass.SparseRows.from_csr(matrix)
+            >>> rows.indices, rows.values
+            (array([1]), array([[3., 0., 1.]]))
+        """
+        try:
+            counts, (height, width) = np.diff(matrix.indptr), matrix.shape
+            if getattr(matrix, "format", "csr") != "csr" or len(counts) != height:
+                raise AttributeError
+            rows = np.flatnonzero(counts)
+            values = np.zeros((rows.size, width), np.asarray(matrix.data).dtype)
+            np.add.at(values, (np.repeat(np.arange(rows.size), counts[rows]), matrix.indices), matrix.data)
+        except AttributeError:
+            raise TypeError(f"expected a matrix in CSR format, got {type(matrix).__name__}: use its tocsr()") from None
+        return cls(rows, values)
 
 
 def coalesced(label: str, sparse: SparseRows, param: Array) -> tuple[npt.NDArray[np.int64], Array]:
     """Return copies of the rows in ascending order, each once, and of their values in the parameter's dtype."""
     param = np.asarray(param)
     if param.ndim == 0 or not param.flags.c_contiguous:
-        raise ValueError(f"{label}: SparseRows requires a C-contiguous parameter")
+        raise ValueError(
+            f"{label}: SparseRows requires a parameter in C order: create it with order='C', or transposed"
+        )
     real_floating(label, sparse.values)
     if len(sparse.values) != len(sparse.indices):
         raise ValueError(f"{label} has {len(sparse.indices)} indices but {len(sparse.values)} rows of values")

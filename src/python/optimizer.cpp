@@ -9,27 +9,11 @@
 #include <stdexcept>
 #include <utility>
 
+#include "python/dict.hpp"
 #include "python/instance.hpp"
 #include "python/schedule.hpp"
 
 namespace onepass::python {
-namespace {
-
-// Return a value of a dict, or null if the key is missing.
-py::object find(py::handle dict, py::handle key) {
-#if PY_VERSION_HEX >= 0x030D0000
-  PyObject* value = nullptr;
-  const bool failed = PyDict_GetItemRef(dict.ptr(), key.ptr(), &value) < 0;
-  auto result = py::reinterpret_steal<py::object>(value);
-#else
-  auto result = py::reinterpret_borrow<py::object>(PyDict_GetItemWithError(dict.ptr(), key.ptr()));
-  const bool failed = !result && PyErr_Occurred() != nullptr;
-#endif
-  if (failed) throw py::error_already_set();
-  return result;
-}
-
-}  // namespace
 
 Optimizer& core_of(py::handle self) {
   auto* const optimizer = try_get<Optimizer>(self.ptr());

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <utility>
 
+#include "python/dict.hpp"
 #include "python/gc.hpp"
 #include "python/gil.hpp"
 #include "python/instance.hpp"
@@ -16,14 +17,6 @@ namespace onepass::python {
 namespace {
 
 py::object borrow(PyObject* object) { return py::reinterpret_borrow<py::object>(object); }
-
-// Return a value of a dict, or null if the key is missing. Keys are strings or tensors: comparisons run no Python code.
-py::object find(PyObject* dict, const py::object& key) {
-  const py::scoped_critical_section section{py::handle(dict)};
-  py::object value = borrow(PyDict_GetItemWithError(dict, key.ptr()));
-  if (!value && PyErr_Occurred() != nullptr) throw py::error_already_set();
-  return value;
-}
 
 }  // namespace
 
@@ -92,6 +85,12 @@ bool TorchEngine::takes(const py::object& groups, const py::object& state) {
   return state.is(state_) && has_groups(groups.ptr()) && take_options(false);
 }
 
+void TorchEngine::renew(std::size_t g, py::dict places, std::vector<double> options, const CommonOptions& common) {
+  const std::scoped_lock lock(lock_);
+  if (g >= groups_.size()) throw py::index_error("no such group");
+  group(g).renew(std::move(places), std::move(options), common);
+}
+
 bool TorchEngine::step_locked(PyObject* groups, PyObject* state, PyObject* substitutes, std::size_t only) {
   if (state != state_.ptr() || !has_groups(groups) || !take_options(substitutes != Py_None)) return false;
   const bool may_be_large = elements_ >= release_gil_from || substitutes != Py_None;
@@ -116,11 +115,12 @@ bool TorchEngine::step_locked(PyObject* groups, PyObject* state, PyObject* subst
 bool TorchEngine::has_groups(PyObject* groups) const {
   if (!PyList_CheckExact(groups)) return false;
   const py::scoped_critical_section section{py::handle(groups)};
-  if (static_cast<std::size_t>(PyList_GET_SIZE(groups)) != groups_.size()) return false;
+  const auto has_same_size = [&] { return static_cast<std::size_t>(PyList_GET_SIZE(groups)) == groups_.size(); };
   for (std::size_t g = 0; g < groups_.size(); ++g) {
-    if (!group(g).is_of(PyList_GET_ITEM(groups, static_cast<Py_ssize_t>(g)))) return false;
+    const TorchGroup& own = group(g);  // may suspend the section, hence the size each time
+    if (!has_same_size() || !own.is_of(PyList_GET_ITEM(groups, static_cast<Py_ssize_t>(g)))) return false;
   }
-  return true;
+  return has_same_size();
 }
 
 // Have the core take the options of the groups. Return false if Python must read the options, or if a group has other
@@ -192,11 +192,11 @@ bool TorchEngine::collect_state(PyObject* state) {
     if (names.empty() && scalar_names_.empty()) continue;
     if (!held.dict || !PyDict_Check(held.dict.ptr())) return false;
     for (std::size_t k = 0; k < names.size(); ++k) {
-      held.tensors[k] = find(held.dict.ptr(), names[k]);
+      held.tensors[k] = find(held.dict, names[k]);
       if (!held.tensors[k]) return false;
     }
     for (std::size_t k = 0; k < scalar_names_.size(); ++k) {
-      held.scalars[k] = find(held.dict.ptr(), scalar_names_[k]);
+      held.scalars[k] = find(held.dict, scalar_names_[k]);
       if (!held.scalars[k]) return false;
     }
   }
@@ -348,6 +348,7 @@ void register_torch(py::module_& m) {
            py::arg("tensor_type"), py::arg("get_num_threads"), py::arg("count_changes"), py::arg("explain"),
            py::arg("rows_and_values"), py::arg("flush_denormals"))
       .def("takes", &TorchEngine::takes, py::arg("groups"), py::arg("state"))
+      .def("renew", &TorchEngine::renew, py::arg("group"), py::arg("places"), py::arg("options"), py::arg("common"))
       .def("clear_gradients", &TorchEngine::clear_gradients)
       .def("set_clip_norm", &TorchEngine::set_clip_norm)
       .def("set_nonfinite", &TorchEngine::set_nonfinite)

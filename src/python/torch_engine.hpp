@@ -46,6 +46,9 @@ class TorchEngine {
   // Return true if these are the engine's groups and state, and the core has taken the options of the groups.
   bool takes(const py::object& groups, const py::object& state);
 
+  // TorchGroup::renew() for one of the groups, while no thread steps.
+  void renew(std::size_t g, py::dict places, std::vector<double> options, const CommonOptions& common);
+
   // Set the gradients of all tensors to None. Return false, without changes, if the optimizer has other groups or
   // tensors.
   bool clear_gradients(const py::object& groups) const;

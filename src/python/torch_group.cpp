@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/dispatch.hpp"
+#include "python/dict.hpp"
 #include "python/gc.hpp"
 
 namespace onepass::python {
@@ -97,11 +98,7 @@ bool TorchGroup::find_changes(std::vector<Change>& changes, bool is_renewed) {
 }
 
 bool TorchGroup::has_same_tensors() const {
-  py::object params;
-  {
-    const py::scoped_critical_section section(group_);
-    params = py::reinterpret_borrow<py::object>(PyDict_GetItemString(group_.ptr(), "params"));
-  }
+  const py::object params = find(group_, py::str("params"));
   return params && has_same_tensors(params.ptr());
 }
 
@@ -132,10 +129,16 @@ bool TorchGroup::take(Change& change, const TensorViewer& viewer, std::vector<do
   if (item.places.size() == 1) return take_number(value, item.places[0]);
   change.is_changeable = PyList_CheckExact(value) != 0;
   if (!change.is_changeable && !PyTuple_CheckExact(value)) return false;
-  const py::scoped_critical_section section{py::handle(value)};
-  if (static_cast<std::size_t>(PySequence_Fast_GET_SIZE(value)) != item.places.size()) return false;
-  for (std::size_t k = 0; k < item.places.size(); ++k) {
-    if (!take_number(PySequence_Fast_GET_ITEM(value, static_cast<Py_ssize_t>(k)), item.places[k])) return false;
+  std::vector<py::object> parts;  // held, and read outside the section: reading a number may suspend it
+  {
+    const py::scoped_critical_section section{py::handle(value)};
+    if (static_cast<std::size_t>(PySequence_Fast_GET_SIZE(value)) != item.places.size()) return false;
+    for (std::size_t k = 0; k < item.places.size(); ++k) {
+      parts.push_back(py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(value, static_cast<Py_ssize_t>(k))));
+    }
+  }
+  for (std::size_t k = 0; k < parts.size(); ++k) {
+    if (!take_number(parts[k].ptr(), item.places[k])) return false;
   }
   return true;
 }
@@ -158,8 +161,7 @@ void register_torch_group(py::module_& m) {
       .def(py::init<py::dict, py::tuple, const std::string&, py::dict, py::set, std::vector<double>,
                     const CommonOptions&>(),
            py::arg("group"), py::arg("tensors"), py::arg("rule"), py::arg("places"), py::arg("fixed_zeros"),
-           py::arg("options"), py::arg("common"))
-      .def("renew", &TorchGroup::renew, py::arg("places"), py::arg("options"), py::arg("common"));
+           py::arg("options"), py::arg("common"));
 }
 
 }  // namespace onepass::python

@@ -1,12 +1,20 @@
 """Where people train: onepass behind the interfaces of other libraries.
 
-Each module here imports its library, and nothing else imports them: ``import onepass.integrations.torch``.
+Each module here imports its library when it is first used: ``onepass.integrations.torch.Adam``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("mpi", "scipy", "thinc", "torch"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @contextmanager

@@ -20,6 +20,8 @@ with needed("torch"):
 # Options that may be missing in groups.
 DEFAULTS = {"bias_correction": True, "eps_mode": "paper", "clip_value": None, "ema_decay": None}
 
+_CHANGED = "parameters, gradients or state were changed while the step was prepared"
+
 
 class Engine:
     """The core's engine, valid while the optimizer (a `OnePass`) has the same groups, tensors and kinds of options."""
@@ -90,7 +92,7 @@ class Engine:
             if self.spec.rule_name(values) != self.rules[g] or (values["ema_decay"] is not None) != self.averaged[g]:
                 return False
             self.values[g] = values
-            self.groups[g].renew(self._places(values, self.rules[g]), *core_options(self.spec, values))
+            self.core.renew(g, self._places(values, self.rules[g]), *core_options(self.spec, values))
         return True
 
     # ---- Slow path: steps that the core cannot take without Python ----
@@ -108,7 +110,7 @@ class Engine:
             with torch.no_grad():
                 self._initialize(optimizer, new, only)
                 if not any(self._try(optimizer, new, everything, only) for everything in (False, True)):
-                    raise RuntimeError("parameters, gradients or state were changed while the step was prepared")
+                    raise RuntimeError(_CHANGED)
         finally:
             if self.core.step_count == before:
                 _remove(optimizer.state, new)
@@ -192,7 +194,9 @@ class Engine:
                 result.append(None)
                 continue
             if tensor not in made or counted:  # as in PyTorch, a tensor that occurs twice has two first steps
-                state = optimizer.state[tensor] if self.states[g] or self.scalars else {}
+                state = optimizer.state.get(tensor, {})
+                if not all(name in state for name in (*self.states[g], *self.scalars)):
+                    raise RuntimeError(_CHANGED)  # by another thread
                 states = [state[name] for name in self.states[g] if name != "ema"]
                 average = state["ema"] if self.averaged[g] else None
                 scalars = [state[name] for name in self.scalars]

@@ -46,6 +46,7 @@ class OnePass(torch.optim.Optimizer):
     def __init__(self, params: Any, *args: Any, **options: Any) -> None:
         """Take PyTorch's arguments and onepass's options. See the class."""
         checks = self._kind._spec.checks
+        refuse({"lr": args[0] if args else options.get("lr")})
         self._own = {name: checks[name](name, options.pop(name)) for name in self._own_defaults() if name in options}
         self._whole = {
             name: OPTIMIZER_CHECKS[name](name, options.pop(name, default))
@@ -161,12 +162,14 @@ class OnePass(torch.optim.Optimizer):
     @property
     def skipped(self) -> int:
         """The number of steps skipped because a gradient was not finite."""
-        return self._before[0] + (self._engine.core.skipped if self._engine else 0)
+        engine = self._engine  # another thread may forget it
+        return self._before[0] + (engine.core.skipped if engine else 0)
 
     @property
     def grad_norm(self) -> float | None:
         """The global norm of the last step's gradients before clipping, if ``clip_norm`` is set."""
-        norm = self._engine.core.grad_norm if self._engine else None
+        engine = self._engine  # another thread may forget it
+        norm = engine.core.grad_norm if engine else None
         return self._before[1] if norm is None else norm
 
     @property
