@@ -3,7 +3,7 @@
 #   make demo          train on handwritten digits with onepass and with textbook NumPy, and compare
 #   make comparison    the Adam paper's comparison of five optimizers; writes its figures into docs/
 #   make test          the tests, two to three minutes on two cores
-#   make test-integrations   the tests beside other libraries, which it installs (PyTorch, optax and more)
+#   make test-integrations   the tests beside other libraries, which it installs (PyTorch, optax, Lightning and more)
 #   make test-spacy    the tests beside spaCy and the thinc that it brings (part of test-integrations)
 #   make test-mpi      the tests of training on several processes, with the MPI that pip installs (part of test-integrations)
 #   make bench         all benchmarks, their images, the tables of README and docs; make bench CASE=small: one of them
@@ -51,7 +51,7 @@ comparison: install $(call installed,examples)
 test: install $(call installed,test) $(call installed,types) $(call installed,examples)
 	$(python) -m pytest $(ARGS)
 
-test-integrations: install $(call installed,test) $(call installed,integrations) $(call installed,mpi)
+test-integrations: install $(call installed,test) $(call installed,integrations) $(call installed,clients) $(call installed,mpi)
 	$(MAKE) venv=.venv-spacy test-spacy
 	$(python) -m pytest tests/integrations $(ARGS)
 
