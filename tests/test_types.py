@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import enum
 import inspect
 import pydoc
@@ -196,3 +197,11 @@ def test_what_is_shown_is_what_is_public() -> None:
     assert onepass.integrations.__name__ == "onepass.integrations"
     for item in (onepass.Optimizer, onepass.Adam(np.zeros(3))):
         assert [name for name in dir(item) if name[0].isupper()] == []
+
+
+@pytest.mark.parametrize("name", ["step", "step_count", "skipped", "grad_norm"])
+def test_editors_show_the_docstrings_of_compiled_methods(name: str) -> None:
+    stub = ast.parse(Path(onepass.__file__).with_name("_core.pyi").read_text())
+    (optimizer,) = (node for node in stub.body if isinstance(node, ast.ClassDef) and node.name == "Optimizer")
+    (method,) = (node for node in optimizer.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    assert ast.get_docstring(method) == inspect.getdoc(getattr(onepass.Optimizer, name))

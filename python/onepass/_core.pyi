@@ -63,13 +63,47 @@ class Optimizer:
     def __init__(self, flush_denormals: bool, in_files: bool, record: Any) -> None: ...
     @property
     def _record(self) -> Any: ...
-    def step(self, grads: _Gradients, grad_scale: SupportsFloat = 1.0) -> None: ...
+    def step(self, grads: _Gradients, grad_scale: SupportsFloat = 1.0) -> None:
+        """Update the parameters in place along these gradients.
+
+        Args:
+            grads: gradients in the form of the parameters: an array, a sequence or a
+                mapping; with groups, one sequence in the order of the groups. Each
+                gradient has its parameter's shape, and any real floating dtype and
+                memory layout. A gradient is copied only if its dtype or layout differs
+                from its parameter's, or if it shares memory with a parameter or with
+                state. Arrays of other libraries in CPU memory work too. ``None`` leaves
+                the parameter, its state and its step count unchanged. `SparseRows`
+                updates only some rows of the parameter and of its state.
+            grad_scale: a factor for every gradient, applied in the same pass.
+
+        Raises:
+            TypeError: a gradient is no array of real floating-point numbers.
+            FloatingPointError: a gradient holds NaN or infinity, and ``nonfinite`` is
+                ``"raise"``.
+            IndexError: a row that the parameter does not have.
+            ValueError: too few or too many gradients, an unknown or missing name, a
+                gradient of another shape than its parameter, a schedule that returns
+                no usable number, a coefficient that overflows the parameters' dtype,
+                or a ``grad_scale`` that is not finite. Nothing has changed.
+
+        Example:
+            >>> import numpy as np, onepass
+            >>> w = np.ones(3, np.float32)
+            >>> opt = onepass.Adam(w, lr=0.5)
+            >>> opt.step(np.array([1, 0, -1], np.float32))
+            >>> w
+            array([0.5, 1. , 1.5], dtype=float32)
+        """
     @property
-    def step_count(self) -> int: ...
+    def step_count(self) -> int:
+        """The number of steps applied so far."""
     @property
-    def skipped(self) -> int: ...
+    def skipped(self) -> int:
+        """The number of steps skipped because a gradient was not finite: see ``nonfinite``."""
     @property
-    def grad_norm(self) -> float | None: ...
+    def grad_norm(self) -> float | None:
+        """The global L2 norm of the last step's gradients before clipping, or None if ``clip_norm`` was not set."""
     def _add_group(
         self,
         form: _Form,

@@ -15,26 +15,26 @@ namespace {
 constexpr const char* step_doc = R"(step($self, /, grads, grad_scale=1.0)
 --
 
-Update the parameters in place, along these gradients.
+Update the parameters in place along these gradients.
 
 Args:
-    grads: the gradients in the shape in which the parameters came: an array,
-        a sequence, or a mapping. Each has its parameter's shape and any real
-        floating dtype and memory layout; one whose dtype or layout is not its
-        parameter's, or that shares memory with a parameter or with state, is
-        copied into a scratch buffer that the optimizer keeps. With groups they
-        come as one sequence, in the order of the groups. ``None`` leaves its
-        parameter, state and step count as they are; a `SparseRows` touches
-        some rows of the parameter and of its state, and no others.
+    grads: gradients in the form of the parameters: an array, a sequence or a
+        mapping; with groups, one sequence in the order of the groups. Each
+        gradient has its parameter's shape, and any real floating dtype and
+        memory layout. A gradient is copied only if its dtype or layout differs
+        from its parameter's, or if it shares memory with a parameter or with
+        state. Arrays of other libraries in CPU memory work too. ``None`` leaves
+        the parameter, its state and its step count unchanged. `SparseRows`
+        updates only some rows of the parameter and of its state.
     grad_scale: a factor for every gradient, applied in the same pass.
 
 Raises:
-    TypeError: a gradient that is no array of real floating-point numbers.
-    FloatingPointError: a gradient that holds NaN or infinity, where
-        ``nonfinite="raise"``.
+    TypeError: a gradient is no array of real floating-point numbers.
+    FloatingPointError: a gradient holds NaN or infinity, and ``nonfinite`` is
+        ``"raise"``.
     IndexError: a row that the parameter does not have.
     ValueError: too few or too many gradients, an unknown or missing name, a
-        gradient of another shape than its parameter's, a schedule that returns
+        gradient of another shape than its parameter, a schedule that returns
         no usable number, a coefficient that overflows the parameters' dtype,
         or a ``grad_scale`` that is not finite. Nothing has changed.
 
@@ -138,11 +138,10 @@ void register_optimizer(py::module_& m) {
       .def_property("_nonfinite", method(&Optimizer::nonfinite), method(&Optimizer::set_nonfinite))
       .def_property_readonly("step_count", method(&Optimizer::step_count), "The number of steps applied so far.")
       .def_property_readonly("skipped", method(&Optimizer::skipped),
-                             "The number of steps left out because of gradients that ``nonfinite`` refuses.")
+                             "The number of steps skipped because a gradient was not finite: see ``nonfinite``.")
       .def_property_readonly(
           "grad_norm", method(&Optimizer::grad_norm),
-          "The global L2 norm of the last step's gradients before clipping; None where ``clip_norm`` was not set then, "
-          "and before the first step.");
+          "The global L2 norm of the last step's gradients before clipping, or None if ``clip_norm`` was not set.");
   static PyMethodDef step_method = {"step", as_cfunction(&step), METH_FASTCALL | METH_KEYWORDS, step_doc};
   add_method(optimizer, step_method);
 }
