@@ -10,9 +10,10 @@ import numpy as np
 
 from ._allocate import zeros_like
 from ._checks import finite, plural, real_floating, unit_interval_open
+from ._core import sum_rows
 from ._params import Form, ParameterRecord
 from ._types import Array
-from .sparse import SparseRows, coalesced
+from .sparse import SparseRows
 
 Fits = Callable[[int, Any], bool]  # signature of _core.Optimizer._fits
 
@@ -72,6 +73,26 @@ def convert(
     if index not in scratch:
         scratch[index] = zeros_like(record.params[index])
     return cast_into(scratch[index], array)
+
+
+def coalesced(label: str, sparse: SparseRows, param: Array) -> tuple[Array, Array]:
+    """Return copies of the rows in ascending order, each once, and of their values in the parameter's dtype."""
+    param = np.asarray(param)
+    if param.ndim == 0 or not param.flags.c_contiguous:
+        raise ValueError(
+            f"{label}: SparseRows requires a parameter in C order: create it with order='C', or transposed"
+        )
+    real_floating(label, sparse.values)
+    if len(sparse.values) != len(sparse.indices):
+        raise ValueError(f"{label} has {len(sparse.indices)} indices but {len(sparse.values)} rows of values")
+    if sparse.values.shape[1:] != param.shape[1:]:
+        row = sparse.values.shape[1:]
+        raise ValueError(f"{label} has rows of shape {row}, its parameter of {param.shape[1:]}: they must be equal")
+    if sparse.indices.size and int(sparse.indices.max()) >= param.shape[0]:
+        raise IndexError(f"{label} names row {int(sparse.indices.max())}, but its parameter has {param.shape[0]} rows")
+    with np.errstate(all="ignore"):  # a value too large for the dtype becomes infinite, as in any cast
+        values = np.asarray(sparse.values).astype(param.dtype, order="C")
+    return sum_rows(sparse.indices.copy(), values)
 
 
 def checked_gradient(label: str, grad: Any, shape: tuple[int, ...]) -> Array:

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ._checks import plural, real_floating
-from ._core import sum_rows
 from ._types import Array
 
 
@@ -94,23 +93,3 @@ class SparseRows:
         except AttributeError:
             raise TypeError(f"expected a matrix in CSR format, got {type(matrix).__name__}: use its tocsr()") from None
         return cls(rows, values)
-
-
-def coalesced(label: str, sparse: SparseRows, param: Array) -> tuple[npt.NDArray[np.int64], Array]:
-    """Return copies of the rows in ascending order, each once, and of their values in the parameter's dtype."""
-    param = np.asarray(param)
-    if param.ndim == 0 or not param.flags.c_contiguous:
-        raise ValueError(
-            f"{label}: SparseRows requires a parameter in C order: create it with order='C', or transposed"
-        )
-    real_floating(label, sparse.values)
-    if len(sparse.values) != len(sparse.indices):
-        raise ValueError(f"{label} has {len(sparse.indices)} indices but {len(sparse.values)} rows of values")
-    if sparse.values.shape[1:] != param.shape[1:]:
-        row = sparse.values.shape[1:]
-        raise ValueError(f"{label} has rows of shape {row}, its parameter of {param.shape[1:]}: they must be equal")
-    if sparse.indices.size and int(sparse.indices.max()) >= param.shape[0]:
-        raise IndexError(f"{label} names row {int(sparse.indices.max())}, but its parameter has {param.shape[0]} rows")
-    with np.errstate(all="ignore"):  # a value too large for the dtype becomes infinite, as in any cast
-        values = np.asarray(sparse.values).astype(param.dtype, order="C")
-    return sum_rows(sparse.indices.copy(), values)
