@@ -6,6 +6,7 @@ import ast
 import enum
 import inspect
 import pydoc
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -122,9 +123,27 @@ schedules.cosine("0.1", 100)  # type: ignore[arg-type]
 def test_a_users_program_passes_mypys_strict_mode_and_mistakes_do_not(tmp_path: Path) -> None:
     pytest.importorskip("mypy", reason="make test installs it")
     (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
-    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "program.py"]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert ran.stdout == "Success: no issues found in 1 source file\n", ran.stdout + ran.stderr
+    assert mypy(tmp_path) == "Success: no issues found in 1 source file\n"
+
+
+def mypy(folder: Path, *options: str) -> str:
+    programs = [path.name for path in folder.glob("*.py")]
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", "cache", *options, *programs]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout
+
+
+def test_what_the_first_pages_show_passes_mypys_strict_mode(tmp_path: Path) -> None:
+    pytest.importorskip("mypy", reason="make test installs it")
+    root = Path(__file__).parents[1]
+    if not (root / "docs").exists():
+        pytest.skip("the documentation is not beside the tests")
+    for page in ("README.md", "docs/quickstart.md", "docs/options.md", "docs/checkpoints.md"):
+        text, code = (root / page).read_text(encoding="utf-8"), []
+        for kind, block in re.findall(r"^```(python|pycon)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+            lines = block.splitlines()
+            code += lines if kind == "python" else [line[4:] for line in lines if line.startswith((">>> ", "... "))]
+        (tmp_path / Path(page).with_suffix(".py").name).write_text("\n".join(code), encoding="utf-8")
+    assert mypy(tmp_path, "--allow-redefinition") == "Success: no issues found in 4 source files\n"
 
 
 def public() -> Iterator[tuple[str, Any]]:
