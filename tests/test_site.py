@@ -12,6 +12,7 @@ import onepass
 from support import make_targets
 
 DOCS = Path(__file__).parents[1] / "docs"
+EXAMPLES = DOCS.parent / "examples"
 LIBRARIES = ("integrations.md", "distributed.md")  # whose snippets need libraries
 PAGES = sorted(page for page in DOCS.rglob("*.md") if page.name not in LIBRARIES)
 BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -60,3 +61,20 @@ def test_the_commands_that_pages_name_exist() -> None:
     targets = make_targets(DOCS.parent)
     named = {name for page in PAGES for name in re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8"))}
     assert named and named <= targets
+
+
+def test_the_figures_in_the_advice_are_those_of_the_comparison() -> None:
+    advice = (DOCS / "choosing.md").read_text(encoding="utf-8")
+    compared = (DOCS / "comparison.md").read_text(encoding="utf-8")
+    rows = [line for line in advice.splitlines() if "(comparison.md)" in line and line.startswith("|")]
+    costs = [cost for row in rows for cost in re.findall(r"\b0\.\d{3,4}\b", row.rpartition("(comparison.md)")[2])]
+    assert len(costs) == 7 and all(f"| {cost} " in compared for cost in costs)
+    assert "in 25 of 40 cases" in advice and "in 25 of 40 cases" in compared
+
+
+@pytest.mark.skipif(not EXAMPLES.exists(), reason="the examples are not beside the tests")
+def test_the_examples_page_lists_every_example_and_no_other_file() -> None:
+    text = (DOCS / "examples.md").read_text(encoding="utf-8")
+    programs = {path.name for path in EXAMPLES.glob("*.py")}
+    assert set(re.findall(r"\(\.\./examples/(\w+\.py)\)", text)) == programs
+    assert set(re.findall(r"examples/(\w+\.py)", text)) == programs  # commands too
