@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <tuple>
 #include <utility>
 
 #include "python/dict.hpp"
@@ -166,7 +167,7 @@ bool TorchEngine::collect_gradient(std::size_t i) {
   } else if (entries_[i].is_sparse) {
     const py::object tensors = call(rows_and_values_, py::make_tuple(held.gradient));
     if (tensors.is_none()) return false;
-    held.sparse = tensors.cast<std::pair<py::object, py::object>>();
+    std::tie(held.rows, held.values) = tensors.cast<std::pair<py::object, py::object>>();
   } else if (entries_[i].is_odd) {
     return false;
   }

@@ -77,7 +77,8 @@ class TorchEngine {
     std::array<py::object, max_tensors> tensors;
     std::array<py::object, onepass::max_scalars + 1> scalars;
     py::object substitute;
-    std::optional<std::pair<py::object, py::object>> sparse;  // row numbers and values of a sparse gradient
+    py::object rows;  // row numbers of a sparse gradient
+    py::object values;
     bool gradient_is_checked = false;
     std::array<Count, onepass::max_scalars + 1> counts = {};
   };
@@ -119,6 +120,7 @@ class TorchEngine {
   bool locate_counts(std::size_t i);
   void use_substitute(std::size_t i);
   bool check_negated();
+  bool are_gradients_disjoint();
   void forget();
   void update_ranges();
   bool is_disjoint(std::size_t i, const void* data, std::size_t bytes) const;

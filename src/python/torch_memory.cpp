@@ -35,23 +35,24 @@ TorchEngine::Found TorchEngine::locate() {
   if (!unchecked_.empty()) return Found::unchecked;
   for (int tries = 0; tries < 2; ++tries) {
     if (has_moved_) update_ranges();
-    bool all_disjoint = true;
-    for (std::size_t i = 0; i < entries_.size(); ++i) {
-      const Parameter& parameter = core_.parameters()[i];
-      const void* const data = pointers_[i].data;
-      if (!held_[i].gradient || parameter.size == 0 || data == entries_[i].disjoint) continue;
-      const bool has_rows = pointers_[i].rows != nullptr;
-      const std::size_t size = has_rows ? pointers_[i].row_count * parameter.row_size : parameter.size;
-      if (is_disjoint(i, data, size * onepass::bytes_of(parameter.dtype))) {
-        if (!has_rows) entries_[i].disjoint = data;
-      } else {
-        all_disjoint = false;
-      }
-    }
-    if (all_disjoint) return Found::ready;
+    if (are_gradients_disjoint()) return Found::ready;
     has_moved_ = true;  // try again: the overlap may be with memory that no longer belongs to a parameter
   }
   return Found::odd;
+}
+
+// Return true if no gradient overlaps a parameter or state.
+bool TorchEngine::are_gradients_disjoint() {
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    const Parameter& parameter = core_.parameters()[i];
+    const Gradient& gradient = pointers_[i];
+    if (!held_[i].gradient || parameter.size == 0 || gradient.data == entries_[i].disjoint) continue;
+    const bool has_rows = gradient.rows != nullptr;
+    const std::size_t size = has_rows ? gradient.row_count * parameter.row_size : parameter.size;
+    if (!is_disjoint(i, gradient.data, size * onepass::bytes_of(parameter.dtype))) return false;
+    if (!has_rows) entries_[i].disjoint = gradient.data;
+  }
+  return true;
 }
 
 // Find the memory of a parameter and of its state. Returns false if Python must look at one of the tensors.
@@ -86,7 +87,7 @@ bool TorchEngine::locate_tensors(std::size_t i) {
     core_.set_memory(i, parameter);
   }
   has_moved_ = has_moved_ || !entry.is_in_ranges;
-  return held_[i].sparse ? locate_rows(i, *view) : locate_gradient(i);
+  return held_[i].rows ? locate_rows(i, *view) : locate_gradient(i);
 }
 
 // Set the place of a tensor's memory, which must have the parameter's layout. A new address has yet to be checked.
@@ -120,9 +121,8 @@ bool TorchEngine::locate_gradient(std::size_t i) {
 
 // Find the rows and values of a sparse gradient. Return false if they do not fit the parameter as they are.
 bool TorchEngine::locate_rows(std::size_t i, const DLTensor& param) {
-  const auto& [indices, values] = *held_[i].sparse;
-  const std::optional<DLTensor> rows = viewer_.view(indices.ptr());
-  const std::optional<DLTensor> elements = viewer_.view(values.ptr());
+  const std::optional<DLTensor> rows = viewer_.view(held_[i].rows.ptr());
+  const std::optional<DLTensor> elements = viewer_.view(held_[i].values.ptr());
   const Parameter& parameter = core_.parameters()[i];
   if (!rows || !elements || param.ndim == 0 || !param.is_contiguous()) return false;
   if (!rows->is_int64() || rows->ndim != 2 || rows->shape[0] != 1 || !rows->is_contiguous()) return false;
