@@ -825,7 +825,7 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
     "other names": (
         put(["w", "c"], *GROUP, "param_names"),
         ValueError,
-        "param_names of group 0, item 1, must be 'b', got 'c'",
+        "the name of parameter 1 of its group: expected 'b', got 'c' in the checkpoint",
     ),
     "names of numbers": (put(["w", 1], *GROUP, "param_names"), TypeError, "item 1, must be 'b', got 1"),
     "one name": (put("wb", *GROUP, "param_names"), TypeError, "param_names of group 0 must be a list, got 'wb'"),
@@ -834,7 +834,11 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
         ValueError,
         "it holds 1 parameter in params of group 0, the optimizer",
     ),
-    "another order": (put([1, 0], *GROUP, "params"), ValueError, "params of group 0, item 0, must be 0, got 1"),
+    "another order": (
+        put([1, 0], *GROUP, "params"),
+        ValueError,
+        "the index of parameter 0 of its group: expected 0, got 1",
+    ),
     "params of arrays": (put([0, np.zeros(2)], *GROUP, "params"), TypeError, "item 1, must be 1, got array"),
     "params of truth": (put([0, True], *GROUP, "params"), TypeError, "item 1, must be 1, got True"),
     "a schedule": (put(print, *GROUP, "lr"), TypeError, "lr of group 0 must be a number, a string or None"),

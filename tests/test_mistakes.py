@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -110,7 +111,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     ),
     "too many rows": (lambda: SparseRows([1], np.ones((2, 3))), ValueError, ["values", "1 row,", "(2, 3)"]),
     "a negative row": (lambda: SparseRows([-1], np.ones((1, 3))), IndexError, ["indices", "-1"]),
-    "columns": (lambda: SparseRows.from_csr(SimpleNamespace(format="csc")), TypeError, ["CSR", "tocsr()"]),
+    "columns": (lambda: SparseRows.from_csr(SimpleNamespace(format="csc", tocsr=None)), TypeError, ["CSR", "tocsr()"]),
     # Checkpoints
     "another class": (
         lambda: Adam(w()).load_state_dict(onepass.SGD(w()).state_dict()),
@@ -180,3 +181,13 @@ def test_a_csr_matrix_is_converted_to_its_rows() -> None:
     assert rows.indices.tolist() == [1] and rows.values.tolist() == [[3, 0, 1]]
     twice = SimpleNamespace(indptr=np.array([0, 2]), indices=np.array([1, 1]), data=np.array([1, 2], F), shape=(1, 2))
     assert SparseRows.from_csr(twice).values.tolist() == [[0, 3]]
+
+
+@pytest.mark.parametrize(
+    ("parameter", "gradient", "hint"),
+    [((3, 4), (4, 3), ": use .T"), ((1, 3), (3,), ": use .reshape(1, 3)"), ((4, 4, 1), (1, 4, 4), ""),
+     ((2, 6), (3, 4), "")],
+)  # fmt: skip
+def test_the_hint_about_a_shape_is_right(parameter: Any, gradient: Any, hint: str) -> None:
+    with pytest.raises(ValueError, match=f"expected shape {re.escape(str(parameter))}.*{re.escape(hint)}$"):
+        Adam(w(*parameter)).step(w(*gradient))

@@ -88,7 +88,7 @@ def test_a_function_that_a_file_cannot_hold_is_not_lost_silently(function: Any, 
 def test_a_new_schedule_is_not_replaced_silently(own: Any, saved: Any) -> None:
     state_dict = onepass.SGD(np.zeros(2), lr=saved).state_dict()
     resumed = onepass.SGD(np.zeros(2), lr=own)
-    with pytest.raises(ValueError, match=r"lr of group 0: expected the same schedule.*to choose"):
+    with pytest.raises(ValueError, match=r"lr of group 0: the checkpoint has.*to choose"):
         resumed.load_state_dict(state_dict)
     assert resumed.lr == own
     resumed.load_state_dict(state_dict, lr=own)
@@ -197,7 +197,7 @@ def test_other_parameters_than_those_saved_are_a_warning(params: bool, tmp_path:
         onepass.Adam(saved).load(tmp_path / "adam.npz")
     other = saved | {"c": np.array(2.0)}
     resumed = onepass.Adam(other)
-    with pytest.warns(UserWarning, match=r"other values of \[\"parameter 'c'\"\].*params=True") as caught:
+    with pytest.warns(UserWarning, match=r"other values of parameter 'c': .*params=True") as caught:
         resumed.load(tmp_path / "adam.npz")
     assert caught[0].filename == __file__
 

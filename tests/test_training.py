@@ -212,8 +212,8 @@ MISFITS: dict[str, tuple[Callable[[Any], None], type[Exception], str]] = {
     "a wrong ema": (changed(group__ema_decay=1.0), ValueError, "ema_decay must be at least 0 and less than 1"),
     "a wrong clip_norm": (changed(clip_norm=-1.0), ValueError, "clip_norm must be above 0"),
     "a wrong nonfinite": (changed(nonfinite="stop"), ValueError, "nonfinite must be"),
-    "other names": (changed(group__param_names=["w", "c"]), ValueError, "must be 'b', got 'c'"),
-    "another order": (changed(group__params=[1, 0]), ValueError, "item 0, must be 0, got 1"),
+    "other names": (changed(group__param_names=["w", "c"]), ValueError, "expected 'b', got 'c'"),
+    "another order": (changed(group__params=[1, 0]), ValueError, "expected 0, got 1"),
     "amsgrad without its array": (changed(group__amsgrad=True), ValueError, "it determines which state buffers exist"),
 }
 

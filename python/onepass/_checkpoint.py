@@ -68,7 +68,7 @@ def check(state_dict: StateDict, like: StateDict) -> None:
         raise ValueError(f"{newer}version must be {like['version']}, got {short(version)}")
     _check_type("optimizer", optimizer, str, "a string")
     if optimizer != like["optimizer"]:
-        raise ValueError(f"checkpoint is for {short(optimizer)}, not {like['optimizer']!r}")
+        raise ValueError(f"checkpoint is for {short(optimizer)}, not {like['optimizer']!r}: create that optimizer")
     _check_keys("the state dict", {name: state_dict[name] for name in state_dict if name != CHECKSUMS}, like)
     for name in ("step_count", "skipped"):
         _check_count(name, state_dict[name])
@@ -166,7 +166,10 @@ def _check_option(label: str, name: str, value: Any, own: Any) -> None:
         for index, (item, mine) in enumerate(zip(value, own)):
             _check_type(f"{label}, item {index},", item, type(mine), f"{mine!r}")
             if item != mine:
-                raise ValueError(f"{label}, item {index}, must be {mine!r}, got {short(item)}")
+                what = "the name of" if name == "param_names" else "the index of"
+                raise ValueError(
+                    f"{what} parameter {index} of its group: expected {mine!r}, got {short(item)} in the checkpoint"
+                )
     elif isinstance(value, Mapping) and name in ("lr", "ema_decay"):
         try:
             schedules.from_description(value)

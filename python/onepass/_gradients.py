@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -63,7 +62,7 @@ def convert(
     label = record.gradient_label(index)
     if isinstance(grad, SparseRows):
         return coalesced(label, grad, record.params[index])
-    if isinstance(grad, (list, tuple, Mapping)):
+    if isinstance(grad, (list, tuple, Mapping)) and not hasattr(grad, "tocsr"):
         single = "pass the gradient itself, as the parameter was" if record.form is Form.array else ""
         if hint := single or _flat_hint(record, grad):
             raise TypeError(f"{label} must be a NumPy array, got {type(grad).__name__}: {hint}")
@@ -103,16 +102,24 @@ def checked_gradient(label: str, grad: Any, shape: tuple[int, ...]) -> Array:
     real_floating(label, grad)
     plain: Array = np.asarray(grad)  # subclasses may override these attributes
     if plain.shape != shape:
-        hint = f": use .reshape{shape}" if plain.size == math.prod(shape) else ""
-        raise ValueError(f"{label}: expected shape {shape}, got {plain.shape}{hint}")
+        raise ValueError(f"{label}: expected shape {shape}, got {plain.shape}{_shape_hint(plain.shape, shape)}")
     return plain
+
+
+def _shape_hint(found: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """Return what to do about a gradient of another shape, if that is certain."""
+    if len(found) == 2 and found[::-1] == expected and 1 not in found:
+        return ": use .T"
+    if len(found) < 3 and [n for n in found if n != 1] == [n for n in expected if n != 1]:
+        return f": use .reshape{expected}"
+    return ""
 
 
 def array_of(label: str, grad: Any) -> Any:
     """Return an array of another library (PyTorch, JAX) as a NumPy array, without a copy if it is in memory."""
     if isinstance(grad, np.ndarray):
         return grad
-    if all(hasattr(grad, name) for name in ("indptr", "indices", "data")):
+    if hasattr(grad, "tocsr") or all(hasattr(grad, name) for name in ("indptr", "indices", "data")):
         raise TypeError(f"{label} is a sparse matrix, {type(grad).__name__}: use SparseRows.from_csr(gradient.tocsr())")
     try:
         if hasattr(grad, "__dlpack__") and hasattr(np, "from_dlpack"):  # since NumPy 1.23

@@ -7,7 +7,6 @@ import warnings
 import zlib
 from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from reprlib import repr as short
 from typing import Any
 
 import numpy as np
@@ -158,8 +157,7 @@ def _loaded_rate(label: str, name: str, saved: Any, own: Any) -> Any:
         )
     if callable(own) and own != loaded:
         raise ValueError(
-            f"{label}: expected the same schedule, got {loaded!r} in the state dict and {own!r} in this optimizer: "
-            f"pass load(..., {name}=...) to choose"
+            f"{label}: the checkpoint has {loaded!r}, this optimizer {own!r}: pass load(..., {name}=...) to choose"
         )
     return loaded
 
@@ -224,8 +222,8 @@ def warn_of_other_params(optimizer: Any, path: str | os.PathLike[str], found: Ma
         record.label(i) for i, (one, array) in enumerate(zip(saved, record.params)) if one != _checksum(array)
     ]:
         warnings.warn(
-            f"{os.fspath(path)!r} was saved with other values of {short(others)}: load the parameters first, or use "
-            "save(path, params=True) and load(path, params=True)",
+            f"{os.fspath(path)!r} was saved with other values of {', '.join(others[:5])}{', ...' * (len(others) > 5)}: "
+            "load the parameters first, or use save(path, params=True) and load(path, params=True)",
             stacklevel=3,
         )
 

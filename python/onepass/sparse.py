@@ -91,5 +91,6 @@ class SparseRows:
             values = np.zeros((rows.size, width), np.asarray(matrix.data).dtype)
             np.add.at(values, (np.repeat(np.arange(rows.size), counts[rows]), matrix.indices), matrix.data)
         except AttributeError:
-            raise TypeError(f"expected a matrix in CSR format, got {type(matrix).__name__}: use its tocsr()") from None
+            hint = "use its tocsr()" if hasattr(matrix, "tocsr") else "step takes a dense gradient as it is"
+            raise TypeError(f"expected a matrix in CSR format, got {type(matrix).__name__}: {hint}") from None
         return cls(rows, values)

@@ -561,7 +561,7 @@ def test_averages_before_and_after_there_are_any() -> None:
     p.grad = torch.ones(2)
     plain.step()
     assert plain.ema is None
-    with pytest.raises(ValueError, match="expected ema_decay in at least one group"), plain.averaged():
+    with pytest.raises(ValueError, match="create the optimizer with ema_decay"), plain.averaged():
         pass
     optimizer = ours.Adam([p, lazy], ema_decay=0.5, lr=0.1)
     optimizer.state[p] = dict(plain.state[p])  # as loaded from PyTorch's
@@ -905,3 +905,21 @@ def test_only_the_first_step_with_momentum_is_slow() -> None:
         p.grad = torch.ones(3)
         optimizer.step()
     assert optimizer.slow_steps == 1 or not has_exchange
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"clip_norm": 1.0}, ValueError, "clip_norm applies to the whole optimizer"),
+        ({"nonfinite": "skip"}, ValueError, "nonfinite applies to the whole optimizer"),
+        ({"ema_deacy": 0.9}, TypeError, "unexpected option 'ema_deacy' of a group: did you mean 'ema_decay'"),
+    ],
+)
+def test_options_that_a_group_cannot_have_are_refused(options: Any, error: Any, message: str) -> None:
+    p, q = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    with pytest.raises(error, match=message):
+        ours.SGD([{"params": [p], **options}], lr=0.1)
+    optimizer = ours.SGD([{"params": [p], "name": "of my own"}], lr=0.1)
+    with pytest.raises(error, match=message):
+        optimizer.add_param_group({"params": [q], **options})
+    assert len(optimizer.param_groups) == 1

@@ -90,12 +90,12 @@ def _minimize(
         raise ValueError("constraints are not supported (only bounds): add a penalty to the objective")
     for name in _REFUSED:
         if name in options:
-            raise ValueError(f"option {name!r} is not supported by minimize")
+            raise ValueError(f"option {name!r} is not supported by minimize: leave it out")
     maxiter = 1000 if maxiter is None else maxiter
     gtol = next(limit for limit in (gtol, tol, 1e-5) if limit is not None)
     known = {*kind._spec.checks, *OPTIMIZER_CHECKS}
     if unknown := [name for name in options if name not in known]:  # as SciPy's own methods have it
-        hint = suggestion(unknown[0], sorted(known | {"maxiter", "gtol", "xtol", "ftol", "disp"}))
+        hint = suggestion(unknown[0], sorted((known | {"maxiter", "gtol", "xtol", "ftol", "disp"}) - {*_REFUSED}))
         warnings.warn(f"Unknown solver options: {', '.join(unknown)}{hint}", OptimizeWarning, stacklevel=4)
     options = {name: value for name, value in options.items() if name in known}
     x = np.array(x0, np.float64).reshape(-1)
@@ -110,6 +110,10 @@ def _minimize(
         found = fun(at, *args)
         if isinstance(found, float):
             return found
+        if isinstance(found, tuple):
+            raise ValueError(
+                "the objective function must return one number, got a tuple: pass jac=True if it returns the gradient"
+            )
         number = np.asarray(found)
         if number.size != 1:
             raise ValueError(f"the objective function must return one number, got an array of shape {number.shape}")
@@ -188,7 +192,7 @@ def _limits(bounds: Any, size: int) -> tuple[Any, Any]:
     else:
         listed = [(-np.inf if a is None else a, np.inf if b is None else b) for a, b in bounds]
         if len(listed) != size:
-            raise ValueError(f"there are {len(listed)} bounds, x0 has {size} elements")
+            raise ValueError(f"bounds: expected {plural(size, 'pair')}, one for each element of x0, got {len(listed)}")
         pairs = tuple(zip(*listed))
     low, high = (np.broadcast_to(np.asarray(side, np.float64), (size,)) for side in pairs)
     if np.isnan(low).any() or np.isnan(high).any():

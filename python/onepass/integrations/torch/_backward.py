@@ -86,6 +86,8 @@ def step_in_backward(optimizer: OnePass) -> StepInBackward:
     if optimizer._in_backward is not None:
         raise RuntimeError("this optimizer steps in the backward pass already")
     if optimizer.clip_norm is not None or optimizer.nonfinite != "propagate":
-        raise ValueError("step_in_backward: clip_norm and nonfinite need all gradients before the first step")
+        raise ValueError(
+            "step_in_backward: clip_norm and nonfinite need all gradients first: create the optimizer without them"
+        )
     handle = optimizer._in_backward = StepInBackward(optimizer)
     return handle

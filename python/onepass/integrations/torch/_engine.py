@@ -9,6 +9,7 @@ import numpy as np
 
 from ... import _checks, _core
 from ..._group import core_options
+from ..._options import OPTIMIZER_CHECKS
 from ..._state_dict import core_clip_norm
 from .. import needed
 from . import _tensors
@@ -212,6 +213,8 @@ def refuse(group: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{name}=True is not possible with onepass, whose steps autograd does not record: leave it out"
             )
+    if whole := [name for name in OPTIMIZER_CHECKS if name in group]:
+        raise ValueError(f"{whole[0]} applies to the whole optimizer, not to a group: pass it to the constructor")
     if functions := [name for name in ("lr", "ema_decay") if callable(group.get(name))]:
         raise TypeError(f"{functions[0]}: expected a number, got a function (use a scheduler of torch.optim)")
 

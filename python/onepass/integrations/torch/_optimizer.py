@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from ..._optimizer import Optimizer as CoreOptimizer
@@ -198,7 +199,9 @@ class OnePass(torch.optim.Optimizer):
             ValueError: no group has ``ema_decay``.
         """
         if self.ema is None:
-            raise ValueError("averaged: expected ema_decay in at least one group, got none")
+            raise ValueError(
+                "averaged: there is no average: create the optimizer with ema_decay, such as ema_decay=0.999"
+            )
         pairs = [(param, average) for param, average in self._averages() if average is not None]
         with torch.no_grad():
             kept = [param.clone() for param, _ in pairs]
@@ -224,6 +227,10 @@ class OnePass(torch.optim.Optimizer):
         group = self.param_groups[-1]
         try:
             refuse(group)
+            own = [*self._own_defaults(), *OPTIMIZER_CHECKS]
+            for name in group.keys() - {*self.defaults, *own, "params", "param_names"}:  # PyTorch takes any name
+                if close := get_close_matches(name, own, 1, 0.8):
+                    raise TypeError(f"unexpected option {name!r} of a group: did you mean {close[0]!r}?")
             for name in self._own_defaults():
                 if name in group:
                     self._kind._spec.checks[name](name, group[name])

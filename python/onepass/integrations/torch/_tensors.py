@@ -22,7 +22,7 @@ def check_steppable(label: str, tensor: torch.Tensor) -> None:
     if tensor.device.type != "cpu":
         raise ValueError(f"{label} is on {tensor.device}: expected a CPU tensor (use torch.optim for other devices)")
     if tensor.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{label}: expected dtype float32 or float64, got {tensor.dtype}")
+        raise TypeError(f"{label}: expected dtype float32 or float64, got {tensor.dtype}: use model.float()")
     if tensor.layout != torch.strided:
         raise ValueError(f"{label}: expected a dense tensor, got layout {tensor.layout}")
     if not has_memory(tensor):
