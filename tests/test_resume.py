@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +168,6 @@ def test_parameters_come_back_from_a_state_dict() -> None:
     assert state_dict["state"][0]["param"].tolist() == [1, 1, 1]
     saved.load_state_dict(state_dict, params=True)
     assert w.tolist() == [1, 1, 1]
-    with pytest.raises(ValueError, match="param"):
-        saved.load_state_dict(saved.state_dict(), params=True)
 
 
 def test_a_file_without_parameters_cannot_load_them(tmp_path: Path) -> None:
@@ -200,6 +199,46 @@ def test_other_parameters_than_those_saved_are_a_warning(params: bool, tmp_path:
     with pytest.warns(UserWarning, match=r"other values of parameter 'c': .*params=True") as caught:
         resumed.load(tmp_path / "adam.npz")
     assert caught[0].filename == __file__
+
+
+def test_a_long_schedule_comes_back(tmp_path: Path) -> None:
+    schedule = schedules.piecewise(range(1, 3000), [0.1234567 + 1 / i for i in range(1, 3001)])
+    onepass.SGD(np.zeros(2), lr=schedule).save(tmp_path / "sgd.npz")
+    resumed = onepass.SGD(np.zeros(2), lr=0.1)
+    resumed.load(tmp_path / "sgd.npz")
+    assert resumed.lr == schedule
+
+
+def test_equal_states_with_functions_give_equal_files(tmp_path: Path) -> None:
+    for name in "ab":
+        onepass.SGD(np.zeros(2), lr=partial(pow, 0.5)).save(tmp_path / name)
+        onepass.SGD(np.zeros(2), lr=Falling()).save(tmp_path / (name + name))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert (tmp_path / "aa").read_bytes() == (tmp_path / "bb").read_bytes()
+
+
+def test_parameters_in_a_state_dict_are_loaded_only_on_request() -> None:
+    w = np.ones(3)
+    optimizer = onepass.Adam(w)
+    saved = optimizer.state_dict(params=True)
+    w[:] = 7
+    optimizer.load_state_dict(saved)
+    assert w.tolist() == [7, 7, 7]
+    with pytest.raises(ValueError, match=r"holds no parameters: use state_dict\(params=True\)"):
+        optimizer.load_state_dict(optimizer.state_dict(), params=True)
+
+
+@pytest.mark.parametrize("checksums", [5, None, [1, 2], ["1"], [1.0], [True]])
+def test_checksums_that_are_none_are_refused(checksums: Any) -> None:
+    optimizer = onepass.SGD(np.zeros(2), lr=0.1)
+    with pytest.raises(ValueError, match="params_crc32 must be a list of 1 integer"):
+        optimizer.load_state_dict({**optimizer.state_dict(), "params_crc32": checksums})
+
+
+def test_an_option_that_would_have_no_effect_is_refused() -> None:
+    optimizer = onepass.Adagrad(np.zeros(2), lr=0.1)
+    with pytest.raises(TypeError, match="initial_accumulator_value"):
+        optimizer.load_state_dict(optimizer.state_dict(), initial_accumulator_value=0.5)
 
 
 def test_files_of_earlier_versions_load() -> None:

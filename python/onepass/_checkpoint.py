@@ -35,6 +35,7 @@ VERSION = 1
 MANIFEST = "manifest.json"  # of a folder that ShardedOptimizer wrote
 CHECKSUMS = "params_crc32"  # the name of the parameters' checksums in a state dict, which may be missing
 _CHUNK = 1 << 16  # bytes: what is copied at once stays in cache
+_LONGEST = 1 << 20  # bytes: more than the longest schedule takes
 _SCALARS = "onepass.npy"  # the member that holds all but the arrays
 _HEADER = re.compile(rb"\{'descr': '([^']{,20})', 'fortran_order': (True|False), 'shape': \(([\d, ]{,999})\), \} *\n")
 
@@ -83,8 +84,15 @@ def check(state_dict: StateDict, like: StateDict) -> None:
     _check_length("parameter", state_dict["state"], like["state"])
     _check_keys("state", state_dict["state"], like["state"])
     labels = _labels(like)
+    checksums = state_dict.get(CHECKSUMS, [0] * len(labels))
+    if not isinstance(checksums, list) or [type(one) for one in checksums] != [int] * len(labels):
+        raise ValueError(f"{CHECKSUMS} must be a list of {plural(len(labels), 'integer')}, got {short(checksums)}")
     for index, own in like["state"].items():
         found = state_dict["state"][index]
+        if isinstance(found, Mapping) and "param" in found and "param" not in own:  # loaded only on request
+            found = {name: found[name] for name in found if name != "param"}
+        elif isinstance(found, Mapping) and "param" in own and "param" not in found:
+            raise ValueError("the state dict holds no parameters: use state_dict(params=True)")
         if isinstance(found, Mapping) and (
             reason := _other_options(own.keys() - found.keys(), found.keys() - own.keys())
         ):
@@ -124,10 +132,10 @@ def _check_keys(label: str, found: Any, wanted: Iterable[Any]) -> None:
 def _other_options(missing: Iterable[Any], unknown: Iterable[Any]) -> str:
     """Return the reason if arrays are missing or unknown because of an option that determines which exist."""
     options = {"max_exp_avg_sq": "amsgrad", "ema": "ema_decay", "momentum_buffer": "momentum", "grad_avg": "centered"}
-    for name in missing:
+    for name in sorted(missing, key=str):
         if name in options:
             return f"it was saved without {options[name]}, which this optimizer has: create it without {options[name]}"
-    for name in unknown:
+    for name in sorted(unknown, key=str):
         if name in options:
             return f"it was saved with {options[name]}, which this optimizer lacks: create it with {options[name]}"
     return ""
@@ -173,7 +181,7 @@ def _check_option(label: str, name: str, value: Any, own: Any) -> None:
     elif isinstance(value, Mapping) and name in ("lr", "ema_decay"):
         try:
             schedules.from_description(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"{label} is no schedule: {error}") from None
     elif isinstance(value, (list, tuple)):
         for item in value:
@@ -346,7 +354,7 @@ def read(
     name = os.fsdecode(path)
     with _opened_to_read(name) as file:
         try:
-            file.longest = _CHUNK + 4 * len(_scalars(like)) + 256 * len(_arrays(like))
+            file.longest = _LONGEST + 4 * len(_scalars(like)) + 256 * len(_arrays(like))
             with zipfile.ZipFile(file) as archive:
                 return _load(archive, like, take, room)
         except MemoryError:
@@ -393,8 +401,8 @@ def _load(
     found = _load_scalars(archive, infos[_SCALARS])
     wanted = {_member(*key): (*key, own) for key, own in _arrays(like).items()}
     params = {_member(index, "param") for index in like["state"]}
-    if missing := sorted(params & wanted.keys() - infos.keys()):
-        raise ValueError(f"it was saved without parameters (it has no {missing[0]}): use save(path, params=True)")
+    if params <= wanted.keys() and not params & infos.keys():
+        raise ValueError("it was saved without parameters: use save(path, params=True)")
     for member, (index, name, _) in wanted.items():
         if member in infos and isinstance(found["state"].get(index), dict):
             found["state"][index][name] = _read_header(archive, infos[member])

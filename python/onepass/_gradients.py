@@ -122,9 +122,11 @@ def array_of(label: str, grad: Any) -> Any:
     if hasattr(grad, "tocsr") or all(hasattr(grad, name) for name in ("indptr", "indices", "data")):
         raise TypeError(f"{label} is a sparse matrix, {type(grad).__name__}: use SparseRows.from_csr(gradient.tocsr())")
     try:
-        if hasattr(grad, "__dlpack__") and hasattr(np, "from_dlpack"):  # since NumPy 1.23
-            return np.from_dlpack(grad)
-        return np.asarray(grad) if hasattr(grad, "__array__") else grad
+        if hasattr(grad, "__array__"):
+            return np.asarray(grad)
+        return np.from_dlpack(grad) if hasattr(grad, "__dlpack__") else grad
+    except MemoryError:
+        raise
     except Exception as error:
         raise TypeError(f"{label}, of type {type(grad).__name__}, cannot be read as a NumPy array: {error}") from error
 

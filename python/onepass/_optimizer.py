@@ -215,7 +215,7 @@ class Optimizer(_core.Optimizer):
         _state_dict.check_names(self, options)
         found = _state_dict.read(self, path, params)
         if not params:
-            _state_dict.warn_of_other_params(self, path, found)
+            _state_dict.warn_of_other_params(self._record, path, found)
         try:
             self.load_state_dict(found, **({"params": True} if params else {}), **options)
         except (TypeError, ValueError) as error:  # such as an option out of its range

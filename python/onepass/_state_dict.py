@@ -97,7 +97,8 @@ CoreOptions = tuple[CoreGroup, Mapping[str, Any], Mapping[str, Any], list[float]
 
 def check_names(optimizer: Any, options: Iterable[str]) -> None:
     """Refuse options that no state dict has."""
-    refuse_unknown("load", options, [*optimizer._spec.checks, "clip_norm", "nonfinite"])
+    valid = [*optimizer._spec.checks, "clip_norm", "nonfinite"]
+    refuse_unknown("load", options, [name for name in valid if name != optimizer._spec.initial])
 
 
 def prepare_load(
@@ -129,7 +130,7 @@ def prepare_load(
         options.append((group._core, known, values, *group._numbers(values)))
     states = [state_dict["state"][index] for index in range(len(record.states))]
     return (
-        _copies(record, states),
+        _copies(record, states, params),
         options,
         core_clip_norm(clip_norm),
         CoreOptimizer._Nonfinite[nonfinite],
@@ -162,15 +163,14 @@ def _loaded_rate(label: str, name: str, saved: Any, own: Any) -> Any:
     return loaded
 
 
-def _copies(record: ParameterRecord, states: Iterable[Mapping[str, Any]]) -> list[tuple[Array, Array]]:
+def _copies(record: ParameterRecord, states: Iterable[Mapping[str, Any]], params: bool) -> list[tuple[Array, Array]]:
     """Return pairs of arrays to copy to and from. Saved arrays that overlap live state are copied before."""
-    arrays = [{**state, "param": param} for state, param in zip(record.states, record.params)]
+    added: list[dict[str, Array]] = [{"param": array} if params else {} for array in record.params]
+    arrays = [state | param for state, param in zip(record.states, added)]
     live = sorted((address(array), array.nbytes) for own in arrays for array in own.values())
     pairs = []
     for own, saved in zip(arrays, states):
         for name, array in own.items():
-            if name not in saved:  # the parameter, which is loaded only on request
-                continue
             order: Any = "C" if array.flags.c_contiguous else "F"
             given = np.asarray(saved[name], order=order)
             last = bisect_left(live, (address(given) + given.nbytes,)) - 1  # the last one that begins before its end
@@ -202,21 +202,26 @@ def write(optimizer: Any, path: str | os.PathLike[str], params: bool) -> None:
     from . import _checkpoint
 
     def save() -> None:
-        checksums = [_checksum(array) for array in optimizer._record.params]
-        _checkpoint.write(path, snapshot(optimizer, params) | {_checkpoint.CHECKSUMS: checksums})
+        _checkpoint.write(path, with_checksums(optimizer._record, snapshot(optimizer, params)))
 
     optimizer._locked(save)
+
+
+def with_checksums(record: ParameterRecord, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Return a state dict with checksums of the parameters."""
+    from . import _checkpoint
+
+    return state_dict | {_checkpoint.CHECKSUMS: [_checksum(array) for array in record.params]}
 
 
 def _checksum(array: Array) -> int:
     return zlib.crc32(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
 
 
-def warn_of_other_params(optimizer: Any, path: str | os.PathLike[str], found: Mapping[str, Any]) -> None:
+def warn_of_other_params(record: ParameterRecord, path: str | os.PathLike[str], found: Mapping[str, Any]) -> None:
     """Warn if the parameters are not those that were saved with a state dict."""
     from . import _checkpoint
 
-    record: ParameterRecord = optimizer._record
     saved = found.get(_checkpoint.CHECKSUMS, [])
     if others := [
         record.label(i) for i, (one, array) in enumerate(zip(saved, record.params)) if one != _checksum(array)

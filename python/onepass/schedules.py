@@ -293,7 +293,7 @@ def describe(function: Any) -> dict[str, Any]:
         described = {name: describe(value) if callable(value) else value for name, value in arguments.items()}
         if not any(isinstance(value, Mapping) and "function" in value for value in described.values()):
             return {"name": type(function).__name__, **described}
-    return {"function": getattr(function, "__qualname__", None) or repr(function)}
+    return {"function": str(getattr(function, "__qualname__", type(function).__qualname__))}
 
 
 def from_description(description: Mapping[str, Any]) -> Any:

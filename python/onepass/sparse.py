@@ -84,12 +84,13 @@ class SparseRows:
             (array([1]), array([[3., 0., 1.]]))
         """
         try:
-            counts, (height, width) = np.diff(matrix.indptr), matrix.shape
-            if getattr(matrix, "format", "csr") != "csr" or len(counts) != height:
+            counts, size = np.diff(matrix.indptr), int(matrix.indptr[-1])
+            if getattr(matrix, "format", "csr") != "csr" or len(matrix.shape) != 2 or len(counts) != matrix.shape[0]:
                 raise AttributeError
             rows = np.flatnonzero(counts)
-            values = np.zeros((rows.size, width), np.asarray(matrix.data).dtype)
-            np.add.at(values, (np.repeat(np.arange(rows.size), counts[rows]), matrix.indices), matrix.data)
+            values = np.zeros((rows.size, matrix.shape[1]), np.asarray(matrix.data).dtype)
+            which = np.repeat(np.arange(rows.size), counts[rows])
+            np.add.at(values, (which, matrix.indices[:size]), matrix.data[:size])
         except AttributeError:
             hint = "use its tocsr()" if hasattr(matrix, "tocsr") else "step takes a dense gradient as it is"
             raise TypeError(f"expected a matrix in CSR format, got {type(matrix).__name__}: {hint}") from None

@@ -24,7 +24,7 @@ Gradient RowSums::of(const std::int64_t* rows, std::size_t count, const void* va
   for (const auto& [row, place] : order_) {
     if (rows_.empty() || rows_.back() != row) rows_.push_back(row);
   }
-  values_.resize((rows_.size() * row_size * bytes_of(dtype) + sizeof(double) - 1) / sizeof(double));
+  values_.resize(rows_.size() * row_size * bytes_of(dtype));
   const void* const sums = dtype == float32 ? add_up(static_cast<const float*>(values), row_size)
                                             : add_up(static_cast<const double*>(values), row_size);
   return {row_size == 0 ? &no_value : sums, rows_.data(), rows_.size()};

@@ -23,7 +23,7 @@ class RowSums {
 
   std::vector<std::pair<std::int64_t, std::size_t>> order_;  // each row and its place in the arguments
   std::vector<std::int64_t> rows_;
-  std::vector<double> values_;  // elements of any dtype
+  std::vector<unsigned char> values_;
 };
 
 }  // namespace onepass

@@ -261,3 +261,13 @@ def test_help_lists_the_options_with_their_defaults() -> None:
 def test_the_examples_run() -> None:
     tested = doctest.testmod(ours)
     assert tested.attempted > 2 and tested.failed == 0
+
+
+@pytest.mark.parametrize("jac", [lambda x: 2 * (x - 3), None])
+def test_a_function_may_change_its_argument(jac: Any) -> None:
+    def shifted(x: Any) -> float:
+        x -= 3
+        return float((x**2).sum())
+
+    found = optimize.minimize(shifted, [0.0, 1.0], jac=jac, method=ours.adam, options={"lr": 0.1, "maxiter": 500})
+    assert found.success and np.allclose(found.x, 3, atol=1e-4)

@@ -183,3 +183,12 @@ def test_the_running_average_is_torchs_averaged_model(dtype: str) -> None:
         averaged.update_parameters(model)
         way.append([w.detach().numpy().copy() for w in averaged.module])
     assert deviation(ours.ema, way[-1], distance(way)) <= TOLERANCE[dtype]
+
+
+def test_the_sign_of_a_lazily_negated_gradient_is_not_lost() -> None:
+    w = np.zeros(2)
+    negated = torch.tensor([1 + 2j, 1 + 2j], dtype=torch.complex128).conj().imag
+    with pytest.raises(TypeError, match="resolve_neg"):
+        onepass.SGD(w, lr=1.0).step(negated)
+    onepass.SGD(w, lr=1.0).step(negated.resolve_neg())
+    assert w.tolist() == [2, 2]

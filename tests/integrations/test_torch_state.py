@@ -884,18 +884,50 @@ def test_rows_out_of_range_are_refused_at_every_step(row: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
-def test_values_of_a_sparse_gradient_may_lie_in_the_parameter() -> None:
+@pytest.mark.parametrize("where", ["parameter", "momentum"])
+@pytest.mark.parametrize("coalesced", [True, False])
+def test_values_of_a_sparse_gradient_may_lie_in_the_parameter_or_its_state(where: str, coalesced: bool) -> None:
     weights = []
     for apart in (True, False):
-        p = torch.nn.Parameter(torch.arange(8.0).reshape(4, 2))
-        optimizer = ours.SGD([p], lr=0.5)
+        p = torch.nn.Parameter(torch.arange(10.0).reshape(5, 2))
+        optimizer = ours.SGD([p], lr=0.5, momentum=0.5)
+        p.grad = torch.ones(5, 2)
+        optimizer.step()
         for _ in range(3):
-            values = p.detach()[1:3]
-            rows = torch.tensor([[0, 2]])
-            p.grad = torch.sparse_coo_tensor(rows, values.clone() if apart else values, (4, 2), is_coalesced=True)
+            values = (p.detach() if where == "parameter" else optimizer.state[p]["momentum_buffer"])[0:3]
+            rows = torch.tensor([[1, 2, 3]])
+            p.grad = torch.sparse_coo_tensor(rows, values.clone() if apart else values, (5, 2), is_coalesced=coalesced)
             optimizer.step()
         weights.append(p.detach())
     assert torch.equal(*weights)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
+@pytest.mark.parametrize("shape", [(3, 6), (3, 1), (3, 2, 2), (3,)])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_rows_of_another_shape_are_refused(shape: tuple[int, ...], steps: int) -> None:
+    p = torch.nn.Parameter(torch.zeros(3, 2))
+    optimizer = ours.SGD([p], lr=1.0)
+    for _ in range(steps):
+        p.grad = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.ones(1, 2), (3, 2))
+        optimizer.step()
+    p.grad = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.ones(1, 2), (3, 2))
+    p.data = torch.zeros(shape)
+    with pytest.raises(ValueError, match="gradient of parameter 0: expected rows of shape"):
+        optimizer.step()
+    assert not p.detach().any()
+
+
+def test_threads_that_take_the_first_sparse_steps_lose_no_count() -> None:
+    embedding = torch.nn.Embedding(50, 4, sparse=True)
+    optimizer = ours.Adagrad(embedding.parameters(), lr=0.1)
+    embedding(torch.arange(30)).sum().backward()
+    threads = [threading.Thread(target=lambda: [optimizer.step() for _ in range(50)]) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert int(optimizer.state[embedding.weight]["step"]) == 150
 
 
 def test_only_the_first_step_with_momentum_is_slow() -> None:

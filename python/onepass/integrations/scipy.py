@@ -131,9 +131,8 @@ def _minimize(
         return _differences(value, at, there, low, high)
 
     intermediate = callback is not None and [*inspect.signature(callback).parameters] == ["intermediate_result"]
-    at = x.copy()  # for the user's functions, which may keep it
-    here = value(at)
-    slope = gradient(at, here)
+    here = value(x.copy())  # copies: the user's functions may keep or change them
+    slope = gradient(x.copy(), here)
     best, nit = (x.copy(), here, slope), 0
     while True:
         largest = _largest(slope)
@@ -162,9 +161,8 @@ def _minimize(
         if is_bounded:
             np.clip(x, low, high, out=x)
         nit += 1
-        at = x.copy()
-        here = value(at)
-        slope = gradient(at, here)
+        here = value(x.copy())
+        slope = gradient(x.copy(), here)
     if disp:
         print(f"{_MESSAGES[status]}\n  objective: {best[1]:.6g}\n  iterations: {nit}")
     return OptimizeResult(
@@ -214,7 +212,8 @@ def _differences(value: Callable[[Any], float], at: Any, there: float, low: Any,
     for i in np.flatnonzero(step):
         beside = at.copy()  # for the user's function, which may keep it
         beside[i] = np.clip(at[i] + step[i], low[i], high[i])  # the sum is rounded
-        found[i] = (value(beside) - there) / (beside[i] - at[i])
+        moved = beside[i] - at[i]
+        found[i] = (value(beside) - there) / moved
     return found
 
 

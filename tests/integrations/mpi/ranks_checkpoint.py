@@ -7,7 +7,10 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +34,14 @@ from ranks_common import (
 import onepass
 from onepass.integrations.mpi import ShardedOptimizer
 from support import assert_same_bits, snapshot
+
+
+@contextmanager
+def warns_of_other_parameters() -> Iterator[None]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    assert any("other values of" in str(one.message) for one in caught), caught
 
 
 def check_training_goes_on_with_the_same_bits_on_any_number_of_ranks() -> None:
@@ -85,6 +96,41 @@ def check_a_gathered_file_is_that_of_one_process() -> None:
     same_state(other, single, "from a dict")
 
 
+def check_functions_and_options_of_a_load() -> None:
+    def rate(t: int) -> float:
+        return 0.5 / t
+
+    folder = shared_folder()
+    functions = [
+        rate,
+        lambda t: 0.25,
+        partial(pow, 0.5),
+        onepass.schedules.warmup(rate, 3),
+        onepass.schedules.cosine(0.5, 9),
+    ]
+    for number, function in enumerate(functions):
+        sharded = trained(WORLD, parameters(), range(1), lr=function)
+        sharded.save(folder / str(number))
+        sharded.load(folder / str(number))
+        sharded.load_state_dict(sharded.state_dict())
+        assert sharded.groups[0].lr == function
+    other = ShardedOptimizer(WORLD, onepass.AdamW, parameters(), lr=0.125)
+    with raises(ValueError, "lr of group 0 was a function"):
+        other.load(folder / "0")
+    other.load(folder / "0", lr=rate, betas=[0.5, 0.75])
+    assert other.groups[0].lr is rate and other.groups[0].betas == (0.5, 0.75)
+    other.load(folder / "0", lr=np.float64(0.25) if WORLD.rank else 0.25)
+    with raises(ValueError, "the ranks disagree") if WORLD.size > 1 else nullcontext():
+        other.load(folder / "0", lr=0.25 * (1 + WORLD.rank))
+    assert other.groups[0].lr == 0.25
+    other.save(folder / "whole", gathered=True)
+    changed = parameters()
+    for p in changed:
+        p += 1
+    with warns_of_other_parameters():
+        ShardedOptimizer(WORLD, onepass.AdamW, changed, lr=0.125).load(folder / "whole")
+
+
 def check_a_set_that_does_not_fit_is_refused_and_changes_nothing() -> None:
     folder = shared_folder() / "set"
     params = parameters()
@@ -98,7 +144,7 @@ def check_a_set_that_does_not_fit_is_refused_and_changes_nothing() -> None:
     WORLD.Barrier()
 
     plain = ShardedOptimizer(WORLD, onepass.AdamW, parameters(), chunk=SMALL, lr=0.1)
-    with raises(ValueError, "it has unknown members"):
+    with raises(ValueError, "it was saved with "):
         plain.load(folder)
     with raises(ValueError, "checkpoint is for 'AdamW', not 'SGD'"):
         ShardedOptimizer(WORLD, onepass.SGD, parameters(), chunk=SMALL).load(folder)

@@ -16,7 +16,7 @@ import numpy as np
 from ... import _checkpoint
 from ..._checkpoint import MANIFEST
 from ..._optimizer import Optimizer
-from ..._state_dict import snapshot
+from ..._state_dict import snapshot, warn_of_other_params
 from ..._types import Array
 from .. import needed
 from .agreement import together
@@ -105,6 +105,7 @@ def read_path(layout: Layout, optimizer: Optimizer, path: str | os.PathLike[str]
             return read_set(layout, optimizer, whole)
         schema = whole_schema(layout, optimizer)
         found = _checkpoint.read(path, schema, splitter(layout), lambda array: allocate_like(optimizer, array))
+        warn_of_other_params(layout.record, path, found)
         return split_state_dict(layout, optimizer, found, lambda index, name, parts: parts)
     except TypeError as error:
         raise ValueError(f"cannot load {os.fspath(path)!r}: {error}") from error

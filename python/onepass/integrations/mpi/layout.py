@@ -133,4 +133,9 @@ def describe(layout: Layout, optimizer: Optimizer, **arguments: Any) -> dict[str
 
 def _described_options(index: int, group: Group) -> list[str]:
     """Return a group's options as text; schedules are shown only as "a function"."""
-    return [f"{name}={'a function' if callable(x) else repr(x)} in group {index}" for name, x in group._values.items()]
+    return [f"{describe_option(name, value)} in group {index}" for name, value in group._values.items()]
+
+
+def describe_option(name: str, value: Any) -> str:
+    """Return an option as text, the same on all ranks: functions are not compared."""
+    return f"{name}={'a function' if callable(value) else repr(value)}"

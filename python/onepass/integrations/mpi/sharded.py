@@ -15,15 +15,16 @@ from ... import _checkpoint, _checks
 from ..._gradients import nonfinite_gradient
 from ..._group import Group
 from ..._optimizer import Optimizer
+from ..._options import OPTIMIZER_CHECKS
 from ..._params import normalize_params
-from ..._state_dict import prepare_load
+from ..._state_dict import prepare_load, with_checksums
 from ..._types import Array, LearningRate, Nonfinite, Params, Schedule
 from .. import needed
 from .agreement import OPTIONS, Fingerprint, refusal, together
 from .checkpoint import read_path, save_set
 from .communicator import dup_comm, share_processors
 from .exchange import Gradients, allgather, check_gradients, combine_blocks, create_buffers, reduce_scatter, reserve
-from .layout import create_layout, create_record, describe, piece_groups
+from .layout import create_layout, create_record, describe, describe_option, piece_groups
 from .state import (
     StateDict,
     gather_states,
@@ -246,10 +247,13 @@ class ShardedOptimizer:
             states = gather_states(self._comm, self._layout, self._optimizer, "save", names, root=0)
             with together(self._comm, "save"):
                 if self._comm.rank == 0:
-                    _checkpoint.write(path, whole_state_dict(self._layout, self._optimizer, states))
+                    whole = whole_state_dict(self._layout, self._optimizer, states)
+                    _checkpoint.write(path, with_checksums(self._layout.record, whole))
 
     def load(self, path: str | os.PathLike[str], **options: Any) -> None:
         """Load a checkpoint of `save` from any number of ranks, or an ordinary optimizer's file. Collective.
+
+        Parameters in the file are not loaded; a file whose parameters differ from these is a warning.
 
         Args:
             options: options that replace those of the checkpoint, in every group: the same on all ranks.
@@ -271,7 +275,10 @@ class ShardedOptimizer:
                 groups = [group_options(group) for group in found["param_groups"]]
                 shared = _checkpoint._scalars({**found, "state": {}, "param_groups": groups})
                 fingerprint["checkpoint"] = zlib.crc32(shared)
-                fingerprint[OPTIONS] = options
+                checks = {**self._optimizer._spec.checks, **OPTIMIZER_CHECKS}
+                fingerprint["options"] = [
+                    describe_option(name, checks[name](name, value)) for name, value in sorted(options.items())
+                ]
             self._broken = True  # until all ranks have loaded the state
             with together(self._comm, call):
                 self._optimizer.load_state_dict(found, **options)

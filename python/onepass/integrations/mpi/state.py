@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..._allocate import all_zeros_like
+from ..._checkpoint import CHECKSUMS
 from ..._flatten import in_line
 from ..._optimizer import Optimizer
 from ..._state_dict import named_params, scalars, snapshot
@@ -128,7 +129,9 @@ def split_state_dict(layout: Layout, optimizer: Optimizer, whole: Mapping[str, A
             values = split(parameter, name, value) if name in names else [value] * len(pieces)
             for index, own in zip(pieces, values):
                 states[index][name] = own
-    return {**whole, "state": states, "param_groups": with_pieces(optimizer, whole["param_groups"])}
+    split_state = {**whole, "state": states, "param_groups": with_pieces(optimizer, whole["param_groups"])}
+    split_state.pop(CHECKSUMS, None)  # of whole parameters
+    return split_state
 
 
 def with_pieces(optimizer: Optimizer, groups: list[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -208,11 +208,10 @@ class Engine:
 
 def refuse(group: Mapping[str, Any]) -> None:
     """Refuse options that onepass cannot follow."""
-    for name in ("capturable", "differentiable"):
+    reasons = {"capturable": "onepass runs on CPUs only", "differentiable": "autograd does not record onepass's steps"}
+    for name, reason in reasons.items():
         if group.get(name):
-            raise ValueError(
-                f"{name}=True is not possible with onepass, whose steps autograd does not record: leave it out"
-            )
+            raise ValueError(f"{name}=True is not possible: {reason}; leave it out")
     if whole := [name for name in OPTIMIZER_CHECKS if name in group]:
         raise ValueError(f"{whole[0]} applies to the whole optimizer, not to a group: pass it to the constructor")
     if functions := [name for name in ("lr", "ema_decay") if callable(group.get(name))]:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from threading import RLock
 from typing import Any, ClassVar
 
 from ..._optimizer import Optimizer as CoreOptimizer
@@ -53,6 +54,7 @@ class OnePass(torch.optim.Optimizer):
             name: OPTIMIZER_CHECKS[name](name, options.pop(name, default))
             for name, default in _whole_defaults().items()
         }
+        self._slow_lock = RLock()
         super().__init__(params, *args, **options)
         self.defaults.update(self._own)
         leave_uncompiled()
@@ -110,12 +112,13 @@ class OnePass(torch.optim.Optimizer):
 
     def _slow_step(self, only: int | None = None) -> None:
         """Step on the slow path: something is new or unusual."""
-        self.slow_steps += 1
-        engine = self._engine
-        if engine is None or not (engine.core.takes(self.param_groups, self.state) or engine.renew(self)):
-            self._forget()
-            engine = self._engine = Engine(self)
-        engine.step(self, only)
+        with self._slow_lock:  # another thread's slow step would start from the same counts
+            self.slow_steps += 1
+            engine = self._engine
+            if engine is None or not (engine.core.takes(self.param_groups, self.state) or engine.renew(self)):
+                self._forget()
+                engine = self._engine = Engine(self)
+            engine.step(self, only)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of all parameters, to None or to zeros."""
@@ -255,6 +258,7 @@ class OnePass(torch.optim.Optimizer):
         for group in state["param_groups"]:
             refuse(group)
         super().__setstate__(state)
+        self._slow_lock = RLock()
         self.__dict__.setdefault("_own", {})  # missing in pickles of earlier versions
         self.__dict__.setdefault("_whole", _whole_defaults())
         self._forget()

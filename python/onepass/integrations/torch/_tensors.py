@@ -40,7 +40,7 @@ def has_memory(tensor: torch.Tensor) -> bool:
 
 def check_expanded(label: str, tensor: torch.Tensor) -> None:
     """Refuse a tensor of which one element of memory is several elements."""
-    if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape)):
+    if tensor.numel() and any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape)):
         raise RuntimeError(f"{label} overlaps itself in memory (an expanded tensor?): use its clone()")
 
 
@@ -152,14 +152,18 @@ def _dense_gradient(label: str, own: torch.Tensor, gradient: torch.Tensor, plain
 
 def _rows(label: str, own: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> tuple[Array, Array]:
     """Return a sparse gradient as rows, in ascending order, and their values."""
+    if values.shape[1:] != own.shape[1:]:
+        found = f"expected rows of shape {[*own.shape[1:]]}, got {[*values.shape[1:]]}"
+        raise ValueError(f"the gradient of {label}: {found}")
     values = values.to(own.dtype).contiguous()
     if not indices.numel():
         return np.empty(0, np.int64), np.empty(0, np.float32)
-    rows, sums = _core.sum_rows(indices[0].contiguous().numpy(), _as_array(values, flat=False))
+    array = _as_array(values, flat=False)
+    rows, sums = _core.sum_rows(indices[0].contiguous().numpy(), array)
     if rows[0] < 0 or rows[-1] >= own.shape[0]:
         last = own.shape[0] - 1
         raise IndexError(f"the gradient of {label}: expected rows from 0 to {last}, got {rows[0]} to {rows[-1]}")
-    return rows, sums
+    return rows, sums.copy() if sums is array else sums  # values may lie in the parameter or its state
 
 
 def overlap(tensors: list[torch.Tensor], copied: list[bool]) -> bool:
