@@ -597,19 +597,19 @@ MEMBERS: dict[str, tuple[dict[str, bytes | None], str]] = {
     "a missing array": ({EXP_AVG: None}, "the state of parameter 0 ('w') lacks ['exp_avg']"),
     "an unknown array": (
         {"state/0/ema.npy": npy(np.zeros(3))},
-        "it was saved with ema_decay, which this optimizer lacks",
+        "it was saved with ema_decay: create the optimizer with ema_decay",
     ),
     "an array of no parameter": ({"state/2/exp_avg.npy": npy(np.zeros(3))}, "unknown members ['state/2/exp_avg.npy']"),
     "a name that climbs": ({"../x.npy": b"x"}, "unknown members ['../x.npy']"),
     "another spelling": ({"state/00/exp_avg.npy": npy(np.zeros(3))}, "unknown members ['state/00/exp_avg.npy']"),
     "another dtype": (
         {EXP_AVG: npy(np.zeros(3))},
-        "exp_avg of parameter 0 ('w'): expected dtype float32, as the parameter, got float64",
+        "exp_avg of parameter 0 ('w'): expected the parameter's dtype float32, got float64",
     ),
-    "the other byte order": ({EXP_AVG: npy(np.zeros(3, ">f4"))}, "expected dtype float32, as the parameter, got >f4"),
+    "the other byte order": ({EXP_AVG: npy(np.zeros(3, ">f4"))}, "expected the parameter's dtype float32, got >f4"),
     "another shape": ({EXP_AVG: npy(np.zeros((3, 1), "f4"))}, "('w') must have shape (3,), got (3, 1)"),
     "a scalar": ({EXP_AVG: npy(np.float32(1))}, "('w') must have shape (3,), got ()"),
-    "objects": ({EXP_AVG: npy(np.array([1, 2, print], object))}, "expected dtype float32, as the parameter, got |O"),
+    "objects": ({EXP_AVG: npy(np.array([1, 2, print], object))}, "expected the parameter's dtype float32, got |O"),
     "a structure": ({EXP_AVG: npy(np.zeros(3, [("a", "f4")]))}, "exp_avg.npy does not have the header of a plain"),
     "no header": ({EXP_AVG: b"numbers"}, "the file is damaged, or no checkpoint ("),
     "an empty member": ({EXP_AVG: b""}, "ends too early)"),
@@ -863,12 +863,12 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
     "another dtype": (
         put(np.zeros((), "f4"), *ENTRY, "exp_avg"),
         ValueError,
-        "exp_avg of parameter 1 ('b'): expected dtype float64, as the parameter, got float32",
+        "exp_avg of parameter 1 ('b'): expected the parameter's dtype float64, got float32",
     ),
     "the other byte order": (
         put(np.zeros((), ">f8"), *ENTRY, "exp_avg"),
         ValueError,
-        "expected dtype float64, as the parameter, got >f8",
+        "expected the parameter's dtype float64, got >f8",
     ),
     "another shape": (
         put(np.zeros(1), *ENTRY, "exp_avg"),

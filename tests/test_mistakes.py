@@ -38,7 +38,7 @@ UNREADABLE = object_of(
     "torch", __dlpack__=raising(BufferError("use tensor.detach()")), __dlpack_device__=lambda self: (1, 0)
 )
 
-# What is done, and words of the message.
+# Each mistake: an action, the type of its error, and words of the message.
 MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     # Parameters
     "tensors of PyTorch": (
@@ -78,7 +78,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "fused": (lambda: Adam(w(), fused=True), TypeError, ["'fused'", "PyTorch's own implementations"]),  # type: ignore[call-arg]
     "minimize": (lambda: Adam(w(), args=()), TypeError, ["'args'", "onepass.integrations.scipy"]),  # type: ignore[call-arg]
     "an option of a group": (lambda: Adam([{"params": [w()], "lrr": 1}]), TypeError, ["'lrr'", "Did you mean 'lr'?"]),
-    "a class of schedules": (lambda: Adam(w(), lr=schedules.cosine), TypeError, ["lr", "class cosine", "create one"]),  # type: ignore[arg-type]
+    "a class of schedules": (lambda: Adam(w(), lr=schedules.cosine), TypeError, ["lr", "class cosine", "instance"]),  # type: ignore[arg-type]
     "lr=True": (lambda: Adam(w(), lr=True), TypeError, ["lr must be a number", "True"]),
     "lr='0.1'": (lambda: Adam(w(), lr="0.1"), TypeError, ["lr must be a number", "'0.1'"]),  # type: ignore[arg-type]
     "lr=None": (lambda: Adam(w(), lr=None), TypeError, ["lr must be a number", "None"]),  # type: ignore[arg-type]
@@ -121,12 +121,12 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "saved with amsgrad": (
         lambda: Adam(w()).load_state_dict(Adam(w(), amsgrad=True).state_dict()),
         ValueError,
-        ["saved with amsgrad", "create it with amsgrad"],
+        ["saved with amsgrad", "create the optimizer with amsgrad"],
     ),
     "saved without an average": (
         lambda: Adam(w(), ema_decay=0.9).load_state_dict(Adam(w()).state_dict()),
         ValueError,
-        ["saved without ema_decay", "create it without ema_decay"],
+        ["saved without ema_decay", "create the optimizer without ema_decay"],
     ),
     "another dtype": (
         lambda: Adam(w()).load_state_dict(Adam(np.zeros(3)).state_dict()),

@@ -201,7 +201,11 @@ MISFITS: dict[str, tuple[Callable[[Any], None], type[Exception], str]] = {
     "a state array missing": (changed(state__exp_avg=None), ValueError, "lacks ['exp_avg']"),
     "a state array unknown": (changed(state__max_exp_avg_sq=ones(2, 3)), ValueError, "saved with amsgrad"),
     "a wrong shape": (changed(state__exp_avg=ones(3, 2)), ValueError, "must have shape (2, 3), got (3, 2)"),
-    "a wrong dtype": (changed(state__exp_avg=ones(2, 3, dtype=float)), ValueError, "expected dtype float32"),
+    "a wrong dtype": (
+        changed(state__exp_avg=ones(2, 3, dtype=float)),
+        ValueError,
+        "expected the parameter's dtype float32",
+    ),
     "a list for an array": (changed(state__exp_avg=[[0.0] * 3] * 2), TypeError, "must be a NumPy array"),
     "a negative count": (changed(state__step=-1), ValueError, "at least 0"),
     "no integer": (changed(step_count=1.0), TypeError, "step_count must be an integer"),

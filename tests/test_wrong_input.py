@@ -501,7 +501,11 @@ def test_wrong_names() -> None:
         ({"w": ones(2)}, ValueError, "missing ['b']"),
         ({**good, "c": ones(1)}, ValueError, "unexpected ['c']"),
         ({"w": ones(2), "c": ones(1)}, ValueError, "missing ['b'], unexpected ['c']"),
-        ([ones(2), ones(1)], TypeError, "the gradients must be a mapping of names, as the parameters were, got list"),
+        (
+            [ones(2), ones(1)],
+            TypeError,
+            "the gradients must be a mapping of names to arrays, as the parameters were, got list",
+        ),
         ({**good, "b": ones(2)}, ValueError, "gradient 'b': expected shape (1,), got (2,)"),
         ({**good, "b": [1.0]}, TypeError, "gradient 'b' must be a NumPy array"),
     ]

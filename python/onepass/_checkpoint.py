@@ -33,7 +33,7 @@ PathLike = str | os.PathLike[str]
 
 VERSION = 1
 MANIFEST = "manifest.json"  # of a folder that ShardedOptimizer wrote
-CHECKSUMS = "params_crc32"  # the name of the parameters' checksums in a state dict, which may be missing
+CHECKSUMS = "params_crc32"  # the optional key of the parameters' checksums in a state dict
 _CHUNK = 1 << 16  # bytes: what is copied at once stays in cache
 _LONGEST = 1 << 20  # bytes: more than the longest schedule takes
 _SCALARS = "onepass.npy"  # the member that holds all but the arrays
@@ -69,7 +69,10 @@ def check(state_dict: StateDict, like: StateDict) -> None:
         raise ValueError(f"{newer}version must be {like['version']}, got {short(version)}")
     _check_type("optimizer", optimizer, str, "a string")
     if optimizer != like["optimizer"]:
-        raise ValueError(f"checkpoint is for {short(optimizer)}, not {like['optimizer']!r}: create that optimizer")
+        raise ValueError(
+            f"checkpoint is for {short(optimizer)}, not {like['optimizer']!r}: load it into an optimizer of the same "
+            "class"
+        )
     _check_keys("the state dict", {name: state_dict[name] for name in state_dict if name != CHECKSUMS}, like)
     for name in ("step_count", "skipped"):
         _check_count(name, state_dict[name])
@@ -130,14 +133,14 @@ def _check_keys(label: str, found: Any, wanted: Iterable[Any]) -> None:
 
 
 def _other_options(missing: Iterable[Any], unknown: Iterable[Any]) -> str:
-    """Return the reason if arrays are missing or unknown because of an option that determines which exist."""
+    """Return the reason if an option explains why arrays are missing or unknown, else an empty string."""
     options = {"max_exp_avg_sq": "amsgrad", "ema": "ema_decay", "momentum_buffer": "momentum", "grad_avg": "centered"}
     for name in sorted(missing, key=str):
         if name in options:
-            return f"it was saved without {options[name]}, which this optimizer has: create it without {options[name]}"
+            return f"it was saved without {options[name]}: create the optimizer without {options[name]}"
     for name in sorted(unknown, key=str):
         if name in options:
-            return f"it was saved with {options[name]}, which this optimizer lacks: create it with {options[name]}"
+            return f"it was saved with {options[name]}: create the optimizer with {options[name]}"
     return ""
 
 
@@ -197,7 +200,7 @@ def _check_entry(label: str, name: str, value: Any, own: Any) -> None:
         dtype = value.dtype if isinstance(value, _Stored) else value.dtype.str
         if dtype != own.dtype.str:
             found = {"<f4": "float32", "<f8": "float64"}.get(dtype, dtype)
-            raise ValueError(f"{label}: expected dtype {own.dtype.name}, as the parameter, got {found}")
+            raise ValueError(f"{label}: expected the parameter's dtype {own.dtype.name}, got {found}")
         if value.shape != own.shape:
             raise ValueError(f"{label} must have shape {own.shape}, got {value.shape}")
     elif name == "step":

@@ -67,7 +67,7 @@ def function(name: str, value: Schedule) -> Schedule:
     """A function of the step, not a class of such functions."""
     if isinstance(value, type):
         raise TypeError(
-            f"{name} must be a number or a function of the step, got the class {value.__name__}: create one"
+            f"{name} must be a number or a function of the step, got the class {value.__name__}: pass an instance"
         )
     return value
 
@@ -150,7 +150,7 @@ def check_storage(label: str, array: Any) -> None:
 
 
 def _remedy(found: Any) -> str:
-    """Return the end of an error about a parameter that is no NumPy array."""
+    """Return the hint that ends the error about a parameter that is not a NumPy array."""
     library = type(found).__module__.partition(".")[0]
     if library == "torch":
         return ": for PyTorch use onepass.integrations.torch"

@@ -30,7 +30,7 @@ def initialize(optimizer: Any, form: Any, as_tuple: bool, groups: Any, options: 
             if not array.flags.writeable:
                 raise ValueError(
                     f"{label(form, key)} is read-only in this pickle, so the optimizer could not update it: pass "
-                    "writeable buffers to pickle.loads, or with joblib Parallel(max_nbytes=None) or mmap_mode='c'"
+                    "writeable buffers to pickle.loads; with joblib, use Parallel(max_nbytes=None) or mmap_mode='c'"
                 )
     optimizer._init(form, as_tuple, groups, options)
     for saved, own in zip(state["param_groups"], _state_dict.snapshot(optimizer)["param_groups"]):

@@ -68,22 +68,23 @@ class Optimizer:
 
         Args:
             grads: gradients in the form of the parameters: an array, a sequence or a
-                mapping; with groups, one sequence in the order of the groups. Each
-                gradient has its parameter's shape, and any real floating dtype and
-                memory layout. A gradient is copied only if its dtype or layout differs
-                from its parameter's, or if it shares memory with a parameter or with
-                state. Arrays of other libraries in CPU memory work too. ``None`` leaves
-                the parameter, its state and its step count unchanged. `SparseRows`
-                updates only some rows of the parameter and of its state.
+                mapping; with groups, one sequence in the order of the groups, or one
+                mapping if the parameters have names. Each gradient has its parameter's
+                shape, and any real floating dtype and memory layout. A gradient is copied
+                only if its dtype or layout differs from its parameter's, or if it shares
+                memory with a parameter or with state. Arrays of other libraries in CPU
+                memory work too. ``None`` leaves the parameter, its state and its step count
+                unchanged. `SparseRows` updates only some rows of the parameter and of its
+                state.
             grad_scale: a factor for every gradient, applied in the same pass.
 
         Raises:
-            TypeError: a gradient is no array of real floating-point numbers.
+            TypeError: a gradient is not an array of real floating-point numbers.
             FloatingPointError: a gradient holds NaN or infinity, and ``nonfinite`` is
                 ``"raise"``.
-            IndexError: a row that the parameter does not have.
+            IndexError: `SparseRows` names a row that the parameter does not have.
             ValueError: too few or too many gradients, an unknown or missing name, a
-                gradient of another shape than its parameter, a schedule that returns
+                gradient whose shape is not its parameter's, a schedule that returns
                 no usable number, a coefficient that overflows the parameters' dtype,
                 or a ``grad_scale`` that is not finite. Nothing has changed.
 

@@ -32,7 +32,7 @@ def arrange(record: ParameterRecord, grads: Any) -> list[Any]:
     if record.form is Form.mapping:
         if not isinstance(grads, Mapping):
             kind = type(grads).__name__
-            raise TypeError(f"the gradients must be a mapping of names, as the parameters were, got {kind}")
+            raise TypeError(f"the gradients must be a mapping of names to arrays, as the parameters were, got {kind}")
         missing = [key for key in keys if key not in grads]
         unexpected = [key for key in grads if key not in record.index]
         if missing or unexpected:
@@ -79,7 +79,8 @@ def coalesced(label: str, sparse: SparseRows, param: Array) -> tuple[Array, Arra
     param = np.asarray(param)
     if param.ndim == 0 or not param.flags.c_contiguous:
         raise ValueError(
-            f"{label}: SparseRows requires a parameter in C order: create it with order='C', or transposed"
+            f"{label}: SparseRows requires a parameter in C order: create the parameter with order='C', "
+            "or store it transposed"
         )
     real_floating(label, sparse.values)
     if len(sparse.values) != len(sparse.indices):
@@ -107,7 +108,7 @@ def checked_gradient(label: str, grad: Any, shape: tuple[int, ...]) -> Array:
 
 
 def _shape_hint(found: tuple[int, ...], expected: tuple[int, ...]) -> str:
-    """Return what to do about a gradient of another shape, if that is certain."""
+    """Return a hint for a shape mismatch if the remedy is certain, else an empty string."""
     if len(found) == 2 and found[::-1] == expected and 1 not in found:
         return ": use .T"
     if len(found) < 3 and [n for n in found if n != 1] == [n for n in expected if n != 1]:
@@ -116,7 +117,7 @@ def _shape_hint(found: tuple[int, ...], expected: tuple[int, ...]) -> str:
 
 
 def array_of(label: str, grad: Any) -> Any:
-    """Return an array of another library (PyTorch, JAX) as a NumPy array, without a copy if it is in memory."""
+    """Return an array of another library (PyTorch, JAX) as a NumPy array, without a copy if it is in CPU memory."""
     if isinstance(grad, np.ndarray):
         return grad
     if hasattr(grad, "tocsr") or all(hasattr(grad, name) for name in ("indptr", "indices", "data")):

@@ -171,22 +171,22 @@ class Optimizer(_core.Optimizer):
         Args:
             state_dict: what `state_dict` returned, of an optimizer of the same class whose parameters have the same
                 shapes and dtypes in the same order, and the same names if they have any. Its options replace this
-                optimizer's, ``lr`` among them. Where ``lr`` or ``ema_decay`` was a function of your own, this
-                optimizer's function continues.
-            params: load the parameters too, which `state_dict` included.
+                optimizer's, ``lr`` among them. If ``lr`` or ``ema_decay`` was a function of your own, this optimizer
+                keeps its own function.
+            params: load the parameters too; the state dict must come from ``state_dict(params=True)``.
             options: options that replace those of the state dict, in every group.
 
         Raises:
-            TypeError, ValueError: it does not fit: something is missing or unknown, of another shape or dtype, an
-                option out of its range, another optimizer's, a function in place of which this optimizer has a number,
-                or another schedule than this optimizer's. Nothing has changed.
+            TypeError, ValueError: the state dict does not fit: an entry is missing, is unknown or has another shape or
+                dtype; an option is out of range; the state dict is of another class of optimizer; or a function or
+                schedule would be lost. Nothing has changed.
         """
         _state_dict.load(self, state_dict, params, **options)
 
     def save(self, path: str | os.PathLike[str], *, params: bool = False) -> None:
         """Write what `state_dict` holds to one ``.npz`` file at exactly this path.
 
-        Without ``params=True`` the file holds only checksums of the parameters: save them too.
+        Without ``params=True`` the file holds only checksums of the parameters: save the parameters yourself.
 
         A crash at any moment leaves the old file or the new one: the file is written beside its place, flushed to disk
         and renamed. `numpy.load` can read it; nothing in it is pickled.

@@ -181,7 +181,7 @@ _HINTS = {
     **dict.fromkeys(
         ["fused", "foreach", "capturable", "differentiable"], "It selects among PyTorch's own implementations."
     ),
-    "args": "As a method of scipy.optimize.minimize use onepass.integrations.scipy.",
+    "args": "For scipy.optimize.minimize, use the methods in onepass.integrations.scipy.",
 }
 
 

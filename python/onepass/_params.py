@@ -145,7 +145,7 @@ def normalize_params(params: Params) -> tuple[Form, list[GroupParams]]:
     groups: list[GroupParams]
     if isinstance(params, Mapping):
         if "params" in params and not isinstance(params["params"], np.ndarray):
-            raise TypeError("parameter groups come in a list: [{'params': ..., ...}]")
+            raise TypeError("params: expected groups in a list, [{'params': ..., ...}], got one group")
         form, groups = Form.mapping, [(dict(params), {})]
     else:
         items = as_list("params", params)

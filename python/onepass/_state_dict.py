@@ -158,7 +158,7 @@ def _loaded_rate(label: str, name: str, saved: Any, own: Any) -> Any:
         )
     if callable(own) and own != loaded:
         raise ValueError(
-            f"{label}: the checkpoint has {loaded!r}, this optimizer {own!r}: pass load(..., {name}=...) to choose"
+            f"{label}: the checkpoint has {loaded!r}, this optimizer has {own!r}: pass load(..., {name}=...) to choose"
         )
     return loaded
 

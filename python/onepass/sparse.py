@@ -67,13 +67,13 @@ class SparseRows:
 
     @classmethod
     def from_csr(cls, matrix: Any) -> SparseRows:
-        """Convert a sparse matrix in CSR format, such as `scipy.sparse.csr_array`, to its rows that hold numbers.
+        """Convert a sparse matrix in CSR format, such as `scipy.sparse.csr_array`, to its nonempty rows.
 
         Args:
             matrix: anything with the attributes ``indptr``, ``indices``, ``data`` and ``shape`` of the CSR format.
 
         Raises:
-            TypeError: another format: use its ``tocsr()``.
+            TypeError: the matrix has another format: use its ``tocsr()``.
 
         Example:
             >>> import numpy as np, onepass, types
@@ -92,6 +92,6 @@ class SparseRows:
             which = np.repeat(np.arange(rows.size), counts[rows])
             np.add.at(values, (which, matrix.indices[:size]), matrix.data[:size])
         except AttributeError:
-            hint = "use its tocsr()" if hasattr(matrix, "tocsr") else "step takes a dense gradient as it is"
+            hint = "use its tocsr()" if hasattr(matrix, "tocsr") else "pass a dense gradient to step directly"
             raise TypeError(f"expected a matrix in CSR format, got {type(matrix).__name__}: {hint}") from None
         return cls(rows, values)

@@ -7,8 +7,8 @@ namespace onepass::python {
 
 namespace py = pybind11;
 
-// Return a value of a dict, or null if the key is missing. Without the GIL a borrowed reference would not do, not even
-// in a critical section: a look-up within may suspend the section, in which another thread removes the value.
+// Return a value of a dict, or null if the key is missing. Without the GIL a borrowed reference is not safe, not
+// even in a critical section: the look-up may suspend the section, and another thread may then remove the value.
 inline py::object find(py::handle dict, py::handle key) {
 #if PY_VERSION_HEX >= 0x030D0000
   PyObject* value = nullptr;

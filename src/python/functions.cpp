@@ -68,7 +68,8 @@ double norm(const py::array& array) {
   return result;
 }
 
-// Rows in ascending order, each once, and the sums of their values: the arguments themselves if they already are that.
+// Returns the rows in ascending order, each once, and the sums of their values. Returns the arguments themselves if the
+// rows already are in ascending order, each once.
 std::pair<py::array, py::array> sum_rows(const py::array_t<std::int64_t, py::array::c_style>& rows,
                                          const py::array& values) {
   const std::optional<DType> dtype = dtype_of(values);

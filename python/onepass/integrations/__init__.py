@@ -1,4 +1,4 @@
-"""Where people train: onepass behind the interfaces of other libraries.
+"""Integrations: onepass behind the interfaces of other libraries.
 
 Each module here imports its library when it is first used: ``onepass.integrations.torch.Adam``.
 """

@@ -2,15 +2,15 @@
 
 ``adam``, ``adamw``, ``adamax``, ``nadam``, ``rmsprop``, ``adagrad``, ``adadelta``, ``sgd`` and ``lion`` are methods
 that `scipy.optimize.minimize` takes as they are. They descend along the gradient of a smooth or noisy function of many
-variables, without line searches or second derivatives. ``options`` takes these options, and the options of the
-optimizer: ``lr``, a number or a function of the step, with the optimizer's own default (0.001 for ``adam``: set it to
-fit the scale of your variables), ``betas`` and so on.
+variables, without line searches or second derivatives. ``options`` takes the options of the optimizer, such as
+``betas`` and ``lr``, and the options in the table. ``lr`` is a number or a function of the step; its default is the
+optimizer's own (0.001 for ``adam``): set it to fit the scale of your variables.
 
 ==============  ======================================================================================================
 ``maxiter``     the maximum number of steps (1,000)
-``gtol``        converged if no element of the gradient is larger (``minimize``'s ``tol``, or 1e-5); with bounds, no
-                element that can still move
-``xtol``        or if a step moved no element by more (0: never)
+``gtol``        converged if no element of the gradient is larger than this (``minimize``'s ``tol``, or 1e-5); with
+                bounds, only elements that can still move count
+``xtol``        or if a step moved no element by more than this (0: never)
 ``ftol``        or if a step changed the objective by at most ``ftol * max(1, |before|, |after|)`` (0: never)
 ``disp``        print the result
 ==============  ======================================================================================================
@@ -21,7 +21,7 @@ Second derivatives are ignored with a warning. Unless ``jac`` is a function or T
 one-sided differences within the bounds. With ``bounds`` every step ends at the nearest point within them. ``callback``
 has either of SciPy's signatures and ends the search by raising ``StopIteration``; its return value is ignored, as by
 most of SciPy's own methods. An objective or gradient that is not finite ends the search at the last point at which both
-were finite, without success. Any other option is a warning, as for SciPy's own methods.
+were finite, without success. Any other option causes a warning, as in SciPy's own methods.
 
 Example:
     >>> from scipy.optimize import minimize, rosen, rosen_der
@@ -178,7 +178,7 @@ def _minimize(
 
 
 def _largest(array: Any) -> float:
-    """Return the largest absolute value, NaN if there is one."""
+    """Return the largest absolute value, or NaN if an element is NaN."""
     return float(np.maximum.reduce(np.abs(array), initial=0.0))
 
 

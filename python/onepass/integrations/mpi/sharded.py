@@ -253,7 +253,7 @@ class ShardedOptimizer:
     def load(self, path: str | os.PathLike[str], **options: Any) -> None:
         """Load a checkpoint of `save` from any number of ranks, or an ordinary optimizer's file. Collective.
 
-        Parameters in the file are not loaded; a file whose parameters differ from these is a warning.
+        Does not load parameters. Warns if an ordinary file was saved with other values of the parameters.
 
         Args:
             options: options that replace those of the checkpoint, in every group: the same on all ranks.

@@ -59,7 +59,7 @@ def local(tensor: Any) -> torch.Tensor:
 
 
 def rows_and_values(gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return the row numbers (one row of a matrix) and the values of a sparse gradient, or None for other gradients."""
+    """Return the row numbers, of shape (1, n), and the values of a sparse gradient, or None for other gradients."""
     if gradient.layout != torch.sparse_coo or gradient.sparse_dim() != 1:
         return None
     return gradient._indices(), gradient._values().resolve_neg()

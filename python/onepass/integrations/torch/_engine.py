@@ -21,7 +21,7 @@ with needed("torch"):
 # Options that may be missing in groups.
 DEFAULTS = {"bias_correction": True, "eps_mode": "paper", "clip_value": None, "ema_decay": None}
 
-_CHANGED = "parameters, gradients or state were changed while the step was prepared"
+_CHANGED = "parameters, gradients or state were changed while the step was prepared: do not change them during a step"
 
 
 class Engine:

@@ -203,7 +203,7 @@ class OnePass(torch.optim.Optimizer):
         """
         if self.ema is None:
             raise ValueError(
-                "averaged: there is no average: create the optimizer with ema_decay, such as ema_decay=0.999"
+                "averaged: expected an average, got none (create the optimizer with ema_decay, such as ema_decay=0.999)"
             )
         pairs = [(param, average) for param, average in self._averages() if average is not None]
         with torch.no_grad():
