@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ import onepass
 
 Array = npt.NDArray[Any]
 DTYPES = [np.float32, np.float64]
+# AddressSanitizer must be the first preloaded library, and reserves more memory than a limit allows.
+unsanitized = pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="not under AddressSanitizer")
 
 
 def bits(array: Array) -> Array:

@@ -14,7 +14,7 @@ import pytest
 
 import onepass
 from onepass import _checkpoint
-from support import refused
+from support import refused, unsanitized
 from test_out_of_memory import COMPILER
 from test_out_of_memory import preloaded as preloaded
 from test_state_machine import MODE, mode
@@ -60,6 +60,7 @@ print("done")
 
 
 @LINUX
+@unsanitized
 @pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
 def test_a_system_that_refuses_threads_now_and_then_gets_the_same_bits(preloaded: Path, tmp_path: Path) -> None:
     result = python(THREADS, tmp_path, env={**os.environ, "LD_PRELOAD": str(preloaded), "OPENBLAS_NUM_THREADS": "1"})
@@ -143,6 +144,7 @@ def test_a_device_is_not_replaced(tmp_path: Path) -> None:
 
 
 @LINUX
+@unsanitized
 def test_a_load_needs_one_staged_copy_of_the_state_and_no_more(tmp_path: Path) -> None:
     """With room for one copy it works; whatever the room, it works or is a MemoryError that changes nothing."""
     code = """

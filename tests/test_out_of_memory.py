@@ -11,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from support import unsanitized
+
 HERE = Path(__file__).parent
 COMPILER = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
 
 pytestmark = [
+    unsanitized,
     pytest.mark.skipif(not sys.platform.startswith("linux") or COMPILER is None, reason="needs Linux and a C compiler"),
     pytest.mark.skipif(sys.version_info >= (3, 12), reason="CPython's own comprehensions crash without memory there"),
     pytest.mark.skipif(np.__version__ < "2", reason="NumPy's own sums crash without memory there"),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import onepass
-from support import DTYPES, assert_same_bits, ordinary, snapshot
+from support import DTYPES, assert_same_bits, ordinary, snapshot, unsanitized
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits and counts of memory as on Linux")
 
@@ -143,6 +143,7 @@ print(zlib.crc32(w), zlib.crc32(opt.state[0]["exp_avg_sq"]))
 
 
 @linux
+@unsanitized
 def test_state_larger_than_a_limit_on_memory_trains_on_disk_and_goes_on_after_a_crash(tmp_path: Path) -> None:
     def train(where: str, folder: str, kill: str = "") -> str:
         (tmp_path / folder).mkdir(exist_ok=True)
