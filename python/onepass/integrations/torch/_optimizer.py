@@ -28,6 +28,7 @@ class OnePass(torch.optim.Optimizer):
     _engine: Engine | None = None
     _in_backward: Any = None  # the handle of step_in_backward
     _before: tuple[int, float | None] = 0, None  # steps skipped by earlier engines, and the last norm
+    _is_slow: bool = False  # a thread takes a slow step
     slow_steps: int = 0
 
     def __init_subclass__(cls, **arguments: Any) -> None:
@@ -98,7 +99,7 @@ class OnePass(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         engine = self._engine
-        if engine is None or not engine.core.step(self.param_groups, self.state):
+        if engine is None or self._is_slow or not engine.core.step(self.param_groups, self.state):
             self._slow_step()
         return loss
 
@@ -107,18 +108,25 @@ class OnePass(torch.optim.Optimizer):
     def _step_only(self, index: int) -> None:
         """Step one parameter."""
         engine = self._engine
-        if engine is None or not engine.core.step(self.param_groups, self.state, None, index):
+        if engine is None or self._is_slow or not engine.core.step(self.param_groups, self.state, None, index):
             self._slow_step(index)
 
     def _slow_step(self, only: int | None = None) -> None:
         """Step on the slow path: something is new or unusual."""
-        with self._slow_lock:  # another thread's slow step would start from the same counts
-            self.slow_steps += 1
+        has_waited = self._is_slow
+        with self._slow_lock:  # other threads' steps must wait: they would start from the same counts
             engine = self._engine
-            if engine is None or not (engine.core.takes(self.param_groups, self.state) or engine.renew(self)):
-                self._forget()
-                engine = self._engine = Engine(self)
-            engine.step(self, only)
+            if has_waited and engine and engine.core.step(self.param_groups, self.state, None, only):
+                return
+            self._is_slow = True
+            try:
+                self.slow_steps += 1
+                if engine is None or not (engine.core.takes(self.param_groups, self.state) or engine.renew(self)):
+                    self._forget()
+                    engine = self._engine = Engine(self)
+                engine.step(self, only)
+            finally:
+                self._is_slow = False
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of all parameters, to None or to zeros."""
