@@ -72,7 +72,7 @@ def test_the_figures_in_the_advice_are_those_of_the_comparison() -> None:
     assert "in 25 of 40 cases" in advice and "in 25 of 40 cases" in compared
 
 
-@pytest.mark.skipif(not EXAMPLES.exists(), reason="the examples are not beside the tests")
+@pytest.mark.skipif(not EXAMPLES.exists(), reason="the examples are missing")
 def test_the_examples_page_lists_every_example_and_no_other_file() -> None:
     text = (DOCS / "examples.md").read_text(encoding="utf-8")
     programs = {path.name for path in EXAMPLES.glob("*.py")}

@@ -136,7 +136,7 @@ def test_what_the_first_pages_show_passes_mypys_strict_mode(tmp_path: Path) -> N
     pytest.importorskip("mypy", reason="make test installs it")
     root = Path(__file__).parents[1]
     if not (root / "docs").exists():
-        pytest.skip("the documentation is not beside the tests")
+        pytest.skip("the documentation is missing")
     for page in ("README.md", "docs/quickstart.md", "docs/options.md", "docs/checkpoints.md"):
         text, code = (root / page).read_text(encoding="utf-8"), []
         for kind, block in re.findall(r"^```(python|pycon)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):

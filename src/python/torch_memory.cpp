@@ -165,16 +165,12 @@ void TorchEngine::use_substitute(std::size_t i) {
   entry.is_sparse = PyTuple_CheckExact(gradient.ptr()) != 0;
   if (entry.is_sparse) {
     const auto [rows, values] = gradient.cast<std::pair<py::array_t<std::int64_t, py::array::c_style>, py::array>>();
-    static constexpr std::int64_t no_rows = 0;  // the address of an empty array may be null, which has another meaning
-    pointers_[i] = {&nothing, &no_rows, static_cast<std::size_t>(rows.size())};
-    if (static_cast<std::size_t>(values.size()) !=
-        static_cast<std::size_t>(rows.size()) * core_.parameters()[i].row_size) {
+    const Parameter& parameter = core_.parameters()[i];
+    const auto count = static_cast<std::size_t>(rows.size());
+    if (static_cast<std::size_t>(values.size()) != count * parameter.row_size) {
       throw py::value_error("values of a sparse gradient: expected a row of the parameter for each row number");
     }
-    if (rows.size() != 0) {
-      pointers_[i].data = data_of(values);
-      pointers_[i].rows = rows.data();
-    }
+    pointers_[i] = entry.sums.of(rows.data(), count, data_of(values), parameter.dtype, parameter.row_size);
   } else {
     const void* const data = data_of(gradient);
     pointers_[i].data = data == nullptr ? &nothing : data;

@@ -52,6 +52,13 @@ with needed("scipy"):
 
 __all__ = ["adadelta", "adagrad", "adam", "adamax", "adamw", "lion", "nadam", "rmsprop", "sgd"]
 
+_DEFAULTS: dict[str, Any] = {
+    "maxiter": 1000,
+    "gtol": 1e-5,
+    "xtol": 0.0,
+    "ftol": 0.0,
+    "disp": False,
+}  # options of the search
 _REFUSED = ("ema_decay", "maximize", "nonfinite")  # options of optimizers
 _MESSAGES = {
     0: "The gradient is within gtol.",
@@ -78,9 +85,9 @@ def _minimize(
     tol: float | None = None,
     maxiter: int | None = None,
     gtol: float | None = None,
-    xtol: float = 0.0,
-    ftol: float = 0.0,
-    disp: bool = False,
+    xtol: float = _DEFAULTS["xtol"],
+    ftol: float = _DEFAULTS["ftol"],
+    disp: bool = _DEFAULTS["disp"],
     **options: Any,
 ) -> OptimizeResult:
     for name, given in (("Hessian information (hess)", hess), ("Hessian-vector product information (hessp)", hessp)):
@@ -91,11 +98,11 @@ def _minimize(
     for name in _REFUSED:
         if name in options:
             raise ValueError(f"option {name!r} is not supported by minimize: leave it out")
-    maxiter = 1000 if maxiter is None else maxiter
-    gtol = next(limit for limit in (gtol, tol, 1e-5) if limit is not None)
+    maxiter = _DEFAULTS["maxiter"] if maxiter is None else maxiter
+    gtol = next(limit for limit in (gtol, tol, _DEFAULTS["gtol"]) if limit is not None)
     known = {*kind._spec.checks, *OPTIMIZER_CHECKS}
     if unknown := [name for name in options if name not in known]:  # as SciPy's own methods have it
-        hint = suggestion(unknown[0], sorted((known | {"maxiter", "gtol", "xtol", "ftol", "disp"}) - {*_REFUSED}))
+        hint = suggestion(unknown[0], sorted((known | _DEFAULTS.keys()) - {*_REFUSED}))
         warnings.warn(f"Unknown solver options: {', '.join(unknown)}{hint}", OptimizeWarning, stacklevel=4)
     options = {name: value for name, value in options.items() if name in known}
     x = np.array(x0, np.float64).reshape(-1)
@@ -210,10 +217,10 @@ def _differences(value: Callable[[Any], float], at: Any, there: float, low: Any,
     step = np.where(high - at >= at - low, np.minimum(step, high - at), -np.minimum(step, at - low))
     found = np.zeros_like(at)
     for i in np.flatnonzero(step):
-        beside = at.copy()  # for the user's function, which may keep it
-        beside[i] = np.clip(at[i] + step[i], low[i], high[i])  # the sum is rounded
-        moved = beside[i] - at[i]
-        found[i] = (value(beside) - there) / moved
+        shifted = at.copy()  # for the user's function, which may keep it
+        shifted[i] = np.clip(at[i] + step[i], low[i], high[i])  # the sum is rounded
+        moved = shifted[i] - at[i]
+        found[i] = (value(shifted) - there) / moved
     return found
 
 
@@ -234,11 +241,13 @@ def _method(kind: type[onepass.Optimizer]) -> Callable[..., OptimizeResult]:
         return _minimize(kind, fun, x0, *args, **keywords)
 
     minimizer.__name__ = minimizer.__qualname__ = name = kind.__name__.lower()
-    own = [p for p in inspect.signature(kind).parameters.values() if p.name not in {"params", *_REFUSED}]
-    options = ", ".join(f"{p.name}={p.default!r}" for p in own)
+    own = {
+        p.name: p.default for p in inspect.signature(kind).parameters.values() if p.name not in {"params", *_REFUSED}
+    }
+    options = ", ".join(f"{name}={default!r}" for name, default in {**_DEFAULTS, **own}.items())
     minimizer.__doc__ = (
         f"Minimize with `onepass.{kind.__name__}`: ``minimize(fun, x0, jac=..., method={name}, options=...)``.\n\n"
-        f"Options, with their defaults: maxiter=1000, gtol=1e-05, xtol=0.0, ftol=0.0, disp=False, {options}.\n"
+        f"Options, with their defaults: {options}.\n"
         "See the module `onepass.integrations.scipy`."
     )
     return minimizer
