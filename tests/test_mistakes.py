@@ -70,6 +70,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
         ["item 0", "ndarray", "{'params': [...]}"],
     ),
     # Options
+    "T_max": (lambda: schedules.cosine(0.1, T_max=10), TypeError, ["'T_max'", "Did you mean 'steps'?"]),  # type: ignore[call-arg]
     "learning_rate": (lambda: Adam(w(), learning_rate=0.1), TypeError, ["'learning_rate'", "Did you mean 'lr'?"]),  # type: ignore[call-arg]
     "epsilon": (lambda: Adam(w(), epsilon=0.1), TypeError, ["'epsilon'", "Did you mean 'eps'?"]),  # type: ignore[call-arg]
     "momentum of Adam": (lambda: Adam(w(), momentum=0.9), TypeError, ["'momentum'", "Did you mean 'betas'?"]),  # type: ignore[call-arg]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import enum
 import inspect
+import json
 import pydoc
 import re
 import subprocess
@@ -71,6 +72,7 @@ one.add_group(b, lr=0.5)
 one.groups[0].lr = 0.5
 one.groups[0].lr *= 0.5
 one.groups[0].eps = np.float32(1e-6)
+rate: float = one.groups[0].lr
 half: float = one.groups[0].eps / 2 + one.groups[0].betas[0]
 one.groups[0].betas = [0.8, 0.9]
 one.param_groups[0]["lr"] *= 0.5
@@ -113,6 +115,7 @@ one.nonfinite = "x"  # type: ignore[assignment]
 one.groups[0].betaz = 3  # type: ignore[attr-defined]
 one.groups[0].eps = "small"  # type: ignore[assignment]
 one.step_count = 5  # type: ignore[misc]
+rate_text: str = one.groups[0].lr  # type: ignore[assignment]
 length: str = one.step_count  # type: ignore[assignment]
 onepass.set_num_threads("two")  # type: ignore[arg-type]
 onepass.Adm(W)  # type: ignore[attr-defined]
@@ -132,8 +135,9 @@ def mypy(folder: Path, *options: str) -> str:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout
 
 
-def test_what_the_first_pages_show_passes_mypys_strict_mode(tmp_path: Path) -> None:
-    pytest.importorskip("mypy", reason="make test installs it")
+@pytest.fixture
+def pages(tmp_path: Path) -> Path:
+    """A folder with a program for each of the first pages: all the code that the page shows."""
     root = Path(__file__).parents[1]
     if not (root / "docs").exists():
         pytest.skip("the documentation is missing")
@@ -143,7 +147,22 @@ def test_what_the_first_pages_show_passes_mypys_strict_mode(tmp_path: Path) -> N
             lines = block.splitlines()
             code += lines if kind == "python" else [line[4:] for line in lines if line.startswith((">>> ", "... "))]
         (tmp_path / Path(page).with_suffix(".py").name).write_text("\n".join(code), encoding="utf-8")
-    assert mypy(tmp_path, "--allow-redefinition") == "Success: no issues found in 4 source files\n"
+    return tmp_path
+
+
+def test_the_code_of_the_first_pages_passes_mypys_strict_mode(pages: Path) -> None:
+    pytest.importorskip("mypy", reason="make test installs it")
+    assert mypy(pages, "--allow-redefinition") == "Success: no issues found in 4 source files\n"
+
+
+def test_the_code_of_the_first_pages_passes_pyrights_strict_mode(pages: Path) -> None:
+    pytest.importorskip("basedpyright", reason="make test installs it")
+    # A page joins several programs, and sessions that end in an expression.
+    settings = {"typeCheckingMode": "strict", "reportUnusedExpression": False, "reportDuplicateImport": False}
+    (pages / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable]
+    result = subprocess.run(command, cwd=pages, capture_output=True, text=True, check=False)
+    assert result.stdout == "0 errors, 0 warnings, 0 notes\n", result.stdout + result.stderr
 
 
 def public() -> Iterator[tuple[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 
 from ._allocate import address
-from ._types import Array, Average, Betas, Check, EpsMode, LearningRate, Nonfinite, Schedule
+from ._types import Array, Average, Betas, Check, EpsMode, LearningRate, Nonfinite, Rate, Schedule
 
 
 def plural(number: int, noun: str) -> str:
@@ -58,7 +58,7 @@ def unit_interval(name: str, value: SupportsFloat) -> float:
     return number
 
 
-def learning_rate(name: str, value: LearningRate) -> float | Schedule:
+def learning_rate(name: str, value: LearningRate) -> Rate:
     """A number, 0 or more, or a function of the step."""
     return function(name, value) if callable(value) else non_negative(name, value)
 
@@ -120,7 +120,7 @@ def positive_or_none(name: str, value: SupportsFloat | None) -> float | None:
     return number
 
 
-def ema_decay(name: str, value: Average) -> float | Schedule | None:
+def ema_decay(name: str, value: Average) -> Rate | None:
     """A decay in [0, 1), a function of the step that returns one, or None."""
     return value if value is None else function(name, value) if callable(value) else unit_interval_open(name, value)
 

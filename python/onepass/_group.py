@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 from ._core import CommonOptions
 from ._core import Group as CoreGroup
 from ._options import OPTIMIZER_CHECKS, Option, Spec, suggestion
-from ._types import Array, Average, Betas, EpsMode, LearningRate
+from ._types import Array, Average, Betas, EpsMode, LearningRate, Rate
 
 
 class Group(Mapping[str, Any]):
@@ -34,8 +34,8 @@ eps_mode='paper', maximize=False, clip_value=None, ema_decay=None)
     _params: tuple[Array, ...]
     _spec: Spec
 
-    # The options of all optimizers, for type checkers; a group has those of its own. A rate is a number or a function.
-    lr: Option[Any, LearningRate]
+    # The options of all optimizers, for type checkers; a group has those of its own.
+    lr: Option[Rate, LearningRate]
     betas: Option[tuple[float, float], Betas]
     eps: Option[float, SupportsFloat]
     weight_decay: Option[float, SupportsFloat]
@@ -54,7 +54,7 @@ eps_mode='paper', maximize=False, clip_value=None, ema_decay=None)
     initial_accumulator_value: Option[float, SupportsFloat]
     maximize: Option[bool, bool]
     clip_value: Option[float | None, SupportsFloat | None]
-    ema_decay: Option[Any, Average]
+    ema_decay: Option[Rate | None, Average]
 
     def __init__(self, spec: Spec, params: list[Array], options: Mapping[str, Any]) -> None:
         if unknown := [name for name in options if name not in spec.checks]:

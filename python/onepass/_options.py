@@ -176,6 +176,9 @@ _FOREIGN = {
     **{"epsilon": "eps", "b1": "betas", "b2": "betas", "L2": "weight_decay", "rho": "alpha", "momentum": "betas"},
     **dict.fromkeys(["global_clipnorm", "max_grad_norm", "grad_clip"], "clip_norm"),
     **dict.fromkeys(["ema", "use_ema", "ema_momentum"], "ema_decay"),
+    **dict.fromkeys(["T_max", "total_iters", "decay_steps", "transition_steps"], "steps"),
+    **dict.fromkeys(["init_value", "initial_learning_rate"], "lr"),
+    **{"eta_min": "end", "end_value": "end", "gamma": "rate", "decay_rate": "rate", "milestones": "boundaries"},
 }
 _HINTS = {
     **dict.fromkeys(

@@ -14,6 +14,7 @@ Params = Array | Mapping[Any, Array | Any] | Iterable[Array | Mapping[str, Any]]
 # A number is anything that float() takes, NumPy's scalars too, but no string.
 Schedule = Callable[[int], SupportsFloat]
 LearningRate = SupportsFloat | Schedule
+Rate = float | Any  # a number or a function of the step. Any: with Schedule in its place, lr *= 0.5 would be an error
 Average = SupportsFloat | Schedule | None  # the decay of the running average
 Betas = tuple[SupportsFloat, SupportsFloat] | list[float]
 EpsMode = Literal["paper", "hat"]

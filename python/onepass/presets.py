@@ -93,3 +93,4 @@ presets: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         }
     )
 )
+"""The defaults of other libraries' Adam under the library's name, as keyword arguments for `Adam`."""

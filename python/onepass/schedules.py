@@ -38,10 +38,12 @@ import sys
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from itertools import pairwise
 from typing import Any
 
 from . import _checks
+from ._options import Class, suggestion
 from ._types import LearningRate
 
 __all__ = ["cosine", "exponential", "inverse_sqrt", "inverse_time", "linear", "piecewise", "warmup"]
@@ -51,6 +53,24 @@ def __dir__() -> list[str]:
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
+def _suggesting(cls: Class) -> Class:
+    """Return a class whose constructor suggests the likely argument in place of an unknown one."""
+    init: Any = cls.__init__  # type: ignore[misc]
+
+    @wraps(init)
+    def __init__(self: Any, *args: Any, **options: Any) -> None:
+        names = [field.name for field in fields(cls)]
+        if unknown := [name for name in options if name not in names]:
+            raise TypeError(
+                f"{cls.__name__}() got an unexpected keyword argument {unknown[0]!r}{suggestion(unknown[0], names)}"
+            )
+        init(self, *args, **options)
+
+    cls.__init__ = __init__  # type: ignore[misc]
+    return cls
+
+
+@_suggesting
 @dataclass(frozen=True, slots=True)
 class inverse_sqrt:
     """The rate falls with the root of the step: ``lr / sqrt(t)``.
@@ -77,6 +97,7 @@ class inverse_sqrt:
         return self.lr / math.sqrt(_step(t))
 
 
+@_suggesting
 @dataclass(frozen=True, slots=True)
 class inverse_time:
     """The rate falls with the step: ``lr / (1 + decay·(t − 1))``.
@@ -104,6 +125,7 @@ class inverse_time:
         return self.lr / (1 + self.decay * (_step(t) - 1))
 
 
+@_suggesting
 @dataclass(frozen=True, slots=True)
 class exponential:
     """The rate is multiplied by ``rate`` every ``steps`` steps, little by little: ``lr · rate^((t − 1)/steps)``.
@@ -142,6 +164,7 @@ class exponential:
         return min(self.lr * factor, sys.float_info.max)
 
 
+@_suggesting
 @dataclass(frozen=True, slots=True)
 class piecewise:
     """The rate is constant between boundaries: ``values[i]`` while ``t ≤ boundaries[i]``, and then the last value.
@@ -181,6 +204,7 @@ class piecewise:
         return self.values[bisect_left(self.boundaries, _step(t))]
 
 
+@_suggesting
 @dataclass(frozen=True, slots=True)
 class linear:
     """The rate goes from ``lr`` to ``end`` in a straight line: ``lr + (end − lr)·min(t − 1, steps)/steps``.
@@ -213,6 +237,7 @@ class linear:
         return _between(self.lr, self.end, min(_step(t) - 1, self.steps) / self.steps)
 
 
+@_suggesting
 @dataclass(frozen=True, slots=True)
 class cosine:
     """The rate falls along half a cosine: ``end + (lr − end)·(1 + cos(π·min(t − 1, steps)/steps))/2``.
@@ -247,6 +272,7 @@ class cosine:
         return _between(self.end, self.lr, (1 + math.cos(angle)) / 2)
 
 
+@_suggesting
 @dataclass(frozen=True, slots=True)
 class warmup:
     """The rate rises in a line, ``schedule(1)·t/steps`` while ``t ≤ steps``, then it is ``schedule(t − steps)``.
