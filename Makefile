@@ -81,19 +81,19 @@ mutants: install $(call installed,test)
 	$(python) -m tools.mutants $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED)) $(ONLY) $(ARGS)
 
 toolchains: install $(call installed,build) $(call installed,test)
-	$(python) tests/toolchains.py $(ARGS)
+	$(python) -m tools.toolchains $(ARGS)
 
 lint: lint_dir = build/lint-$(notdir $(firstword $(CXXS)))
 lint: install $(call installed,lint)
 	$(venv)/bin/ruff format --check .
 	$(venv)/bin/ruff check .
 	$(venv)/bin/mypy
-	$(venv)/bin/stubtest onepass._core --mypy-config-file pyproject.toml --allowlist tests/stubtest.txt
+	$(venv)/bin/stubtest onepass._core --mypy-config-file pyproject.toml --allowlist tools/stubtest.txt
 	$(venv)/bin/check-jsonschema --builtin-schema vendor.github-workflows $(workflows)
 	$(venv)/bin/check-jsonschema --builtin-schema custom.github-workflows-require-timeout $(workflows)
 	$(venv)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(venv)/bin/zizmor -q --offline .github
-	$(python) tests/platforms.py
+	$(python) -m tools.platforms
 	$(venv)/bin/clang-format --dry-run --Werror $(cxx_sources) $(cxx_tests)
 	@for cxx in $(REQUIRE_CXXS); do command -v $$cxx > /dev/null || { echo "$$cxx is missing"; exit 1; }; done
 	@for cxx in $(CXXS); do $(MAKE) --no-print-directory lint-build lint-run CXX=$$cxx || exit 1; done
@@ -108,7 +108,7 @@ lint-build:
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(venv))/bin/ninja -DPython_EXECUTABLE=$(abspath $(python)) \
 	  -Dpybind11_DIR=$$($(python) -m pybind11 --cmakedir) -DONEPASS_WERROR=ON -DSKBUILD_PROJECT_VERSION=0 -DSKBUILD_PROJECT_VERSION_FULL=0 > $(build_dir).log 2>&1 || { cat $(build_dir).log; exit 1; }
 	$(venv)/bin/cmake --build $(build_dir)
-	PYTHONPATH=. $(python) tests/guards.py $(build_dir)
+	$(python) -m tools.guards $(build_dir)
 
 lint-run: lint-build
 	@mkdir -p $(build_dir)/site && cp -r python/onepass $(build_dir)/site && cp $(build_dir)/_core.* $(build_dir)/site/onepass
@@ -123,17 +123,17 @@ fuzz: fuzz-checkpoint
 
 fuzz-checkpoint: install $(call installed,fuzz)
 	mkdir -p build/fuzz-checkpoint
-	$(python) tests/fuzz_checkpoint.py -max_total_time=$(SECONDS) -max_len=4096 -timeout=10 -rss_limit_mb=1024 \
-	  -artifact_prefix=build/fuzz-checkpoint- -print_final_stats=1 $(ARGS) build/fuzz-checkpoint tests/corpus/checkpoint
+	PYTHONPATH=tests $(python) -m tools.fuzz_checkpoint -max_total_time=$(SECONDS) -max_len=4096 -timeout=10 -rss_limit_mb=1024 \
+	  -artifact_prefix=build/fuzz-checkpoint- -print_final_stats=1 $(ARGS) build/fuzz-checkpoint tests/persistence/corpus
 
 EXAMPLES ?= 1000
 fuzz-api: install $(call installed,test)
-	ONEPASS_EVERY_MOMENT=1 ONEPASS_API_EXAMPLES=$(EXAMPLES) $(python) -m pytest tests/test_state_machine.py tests/test_interrupts.py \
-	  tests/test_out_of_memory.py $(ARGS)
+	ONEPASS_EVERY_MOMENT=1 ONEPASS_API_EXAMPLES=$(EXAMPLES) $(python) -m pytest tests/robustness/test_state_machine.py \
+	  tests/robustness/test_interrupts.py tests/robustness/test_out_of_memory.py $(ARGS)
 
 ELEMENTS ?= 1e9
 soak: install $(call installed,test)
-	$(python) tests/soak.py --elements $(ELEMENTS) $(ARGS)
+	PYTHONPATH=tests $(python) -m tools.soak --elements $(ELEMENTS) $(ARGS)
 
 coverage: install $(call installed,test) $(call installed,examples) $(call installed,coverage)
 	$(venv)/bin/coverage run -m pytest $(ARGS)
@@ -142,7 +142,7 @@ coverage: install $(call installed,test) $(call installed,examples) $(call insta
 	$(venv)/bin/coverage json -q -o build/coverage.json
 
 wheel: $(call installed,wheel)
-	$(python) tests/wheels.py $(ARGS)
+	$(python) -m tools.wheels $(ARGS)
 
 clean:
 	rm -rf $(venv) .venv-spacy .venv-asan build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
