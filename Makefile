@@ -1,31 +1,34 @@
 # Every target is self-sufficient: it makes the virtual environment that it needs (in .venv) from Python >= 3.10 alone.
 #
-#   make demo          train on handwritten digits with onepass and with textbook NumPy, and compare
-#   make comparison    the Adam paper's comparison of five optimizers; writes its figures into docs/
-#   make test          the tests, two to three minutes on two cores
-#   make test-integrations   the tests beside other libraries, which it installs (PyTorch, optax, Lightning and more)
-#   make test-spacy    the tests beside spaCy and the thinc that it brings (part of test-integrations)
-#   make test-mpi      the tests of training on several processes, with the MPI that pip installs (part of test-integrations)
-#   make bench         all benchmarks, their images, the tables of README and docs; make bench CASE=small: one of them
-#   make bench-mpi     what several processes and state on disk cost; the tables of docs/distributed.md
-#   make bench-guard   count the instructions of the hot loops: no more than recorded
-#   make docs          the documentation site, in build/docs/
-#   make lint          format, style, types, compiler warnings, what the machine code must be
-#   make format        format the Python and the C++
-#   make mutants       break the sources in one place at a time: a test must fail; SAMPLE=100: so many; ONLY=adam: files
-#   make fuzz-api      the interface in random order beside the reference: EXAMPLES (1000) sequences of calls
-#   make soak          a billion elements of every rule on every instruction set (hours); make soak ELEMENTS=1e7: less
-#   make coverage      which lines and branches of python/onepass the tests reach
-#   make sanitize      the core's own tests, and the Python tests, under the address, undefined behaviour and thread sanitizers
-#   make valgrind      the core's own tests under valgrind
-#   make cross         the core's own tests on 64-bit Arm and a big-endian processor, emulated, and on 32-bit x86
-#   make digests       a table: which compilers, flags and processors give the same bits
-#   make fuzz          make fuzz-step and make fuzz-checkpoint, each for SECONDS=60
-#   make fuzz-step     random steps of the core beside scalar arithmetic
-#   make fuzz-checkpoint   random checkpoints
-#   make coverage-cpp  lines and branches of the core that its own tests reach
-#   make toolchains    the same bits from every compiler here, optimising or not, and with the oldest CMake
-#   make wheel         for each Python here: a wheel, checked, installed and tested with the oldest and newest NumPy
+#   Everyday:
+#     make test               the tests, two to three minutes on two cores
+#     make lint               format, style, types, compiler warnings, what the machine code must be
+#     make format             format the Python and the C++
+#     make docs               the documentation site, in build/docs/
+#     make demo               train on handwritten digits with onepass and with textbook NumPy, and compare
+#     make test-integrations  the tests beside other libraries, which it installs (PyTorch, optax, Lightning and more)
+#     make bench              all benchmarks, their images, the tables of README and docs; make bench CASE=small: one of them
+#   Before a release:
+#     make wheel              for each Python here: a wheel, checked, installed and tested with the oldest and newest NumPy
+#     make sanitize           the core's own tests, and the Python tests, under the address, undefined behaviour and thread sanitizers
+#     make cross              the core's own tests on 64-bit Arm and a big-endian processor, emulated, and on 32-bit x86
+#     make toolchains         the same bits from every compiler here, optimising or not, and with the oldest CMake
+#     make mutants            break the sources in one place at a time: a test must fail; SAMPLE=100: so many; ONLY=adam: files
+#     make fuzz-api           the interface in random order beside the reference: EXAMPLES (1000) sequences of calls
+#     make soak               a billion elements of every rule on every instruction set (hours); make soak ELEMENTS=1e7: less
+#     make coverage           which lines and branches of python/onepass the tests reach
+#     make coverage-cpp       lines and branches of the core that its own tests reach
+#     make comparison         the Adam paper's comparison of five optimizers; writes its figures into docs/
+#     make bench-mpi          what several processes and state on disk cost; the tables of docs/distributed.md
+#   Parts of these, and rare:
+#     make test-spacy         the tests beside spaCy and the thinc that it brings (part of test-integrations)
+#     make test-mpi           the tests of training on several processes, with the MPI that pip installs (part of test-integrations)
+#     make bench-guard        count the instructions of the hot loops: no more than recorded
+#     make fuzz               make fuzz-step and make fuzz-checkpoint, each for SECONDS=60
+#     make fuzz-step          random steps of the core beside scalar arithmetic
+#     make fuzz-checkpoint    random checkpoints
+#     make valgrind           the core's own tests under valgrind
+#     make digests            a table: which compilers, flags and processors give the same bits
 
 PYTHON ?= python3
 # make lint uses each of these that is there; clang-tidy speaks for Clang's warnings where it is not.
@@ -91,6 +94,8 @@ lint: install $(call installed,lint)
 	$(venv)/bin/stubtest onepass._core --mypy-config-file pyproject.toml --allowlist tools/stubtest.txt
 	$(venv)/bin/check-jsonschema --builtin-schema vendor.github-workflows $(workflows)
 	$(venv)/bin/check-jsonschema --builtin-schema custom.github-workflows-require-timeout $(workflows)
+	$(venv)/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(venv)/bin/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
 	$(venv)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(venv)/bin/zizmor -q --offline .github
 	$(python) -m tools.platforms

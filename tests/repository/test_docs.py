@@ -35,7 +35,7 @@ class TestReadme:
                 assert target in targets or target == "is", f"{document.name}: make {target}"
 
     def test_contributing_lists_what_make_help_lists(self) -> None:
-        helped = re.findall(r"^#   make ([a-z-]+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        helped = re.findall(r"^#     make ([a-z-]+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
         listed = re.findall(r"^\| `make ([a-z-]+)`", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
         assert len(helped) > 20 and sorted(helped) == sorted(listed)
         hidden = {"help", "install", "clean", "lint-build", "lint-run", "sanitize-core", "sanitize-python"}

@@ -152,3 +152,16 @@ def test_text_has_one_kind_of_line_end_wherever_it_is_checked_out() -> None:
     assert listed.count("\n") > 400
     for line in listed.splitlines():
         assert re.match(r"i/(lf|none) .*attr/text=auto eol=lf|i/\S+ .*attr/-text", line), line
+
+
+def test_pre_commit_has_the_versions_of_make_lint() -> None:
+    hooks = re.findall(r'additional_dependencies: \["(.+?)"\]', (ROOT / ".pre-commit-config.yaml").read_text())
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert len(hooks) == 3 and all(f'"{hook}"' in settings for hook in hooks)
+
+
+def test_there_is_a_classifier_for_each_python_that_is_tested() -> None:
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
+    tested = set(re.findall(r'"(3\.\d+)"', re.findall(r"python: (\[.*\])", workflow)[0]))
+    assert set(re.findall(r'"Programming Language :: Python :: (3\.\d+)"', settings)) == tested - {"3.15"}  # a beta
