@@ -46,7 +46,7 @@ demo: install $(call installed,examples)
 	$(python) examples/train_digits.py $(ARGS)
 
 comparison: install $(call installed,examples)
-	$(python) examples/compare_optimizers.py $(or $(ARGS),--out docs/images/comparison.png --page docs/comparison.md)
+	$(python) examples/comparison/run.py $(or $(ARGS),--out docs/images/comparison.png --page docs/comparison.md)
 
 test: install $(call installed,test) $(call installed,types) $(call installed,examples)
 	$(python) -m pytest $(ARGS)
