@@ -1,7 +1,7 @@
 # Every target is self-sufficient: it makes the virtual environment that it needs (in .venv) from Python >= 3.10 alone.
 #
 #   make demo          train on handwritten digits with onepass and with textbook NumPy, and compare
-#   make comparison    the Adam paper's comparison of five optimizers; writes its figures into docs/
+#   make comparison    the Adam paper's comparison of five optimizers; writes its tables and figure into docs/
 #   make test          the tests, two to three minutes on two cores
 #   make test-integrations   the tests beside other libraries, which it installs (PyTorch, optax, Lightning and more)
 #   make test-spacy    the tests beside spaCy and the thinc that it brings (part of test-integrations)

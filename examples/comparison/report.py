@@ -181,7 +181,9 @@ def untuned(results: dict[str, Any], name: str, rate: float) -> tuple[str, str]:
     for task in results["tasks"]:
         searches = {one: costs_in_search(found) for one, found in task["optimizers"].items()}
         tried = [one["rate"] for one in task["optimizers"][name]["search"]]
-        costs.append(searches[name][tried.index(rate)] if rate in tried else math.inf)
+        if rate not in tried:
+            return "not tested", f"rate {rate:g} was not tried"
+        costs.append(searches[name][tried.index(rate)])
         limits.append(max(map(min, searches.values())))
     well = sum(cost <= limit for cost, limit in zip(costs, limits, strict=True))
     word = "holds" if well > len(costs) / 2 else "holds in part" if well else "does not hold"
@@ -191,7 +193,7 @@ def untuned(results: dict[str, Any], name: str, rate: float) -> tuple[str, str]:
 
 def claims(results: dict[str, Any]) -> str:
     """Published claims, as a Markdown table with a verdict and the costs behind it."""
-    rows = [["claim", "source", "here", "training costs"]]
+    rows = [["claim", "source", "verdict", "training costs"]]
     rows += [[claim.text, claim.source, *verdict(claim, results)] for claim in CLAIMS]
     rows.append(["Adam's default configuration does well on most problems", "article", *untuned(results, ADAM, 0.001)])
     rows.append(["AdaDelta needs no tuning of a learning rate", "Zeiler (2012)", *untuned(results, ADADELTA, 1)])
