@@ -18,7 +18,7 @@
 #     make soak               a billion elements of every rule on every instruction set (hours); make soak ELEMENTS=1e7: less
 #     make coverage           which lines and branches of python/onepass the tests reach
 #     make coverage-cpp       lines and branches of the core that its own tests reach
-#     make comparison         the Adam paper's comparison of five optimizers; writes its figures into docs/
+#     make comparison         the Adam paper's comparison of five optimizers; writes its tables and figure into docs/
 #     make bench-mpi          what several processes and state on disk cost; the tables of docs/distributed.md
 #   Parts of these, and rare:
 #     make test-spacy         the tests beside spaCy and the thinc that it brings (part of test-integrations)
@@ -49,7 +49,7 @@ demo: install $(call installed,examples)
 	$(python) examples/train_digits.py $(ARGS)
 
 comparison: install $(call installed,examples)
-	$(python) examples/compare_optimizers.py $(or $(ARGS),--out docs/images/comparison.png --page docs/comparison.md)
+	$(python) examples/comparison/run.py $(or $(ARGS),--out docs/images/comparison.png --page docs/comparison.md)
 
 test: install $(call installed,test) $(call installed,types) $(call installed,examples)
 	$(python) -m pytest $(ARGS)

@@ -73,6 +73,14 @@ def test_the_figures_in_the_advice_are_those_of_the_comparison() -> None:
 @pytest.mark.skipif(not EXAMPLES.exists(), reason="the examples are missing")
 def test_the_examples_page_lists_every_example_and_no_other_file() -> None:
     text = (DOCS / "examples.md").read_text(encoding="utf-8")
-    programs = {path.name for path in EXAMPLES.glob("*.py")}
-    assert set(re.findall(r"\(\.\./examples/(\w+\.py)\)", text)) == programs
-    assert set(re.findall(r"examples/(\w+\.py)", text)) == programs  # commands too
+    programs = {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*.py")}
+    assert set(re.findall(r"\(\.\./examples/([\w/]+\.py)\)", text)) == programs
+    assert set(re.findall(r"examples/([\w/]+\.py)", text)) == programs  # commands too
+
+
+def test_the_style_sheet_names_only_sections_that_exist() -> None:
+    style = re.sub(r"/\*.*?\*/", "", (DOCS / "static" / "site.css").read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", "\n".join(page.read_text(encoding="utf-8") for page in PAGES), re.MULTILINE)
+    identifiers = {re.sub("[^a-z0-9]+", "-", heading.lower()).strip("-") for heading in headings}  # as docutils does
+    named = set(re.findall(r"#([a-z][\w-]*)(?=[^{}]*\{)", style))
+    assert {"benchmarks", "results"} <= named <= identifiers

@@ -1,4 +1,4 @@
-"""The picture of compare_optimizers.py, drawn from its results alone: the training cost by epoch, a panel a problem."""
+"""Figure of the comparison, drawn only from its results: the training cost by epoch, one panel per problem."""
 
 from __future__ import annotations
 
@@ -11,14 +11,9 @@ from typing import Any
 import numpy as np
 from train_digits import need
 
-# Okabe and Ito's colours, which the colour-blind tell apart; the line's end carries the name besides.
-COLOURS = {
-    "AdaGrad": "#009e73",
-    "RMSProp": "#cc79a7",
-    "SGD Nesterov": "#0072b2",
-    "AdaDelta": "#e69f00",
-    "Adam": "#111827",
-}
+# Okabe and Ito's colours, distinct for colour-blind readers; the name at the end of each line repeats the information.
+COLOURS = {"AdaGrad": "#009e73", "RMSProp": "#cc79a7", "SGD Nesterov": "#0072b2", "AdaDelta": "#e69f00"}
+COLOURS["Adam"] = "#111827"
 INK, FAINT, GRID = "#1f2328", "#656d76", "#e6e8eb"
 SIZE = (13.0, 9.0)  # inches
 LINE = 15.0  # points between two names
@@ -29,11 +24,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure = need("matplotlib.figure", "matplotlib").Figure(figsize=SIZE, facecolor="white")  # drawn by Agg
     seeds = len(results["seeds"])
     rates = len(next(iter(results["tasks"][0]["optimizers"].values()))["search"])
-    figure.text(
-        0.05, 0.955, "Adam and its rivals, ten years on", fontsize=22, fontweight="bold", color=INK, va="center"
-    )
+    title = "Training cost of five optimizers on four problems"
+    figure.text(0.05, 0.955, title, fontsize=22, fontweight="bold", color=INK, va="center")
     many = f"Mean of {seeds} seeds, band from lowest to highest" if seeds > 1 else "One seed"
-    about = f"Training cost by epoch; lower is better. {many}. Each optimizer with the best of {rates} learning rates."
+    about = f"Cost by epoch; lower is better. {many}. Each optimizer with the best of {rates} learning rates."
     figure.text(0.05, 0.915, about, fontsize=12, color=FAINT, va="center")
     for i, task in enumerate(results["tasks"]):
         left, bottom = 0.05 + 0.5 * (i % 2), 0.52 - 0.445 * (i // 2)
@@ -42,26 +36,24 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure.text(0.985, 0.012, versions, fontsize=8, color=FAINT, ha="right")
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=140, format="png")
-    # 256 colours are enough and make a file of a third of the size; matplotlib brings Pillow.
+    # 256 colours are enough, and make the file a third as large; matplotlib depends on Pillow.
     need("PIL.Image", "pillow").open(drawn).convert("RGB").quantize(256).save(path, format="png", optimize=True)
 
 
 def panel(axes: Any, task: dict[str, Any]) -> None:
-    """One problem: a line, a band and a name for each optimizer."""
+    """Draw one problem: a line, a band and a name for each optimizer."""
     ends, lowest, highest = {}, [], []
     for name, found in task["optimizers"].items():
         costs = np.array([[math.nan if cost is None else cost for cost in run] for run in found["costs"]])
         epochs, mean = np.arange(1, costs.shape[1] + 1), costs.mean(axis=0)
         if not np.isfinite(mean[-1]):
-            continue  # the table says that it diverged
-        colour, ours = COLOURS[name], name == "Adam"
+            continue  # it diverged: the table reports it
+        colour, (width, order) = COLOURS[name], (3.2, 3) if name == "Adam" else (2, 2)
         axes.fill_between(epochs, costs.min(axis=0), costs.max(axis=0), color=colour, alpha=0.12, linewidth=0)
-        axes.plot(
-            epochs, mean, color=colour, linewidth=3.2 if ours else 2, zorder=3 if ours else 2, solid_capstyle="round"
-        )
+        axes.plot(epochs, mean, color=colour, linewidth=width, zorder=order, solid_capstyle="round")
         ends[name] = float(mean[-1])
         lowest.append(costs.min())
-        highest.append(costs[:, :2].min(axis=1).max())  # the second epoch's: the first fall would take half the height
+        highest.append(costs[:, :2].min(axis=1).max())  # not the first: it would take half the height
     axes.set_yscale("log")
     if ends:
         axes.set_ylim(0.88 * min(lowest), 1.06 * max(highest))
@@ -82,7 +74,7 @@ def panel(axes: Any, task: dict[str, Any]) -> None:
 
 
 def ticks(axes: Any) -> None:
-    """Label 1, 2 and 5 times the powers of ten; where those are few, 3 and 4 too."""
+    """Label 1, 2 and 5 times the powers of ten; on a short axis, also 3 and 4."""
     low, high = axes.get_ylim()
     steps = (1, 2, 5) if high / low > 4 else (1, 2, 3, 4, 5)
     marks = [m * 10.0**e for e in range(-9, 10) for m in steps if low <= m * 10.0**e <= high]
@@ -91,37 +83,21 @@ def ticks(axes: Any) -> None:
 
 
 def name_ends(axes: Any, ends: dict[str, float]) -> None:
-    """Each line's name and cost at its right end, pushed apart where they would overlap."""
+    """Write each line's name and cost at its right end, apart where they would overlap."""
     height = axes.get_window_extent().height * 72 / axes.figure.dpi  # in points
     low, high = (math.log(limit) for limit in axes.get_ylim())
     names = sorted(ends, key=lambda name: ends[name])
     wanted = [(math.log(ends[name]) - low) / (high - low) * height for name in names]
-    for name, want, put in zip(names, wanted, apart(wanted, LINE, lowest=LINE / 2), strict=True):
-        weight = "bold" if name == "Adam" else "normal"
-        axes.plot(
-            [1.005, 1.03],
-            [want / height, put / height],
-            transform=axes.transAxes,
-            color=COLOURS[name],
-            linewidth=1,
-            clip_on=False,
-        )
-        text = f"{name}  {ends[name]:#.3g}"
-        axes.text(
-            1.037,
-            put / height,
-            text,
-            transform=axes.transAxes,
-            fontsize=11,
-            fontweight=weight,
-            color=COLOURS[name],
-            va="center",
-        )
+    for name, want, place in zip(names, wanted, spread(wanted, LINE, lowest=LINE / 2), strict=True):
+        style = {"transform": axes.transAxes, "color": COLOURS[name]}
+        axes.plot([1.005, 1.03], [want / height, place / height], linewidth=1, clip_on=False, **style)
+        weight, text = "bold" if name == "Adam" else "normal", f"{name}  {ends[name]:#.3g}"
+        axes.text(1.037, place / height, text, fontsize=11, fontweight=weight, va="center", **style)
 
 
-def apart(wanted: Sequence[float], least: float, lowest: float) -> list[float]:
-    """Ascending places, none below the lowest, moved as little as may be to be at least so far from each other."""
-    groups: list[tuple[float, int]] = []  # the middle of each, and how many are in it
+def spread(wanted: Sequence[float], least: float, lowest: float) -> list[float]:
+    """Move ascending places as little as possible so that they are `least` apart, and none is below `lowest`."""
+    groups: list[tuple[float, int]] = []  # the middle of each, and its number of members
     for place in wanted:
         middle, members = place, 1
         while groups and middle - groups[-1][0] < least * (members + groups[-1][1]) / 2:

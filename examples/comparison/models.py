@@ -1,7 +1,7 @@
-"""The networks of compare_optimizers.py in NumPy: layers that go forward and back, and a regression on sparse rows.
+"""Models of the comparison in NumPy: layers with a forward and a backward pass, and regression on sparse rows.
 
-Each has a list of parameters and gives the loss and the gradients, in that order, of a batch. Images are arrays
-(batch, height, width, channels) or, for dense layers, rows of pixels.
+Each model has a list of parameters and computes the loss of a batch and the gradients, in the order of the parameters.
+Images are arrays (batch, height, width, channels) or, for dense layers, rows of pixels.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ Gradient = Array | SparseRows
 
 
 class Model(Protocol):
-    """What the training asks of a network."""
+    """Interface of a trainable model."""
 
     parameters: list[Array]
 
     def logits(self, inputs: Any, noise: np.random.Generator | None = None) -> Array:
-        """The scores of the classes; with `noise`, units are dropped."""
+        """Compute the scores of the classes; with `noise`, units are dropped."""
 
     def loss_and_gradients(
         self, inputs: Any, labels: Array, noise: np.random.Generator | None
     ) -> tuple[float, list[Gradient]]:
-        """The mean cross-entropy of a batch, and its gradient with respect to each parameter."""
+        """Compute the mean cross-entropy of a batch, and its gradient with respect to each parameter."""
 
 
 def cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
@@ -43,29 +43,29 @@ def cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
     return -float(log_p[truth].mean()), delta / len(labels)
 
 
-# ---- Layers: forward keeps what the way back needs ----
+# ---- Layers: the forward pass stores what the backward pass needs ----
 
 
 class Layer:
-    """A step of a network; most have no parameters."""
+    """Base class of layers; by default without parameters."""
 
     parameters: Sequence[Array] = ()
 
     def forward(self, x: Array, noise: np.random.Generator | None) -> Array:
-        """What comes out; with `noise`, units are dropped."""
+        """Compute the output; with `noise`, units are dropped."""
         raise NotImplementedError
 
     def gradients(self, delta: Array) -> list[Array]:
-        """Those with respect to the parameters, given the one with respect to what came out."""
+        """Compute the gradients of the parameters from the gradient of the output."""
         return []
 
     def back(self, delta: Array) -> Array:
-        """The gradient with respect to what went in, given the one with respect to what came out."""
+        """Compute the gradient of the input from the gradient of the output."""
         raise NotImplementedError
 
 
 class Dense(Layer):
-    """x W + b, from normal weights of variance gain / inputs (2 is He's initialisation); without `rng` from zeros."""
+    """x W + b; initial weights are normal with variance gain / inputs (2: He's initialisation), or 0 without `rng`."""
 
     def __init__(self, inputs: int, outputs: int, rng: np.random.Generator | None = None, gain: float = 2.0) -> None:
         weights = np.zeros((inputs, outputs), np.float32)
@@ -96,7 +96,7 @@ class ReLU(Layer):
 
 
 class Dropout(Layer):
-    """Each unit is dropped with this probability while training; the others are scaled up to make good for it."""
+    """Dropout: in training, each unit is zero with probability `rate`, and the others are scaled by 1 / (1 - rate)."""
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
@@ -114,9 +114,9 @@ class Dropout(Layer):
 
 
 class Convolution(Layer):
-    """A size × size kernel over images with a border of zeros: the output is as large as the input.
+    """Convolution with size × size kernels and zero padding, so that the output is as large as the input.
 
-    Every window is a row of a matrix, so that the whole is one product with the kernels as columns.
+    Every window becomes a row of a matrix: the convolution is one product with the kernels as columns.
     """
 
     def __init__(self, size: int, inputs: int, outputs: int, rng: np.random.Generator) -> None:
@@ -125,7 +125,7 @@ class Convolution(Layer):
         self.parameters = [kernels, np.zeros(outputs, np.float32)]
 
     def windows(self, x: Array) -> Array:
-        """A row of size × size × channels numbers for each pixel."""
+        """Matrix with a row of size × size × channels numbers for each pixel."""
         edge = self.size // 2
         padded = np.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
         views = sliding_window_view(padded, (self.size, self.size), axis=(1, 2))  # the window's axes are the last
@@ -140,14 +140,14 @@ class Convolution(Layer):
         return [self.rows.T @ flat, flat.sum(axis=0)]
 
     def back(self, delta: Array) -> Array:
-        # What a pixel adds to its neighbours' windows, seen from the pixel: a convolution, the kernels turned round.
+        # A pixel occurs in the windows of its neighbours: its gradient is a convolution with the kernels rotated.
         kernels = self.parameters[0].reshape(self.size, self.size, self.channels, -1)
-        turned = kernels[::-1, ::-1].transpose(0, 1, 3, 2).reshape(-1, self.channels)
-        return (self.windows(delta) @ turned).reshape(*delta.shape[:3], self.channels)
+        rotated = kernels[::-1, ::-1].transpose(0, 1, 3, 2).reshape(-1, self.channels)
+        return (self.windows(delta) @ rotated).reshape(*delta.shape[:3], self.channels)
 
 
 class MaxPool(Layer):
-    """The largest of each 2 × 2 pixels; the first of equal ones takes the gradient."""
+    """Maximum over 2 × 2 pixels; of equal pixels, the first one receives the gradient."""
 
     def forward(self, x: Array, noise: np.random.Generator | None) -> Array:
         count, height, width, channels = x.shape
@@ -160,19 +160,19 @@ class MaxPool(Layer):
     def back(self, delta: Array) -> Array:
         count, height, width, channels = self.largest.shape
         delta = delta.reshape(self.largest.shape)
-        towards = np.empty((count, height, 2, width, 2, channels), delta.dtype)
-        open_still = np.ones(delta.shape, bool)
+        gradient = np.empty((count, height, 2, width, 2, channels), delta.dtype)
+        unassigned = np.ones(delta.shape, bool)
         for place, pixels in enumerate(self.fours):
-            first = open_still & (pixels == self.largest)
-            open_still &= ~first
-            towards[:, :, place // 2, :, place % 2] = delta * first
-        return towards.reshape(count, 2 * height, 2 * width, channels)
+            first = unassigned & (pixels == self.largest)
+            unassigned &= ~first
+            gradient[:, :, place // 2, :, place % 2] = delta * first
+        return gradient.reshape(count, 2 * height, 2 * width, channels)
 
 
 class Network:
-    """Layers one after the other, and the cross-entropy of the softmax at the end.
+    """Sequence of layers with a softmax at the end.
 
-    The loss is this plus l2/2 times the sum of all parameters' squares.
+    The loss is the mean cross-entropy plus l2 / 2 times the sum of the squares of all parameters.
     """
 
     def __init__(self, layers: list[Layer], l2: float = 0.0) -> None:
@@ -200,18 +200,18 @@ class Network:
         return loss, list(gradients)
 
 
-# ---- The four of the comparison ----
+# ---- Models of the four problems ----
 
 
 def logistic_regression(inputs: int, classes: int, l2: float = 1e-3) -> Network:
-    """One dense layer, from zeros: the problem is convex, and the penalty keeps its solution finite."""
+    """One dense layer, initially 0: the problem is convex, and the penalty keeps the solution finite."""
     return Network([Dense(inputs, classes)], l2)
 
 
 def perceptron(
     inputs: int, hidden: Sequence[int], classes: int, rng: np.random.Generator, rate: float = 0.5
 ) -> Network:
-    """Hidden layers of ReLUs, of which half are dropped while training."""
+    """Hidden layers of ReLUs with dropout."""
     layers: list[Layer] = []
     for outputs in hidden:
         layers += [Dense(inputs, outputs, rng), ReLU(), Dropout(rate)]
@@ -227,12 +227,12 @@ def convolutional(
     rng: np.random.Generator,
     rate: float = 0.5,
 ) -> Network:
-    """3 × 3 convolutions, each halved by a 2 × 2 maximum, then a dense layer of which half is dropped."""
+    """3 × 3 convolutions, each with a 2 × 2 maximum and a ReLU, then a dense layer with dropout."""
     height, width, inputs = shape
     layers: list[Layer] = []
     for outputs in channels:
         if height % 2 or width % 2:
-            raise ValueError(f"images of {shape[0]}×{shape[1]} pixels cannot be halved {len(channels)} times")
+            raise ValueError(f"cannot halve images of {shape[0]}×{shape[1]} pixels {len(channels)} times")
         layers += [Convolution(3, inputs, outputs, rng), MaxPool(), ReLU()]
         height, width, inputs = height // 2, width // 2, outputs
     layers += [Dense(height * width * inputs, hidden, rng), ReLU(), Dropout(rate)]
@@ -240,9 +240,9 @@ def convolutional(
 
 
 class SparseLogisticRegression:
-    """Logistic regression on SciPy's sparse rows: the gradient names only the features that occur in the batch.
+    """Logistic regression on SciPy's sparse rows, with dropout of the features, as in the paper.
 
-    With dropout of the features, as the paper has it for bags of words, a dropped word does not occur.
+    The gradient has rows only for the features that occur in the batch and are not dropped.
     """
 
     def __init__(self, inputs: int, classes: int, rate: float = 0.5) -> None:
