@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_examples import write_mnist
 
 import onepass
+from mnist_files import write_mnist
 from support import Array, assert_same_bits
 
 ROOT = Path(__file__).parents[2]

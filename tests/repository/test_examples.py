@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import importlib
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support import Array
+from mnist_files import idx, write_mnist
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -78,24 +77,6 @@ def test_the_main_job_learns_and_both_runs_agree(tmp_path: Path) -> None:
 
 
 # ---- MNIST's files ----
-
-
-def idx(array: Array) -> bytes:
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
-
-
-def write_mnist(folder: Path, images: int = 90, dotted: bool = False, zipped: bool = False) -> None:
-    """Ten patterns that are easy to tell apart, in the four files."""
-    rng = np.random.default_rng(0)
-    patterns = rng.integers(0, 200, (10, 5, 4))
-    for part, count in (("train", images), ("t10k", 30)):
-        labels = np.arange(count) % 10
-        pixels = patterns[labels] + rng.integers(0, 40, (count, 5, 4))
-        for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
-            name = f"{part}-{kind}-ubyte"
-            data = idx(array.astype(np.uint8))
-            name = name.replace("-idx", ".idx") if dotted else name
-            (folder / (name + ".gz" * zipped)).write_bytes(gzip.compress(data) if zipped else data)
 
 
 @pytest.mark.parametrize("zipped", [False, True])
