@@ -6,8 +6,8 @@
 #   make test-integrations   the tests beside other libraries, which it installs (PyTorch, optax, Lightning and more)
 #   make test-spacy    the tests beside spaCy and the thinc that it brings (part of test-integrations)
 #   make test-mpi      the tests of training on several processes, with the MPI that pip installs (part of test-integrations)
-#   make bench         all benchmarks, their images, the tables of README and docs; make bench CASE=small: one of them
-#   make bench-mpi     what several processes and state on disk cost; the tables of docs/distributed.md
+#   make bench         all benchmarks, and the images and tables of README and docs; make bench CASE=small: one of them
+#   make bench-mpi     the benchmarks of several processes and of state on disk, and the tables of docs/distributed.md
 #   make bench-guard   count the instructions of the hot loops: no more than recorded
 #   make docs          the documentation site, in build/docs/
 #   make lint          format, style, types, compiler warnings, what the machine code must be
@@ -66,12 +66,12 @@ bench: install $(call installed,bench) $(call installed,peers)
 	$(if $(CASE)$(ARGS),,$(python) -m bench.readme)
 
 bench-mpi: install $(call installed,bench) $(call installed,mpi)
-	@mkdir -p build
-	$(python) -m bench.distributed $(ARGS)
+	$(python) -m bench --case ranks --case disk $(ARGS)
+	$(if $(ARGS),,$(python) -m bench.readme)
 
 bench-guard: install $(call installed,lint)
 	@$(MAKE) --no-print-directory lint-build CXX=g++
-	$(python) -m bench.guard build/lint-g++ $(ARGS)
+	$(python) -m tools.guard_instructions build/lint-g++ $(ARGS)
 
 docs: install $(call installed,docs)
 	$(venv)/bin/sphinx-build -W --keep-going -n -q -d build/doctrees docs build/docs $(ARGS)

@@ -20,7 +20,7 @@ import numpy as np
 from .libraries import Torch
 from .measure import (
     ROUNDS_AT_LEAST,
-    Effort,
+    Budget,
     Series,
     WrongResult,
     comparison,
@@ -152,7 +152,7 @@ class TorchTraining:
         self.peer.optimizer.zero_grad(set_to_none=True)
 
 
-def measure(kinds: Sequence[type[Peer]], problem: Problem, effort: Effort, rng: np.random.Generator) -> Point:
+def measure(kinds: Sequence[type[Peer]], problem: Problem, budget: Budget, rng: np.random.Generator) -> Point:
     """Time each peer's steps and whole iterations, the first one being what the others are compared with.
 
     Raises:
@@ -161,17 +161,17 @@ def measure(kinds: Sequence[type[Peer]], problem: Problem, effort: Effort, rng: 
     assert isinstance(problem, Network)
     steps, iterations = ([Series(kind, steps=1) for kind in kinds] for _ in range(2))
     with no_garbage_collection():
-        end, rounds = time.monotonic() + effort.seconds, 0
+        end, rounds = time.monotonic() + budget.seconds, 0
         while rounds < ROUNDS_AT_LEAST or time.monotonic() < end:
             data, losses = Data.of(problem, rng), []
             for step, iteration in random.sample([*zip(steps, iterations, strict=True)], len(kinds)):
-                step_ns, iteration_ns, loss = train(step.kind, problem, data, effort.iterations)
+                step_ns, iteration_ns, loss = train(step.kind, problem, data, budget.iterations)
                 step.rounds.append(step_ns)
                 iteration.rounds.append(iteration_ns)
                 if step.kind.takes_steps:
                     losses.append((loss, step.kind.name))
             if losses and not np.ptp([loss for loss, _ in losses]) <= TOLERANCE * losses[0][0]:  # nor NaN
-                raise WrongResult(f"after {effort.iterations} iterations the losses are {losses}")
+                raise WrongResult(f"after {budget.iterations} iterations the losses are {losses}")
             rounds += 1
     result = point(problem, iterations)
     result["step"] = comparison(steps)

@@ -99,10 +99,10 @@ class OnepassClipAverage(Onepass):
         return [*self.p, *self.optimizer.ema]
 
 
-class StreamLimit(Peer):
+class StreamBaseline(Peer):
     """The same seven streams with trivial arithmetic: what no sweep over this memory can beat."""
 
-    name = "stream limit"
+    name = "stream baseline"
     takes_steps = False
     rules = tuple(RULES)
 

@@ -20,7 +20,7 @@ import numpy as np
 
 import onepass
 
-from .measure import ROUNDS_AT_LEAST, Effort, Series, WrongResult, no_garbage_collection, point
+from .measure import ROUNDS_AT_LEAST, Budget, Series, WrongResult, no_garbage_collection, point
 from .peer import Options, Peer, Problem
 from .records import ROOT, Point
 
@@ -49,7 +49,7 @@ def example() -> Any:
     return module
 
 
-def measure(kinds: Sequence[type[Peer]], problem: Problem, effort: Effort, rng: np.random.Generator) -> Point:
+def measure(kinds: Sequence[type[Peer]], problem: Problem, budget: Budget, rng: np.random.Generator) -> Point:
     """Time whole trainings with each peer, the first one being what the others are compared with.
 
     Raises:
@@ -61,7 +61,7 @@ def measure(kinds: Sequence[type[Peer]], problem: Problem, effort: Effort, rng: 
     series = [Series(kind, steps=EPOCHS * batches) for kind in kinds]
     losses: dict[type[Peer], list[float]] = {kind: [] for kind in kinds}
     with no_garbage_collection():
-        end, rounds = time.monotonic() + effort.seconds, 0
+        end, rounds = time.monotonic() + budget.seconds, 0
         while rounds < ROUNDS_AT_LEAST or time.monotonic() < end:
             seed = int(rng.integers(2**32))
             for one in random.sample(series, len(series)):
