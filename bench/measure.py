@@ -28,7 +28,6 @@ from .records import Comparison, Point, Ratio, Timing
 
 SAMPLE_NS = 200_000
 WARM_NS = 2_000_000
-ROUNDS_AT_LEAST = 2  # in each session
 
 
 @dataclass(frozen=True)
@@ -135,14 +134,19 @@ def measure(kinds: Sequence[type[Peer]], problem: Problem, budget: Budget, rng: 
                 for one, peer in pairs:
                     use_threads(one.kind, problem)
                     one.plan(peer, grads)
-            end = time.monotonic() + budget.seconds / budget.sessions
-            rounds = 0
-            while rounds < ROUNDS_AT_LEAST or time.monotonic() < end:
+            for _ in rounds(budget.seconds / budget.sessions):
                 for one, peer in random.sample(pairs, len(pairs)):
                     use_threads(one.kind, problem)
                     one.take(peer, grads)
-                rounds += 1
     return point(problem, series)
+
+
+def rounds(seconds: float) -> Iterator[None]:
+    """Yield until the time is over, at least twice."""
+    end = time.monotonic() + seconds
+    yield from (None, None)
+    while time.monotonic() < end:
+        yield
 
 
 def use_threads(kind: type[Peer], problem: Problem) -> None:
