@@ -315,6 +315,7 @@ def test_a_loop_in_numpy_is_timed_only_if_its_losses_are_onepasss(missing: int) 
 
     kinds, budget = (peers.Onepass, peers.NoOptimizer), measure.Budget(0.0, iterations=5)
     loop.measure(kinds, loop.square(8), budget, generator())
+    loop.measure(kinds[1:], loop.square(8), budget, generator())  # without losses
     with pytest.raises(measure.WrongResult, match=r"after 5 iterations the losses are .*'leaves one out'"):
         loop.measure((*kinds, LeavesOneOut), loop.square(8), budget, generator())
 

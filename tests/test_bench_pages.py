@@ -74,6 +74,14 @@ def test_the_fastest_time_is_bold() -> None:
     assert readme.cell(point, "onepass", ["onepass", "thinc"]) == "**2.00 µs**"
 
 
+def test_the_description_of_readmes_image_ranks_the_peers_at_both_ends() -> None:
+    small, large = {"onepass": 1e3, "Numba": 2e3}, {"onepass": 2e6, "Numba": 1e6, "stream baseline": 1e5}
+    sizes = [point_of(medians, elements=elements) for medians, elements in ((small, 100), (large, 10**6))]
+    text = readme.speed_figure(record_of(sizes=sizes), "a-machine")
+    assert ". At 100 parameters, the fastest first: onepass, Numba; at 1 million parameters, the" in text
+    assert "parameters, the fastest first: Numba, onepass.](" in text
+
+
 def test_a_case_has_one_table_of_times_and_one_of_speeds_relative_to_the_stream_baseline() -> None:
     names = ("10 elements, float32, 1 thread", "20 elements, float32, 1 thread")
     medians = {"onepass": 2e3, "stream baseline": 1e3}
@@ -108,8 +116,12 @@ def test_the_table_of_loops_has_both_libraries_in_one_row(monkeypatch: pytest.Mo
     assert lines[2] == "| 0.07 million |  |  |  |  | 2.00 ms | 1.00 ms | 2.00× | 1.00× |"
     assert lines[3] == "| 1.05 million | 1.30 ms | 1.00 ms | 1.30× | 1.10× | 2.00 ms | 1.00 ms | 2.00× | 1.00× |"
     assert "PyTorch" not in readme.block("loop", record_of(loop_numpy=numpy), "a-machine")
-    (tmp_path / "another.json").write_text(json.dumps(record_of(loop_torch=[torch])))
-    assert "PyTorch" in readme.block("loop", record_of(loop_numpy=numpy), "a-machine")
+    assert "make bench CASE=loop-torch" in readme.block("loop", record_of(), "a-machine")
+    another = record_of(loop_torch=[torch])
+    another["machine"]["cpu"] = "Another CPU"
+    (tmp_path / "another.json").write_text(json.dumps(another))
+    text = readme.block("loop", record_of(loop_numpy=numpy), "a-machine")
+    assert "PyTorch" in text and "Measured on Another CPU, 2 cores, 8 GiB; A CPU, 2 cores" in text
 
 
 def test_a_case_that_is_not_measured_names_its_command_with_its_settings() -> None:
