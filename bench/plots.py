@@ -75,80 +75,74 @@ def draw(record: Record, folder: Path = IMAGES) -> list[Path]:
 
 def speed(record: Record) -> Any:
     """Draw the time of a step against the number of parameters, for all peers."""
-    return times(record, "sizes", "One Adam step on a float32 array, one thread", "elements", "parameters", height=6.2)
+    return times(record, "sizes", "One Adam step on a float32 array, one thread", "elements", height=6.2)
 
 
 def tensors(record: Record) -> Any:
     """Draw the time of a step against the number of small tensors."""
-    return times(record, "tensors", "One Adam step on many tensors of 100 elements", "tensors", "tensors", height=5.4)
+    return times(record, "tensors", "One Adam step on many tensors of 100 elements", "tensors", height=5.4)
 
 
-def times(
-    record: Record, name: str, title: str, across: Literal["elements", "tensors"], label: str, height: float
-) -> Any:
-    """Draw the time of a step against one of the problem's numbers, with a labelled line for each peer."""
+def times(record: Record, name: str, title: str, across: Literal["elements", "tensors"], height: float) -> Any:
+    """Draw the time of a step against one of the problem's numbers."""
+    from matplotlib.ticker import EngFormatter
+
     case = record["cases"][name]
-    points = case["points"]
     figure = card(
         title,
         "Time of a step; lower is better. In brackets: slowdown relative to onepass, at the line's last point.",
         f"{report.machine_line(record['machine'])}; {case['date']}",
         height=height,
     )
-    axes = figure.add_axes((0.09, 0.68 / height, 0.655, 1 - 1.63 / height))
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes = figure.add_axes((0.09, 0.68 / height, 0.655, 1 - 1.63 / height), xscale="log", yscale="log")
     axes.margins(y=0.1)  # room for the names
-    labels = {}
-    for peer in names(points):
-        measured = [point for point in points if peer in point["timings"]]
-        x = [point[across] for point in measured]
-        y = [point["timings"][peer]["median_ns"] for point in measured]
-        line(axes, peer, x, y)
-        ratio = measured[-1]["over_onepass"][peer]["of_medians"]
-        text = peer if peer in ("onepass", "stream baseline") else f"{peer} ({report.times(ratio)})"
-        labels[text] = (x[-1], y[-1], colour(peer))
-    sizes = [point[across] for point in points]
-    axes.set_xticks(sizes, [report.count(size) for size in sizes])
-    low, high = axes.get_ylim()
-    ticks = [ns for exponent in range(1, 12) if low <= (ns := 10.0**exponent) <= high]
-    axes.set_yticks(ticks, [tick_label(ns) for ns in ticks])
-    plain(axes)
-    axes.set_xlabel(label, labelpad=4)
-    label_ends(axes, labels)
+    axes.yaxis.set_major_formatter(EngFormatter("s"))
+    draw_lines(axes, case["points"], across)
     return figure
 
 
 def threads(record: Record) -> Any:
     """Draw elements per nanosecond against the number of threads."""
     case = record["cases"]["threads"]
-    points = case["points"]
-    sizes = sorted({point["elements"] for point in points})
     figure = card(
         "Adam on more threads",
         "Elements per nanosecond, float32; higher is better.",
         f"{report.machine_line(record['machine'])}; {case['date']}",
     )
-    for column, size in enumerate(sizes):
+    for column, size in enumerate(sorted({point["elements"] for point in case["points"]})):
+        points = [point for point in case["points"] if point["elements"] == size]
         axes = figure.add_axes((0.07 + 0.49 * column, 0.14, 0.24, 0.64))
-        labels = {}
-        here = [point for point in points if point["elements"] == size]
-        for name in names(here):
-            measured = [point for point in here if name in point["timings"]]
-            x = [point["threads"] for point in measured]
-            y = [size / point["timings"][name]["median_ns"] for point in measured]
-            line(axes, name, x, y)
-            labels[name] = (x[-1], y[-1], colour(name))
-        counts = sorted({point["threads"] for point in here})
         axes.set_xscale("log", base=2)
-        axes.set_xticks(counts, [str(count) for count in counts])
-        axes.set_xlim(0.85 * counts[0], 1.1 * counts[-1])
-        axes.set_ylim(bottom=0)
-        plain(axes)
+        axes.set_xlim(0.85 * points[0]["threads"], 1.1 * points[-1]["threads"])
         axes.set_title(f"{report.count(size)} elements", fontsize=11, color=INK, loc="left")
-        axes.set_xlabel("threads", labelpad=4)
-        label_ends(axes, labels)
+        draw_lines(axes, points, "threads")
     return figure
+
+
+def draw_lines(axes: Any, points: Sequence[Point], across: Literal["elements", "tensors", "threads"]) -> None:
+    """Draw a labelled line for each peer: seconds per step, or against threads elements per nanosecond."""
+    labels = {}
+    for name in names(points):
+        measured = [point for point in points if name in point["timings"]]
+        x = [point[across] for point in measured]
+        y = [point["timings"][name]["median_ns"] / 1e9 for point in measured]
+        text, colour, width = name, COLOURS.get(name, FAINT), 3 if name == "onepass" else 1.8
+        if across == "threads":
+            y = [point["elements"] / seconds / 1e9 for point, seconds in zip(measured, y, strict=True)]
+        elif name not in ("onepass", "stream baseline"):
+            text = f"{name} ({report.times(measured[-1]['over_onepass'][name]['of_medians'])})"
+        if name == "stream baseline":
+            axes.plot(x, y, color=colour, linewidth=1.4, linestyle=(0, (4, 2)), zorder=5)
+        else:
+            axes.plot(x, y, color=colour, linewidth=width, marker="o", markersize=width + 2.5, zorder=4)
+        labels[text] = (x[-1], y[-1], colour)
+    if across == "threads":
+        axes.set_ylim(bottom=0)
+    numbers = sorted({point[across] for point in points})
+    axes.set_xticks(numbers, [report.count(number) for number in numbers])
+    axes.set_xlabel({"elements": "parameters"}.get(across, across), labelpad=4)
+    plain(axes)
+    label_ends(axes, labels)
 
 
 def targets(record: Record) -> Any | None:
@@ -217,19 +211,6 @@ def names(points: Sequence[Point]) -> list[str]:
     return [*dict.fromkeys(name for point in points for name in point["timings"])]
 
 
-def colour(name: str) -> str:
-    return COLOURS.get(name, FAINT)
-
-
-def line(axes: Any, name: str, x: Sequence[float], y: Sequence[float]) -> None:
-    """Draw a peer's line: dashed for the baseline, wide for onepass."""
-    if name == "stream baseline":
-        axes.plot(x, y, color=colour(name), linewidth=1.4, linestyle=(0, (4, 2)), zorder=5)
-    else:
-        width = 3 if name == "onepass" else 1.8
-        axes.plot(x, y, color=colour(name), linewidth=width, marker="o", markersize=width + 2.5, zorder=4)
-
-
 def plain(axes: Any) -> None:
     """Remove frame and tick marks, and draw a grid."""
     axes.minorticks_off()
@@ -237,14 +218,6 @@ def plain(axes: Any) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(length=0, pad=6)
     axes.spines[:].set_visible(False)
-
-
-def tick_label(ns: float) -> str:
-    """Write a power of ten: 100 ns, 10 µs, 1 ms."""
-    for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
-        if ns >= size:
-            return f"{ns / size:g} {unit}"
-    return f"{ns:g} ns"
 
 
 def card(title: str, subtitle: str, foot: str, width: float = 9.2, height: float = 5.4) -> Any:
