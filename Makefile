@@ -1,31 +1,34 @@
 # Every target is self-sufficient: it makes the virtual environment that it needs (in .venv) from Python >= 3.10 alone.
 #
-#   make demo          train on handwritten digits with onepass and with textbook NumPy, and compare
-#   make comparison    the Adam paper's comparison of five optimizers; writes its figures into docs/
-#   make test          the tests, two to three minutes on two cores
-#   make test-integrations   the tests beside other libraries, which it installs (PyTorch, optax, Lightning and more)
-#   make test-spacy    the tests beside spaCy and the thinc that it brings (part of test-integrations)
-#   make test-mpi      the tests of training on several processes, with the MPI that pip installs (part of test-integrations)
-#   make bench         all benchmarks, and the images and tables of README and docs; make bench CASE=small: one of them
-#   make bench-mpi     the benchmarks of several processes and of state on disk, and the tables of docs/distributed.md
-#   make bench-guard   count the instructions of the hot loops: no more than recorded
-#   make docs          the documentation site, in build/docs/
-#   make lint          format, style, types, compiler warnings, what the machine code must be
-#   make format        format the Python and the C++
-#   make mutants       break the sources in one place at a time: a test must fail; SAMPLE=100: so many; ONLY=adam: files
-#   make fuzz-api      the interface in random order beside the reference: EXAMPLES (1000) sequences of calls
-#   make soak          a billion elements of every rule on every instruction set (hours); make soak ELEMENTS=1e7: less
-#   make coverage      which lines and branches of python/onepass the tests reach
-#   make sanitize      the core's own tests, and the Python tests, under the address, undefined behaviour and thread sanitizers
-#   make valgrind      the core's own tests under valgrind
-#   make cross         the core's own tests on 64-bit Arm and a big-endian processor, emulated, and on 32-bit x86
-#   make digests       a table: which compilers, flags and processors give the same bits
-#   make fuzz          make fuzz-step and make fuzz-checkpoint, each for SECONDS=60
-#   make fuzz-step     random steps of the core beside scalar arithmetic
-#   make fuzz-checkpoint   random checkpoints
-#   make coverage-cpp  lines and branches of the core that its own tests reach
-#   make toolchains    the same bits from every compiler here, optimising or not, and with the oldest CMake
-#   make wheel         for each Python here: a wheel, checked, installed and tested with the oldest and newest NumPy
+#   Everyday:
+#     make test               the tests, two to three minutes on two cores
+#     make lint               format, style, types, compiler warnings, what the machine code must be
+#     make format             format the Python and the C++
+#     make docs               the documentation site, in build/docs/
+#     make demo               train on handwritten digits with onepass and with textbook NumPy, and compare
+#     make test-integrations  the tests beside other libraries, which it installs (PyTorch, optax, Lightning and more)
+#     make bench              all benchmarks, and the images and tables of README and docs; make bench CASE=small: one of them
+#   Before a release:
+#     make wheel              for each Python here: a wheel, checked, installed and tested with the oldest and newest NumPy
+#     make sanitize           the core's own tests, and the Python tests, under the address, undefined behaviour and thread sanitizers
+#     make cross              the core's own tests on 64-bit Arm and a big-endian processor, emulated, and on 32-bit x86
+#     make toolchains         the same bits from every compiler here, optimising or not, and with the oldest CMake
+#     make mutants            break the sources in one place at a time: a test must fail; SAMPLE=100: so many; ONLY=adam: files
+#     make fuzz-api           the interface in random order beside the reference: EXAMPLES (1000) sequences of calls
+#     make soak               a billion elements of every rule on every instruction set (hours); make soak ELEMENTS=1e7: less
+#     make coverage           which lines and branches of python/onepass the tests reach
+#     make coverage-cpp       lines and branches of the core that its own tests reach
+#     make comparison         the Adam paper's comparison of five optimizers; writes its figures into docs/
+#     make bench-mpi          the benchmarks of several processes and of state on disk; the tables of docs/distributed.md
+#   Parts of these, and rare:
+#     make test-spacy         the tests beside spaCy and the thinc that it brings (part of test-integrations)
+#     make test-mpi           the tests of training on several processes, with the MPI that pip installs (part of test-integrations)
+#     make bench-guard        count the instructions of the hot loops: no more than recorded
+#     make fuzz               make fuzz-step and make fuzz-checkpoint, each for SECONDS=60
+#     make fuzz-step          random steps of the core beside scalar arithmetic
+#     make fuzz-checkpoint    random checkpoints
+#     make valgrind           the core's own tests under valgrind
+#     make digests            a table: which compilers, flags and processors give the same bits
 
 PYTHON ?= python3
 # make lint uses each of these that is there; clang-tidy speaks for Clang's warnings where it is not.
@@ -81,19 +84,21 @@ mutants: install $(call installed,test)
 	$(python) -m tools.mutants $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED)) $(ONLY) $(ARGS)
 
 toolchains: install $(call installed,build) $(call installed,test)
-	$(python) tests/toolchains.py $(ARGS)
+	$(python) -m tools.toolchains $(ARGS)
 
 lint: lint_dir = build/lint-$(notdir $(firstword $(CXXS)))
 lint: install $(call installed,lint)
 	$(venv)/bin/ruff format --check .
 	$(venv)/bin/ruff check .
 	$(venv)/bin/mypy
-	$(venv)/bin/stubtest onepass._core --mypy-config-file pyproject.toml --allowlist tests/stubtest.txt
+	$(venv)/bin/stubtest onepass._core --mypy-config-file pyproject.toml --allowlist tools/stubtest.txt
 	$(venv)/bin/check-jsonschema --builtin-schema vendor.github-workflows $(workflows)
 	$(venv)/bin/check-jsonschema --builtin-schema custom.github-workflows-require-timeout $(workflows)
+	$(venv)/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(venv)/bin/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
 	$(venv)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(venv)/bin/zizmor -q --offline .github
-	$(python) tests/platforms.py
+	$(python) -m tools.platforms
 	$(venv)/bin/clang-format --dry-run --Werror $(cxx_sources) $(cxx_tests)
 	@for cxx in $(REQUIRE_CXXS); do command -v $$cxx > /dev/null || { echo "$$cxx is missing"; exit 1; }; done
 	@for cxx in $(CXXS); do $(MAKE) --no-print-directory lint-build lint-run CXX=$$cxx || exit 1; done
@@ -108,7 +113,7 @@ lint-build:
 	  -DCMAKE_MAKE_PROGRAM=$(abspath $(venv))/bin/ninja -DPython_EXECUTABLE=$(abspath $(python)) \
 	  -Dpybind11_DIR=$$($(python) -m pybind11 --cmakedir) -DONEPASS_WERROR=ON -DSKBUILD_PROJECT_VERSION=0 -DSKBUILD_PROJECT_VERSION_FULL=0 > $(build_dir).log 2>&1 || { cat $(build_dir).log; exit 1; }
 	$(venv)/bin/cmake --build $(build_dir)
-	PYTHONPATH=. $(python) tests/guards.py $(build_dir)
+	$(python) -m tools.guards $(build_dir)
 
 lint-run: lint-build
 	@mkdir -p $(build_dir)/site && cp -r python/onepass $(build_dir)/site && cp $(build_dir)/_core.* $(build_dir)/site/onepass
@@ -123,17 +128,17 @@ fuzz: fuzz-checkpoint
 
 fuzz-checkpoint: install $(call installed,fuzz)
 	mkdir -p build/fuzz-checkpoint
-	$(python) tests/fuzz_checkpoint.py -max_total_time=$(SECONDS) -max_len=4096 -timeout=10 -rss_limit_mb=1024 \
-	  -artifact_prefix=build/fuzz-checkpoint- -print_final_stats=1 $(ARGS) build/fuzz-checkpoint tests/corpus/checkpoint
+	PYTHONPATH=tests $(python) -m tools.fuzz_checkpoint -max_total_time=$(SECONDS) -max_len=4096 -timeout=10 -rss_limit_mb=1024 \
+	  -artifact_prefix=build/fuzz-checkpoint- -print_final_stats=1 $(ARGS) build/fuzz-checkpoint tests/persistence/corpus
 
 EXAMPLES ?= 1000
 fuzz-api: install $(call installed,test)
-	ONEPASS_EVERY_MOMENT=1 ONEPASS_API_EXAMPLES=$(EXAMPLES) $(python) -m pytest tests/test_state_machine.py tests/test_interrupts.py \
-	  tests/test_out_of_memory.py $(ARGS)
+	ONEPASS_EVERY_MOMENT=1 ONEPASS_API_EXAMPLES=$(EXAMPLES) $(python) -m pytest tests/robustness/test_state_machine.py \
+	  tests/robustness/test_interrupts.py tests/robustness/test_out_of_memory.py $(ARGS)
 
 ELEMENTS ?= 1e9
 soak: install $(call installed,test)
-	$(python) tests/soak.py --elements $(ELEMENTS) $(ARGS)
+	PYTHONPATH=tests $(python) -m tools.soak --elements $(ELEMENTS) $(ARGS)
 
 coverage: install $(call installed,test) $(call installed,examples) $(call installed,coverage)
 	$(venv)/bin/coverage run -m pytest $(ARGS)
@@ -142,7 +147,7 @@ coverage: install $(call installed,test) $(call installed,examples) $(call insta
 	$(venv)/bin/coverage json -q -o build/coverage.json
 
 wheel: $(call installed,wheel)
-	$(python) tests/wheels.py $(ARGS)
+	$(python) -m tools.wheels $(ARGS)
 
 clean:
 	rm -rf $(venv) .venv-spacy .venv-asan build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
+import platform
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,10 @@ Array = npt.NDArray[Any]
 DTYPES = [np.float32, np.float64]
 # AddressSanitizer must be the first preloaded library, and reserves more memory than a limit allows.
 unsanitized = pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="not under AddressSanitizer")
+
+
+def ones(*shape: int, dtype: Any = np.float32) -> Array:
+    return np.ones(shape, dtype)
 
 
 def bits(array: Array) -> Array:
@@ -43,7 +50,7 @@ def assert_same_bits(actual: Iterable[Array], expected: Iterable[Array], context
 
 def ordinary(rng: np.random.Generator, size: Any, dtype: Any) -> Array:
     """Numbers as they occur in training."""
-    return rng.standard_normal(size).astype(dtype)
+    return np.asarray(rng.standard_normal(size), dtype)
 
 
 def hostile(rng: np.random.Generator, size: Any, dtype: Any) -> Array:
@@ -65,7 +72,7 @@ def small(rng: np.random.Generator, size: Any, dtype: Any) -> Array:
     """Numbers whose squares and small multiples straddle the smallest normal number."""
     info = np.finfo(dtype)
     exponents = rng.choice([info.minexp - 2, info.minexp - 1, info.minexp, info.minexp + 4, info.minexp // 2], size)
-    return np.ldexp(rng.uniform(1, 2, size) * rng.choice([-1.0, 1.0], size), exponents).astype(dtype)
+    return np.asarray(np.ldexp(rng.uniform(1, 2, size) * rng.choice([-1.0, 1.0], size), exponents), dtype)
 
 
 def offset(array: Array, elements: int) -> Array:
@@ -116,3 +123,17 @@ def snapshot(optimizer: onepass.Optimizer) -> list[dict[str, Any]]:
         averages = averages.values()
     states = list(optimizer.state.values())
     return [s | {"ema": e} for s, e in zip(states, averages)] if averages is not None else states
+
+
+def mode_reader() -> Callable[[], int]:
+    """Return a function that reads the control bits of MXCSR; 0 where there is no machine code for it."""
+    if platform.machine() not in ("x86_64", "AMD64") or os.name != "posix":
+        return lambda: 0
+    code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    code.write(bytes.fromhex("0fae5c24fc8b4424fcc3"))  # stmxcsr [rsp-4]; mov eax, [rsp-4]; ret
+    function = ctypes.CFUNCTYPE(ctypes.c_uint32)(ctypes.addressof(ctypes.c_char.from_buffer(code)))
+    return lambda code=code: function() & 0xFFC0  # type: ignore[misc]  # which holds the code
+
+
+mode = mode_reader()
+MODE = mode()

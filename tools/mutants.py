@@ -27,7 +27,13 @@ from tools.mutations import ROOT, Mutant, equivalent, generate
 KERNELS = "src/kernels/"
 CORE_TESTS = ["test_rules", "test_optimizer", "test_float_mode", "test_threads"]
 FEW_RULES_TESTS = ["test_rules scalar_arithmetic", "test_rules squares"]  # tests that accept any table of rules
-PYTHON_TESTS = ["power", "paper", "family", "rules", "bits", "optimizer", "wrong_input", "schedules", "shares"]
+PYTHON_TESTS = [
+    *(f"numerics/test_{name}.py" for name in ["power", "paper", "family", "rules", "bits", "prepared_steps"]),
+    *(
+        f"api/test_{name}.py"
+        for name in ["step", "adam_step", "sparse_rows", "wrong_options", "wrong_gradients", "schedules", "flatten"]
+    ),
+]
 SURVIVES = {"core": "survives the core's own tests", "module": "SURVIVES ALL TESTS"}
 TIMEOUT = 300  # seconds: detects mutants with endless loops
 MEMORY = 8 << 30  # limit of one process, in bytes
@@ -102,7 +108,7 @@ class Tree:
             return "it does not compile"
         for library in (self.path / "module").glob("_core.*"):
             shutil.copy2(library, self.path / "python" / "onepass")
-        tests = [self.path / "tests" / f"test_{name}.py" for name in PYTHON_TESTS]
+        tests = [self.path / "tests" / name for name in PYTHON_TESTS]
         environment = {"PYTHONPATH": str(self.path / "python"), "ONEPASS_ISA": "baseline"}
         ran = run(sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests, **environment)
         failed = re.search(r"^(?:FAILED|ERROR) (?:.*/)?(.+?)(?: - .*)?$", ran.stdout, re.MULTILINE)

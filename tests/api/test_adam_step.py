@@ -1,0 +1,134 @@
+"""`adam_step`, the function without an optimizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import onepass
+from support import Array, assert_same_bits, ones, refused
+
+
+class Subclass(np.ndarray):  # type: ignore[type-arg]
+    """What a library's own array type may look like."""
+
+
+def layouts(grad: Array) -> dict[str, Array]:
+    """The same numbers as grad (2-D), stored otherwise."""
+    misaligned = np.empty(grad.nbytes + 1, np.uint8)[1:].view(grad.dtype).reshape(grad.shape)
+    misaligned[...] = grad
+    readonly = grad.copy()
+    readonly.flags.writeable = False
+    every_other = np.zeros((grad.shape[0] * 2, grad.shape[1] * 3), grad.dtype)[::2, ::3]
+    every_other[...] = grad
+    return {
+        "C": np.ascontiguousarray(grad),
+        "Fortran": np.asfortranarray(grad),
+        "strided": every_other,
+        "reversed": grad[::-1].copy()[::-1],
+        "misaligned": misaligned,
+        "read-only": readonly,
+        "other byte order": grad.astype(grad.dtype.newbyteorder()),
+        "longdouble": grad.astype(np.longdouble),
+        "subclass": grad.view(Subclass),
+        "unpickled dtype": np.frombuffer(grad.tobytes(), grad.dtype).reshape(grad.shape),
+    }
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_adam_step_is_what_the_optimizer_does(order: Any) -> None:
+    rng = np.random.default_rng(0)
+    p = np.asarray(rng.standard_normal((6, 4)), np.float32, order=order)
+    q, m, v = p.copy(order="K"), np.zeros_like(p), np.zeros_like(p)
+    optimizer = onepass.AdamW(p, lr=0.01)
+    for t in range(1, 6):
+        g = rng.standard_normal((6, 4))  # of another dtype, and for "F" of another layout
+        optimizer.step(g)
+        onepass.adam_step(q, g, m, v, t, lr=0.01, weight_decay=0.01, decoupled_weight_decay=True)
+    assert_same_bits([p, optimizer.state[0]["exp_avg"], optimizer.state[0]["exp_avg_sq"]], [q, m, v])
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_adam_step_takes_a_gradient_in_any_layout(order: Any) -> None:
+    rng = np.random.default_rng(0)
+    grad = rng.standard_normal((5, 7)).astype(np.float32)
+    start = np.asarray(rng.standard_normal((5, 7)), np.float32, order=order)
+    expected = start.copy(order="K")
+    onepass.Adam(expected).step(grad)
+    for name, other in layouts(grad).items():
+        p, m, v = start.copy(order="K"), np.zeros_like(start), np.zeros_like(start)
+        onepass.adam_step(p, other, m, v, 1)
+        assert_same_bits([p], [expected], name)
+
+
+def test_adam_step_takes_a_gradient_that_is_the_parameter() -> None:
+    p, m, v = np.ones(3), np.zeros(3), np.zeros(3)
+    onepass.adam_step(p, p, m, v, 1, lr=0.5)
+    np.testing.assert_allclose(p, 0.5)
+    np.testing.assert_allclose(m, 0.1)
+
+
+def test_adam_step_works_on_large_memory_maps(tmp_path: Path) -> None:
+    n = 100_000
+    maps = [np.memmap(tmp_path / name, np.float32, "w+", shape=(n,)) for name in "pmv"]
+    onepass.adam_step(maps[0], np.ones(n, np.float32), maps[1], maps[2], 1, lr=0.5)
+    assert (maps[0] == -0.5).all()
+
+
+F = np.float32
+
+
+read_only = ones(3)
+read_only.flags.writeable = False
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"step": 0}, ValueError, "step must be at least 1"),
+        ({"step": 2**63}, ValueError, "step must be at least 1 and fit 64 bits"),
+        ({"step": 1.0}, TypeError, "step must be an integer, got 1.0"),
+        ({"lr": -1.0}, ValueError, "lr must be at least 0"),
+        ({"lr": lambda t: 0.1}, TypeError, "lr must be a number"),
+        ({"lr": 1e39}, ValueError, "overflows float32 at step 1"),
+        ({"betas": (0.9, 1)}, ValueError, "betas[1] must be"),
+        ({"eps": NAN}, ValueError, "eps must be finite"),
+        ({"weight_decay": "0"}, TypeError, "weight_decay must be a number"),
+        ({"decoupled_weight_decay": 1}, TypeError, "decoupled_weight_decay must be True or False"),
+        ({"bias_correction": 0}, TypeError, "bias_correction must be True or False"),
+        ({"eps_mode": "tf"}, ValueError, "eps_mode must be"),
+        ({"maximize": 0}, TypeError, "maximize must be True or False"),
+        ({"grad_scale": INF}, ValueError, "grad_scale must be finite"),
+        ({"flush_denormals": 1}, TypeError, "flush_denormals must be True or False"),
+        ({"param": [1.0]}, TypeError, "param must be a NumPy array"),
+        ({"param": read_only}, ValueError, "param is read-only"),
+        ({"param": ones(6)[::2]}, ValueError, "param is not contiguous"),
+        ({"exp_avg": ones(3, dtype=np.float64)}, TypeError, "exp_avg is of dtype float64, param of float32"),
+        ({"exp_avg_sq": ones(4)}, ValueError, "exp_avg_sq has shape (4,), param (3,)"),
+        ({"exp_avg": read_only}, ValueError, "exp_avg is read-only"),
+        ({"exp_avg_sq": None}, TypeError, "exp_avg_sq must be a NumPy array, got NoneType"),
+        ({"max_exp_avg_sq": ones(2)}, ValueError, "max_exp_avg_sq has shape (2,), param (3,)"),
+        ({"grad": ones(2)}, ValueError, "grad: expected shape (3,), got (2,)"),
+        ({"grad": None}, TypeError, "grad must be a NumPy array"),
+        ({"grad": ones(3, dtype=int)}, TypeError, "grad must be of a real floating-point dtype"),
+    ],
+)
+def test_wrong_arguments_of_adam_step(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments = {"param": ones(3), "grad": ones(3), "exp_avg": ones(3), "exp_avg_sq": ones(3), "step": 1}
+    arrays = list(arguments.values())[:4]
+    with refused(error, message, arrays=arrays):
+        onepass.adam_step(**{**arguments, **change})
+
+
+def test_adam_step_refuses_arrays_that_overlap_or_are_ordered_otherwise() -> None:
+    p, g, m = ones(3, 2), ones(3, 2), ones(3, 2)
+    with refused(ValueError, "exp_avg_sq is the same memory as exp_avg", arrays=[p, g, m]):
+        onepass.adam_step(p, g, m, m, 1)
+    with refused(ValueError, "must both be in C order or both in Fortran order", arrays=[p, g, m]):
+        onepass.adam_step(p, g, m, np.ones((3, 2), F, order="F"), 1)

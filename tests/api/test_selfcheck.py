@@ -1,0 +1,206 @@
+"""``python -m onepass`` says what this copy is, and notices a bit that differs on any instruction set."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import onepass
+from onepass import __main__ as main
+from onepass import _core
+
+# What the cases of the self-check leave, on every machine and with every NumPy.
+DIGEST = "e745e559e7bdb5a5d963a49127f60d0a05b072f1d9a6e6fed3ececeb723515a6"
+
+
+def run(*arguments: str, path: Path | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "ONEPASS_ISA"}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    reading, writing = os.pipe()  # standard input is open, and nothing ever comes
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "onepass", *arguments],
+            env=environment | more,
+            stdin=reading,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+# What some places run as every Python starts; here it reads and writes what is not its own.
+SITE = """
+import atexit, os, sys
+if "ONEPASS_ISA" in os.environ:
+    print("{hello", sys.stdin.read())
+    atexit.register(print, '{"bye": 1}')
+"""
+
+
+def test_every_instruction_set_is_compared_bit_for_bit_whatever_else_prints(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SITE, encoding="utf-8")
+    ran = run("--json", path=tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    said = json.loads(ran.stdout)
+    assert said["good"] is True
+    assert said["config"]["version"] == onepass.__version__
+    assert [found["instruction_set"] for found in said["checks"]] == _core.usable_instruction_sets
+    for found in said["checks"]:
+        assert found["cases"] == 8 * 2 * 9 + 3
+        assert found["elements"] > 1_000_000
+        assert (found["differing"], found["first"], found["digest"]) == (0, "", DIGEST)
+    assert [row["parameters"] for row in said["speeds"]] == [100, 10_000, 1_000_000]
+    assert all(row["onepass"] > 0 and row["numpy"] > 0 and row["spread"] >= 1 for row in said["speeds"])
+
+
+# Appended to the specification: wrong in one bit of one element of SGD, on one instruction set; another one crashes.
+PLANTED = """
+import os
+if os.environ.get("ONEPASS_ISA") == "baseline":
+    def off(k, p, g, b, right=RULES["SGD"].update):
+        x, b = right(k, p, g, b)
+        if x.values.size == 129:
+            x.values[128] = np.nextafter(x.values[128], x.values.dtype.type(9))
+        return x, b
+    RULES["SGD"] = RULES["SGD"]._replace(update=off)
+if os.environ.get("ONEPASS_ISA") == "avx2":
+    os.abort()
+"""
+
+
+def test_a_planted_difference_and_a_crash_are_reported_and_the_exit_status_is_1(tmp_path: Path) -> None:
+    package = Path(onepass.__file__).parent
+    if Path(_core.__file__).parent != package:
+        pytest.skip("an editable install: the compiled module is not beside the others")
+    shutil.copytree(package, tmp_path / "onepass")
+    if (libraries := package.with_name("onepass.libs")).exists():  # Microsoft's C++ library, in a wheel for Windows
+        shutil.copytree(libraries, tmp_path / "onepass.libs")
+    specification = tmp_path / "onepass" / "_reference.py"
+    specification.write_text(specification.read_text(encoding="utf-8") + PLANTED, encoding="utf-8")
+    ran = run(path=tmp_path)
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    rows = dict(re.findall(r"^\| (\w+) +\| (.*) \|$", ran.stdout, re.MULTILINE))
+    assert re.match(r"147 +\| [\d,]+ +\| [1-9]\d* ", rows["baseline"])
+    assert re.search(r"^baseline: SGD, float32, parameter \(129,\)\[128\]: .* should be ", ran.stdout, re.MULTILINE)
+    assert "MISMATCH" in ran.stdout and "All results are bit-identical" not in ran.stdout
+    if "avx2" in _core.usable_instruction_sets:
+        assert re.match(r"0 ", rows["avx2"])
+        assert re.search(r"^avx2: \S", ran.stdout, re.MULTILINE)
+    if "avx512" in _core.usable_instruction_sets:
+        assert re.match(r"147 +\| [\d,]+ +\| 0 ", rows["avx512"])
+
+
+RESULT = {"cases": 1, "elements": 1, "differing": 0, "first": "", "digest": "d" * 64}
+CHILD = f"import json, os, sys; found = {RESULT!r} | {{'instruction_set': os.environ['ONEPASS_ISA']}}; "
+GOOD = CHILD + "print('a'); print(json.dumps(found)); print('b'); print([1]); print('{}')"
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The self-check takes no time: its processes and its timing do nothing."""
+    monkeypatch.setattr(main, "CHILD", GOOD)
+    for name in [name for name in os.environ if name.startswith("COVERAGE")]:
+        monkeypatch.delenv(name)  # with which `make coverage` has processes traced, and they say what they think of it
+    monkeypatch.setattr(main, "speed", lambda size: {"parameters": size, "onepass": 1e-6, "numpy": 2e-6, "spread": 1.2})
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("child", "said"),
+    [
+        (GOOD, ""),
+        ("print('{')", "its process ended with status 0 and without a result"),
+        ("", "its process ended with status 0 and without a result"),
+        ("raise SystemExit(3)", "its process ended with status 3 and without a result"),
+        ("import sys; sys.exit('x\\nno room')", "its process ended with status 1: no room"),
+        ("import time; time.sleep(60)", "its process did not end within 2 seconds"),
+        (GOOD.replace("os.environ['ONEPASS_ISA']", "'other'"), "its process ended with status 0 and without a result"),
+    ],
+)
+def test_whatever_a_process_does_is_reported_also_in_json(
+    child: str, said: str, quick: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick.setattr(main, "CHILD", child)
+    quick.setattr(main, "LIMIT", 2.0)
+    quick.setattr(main, "machine", lambda: {"usable_instruction_sets": ["baseline"]})
+    assert main.main(["--json"]) == (1 if said else 0)
+    found = json.loads(capsys.readouterr().out)
+    assert found["good"] == (not said)
+    assert [each["first"] for each in found["checks"]] == [said]
+
+
+def test_a_process_that_cannot_be_started_is_reported(quick: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    quick.setattr(main, "sys", SimpleNamespace(flags=sys.flags, executable=str(tmp_path / "none"), path=sys.path))
+    assert main.check("baseline")["first"].startswith("its process could not be started: ")
+
+
+def test_a_process_is_cut_off_from_its_surroundings_as_its_parent_is(quick: pytest.MonkeyPatch) -> None:
+    quick.setattr(main, "CHILD", GOOD.replace("print('a')", "found['first'] = [sys.flags.isolated, sys.flags.no_site]"))
+    assert main.check("baseline")["first"] == [sys.flags.isolated, sys.flags.no_site]
+    flags = SimpleNamespace(isolated=1, no_site=1)
+    quick.setattr(main, "sys", SimpleNamespace(flags=flags, executable=sys.executable, path=sys.path))
+    assert main.check("baseline")["first"] == [1, 1]
+
+
+def test_a_reader_who_has_enough_is_no_error() -> None:
+    program = f"from onepass import __main__ as m; import sys; m.CHILD = {GOOD!r}; m.speed = None; sys.exit(m.run())"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline().startswith("version: ")
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 1
+
+
+def test_an_instruction_set_that_does_not_exist_is_said_without_a_traceback() -> None:
+    ran = run(ONEPASS_ISA="bogus")
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert len(ran.stderr.splitlines()) == 1
+    assert "ONEPASS_ISA=bogus is unknown or not supported by this processor; these would work: " in ran.stderr
+
+
+@pytest.mark.parametrize("spread", [1.4, 2.0])
+def test_a_busy_machine_is_said(spread: float, quick: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    speeds: Any = {100: 1.1, 10_000: spread, 1_000_000: 1.2}
+    quick.setattr(
+        main, "speed", lambda size: {"parameters": size, "onepass": 1e-6, "numpy": 2e-6, "spread": speeds[size]}
+    )
+    assert main.main([]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^\| 10,000 +\| 1\.00 +\| 2\.00 +\| 2\.0 +\|$", printed, re.MULTILINE)
+    assert ("The machine was busy: rounds differed 2.0 times. Repeat" in printed) == (spread > 1.5)
+
+
+def test_rounds_differ_by_what_most_of_them_differ() -> None:
+    assert main.spread_of([9, 1.0, 1.1, 1.2, 1.0, 0.1, 8, 0.2]) == pytest.approx(1.2)
+
+
+def test_numpys_step_is_that_of_the_benchmarks() -> None:
+    peers = Path(__file__).parents[2] / "bench" / "peers.py"
+    if not peers.exists():
+        pytest.skip("the benchmarks are not beside the tests")
+    calls = re.compile(r"^ +((?:multiply|add|subtract|divide|sqrt)\(.*\))$", re.MULTILINE)
+    theirs, ours = (calls.findall(Path(file).read_text(encoding="utf-8")) for file in (peers, main.__file__))
+    assert len(ours) == 12 and ours == theirs
+    p, g = (main.numbers((129,), main.np.float32, seed, False) for seed in (1, 2))
+    optimizer, numpy = onepass.Adam([p.copy()], lr=1e-3), main.InPlaceNumPy(p, g)
+    for _ in range(20):
+        optimizer.step([g])
+        numpy.step()
+    assert abs(optimizer.params[0] - p).max() < 1e-6

@@ -1,0 +1,99 @@
+"""Optimizers and the values of their options that the tests try: one table for all tests."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import onepass
+from support import hostile, ones, ordinary, small
+
+NUMBERS = {"ordinary": ordinary, "hostile": hostile, "small": small}  # functions that draw arrays
+
+# Parameters in every form.
+FORMS: dict[str, Callable[[], Any]] = {
+    "array": lambda: ones(2),
+    "list": lambda: [ones(2), ones(3)],
+    "tuple": lambda: (ones(2), ones(3)),
+    "mapping": lambda: {"w": ones(2), ("b", 1): ones(3)},
+    "one group": lambda: [{"params": [ones(2), ones(3)], "lr": 0.25}],
+    "groups": lambda: [{"params": ones(2)}, {"params": (ones(3),), "lr": 0.25}],
+}
+
+CLASSES = {
+    name: cls
+    for name, cls in vars(onepass).items()
+    if inspect.isclass(cls) and issubclass(cls, onepass.Optimizer) and cls is not onepass.Optimizer
+}
+
+
+def shrinking(t: int) -> float:
+    """A schedule of learning rates."""
+    return 0.1 / t
+
+
+def growing(t: int) -> float:
+    """A schedule of the decay of averages."""
+    return t / (t + 9)
+
+
+# Values of each option: one without effect or of common use, one that matters, and others.
+VALUES: dict[str, list[Any]] = {
+    "lr": [0.01, shrinking],
+    "betas": [(0.9, 0.999), (0.5, 0.25), (0.0, 0.0)],
+    "eps": [1e-8, 0.1, 0.0],
+    "weight_decay": [0.0, 0.02],
+    "amsgrad": [False, True],
+    "bias_correction": [True, False],
+    "eps_mode": ["paper", "hat"],
+    "momentum_decay": [4e-3, 0.7, 0.0],
+    "decoupled_weight_decay": [False, True],
+    "alpha": [0.99, 0.3],
+    "rho": [0.9, 0.3],
+    "centered": [False, True],
+    "momentum": [0.0, 0.9],
+    "lr_decay": [0.0, 0.3],
+    "initial_accumulator_value": [0.0, 0.2],
+    "maximize": [False, True],
+    "clip_value": [None, 1.5],
+    "ema_decay": [None, 0.9, growing],
+}
+# Options that depend on each other: values of one, each with those of the others.
+TOGETHER: dict[frozenset[str], tuple[str, list[dict[str, Any]]]] = {
+    frozenset({"momentum", "dampening", "nesterov"}): (
+        "momentum",
+        [
+            {"momentum": 0.0},
+            {"momentum": 0.9, "nesterov": True},
+            {"momentum": 0.9},
+            {"momentum": 0.9, "dampening": 0.9},
+        ],
+    )
+}
+
+
+def values_of(kind: str) -> dict[str, list[Any]]:
+    """Return the values to try for each option of an optimizer. A mapping among them sets several options."""
+    names = CLASSES[kind]._spec.checks.keys()
+    tied = {name for together in TOGETHER if together <= names for name in together}
+    values = {name: VALUES[name] for name in names if name not in tied}  # KeyError: an option without values to try
+    return values | dict(values for together, values in TOGETHER.items() if together <= names)
+
+
+def all_set(kind: str, *without: str) -> dict[str, Any]:
+    """Return one choice of options that has every buffer and takes every line; as ``lr`` the default."""
+    options: dict[str, Any] = {}
+    for name, values in values_of(kind).items():
+        if name not in {"lr", "maximize", "bias_correction", *without}:
+            options |= values[1] if isinstance(values[1], dict) else {name: values[1]}
+    return options
+
+
+def one_by_one(kind: str, *without: str) -> list[dict[str, Any]]:
+    """Return options of which each differs in one from the default."""
+    changed: list[dict[str, Any]] = [{}]
+    for name, values in values_of(kind).items():
+        if name not in without:
+            changed += [value if isinstance(value, dict) else {name: value} for value in values[1:]]
+    return changed

@@ -1,0 +1,246 @@
+"""A step uses several threads, and its bits do not depend on how many."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import onepass
+from cases import CLASSES, all_set
+from support import DTYPES, Array, assert_same_bits, ordinary
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    yield
+    onepass.set_num_threads(None)
+
+
+def trained(kind: str, dtype: Any, threads: int, **options: Any) -> list[Array]:
+    """All that three steps over arrays of many sizes leave behind."""
+    onepass.set_num_threads(threads)
+    rng = np.random.default_rng(0)
+    sizes = [1_200_003, 5, 0, 700_001, 4097, *[100] * 50]
+    params = [ordinary(rng, size, dtype) for size in sizes]
+    optimizer = getattr(onepass, kind)(params, **all_set(kind, "ema_decay"), **options)
+    grads = [ordinary(rng, size, dtype) for size in sizes]
+    for _ in range(3):
+        optimizer.step(grads)
+    norm = [] if optimizer.grad_norm is None else [np.array(optimizer.grad_norm)]
+    averages = [] if optimizer.ema is None else optimizer.ema
+    return [*params, *norm, *averages, *(a for s in optimizer.state.values() for a in s.values() if np.ndim(a))]
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", CLASSES)
+def test_any_number_of_threads_gives_the_same_bits(kind: str, dtype: Any, clip_norm: float | None) -> None:
+    options: dict[str, Any] = {} if clip_norm is None else {"clip_norm": clip_norm, "ema_decay": 0.9}
+    alone = trained(kind, dtype, 1, **options)
+    for threads in (2, 3, 5, 16):
+        assert_same_bits(trained(kind, dtype, threads, **options), alone, threads)
+
+
+@pytest.mark.parametrize("nonfinite", ["skip", "raise"])
+def test_a_gradient_that_is_not_finite_is_found_wherever_it_lies(nonfinite: str) -> None:
+    onepass.set_num_threads(3)
+    params = [np.ones(1_500_000, np.float32), np.ones(1_500_000, np.float32)]
+    optimizer = onepass.Adam(params, nonfinite=nonfinite)
+    for which in (0, 1):
+        for where in (0, 700_000, 1_499_999):
+            grads = [np.ones_like(p) for p in params]
+            grads[which][where] = np.nan
+            if nonfinite == "raise":
+                with pytest.raises(FloatingPointError, match=f"gradient {which} "):
+                    optimizer.step(grads)
+            else:
+                optimizer.step(grads)
+            assert (params[0] == 1).all() and (params[1] == 1).all()
+    assert optimizer.skipped == (6 if nonfinite == "skip" else 0)
+
+
+def test_optimizers_in_many_threads_do_not_disturb_each_other() -> None:
+    onepass.set_num_threads(2)
+    expected = np.zeros(1_000_000, np.float32)
+    gradient = np.ones_like(expected)
+    alone = onepass.Adam(expected)
+    for _ in range(10):
+        alone.step(gradient)
+    arrays = [np.zeros_like(expected) for _ in range(4)]
+
+    def work(array: Array) -> None:
+        optimizer = onepass.Adam(array)
+        for _ in range(10):
+            optimizer.step(gradient)
+
+    threads = [threading.Thread(target=work, args=(array,)) for array in arrays]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert_same_bits(arrays, [expected] * 4)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_fifty_forked_children_step_with_threads_of_their_own() -> None:
+    onepass.set_num_threads(2)
+    param, gradient = np.zeros(1_000_000, np.float32), np.ones(1_000_000, np.float32)
+    expected = param.copy()
+    optimizer, other = onepass.Adam(param), onepass.Adam(expected)
+    other.step(gradient)
+    other.step(gradient)
+    optimizer.step(gradient)  # the threads are there
+
+    def child() -> None:
+        optimizer.step(gradient)
+        assert_same_bits([param], [expected])
+
+    for _ in range(50):
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join(60)
+        hangs = process.is_alive()
+        process.kill()
+        assert not hangs and process.exitcode == 0
+    optimizer.step(gradient)
+    assert_same_bits([param], [expected])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_forked_amid_another_threads_step_is_told_so_instead_of_waiting_for_ever() -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def schedule(t: int) -> float:
+        inside.set()
+        go_on.wait()
+        return 0.5
+
+    param = np.ones(2)
+    optimizer = onepass.SGD(param, lr=schedule)
+    stepping = threading.Thread(target=optimizer.step, args=[np.ones(2)])
+    stepping.start()
+    inside.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # instead of waiting for ever
+        try:
+            onepass.SGD(param, lr=1).step(np.ones(2))  # others work
+            with pytest.raises(RuntimeError, match="forked"):
+                optimizer.step(np.ones(2))
+            os._exit(0)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    go_on.set()
+    stepping.join()
+    assert (param == 0.5).all()
+
+
+def asked(**environment: str) -> str:
+    clean = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    code = "import onepass; print(onepass.get_num_threads(), onepass.config()['threads'])"
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_environment_says_how_many() -> None:
+    assert asked(ONEPASS_NUM_THREADS="3", OMP_NUM_THREADS="5") == "3 3\n"
+    assert asked(OMP_NUM_THREADS="5") == "5 5\n"
+    assert asked(OMP_NUM_THREADS="4,2") == "4 4\n"
+    default = asked()
+    for nonsense in ("", "0", "-1", "many", "2x", "99999999999"):
+        assert asked(ONEPASS_NUM_THREADS=nonsense) == default
+    if hasattr(os, "sched_getaffinity"):
+        assert 1 <= int(default.split()[0]) <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
+def test_a_process_of_one_processor_uses_one_thread() -> None:
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code += "import onepass; print(onepass.get_num_threads())"
+    clean = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    printed = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
+    assert printed.stdout == "1\n"
+
+
+def configured(**environment: str) -> dict[str, Any]:
+    """The configuration and the hint of a process in which no variable but these concerns threads."""
+    clean = {name: value for name, value in os.environ.items() if not name.endswith(("_NUM_THREADS", "_TIMEOUT"))}
+    code = "import json, onepass; from onepass._config import thread_hint\n"
+    code += "print(json.dumps({**onepass.config(), 'hint': thread_hint()}))"
+    command = [sys.executable, "-c", code]
+    printed = subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, check=True).stdout
+    return dict(json.loads(printed))
+
+
+def test_one_thread_is_the_default_beside_a_spinning_blas() -> None:
+    found = configured()
+    if found["spinning_blas"] is None:
+        pytest.skip("NumPy's BLAS has no threads that spin here")
+    assert "openblas" in found["spinning_blas"] and found["threads"] == 1
+    assert found["processors"] == 1 or "OPENBLAS_THREAD_TIMEOUT=16" in found["hint"]
+    for environment in ({"OPENBLAS_THREAD_TIMEOUT": "16"}, {"OPENBLAS_NUM_THREADS": "1"}):
+        quiet = configured(**environment)
+        assert quiet["spinning_blas"] is None and quiet["hint"] is None
+        assert quiet["threads"] == quiet["processors"] == found["processors"]
+    assert configured(OPENBLAS_THREAD_TIMEOUT="26")["threads"] == 1
+    for number in (1, 3):
+        set_by_user = configured(ONEPASS_NUM_THREADS=str(number))
+        assert set_by_user["threads"] == number and set_by_user["hint"] is None
+
+
+def test_a_variable_that_is_set_after_numpy_was_imported_changes_nothing() -> None:
+    code = "import os, numpy; os.environ['OPENBLAS_THREAD_TIMEOUT'] = '16'\n"
+    code += "import onepass; print(onepass.get_num_threads())"
+    clean = {name: value for name, value in os.environ.items() if not name.endswith(("_NUM_THREADS", "_TIMEOUT"))}
+    ran = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
+    assert int(ran.stdout) == configured()["threads"]
+
+
+def test_none_takes_back_a_number_of_threads() -> None:
+    first = onepass.get_num_threads()
+    onepass.set_num_threads(first + 3)
+    assert onepass.get_num_threads() == first + 3
+    onepass.set_num_threads(None)
+    assert onepass.get_num_threads() == first
+
+
+@pytest.mark.parametrize(
+    ("count", "error"),
+    [(0, ValueError), (-1, ValueError), (4097, ValueError), (1.0, TypeError), ("2", TypeError)],
+)
+def test_wrong_numbers_of_threads(count: Any, error: type[Exception]) -> None:
+    onepass.set_num_threads(3)
+    with pytest.raises(error, match="the number of threads must be"):
+        onepass.set_num_threads(count)
+    assert onepass.get_num_threads() == 3
+
+
+def test_threads_that_cannot_be_made_are_done_without() -> None:
+    code = """
+import resource, threading, numpy as np, onepass
+w, g = np.zeros(3_000_000, np.float32), np.ones(3_000_000, np.float32)
+optimizer = onepass.Adam(w, lr=0.5)
+onepass.set_num_threads(64)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 20_000_000,) * 2)  # two stacks at most
+optimizer.step(g)
+assert (w == -0.5).all()
+print("done")
+"""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the limit is Linux's")
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert printed.stdout == "done\n", printed.stderr

@@ -1,0 +1,51 @@
+"""Whatever README and docstrings show runs, and does what they say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from support import make_targets
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+BENCHMARKS = ROOT / "docs" / "benchmarks.md"
+
+
+class TestReadme:
+    text = README.read_text(encoding="utf-8")
+
+    def test_its_python_runs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)  # one of them saves a file
+        snippets = re.findall(r"```python\n(.*?)```", self.text, re.DOTALL)
+        assert snippets
+        for snippet in snippets:
+            exec(compile(snippet, "README.md", "exec"), {})
+
+    def test_its_example_is_the_quick_start(self) -> None:
+        quickstart = (ROOT / "examples" / "quickstart.py").read_text(encoding="utf-8")
+        assert quickstart.split('"""\n', 1)[1].strip() in self.text.replace("\r\n", "\n")
+
+    def test_its_commands_exist(self) -> None:
+        targets = make_targets(ROOT)
+        for document in (README, ROOT / "CONTRIBUTING.md", BENCHMARKS):
+            for target in re.findall(r"\bmake ([a-z-]+)\b", document.read_text(encoding="utf-8")):
+                assert target in targets or target == "is", f"{document.name}: make {target}"
+
+    def test_contributing_lists_what_make_help_lists(self) -> None:
+        helped = re.findall(r"^#     make ([a-z-]+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        listed = re.findall(r"^\| `make ([a-z-]+)`", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+        assert len(helped) > 20 and sorted(helped) == sorted(listed)
+        hidden = {"help", "install", "clean", "lint-build", "lint-run", "sanitize-core", "sanitize-python"}
+        assert set(helped) == make_targets(ROOT) - hidden
+
+    def test_its_links_and_those_of_the_benchmarks_page_lead_somewhere(self) -> None:
+        for document in (README, BENCHMARKS):
+            for link in re.findall(
+                r"\]\(([^)#]+)\)|srcset=\"([^\"]+)\"|src=\"([^\"]+)\"", document.read_text(encoding="utf-8")
+            ):
+                path = next(filter(None, link))
+                if not path.startswith("http"):
+                    assert (document.parent / path).exists(), path

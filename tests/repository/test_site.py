@@ -1,0 +1,78 @@
+"""Whatever the pages of the documentation show runs, and prints what they say."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+import onepass
+from support import make_targets
+
+DOCS = Path(__file__).parents[2] / "docs"
+EXAMPLES = DOCS.parent / "examples"
+LIBRARIES = ("integrations.md", "distributed.md")  # whose snippets need libraries
+PAGES = sorted(page for page in DOCS.rglob("*.md") if page.name not in LIBRARIES)
+BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^[ >]*(?:```|~~~)(.*)$", re.MULTILINE)
+LANGUAGES = {"python", "pycon", "sh", "text", "{eval-rst}", "{include}", "{literalinclude}", "{toctree}"}
+
+
+def run(page: Path) -> None:
+    """Execute the page's blocks one after the other, as in one session."""
+    text = page.read_text(encoding="utf-8")
+    session: dict[str, object] = {}
+    for block in BLOCK.finditer(text):
+        line = text.count("\n", 0, block.start(2))
+        kind, code = block.groups()
+        if kind == "python":
+            exec(compile("\n" * line + code, str(page), "exec"), session)
+        else:
+            example = doctest.DocTestParser().get_doctest(code, session, page.name, str(page), line)
+            said: list[str] = []
+            doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=said.append, clear_globs=False)
+            assert not said, "".join(said)
+            session = example.globs  # of which get_doctest took a copy
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_what_a_page_shows_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # some save files
+    threads = onepass.get_num_threads()
+    try:
+        run(page)
+    finally:
+        onepass.set_num_threads(threads)
+
+
+def test_a_language_misspelt_does_not_keep_a_block_from_running() -> None:
+    for page in DOCS.rglob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        opened = [(fence.split() or [""])[0] for fence in FENCE.findall(text)[::2]]
+        assert set(opened) <= LANGUAGES, page
+        assert sum(language in ("python", "pycon") for language in opened) == len(BLOCK.findall(text)), page
+
+
+def test_the_commands_that_pages_name_exist() -> None:
+    targets = make_targets(DOCS.parent)
+    named = {name for page in PAGES for name in re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8"))}
+    assert named and named <= targets
+
+
+def test_the_figures_in_the_advice_are_those_of_the_comparison() -> None:
+    advice = (DOCS / "choosing.md").read_text(encoding="utf-8")
+    compared = (DOCS / "comparison.md").read_text(encoding="utf-8")
+    rows = [line for line in advice.splitlines() if "(comparison.md)" in line and line.startswith("|")]
+    costs = [cost for row in rows for cost in re.findall(r"\b0\.\d{3,4}\b", row.rpartition("(comparison.md)")[2])]
+    assert len(costs) == 7 and all(f"| {cost} " in compared for cost in costs)
+    assert "in 25 of 40 cases" in advice and "in 25 of 40 cases" in compared
+
+
+@pytest.mark.skipif(not EXAMPLES.exists(), reason="the examples are missing")
+def test_the_examples_page_lists_every_example_and_no_other_file() -> None:
+    text = (DOCS / "examples.md").read_text(encoding="utf-8")
+    programs = {path.name for path in EXAMPLES.glob("*.py")}
+    assert set(re.findall(r"\(\.\./examples/(\w+\.py)\)", text)) == programs
+    assert set(re.findall(r"examples/(\w+\.py)", text)) == programs  # commands too

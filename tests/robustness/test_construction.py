@@ -1,0 +1,72 @@
+"""Optimizers that are constructed twice or never, and groups without their optimizer."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import onepass
+from onepass import _core
+from support import ones, refused
+
+
+@pytest.mark.parametrize("kind", [onepass.Adam, onepass.SGD])
+def test_an_optimizer_cannot_be_made_again(kind: Any) -> None:
+    w = ones(2)
+    optimizer = kind([w], lr=0.5, ema_decay=0.5)
+    optimizer.step([ones(2)])
+    with refused(RuntimeError, f"this {kind.__name__} is already initialized", optimizer):
+        optimizer.__init__([ones(3)], lr=0.25)
+    optimizer.step([ones(2)])
+    assert optimizer.params[0] is w and optimizer.step_count == 2
+
+
+def test_an_optimizer_that_was_never_made_says_so(tmp_path: Path) -> None:
+    optimizer = onepass.Adam.__new__(onepass.Adam)
+    for name in ("step_count", "skipped", "grad_norm", "clip_norm", "nonfinite"):
+        with pytest.raises(TypeError, match="__init__ was not called"):
+            getattr(optimizer, name)
+    with pytest.raises(TypeError, match="__init__ was not called"):
+        optimizer.step(ones(2))
+    uses: list[Callable[[], Any]] = [
+        partial(pickle.dumps, optimizer),
+        partial(copy.deepcopy, optimizer),
+        partial(optimizer.save, tmp_path / "state.npz"),
+        partial(optimizer.load_state_dict, {}),
+        optimizer.state_dict,
+        partial(optimizer._add_group, _core.Optimizer._Form.array, None, [], [], [], [], {}),  # type: ignore[arg-type]
+        partial(optimizer._restore, [], [], 0.0, _core.Optimizer._Nonfinite.skip, 0, 0, [], []),
+        partial(optimizer._prepare_step, [], 1.0),
+        partial(optimizer._commit_step, 0.0, None),
+    ]
+    while uses:
+        with pytest.raises(TypeError, match="__init__ was not called"):
+            uses.pop()()
+    gc.collect()  # which visits it
+    del optimizer
+    gc.collect()
+
+
+def test_the_common_class_is_none_that_can_be_made() -> None:
+    with pytest.raises(TypeError, match=r"use a subclass such as onepass\.Adam"):
+        onepass.Optimizer([ones(2)])
+
+
+@pytest.mark.parametrize("use", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_group_is_not_copied_without_its_optimizer(use: Any) -> None:
+    optimizer = onepass.Adam(ones(2))
+    with refused(TypeError, "a group is part of its optimizer: copy or pickle the optimizer", optimizer):
+        use(optimizer.groups[0])
+
+
+def test_properties_of_the_class_refuse_other_objects() -> None:
+    for name in ("step_count", "grad_norm", "skipped"):
+        with pytest.raises(TypeError, match="not an optimizer"):
+            getattr(onepass.Adam, name).__get__(object())

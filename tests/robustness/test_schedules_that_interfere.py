@@ -1,0 +1,190 @@
+"""Schedules that change or read the optimizer that is calling them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import onepass
+from support import ones, refused
+
+
+def test_a_schedule_that_sets_lr_has_its_value_used_now_and_the_new_one_next() -> None:
+    w = np.zeros(1)
+    optimizer = onepass.SGD(w)
+
+    def schedule(t: int) -> float:
+        optimizer.lr = 0.25
+        return 0.5
+
+    optimizer.lr = schedule
+    optimizer.step(ones(1))
+    assert (w.item(), optimizer.lr) == (-0.5, 0.25)
+    optimizer.step(ones(1))
+    assert w.item() == -0.75
+
+
+def test_a_schedule_that_sets_ema_or_other_options() -> None:
+    w = np.zeros(1)
+    optimizer = onepass.SGD(w, lr=1, ema_decay=lambda t: 0.5)
+
+    def schedule(t: int) -> float:
+        optimizer.groups[0].ema_decay = 0.25
+        optimizer.clip_norm = 0.5
+        return 1
+
+    optimizer.lr = schedule
+    optimizer.step(ones(1))
+    assert w.item() == -1 and optimizer.clip_norm == 0.5
+    optimizer.step(ones(1))
+    assert w.item() == -1.5
+
+
+def test_a_schedule_that_makes_another_groups_lr_a_function_serves_the_next_step() -> None:
+    w, b = np.zeros(1), np.zeros(1)
+
+    def schedule(t: int) -> float:
+        optimizer.groups[0].lr = lambda t: 0.25
+        return 0.5
+
+    optimizer = onepass.SGD([{"params": w, "lr": 0.125}, {"params": b, "lr": schedule}])
+    optimizer.step([ones(1), ones(1)])
+    assert (w.item(), b.item()) == (-0.125, -0.5)
+    optimizer.step([ones(1), ones(1)])
+    assert (w.item(), b.item()) == (-0.375, -1)
+
+
+@pytest.mark.parametrize("what", ["resize", "read-only", "dtype"])
+def test_a_schedule_that_changes_a_gradient(what: str) -> None:
+    g = ones(100_000)
+
+    def schedule(t: int) -> float:
+        if what == "resize":
+            g.resize(1, refcheck=False)
+        else:
+            g.__setstate__((1, (100_000,), np.dtype(np.float64), False, bytes(800_000)))
+        return 0.1
+
+    optimizer = onepass.SGD([ones(100_000), ones(100_000)], lr=schedule)
+    if what == "read-only":
+        optimizer.lr = lambda t: g.setflags(write=False) or 0.1
+        optimizer.step([None, g])
+        return
+    with refused(ValueError, "a gradient was changed while the step was prepared", optimizer):
+        optimizer.step([None, g])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda optimizer: optimizer.add_group(ones(3)),
+        lambda optimizer: optimizer.load_state_dict(optimizer.state_dict()),
+        lambda optimizer: optimizer.state_dict(),
+    ],
+)
+def test_a_schedule_that_would_change_the_optimizer_itself(call: Callable[[Any], Any]) -> None:
+    def schedule(t: int) -> float:
+        call(optimizer)
+        return 0.1
+
+    optimizer = onepass.Adam([ones(2)], lr=schedule)
+    with refused(ValueError, "in the middle of a step", optimizer):
+        optimizer.step([ones(2)])
+    optimizer.lr = 0.1
+    optimizer.step([ones(2)])
+
+
+def test_a_schedule_may_read_everything() -> None:
+    seen: list[Any] = []
+
+    def schedule(t: int) -> float:
+        state = optimizer.state[0]
+        seen.append((t, optimizer.step_count, state["step"], state["mu_product"], optimizer.skipped, repr(optimizer)))
+        return 0.1
+
+    optimizer = onepass.NAdam([ones(2)], lr=schedule)
+    for _ in range(2):
+        optimizer.step([ones(2)])
+    assert [s[:3] for s in seen] == [(1, 0, 0), (2, 1, 1)]
+
+
+def test_a_schedule_whose_number_raises() -> None:
+    class Broken:
+        def __float__(self) -> float:
+            raise RuntimeError("no number today")
+
+    optimizer = onepass.Adam([ones(2)], lr=lambda t: Broken(), ema_decay=0.5)
+    with refused(ValueError, "at step 1: no number today", optimizer) as caught:
+        optimizer.step([ones(2)])
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    optimizer.lr = 0.5
+    optimizer.groups[0].ema_decay = lambda t: 1.5
+    with refused(
+        ValueError, "the ema_decay of group 0 returned 1.5 at step 1: ema_decay must be at least 0 and less", optimizer
+    ):
+        optimizer.step([ones(2)])
+
+
+@pytest.mark.parametrize("when", ["asked", "read"])
+def test_a_schedule_without_memory_is_not_to_blame(when: str) -> None:
+    class Large:
+        def __float__(self) -> float:
+            raise MemoryError
+
+    def schedule(t: int) -> Any:
+        if when == "asked":
+            raise MemoryError
+        return Large()
+
+    optimizer = onepass.Adam([ones(2)], lr=schedule)
+    with refused(MemoryError, "", optimizer):
+        optimizer.step([ones(2)])
+
+
+def test_a_schedule_is_asked_before_gradients_are_measured() -> None:
+    w, g = np.ones(2), np.ones(2)
+
+    def spoiling(t: int) -> float:
+        g[:] = np.nan
+        return 0.1
+
+    optimizer = onepass.SGD(w, lr=spoiling, nonfinite="skip")
+    optimizer.step(g)
+    assert optimizer.skipped == 1 and (w == 1).all()
+
+
+def test_options_that_a_schedule_sets_twice_count_from_the_next_step_on() -> None:
+    w, b = np.zeros(1), np.zeros(1)
+
+    def schedule(t: int) -> float:
+        optimizer.groups[0].lr = lambda t: 0.25
+        optimizer.groups[0].clip_value = 10.0
+        return 0.5
+
+    optimizer = onepass.SGD([{"params": b, "lr": schedule}, {"params": w, "lr": 0.125}])
+    optimizer.groups[0].lr, optimizer.groups[1].lr = 0.125, schedule
+    optimizer.step([np.ones(1)] * 2)
+    assert b.item() == -0.125 and w.item() == -0.5
+    optimizer.step([np.ones(1)] * 2)
+    assert b.item() == -0.375
+
+
+class Knowing:
+    """A schedule that knows of its optimizer."""
+
+    optimizer: Any
+
+    def __call__(self, t: int) -> float:
+        return 0.1
+
+
+def test_a_schedule_that_knows_of_its_optimizer_is_copied_with_it() -> None:
+    schedule = Knowing()
+    schedule.optimizer = optimizer = onepass.Adam(np.zeros(2), lr=schedule)
+    for copied in (copy.deepcopy(optimizer), copy.deepcopy(schedule).optimizer):
+        assert copied.lr.optimizer is copied is not optimizer
+        assert copied.params is not optimizer.params

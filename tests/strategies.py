@@ -1,0 +1,74 @@
+"""Hypothesis strategies: arrays in any layout, and options of optimizers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import numpy as np
+
+from cases import CLASSES
+from onepass import _checks, schedules
+from support import Array
+
+SHAPES = [(), (0,), (1,), (7,), (33,), (3, 2), (4, 5), (0, 3), (2, 3, 4), (70,)]
+SCHEDULES = [schedules.inverse_sqrt(0.1), schedules.linear(0.5, 0.1, 5), schedules.warmup(0.2, 3)]
+AVERAGES = [0.0, 0.5, 0.999, schedules.linear(0.5, 0.9, 8)]
+decays = st.sampled_from([0.0, 0.5, 0.9, 0.999]) | st.floats(0, 0.9999)
+
+# Values of a group's option, by the check that the option has.
+BY_CHECK: dict[Any, Any] = {
+    _checks.learning_rate: st.sampled_from([0.0, 1e-3, 1.0, *SCHEDULES]) | st.floats(0, 10),
+    _checks.betas: st.tuples(decays, decays),
+    _checks.non_negative: st.sampled_from([0.0, 1e-8, 1e-3, 0.1, 0.5, 0.9]),
+    _checks.finite: st.sampled_from([0.0, 0.5]),
+    _checks.unit_interval: st.sampled_from([0.0, 0.5, 0.99, 1.0]),
+    _checks.flag: st.booleans(),
+    _checks.eps_mode: st.sampled_from(["paper", "hat"]),
+    _checks.positive_or_none: st.none() | st.sampled_from([0.5, float("inf"), 1e-30]),
+}
+FIXED = {"amsgrad", "centered", "initial_accumulator_value", "nesterov"}  # at construction
+WHOLE: dict[str, Any] = {
+    "clip_norm": st.none() | st.sampled_from([1e-3, 1.0, float("inf")]),
+    "nonfinite": st.sampled_from(["propagate", "skip", "raise"]),
+}
+
+
+def by_check(kind: str) -> dict[str, Any]:
+    """Return a strategy for each option of a group that does not depend on another option."""
+    checks = CLASSES[kind]._spec.checks
+    return {name: BY_CHECK[check] for name, check in checks.items() if name not in {"nesterov", "ema_decay"}}
+
+
+def drawn_options(data: Any, kind: str, averaged: bool) -> dict[str, Any]:
+    """Draw some options of a group; the average has its own flag, since all groups or none have one."""
+    strategies = by_check(kind)
+    chosen = data.draw(st.lists(st.sampled_from([*strategies]), unique=True), "options")
+    options = {name: data.draw(strategies[name], name) for name in chosen}
+    if kind == "SGD" and options.get("momentum") and not options.get("dampening"):
+        options["nesterov"] = data.draw(st.booleans(), "nesterov")
+    if averaged:
+        options["ema_decay"] = data.draw(st.sampled_from(AVERAGES), "ema")
+    return options
+
+
+@st.composite
+def stored(draw: st.DrawFn, shape: tuple[int, ...], dtype: Any) -> Array:
+    """An array of that shape and dtype in any layout: strided, reversed, transposed, misaligned."""
+    dtype = np.dtype(dtype)
+    floats = st.floats(width=min(64, 8 * dtype.itemsize), allow_nan=True, allow_infinity=True, allow_subnormal=True)
+    values = draw(hnp.arrays(np.float64, shape, elements=floats))
+    with np.errstate(all="ignore"):
+        values = values.astype(dtype)
+    axes = draw(st.permutations(range(len(shape))))
+    steps = [draw(st.sampled_from([1, 2, 3, -1, -2])) for _ in shape]
+    misaligned = draw(st.booleans())
+    sizes = [shape[axis] * abs(steps[axis]) for axis in axes]
+    count = int(np.prod(sizes, dtype=int))
+    buffer = np.zeros(count * dtype.itemsize + 1, np.uint8)[1 if misaligned else 0 :][: count * dtype.itemsize]
+    whole = buffer.view(dtype).reshape(sizes).transpose(np.argsort(axes))
+    view = whole[(..., *(slice(None, None, step) for step in steps))]
+    assert view.shape == shape
+    view[...] = values
+    return view
