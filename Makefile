@@ -7,7 +7,7 @@
 #     make docs               the documentation site, in build/docs/
 #     make demo               train on handwritten digits with onepass and with textbook NumPy, and compare
 #     make test-integrations  the tests beside other libraries, which it installs (PyTorch, optax, Lightning and more)
-#     make bench              all benchmarks, their images, the tables of README and docs; make bench CASE=small: one of them
+#     make bench              all benchmarks, and the images and tables of README and docs; make bench CASE=small: one of them
 #   Before a release:
 #     make wheel              for each Python here: a wheel, checked, installed and tested with the oldest and newest NumPy
 #     make sanitize           the core's own tests, and the Python tests, under the address, undefined behaviour and thread sanitizers
@@ -19,7 +19,7 @@
 #     make coverage           which lines and branches of python/onepass the tests reach
 #     make coverage-cpp       lines and branches of the core that its own tests reach
 #     make comparison         the Adam paper's comparison of five optimizers; writes its tables and figure into docs/
-#     make bench-mpi          what several processes and state on disk cost; the tables of docs/distributed.md
+#     make bench-mpi          the benchmarks of several processes and of state on disk; the tables of docs/distributed.md
 #   Parts of these, and rare:
 #     make test-spacy         the tests beside spaCy and the thinc that it brings (part of test-integrations)
 #     make test-mpi           the tests of training on several processes, with the MPI that pip installs (part of test-integrations)
@@ -69,12 +69,12 @@ bench: install $(call installed,bench) $(call installed,peers)
 	$(if $(CASE)$(ARGS),,$(python) -m bench.readme)
 
 bench-mpi: install $(call installed,bench) $(call installed,mpi)
-	@mkdir -p build
-	$(python) -m bench.distributed $(ARGS)
+	$(python) -m bench --case ranks --case disk $(ARGS)
+	$(if $(ARGS),,$(python) -m bench.readme)
 
 bench-guard: install $(call installed,lint)
 	@$(MAKE) --no-print-directory lint-build CXX=g++
-	$(python) -m bench.guard build/lint-g++ $(ARGS)
+	$(python) -m tools.guard_instructions build/lint-g++ $(ARGS)
 
 docs: install $(call installed,docs)
 	$(venv)/bin/sphinx-build -W --keep-going -n -q -d build/doctrees docs build/docs $(ARGS)

@@ -1,17 +1,16 @@
-"""Benchmarks: how fast onepass is, beside other ways to take the same step.
+"""Benchmarks of onepass and of other ways to take the same step.
 
-``python -m bench`` runs all of them, ``--list`` names them, ``--case NAME`` runs one. Where what stands:
+``python -m bench`` runs all cases, ``--list`` names them, ``--case NAME`` runs one.
 
-- `peer`, `peers`, `libraries`: who is measured: what a peer is; onepass, NumPy and Python; other libraries.
-  **A new peer** is one class there and its place in ``PEERS`` of `cases`: with that it is checked, timed in every case
-  that takes all peers, listed with its version, printed and drawn.
-- `cases`: what is measured, and the bars it is held against. **A new case** is one entry of ``CASES``.
-- `measure`: how: the check before, the interleaved rounds, medians and ratios. `training`: a whole training.
-- `loop`: steps and whole iterations in training loops of PyTorch and NumPy.
+- `peer`, `peers`, `libraries`, `adapters`: the peers: their base class; onepass, NumPy and Python; other libraries;
+  onepass behind other libraries' interfaces. **A new peer** is one class there and its place in ``PEERS`` of `cases`:
+  then it is checked, timed in every case that takes all peers, listed with its version, printed and drawn.
+- `cases`: the cases and their targets. **A new case** is one entry of ``CASES``.
+- `measure`: checks, interleaved rounds, medians and ratios. `loop`: training loops. `training`: a whole training.
+  `distributed`: several processes, and state on disk.
 - `environment`: the process of each case, and its variables.
-- `machine`, `records`: on what, and what the results file holds.
-- `report`, `readme`, `plots`: the results as a table, as the blocks of README and docs/benchmarks.md, as images.
-- `guard`: no time at all, but the instructions that the hot loops take, counted: what noise cannot hide.
+- `machine`, `records`: the machine, and the contents of the results files.
+- `report`, `readme`, `plots`: the results as text for a terminal, as blocks of README and docs, and as images.
 
-Nothing here fails a test run: a bar that is missed is reported. Only a peer that computes something else is an error.
+Nothing here fails a test run: a missed target is reported. Only a peer with wrong results is an error.
 """

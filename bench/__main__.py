@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure onepass beside its peers.")
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure onepass and its peers.")
     parser.add_argument("--case", action="append", metavar="NAME", help="only this one (may be given several times)")
     parser.add_argument("--list", action="store_true", help="name the cases and stop")
-    parser.add_argument("--quick", action="store_true", help="a few rounds, for trying; writes nothing without --name")
+    parser.add_argument("--quick", action="store_true", help="a few rounds, for a trial; writes nothing without --name")
     parser.add_argument("--name", help="write to bench/results/NAME.json instead of this machine's file")
     parser.add_argument(
         "--env", action="append", default=[], metavar="VARIABLE=VALUE", help="set this on top of the case's environment"
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--affinity", metavar="0,1", help="let the cases use these processors only")
     options = parser.parse_args(arguments)
 
-    from . import cases, environment, machine, plots, records, report
+    from . import cases, environment, machine, records, report
     from .measure import WrongResult
 
     if options.list:
@@ -49,11 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 done[name] = result
     if done and (options.name or not options.quick):
         path = records.path_of(options.name or machine.slug(here, software))
-        record = records.save(path, here, done)
+        records.save(path, here, done)
         print(f"\nwritten: {path.relative_to(records.ROOT)}")
-        if not options.quick:
-            for image in plots.draw(record):
-                print(f"written: {image.relative_to(records.ROOT)}")
     return int(failed)
 
 

@@ -1,4 +1,4 @@
-"""onepass behind PyTorch's and thinc's own interfaces, in the place of the optimizers that it stands in for."""
+"""onepass behind the interfaces of PyTorch and thinc."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .peer import RULES, Options, imported
 
 
 class OnepassTorch(Torch):
-    """``onepass.integrations.torch``, one changed line in a training loop of PyTorch's."""
+    """``onepass.integrations.torch``, one changed line in a training loop in PyTorch."""
 
     name = "onepass for torch"
     rules = tuple(rule for rule in RULES if rule != "Lion")
@@ -19,7 +19,7 @@ class OnepassTorch(Torch):
 
 
 class TorchNoOptimizer(Torch):
-    """No step at all: what the rest of a training in PyTorch takes."""
+    """No step: the time of the rest of a training in PyTorch."""
 
     name = "no optimizer"
     takes_steps = False
@@ -29,7 +29,7 @@ class TorchNoOptimizer(Torch):
 
 
 class OnepassThinc(ThincOptimizer):
-    """``onepass.integrations.thinc``, one changed line in a configuration of thinc's or spaCy's."""
+    """``onepass.integrations.thinc``, one changed line in a configuration of thinc or spaCy."""
 
     name = "onepass for thinc"
 

@@ -1,343 +1,256 @@
-"""Several processes, and state on disk: ``python -m bench.distributed`` measures and writes docs/distributed.md.
+"""Several processes, and state on disk: the peers and measurements of the cases "ranks" and "disk".
 
-Runs itself under mpiexec on 1, 2 and 4 ranks. The bytes on the wire are those that a network interface counts: once
-more, with all messages over TCP on the loopback interface of a network of its own (Linux, as root).
+``python -m bench.distributed`` is the program that mpiexec runs on each rank.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
+import base64
 import json
+import mmap
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
-from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 import onepass
 
-from . import machine, records, report
-from .readme import MARK, table
+from .measure import Budget, Series, point
+from .peer import Arrays, Options, Peer, Problem, imported
+from .peers import Onepass
+from .records import ROOT, Point
 
-PAGE = records.ROOT / "docs" / "distributed.md"
-RESULTS = records.ROOT / "bench" / "results" / "distributed"
+BUILD = ROOT / "build"  # on a disk: /tmp may be in memory
 
-
-# ---- Measurements on each rank ----
-
-
-def on_ranks(elements: int, rounds: int, counted: bool) -> dict[str, Any] | None:
-    """Measure on all ranks; return the record on rank 0."""
-    from mpi4py import MPI
-
-    comm = MPI.COMM_WORLD
-    found = {"ranks": comm.size, **(_wire(comm, elements) if counted else _memory_and_time(comm, elements, rounds))}
-    return found if comm.rank == 0 else None
+# ---- Several ranks ----
 
 
-def _wire(comm: Any, elements: int) -> dict[str, Any]:
-    """Measure the bytes that all ranks send in a step."""
-    opt, grads = _flat_optimizer(comm, elements)
-    opt.step(grads)
-    comm.Barrier()
-    before = _sent()
-    comm.Barrier()
-    for _ in range(3):
-        opt.step(grads)
-    comm.Barrier()
-    return {"wire_bytes": (_sent() - before) / 3}
+class Sharded(Peer):
+    """AdamW with its state divided among the ranks. tests/integrations/mpi compare its results with one process."""
+
+    name = "a step"
+    module = "mpi4py"
+    packages = ("mpi4py", "mpich")
+    rules = ("AdamW",)
+    takes_steps = False  # without checks in this process, which is no rank
+    flat: ClassVar[bool] = True
+    keywords: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, problem: Problem, params: Arrays, options: Options) -> None:
+        comm = imported("mpi4py.MPI").COMM_WORLD
+        sharded = imported("onepass.integrations.mpi").ShardedOptimizer
+        self.optimizer = sharded(comm, onepass.AdamW, params, lr=options.lr, **self.keywords)
+
+    def load(self, grads: Arrays) -> None:
+        self.grads = grads
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            self.optimizer.step(self.grads)
 
 
-def _memory_and_time(comm: Any, elements: int, rounds: int) -> dict[str, Any]:
-    """Measure the memory of a rank and the seconds of a step, on the rank with the most of each."""
-    from mpi4py import MPI
+class ShardedClip(Sharded):
+    """The same with clipping, which adds up the norm of all ranks."""
 
-    from onepass.integrations.mpi import ShardedOptimizer
+    name = "a step with `clip_norm`"
+    keywords: ClassVar = {"clip_norm": 1.0}
 
-    def seconds_of(opt: Any, grads: Any) -> float:
-        """Return the seconds of the fastest step: other programs run here too."""
-        taken: list[float] = []
-        for _ in range(rounds + 1):
+
+class ShardedScattered(Sharded):
+    """The same on separate arrays, which are copied through a buffer."""
+
+    name = "a step, arrays not flat"
+    flat = False
+
+
+def measure_ranks(kinds: Sequence[type[Peer]], problem: Problem, budget: Budget, rng: np.random.Generator) -> Point:
+    """Time each peer on all ranks, and measure the bytes of memory and messages with the first peer."""
+    result: Point = _on_all_ranks(problem.ranks, False, time_rank, kinds, problem, budget)
+    if problem.ranks > 1 and (sent := _on_all_ranks(problem.ranks, True, bytes_sent, kinds[0], problem)):
+        least = 2 * (problem.ranks - 1) * 4 * problem.elements
+        result["bytes"] |= {"sent in a step, all ranks": sent, "the least possible": least}
+    return result
+
+
+def time_rank(kinds: Sequence[type[Peer]], problem: Problem, budget: Budget) -> Point:
+    """Return the times and bytes of the ranks with the most of each."""
+    mpi = imported("mpi4py.MPI")
+    comm = mpi.COMM_WORLD
+    series = [Series(kind, steps=1) for kind in kinds]
+    sizes: dict[str, int] = {}
+    for one in series:
+        before = _status("RssAnon")
+        peer, grads = _sharded(one.kind, problem)
+        peer.run(1)
+        if not sizes:
+            states = peer.optimizer.optimizer._record.states
+            sizes["state of a rank"] = sum(array.nbytes for state in states for array in state.values())
+            sizes["gradient of its share"] = sum(array.nbytes for array in peer.optimizer._buffers.shares)
+            sizes["resident, with parameters and gradients"] = _status("RssAnon") - before
+        for _ in range(budget.iterations):
             comm.Barrier()
-            before = perf_counter()
-            opt.step(grads)
-            taken.append(comm.allreduce(perf_counter() - before, MPI.MAX))
-        return min(taken[1:])
-
-    before = _status("RssAnon")
-    opt, grads = _flat_optimizer(comm, elements)
-    opt.step(grads)
-    state = sum(array.nbytes for each in opt.optimizer._record.states for array in each.values())
-    share = sum(array.nbytes for array in opt._buffers.shares)
-    sizes = {"state_bytes": state, "share_bytes": share, "resident_bytes": _status("RssAnon") - before}
-    found = {name: comm.allreduce(size, MPI.MAX) for name, size in sizes.items()}
-    found |= {"threads": onepass.get_num_threads(), "step": seconds_of(opt, grads)}
-    opt = None  # frees its memory
-    opt, grads = _flat_optimizer(comm, elements, clip_norm=1.0)
-    found["clipped"] = seconds_of(opt, grads)
-    opt = None
-    scattered = [np.zeros((1000, elements // 1000), np.float32), np.zeros(elements % 1000, np.float32)]
-    opt = ShardedOptimizer(comm, onepass.AdamW, scattered)
-    found["scattered"] = seconds_of(opt, [np.ones_like(param) for param in scattered])
-    return found
+            one.take(peer, grads)
+            one.rounds[-1] = [comm.allreduce(one.rounds[-1][0], mpi.MAX)]
+        del peer, grads
+    result = point(replace(problem, threads=onepass.get_num_threads()), series)
+    result["bytes"] = {name: comm.allreduce(size, mpi.MAX) for name, size in sizes.items()}
+    return result
 
 
-def _flat_optimizer(comm: Any, elements: int, **options: Any) -> tuple[Any, Any]:
-    """Return an optimizer of flat parameters, and gradients."""
-    from onepass.integrations.mpi import ShardedOptimizer
-
-    params = onepass.flatten([np.zeros(elements, np.float32)])
-    return ShardedOptimizer(comm, onepass.AdamW, params, **options), [np.ones(elements, np.float32)]
-
-
-def _status(name: str) -> int:
-    """Bytes of this process, as /proc counts them; 0 elsewhere."""
-    try:
-        text = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith(f"{name}:")), 0)
+def bytes_sent(kind: type[Peer], problem: Problem) -> int:
+    """Count the bytes that all ranks send in a step through the loopback interface."""
+    comm = imported("mpi4py.MPI").COMM_WORLD
+    peer, _ = _sharded(kind, problem)
+    sent = []
+    for steps in (1, 3):
+        peer.run(steps)
+        comm.Barrier()
+        counters = Path("/proc/net/dev").read_text(encoding="ascii").partition("lo:")[2]
+        sent.append(int(counters.split()[8]))
+        comm.Barrier()
+    return round((sent[1] - sent[0]) / 3)
 
 
-def _sent() -> int:
-    """Bytes that the loopback interface has sent."""
-    lines = Path("/proc/net/dev").read_text(encoding="ascii").splitlines()
-    return next(int(line.split(":")[1].split()[8]) for line in lines if line.strip().startswith("lo:"))
+def _sharded(kind: Any, problem: Problem) -> tuple[Any, Arrays]:
+    """Return a peer of zeros, and its gradients of ones: one array each if the peer is flat, else two."""
+    params, grads = ([np.full(problem.elements // 2, value, np.float32) for _ in range(2)] for value in (0, 1))
+    if kind.flat:
+        params, grads = onepass.flatten(params), onepass.flatten(grads)
+    peer = kind(problem, params, Options())
+    peer.load(grads)
+    return peer, grads
 
 
-def launch(ranks: int, elements: int, rounds: int, counted: bool) -> dict[str, Any] | None:
-    """Return the record of that many ranks; None where no network of its own is available."""
+def _on_all_ranks(ranks: int, counted: bool, *call: Any) -> Any:
+    """Call a function on each rank and return the result of rank 0.
+
+    With `counted` all messages go over TCP on the loopback interface of a new network (Linux, as root); the result is
+    None where that is not allowed.
+    """
     mpiexec = shutil.which("mpiexec", path=Path(sys.executable).parent) or shutil.which("mpiexec") or "mpiexec"
-    command = [mpiexec, "-n", str(ranks), sys.executable, "-m", "bench.distributed", "--on-ranks"]
-    command += ["--elements", str(elements), "--rounds", str(rounds)]
-    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    words = base64.b64encode(pickle.dumps(call)).decode()
+    command, environment = [mpiexec, "-n", str(ranks), sys.executable, "-m", "bench.distributed", words], {**os.environ}
     if counted:
         up = "import fcntl,socket,struct; fcntl.ioctl(socket.socket(),0x8914,struct.pack('16sh14x',b'lo',0x41))"
-        words = " ".join([*command, "--counted"])
-        command = ["unshare", "-n", "sh", "-c", f'{sys.executable} -c "{up}" && exec {words}']
+        command = ["unshare", "-n", "sh", "-c", f'{sys.executable} -c "{up}" && exec {" ".join(command)}']
         environment |= {"MPIR_CVAR_NOLOCAL": "1", "MPIR_CVAR_CH4_NETMOD": "ofi", "FI_PROVIDER": "tcp"}
     process = subprocess.Popen(
-        command, cwd=records.ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
         printed, _ = process.communicate(timeout=600)
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         raise
-    if process.returncode and counted:
-        return None
-    if process.returncode:
-        raise SystemExit(f"mpiexec ended with {process.returncode}")
-    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
-    return found
+    if process.returncode and not counted:
+        raise RuntimeError(f"mpiexec ended with {process.returncode}")
+    return None if process.returncode else json.loads(printed.splitlines()[-1])
 
 
 # ---- State on disk ----
 
 
-def on_disk(where: str, folder: str, elements: int, rounds: int) -> dict[str, Any]:
-    """Seconds of a step and bytes of memory with state in memory or in files, under a limit on memory."""
-    import resource
+class Resident(Onepass):
+    """A step with the pages of its state in memory."""
 
-    w, g = np.zeros(elements, np.float32), np.ones(elements, np.float32)
-    before = _status("VmData")
-    if where == "disk":  # half of the memory that the state would need
-        limit = before + 4 * elements
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        with onepass.state_dir(folder):
-            opt = onepass.AdamW(w)
-    else:
-        opt = onepass.AdamW(w)
-    taken, cold = [], []
-    for _ in range(rounds + 1):
-        start = perf_counter()
-        opt.step(g)
-        taken.append(perf_counter() - start)
-    found = {
-        "where": where,
-        "elements": elements,
-        "state_bytes": 8 * elements,
-        "limit": 4 * elements if where == "disk" else None,
-        "warm": min(taken[1:]),
-        "anonymous": _status("RssAnon"),
-        "files": _status("RssFile"),
-    }
-    if where == "disk":
-        for _ in range(3):
-            _evict(opt)
-            start = perf_counter()
-            opt.step(g)
-            cold.append(perf_counter() - start)
-        found["cold"] = min(cold)
-        start = perf_counter()
-        opt.save(Path(folder) / "state.npz")
-        found["save"] = perf_counter() - start
-    return found
+    name = "a step, pages in memory"
+    takes_steps = False  # `Onepass` is checked
 
 
-def _evict(opt: onepass.Optimizer) -> None:
-    """Have the system write the state's pages and forget them."""
-    import mmap
+class Dropped(Resident):
+    """A step that reads its state from the disk: the pages are written and dropped from memory before it."""
 
-    array: Any = opt._record.states[0]["exp_avg"]
-    while not isinstance(array, mmap.mmap):
-        array = array.obj if isinstance(array, memoryview) else array.base
-    array.flush()
-    array.madvise(mmap.MADV_DONTNEED)
-    for link in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):
-            if "(deleted)" in str(link.readlink()):
-                os.posix_fadvise(int(link.name), 0, 0, os.POSIX_FADV_DONTNEED)
+    name = "a step, pages on the disk"
 
+    def load(self, grads: Arrays) -> None:
+        super().load(grads)
+        for state in self.optimizer._record.states[0].values():
+            array: Any = state
+            while not isinstance(array, mmap.mmap):
+                array = array.obj if isinstance(array, memoryview) else array.base
+            array.flush()
+            array.madvise(mmap.MADV_DONTNEED)
+        for link in Path("/proc/self/fd").iterdir():
+            with suppress(OSError):
+                if "(deleted)" in str(link.readlink()):
+                    os.posix_fadvise(int(link.name), 0, 0, os.POSIX_FADV_DONTNEED)
 
-# ---- The tables ----
-
-
-def seconds(value: float) -> str:
-    return report.duration(value * 1e9)
-
-
-def size(value: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if abs(value) < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} GB"
+    @classmethod
+    def supports(cls, problem: Problem) -> bool:
+        return super().supports(problem) and problem.on_disk
 
 
-def machine_block(record: dict[str, Any]) -> str:
-    software = record["software"]
-    return (
-        f"{report.machine_line(record['machine'])}; {record['date']}, onepass {software['onepass']} "
-        f"({software['instruction_set']}), {record['mpi']}, {size(4 * record['elements'])} of float32 parameters "
-        f"({record['elements']:,}), AdamW; the fastest of {record['rounds']} steps."
-    )
+class Saved(Resident):
+    """A checkpoint of the state."""
+
+    name = "`save`"
+    supports = Dropped.supports
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+                self.optimizer.save(Path(folder) / "state.npz")
 
 
-def wire_block(record: dict[str, Any]) -> str:
-    rows = [["ranks", "bytes sent in a step, all ranks", "the least possible", "ratio"]]
-    for found in record["counted"]:
-        least = 2 * (found["ranks"] - 1) * 4 * record["elements"]
-        rows.append([str(found["ranks"]), size(found["wire_bytes"]), size(least), f"{found['wire_bytes'] / least:.3f}"])
-    return table(rows) if record["counted"] else "Not measured: no network of its own is available."
+def why_no_disk() -> str | None:
+    """Return the reason why memory cannot be measured, or None."""
+    return None if Path("/proc/self/status").exists() else "the system has no /proc"
 
 
-def time_block(record: dict[str, Any]) -> str:
-    rows = [["ranks", "threads each", "a step", "with `clip_norm`", "parameters and gradients not flat"]]
-    for found in record["ranks"]:
-        times = [seconds(found[name]) for name in ("step", "clipped", "scattered")]
-        rows.append([str(found["ranks"]), str(found["threads"]), *times])
-    return table(rows)
+def measure_disk(kinds: Sequence[type[Peer]], problem: Problem, budget: Budget, rng: np.random.Generator) -> Point:
+    """Time each peer in a process of its own, and measure the bytes of memory with the first peer."""
+    BUILD.mkdir(exist_ok=True)
+    results = []
+    for kind in kinds:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            results.append(pool.submit(time_disk, kind, problem, budget).result())
+    result = point(problem, [series for series, _ in results])
+    result["bytes"] = results[0][1]
+    return result
 
 
-def memory_block(record: dict[str, Any]) -> str:
-    rows = [["ranks", "state", "gradient of the share", "resident, with parameters and gradients"]]
-    for found in record["ranks"]:
-        cells = [size(found[name]) for name in ("state_bytes", "share_bytes", "resident_bytes")]
-        rows.append([str(found["ranks"]), *cells])
-    return table(rows)
+def time_disk(kind: Any, problem: Problem, budget: Budget) -> tuple[Series, dict[str, float]]:
+    """Time steps; if the state is on disk, further memory is limited to half of the size of the state."""
+    params, grads = np.zeros(problem.elements, np.float32), np.ones(problem.elements, np.float32)
+    sizes: dict[str, float] = {"state": 2 * params.nbytes}
+    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+        if problem.on_disk:
+            import resource
+
+            limit = sizes["limit on further anonymous memory"] = max(params.nbytes, 1 << 26)
+            resource.setrlimit(resource.RLIMIT_DATA, (_status("VmData") + limit,) * 2)
+        with onepass.state_dir(folder) if problem.on_disk else nullcontext():
+            peer = kind(problem, [params], Options())
+    peer.load([grads])
+    Onepass.run(peer, 1)
+    series = Series(kind, steps=1)
+    for _ in range(budget.iterations):
+        series.take(peer, [grads])
+    return series, sizes | {"resident, anonymous": _status("RssAnon"), "resident, pages of files": _status("RssFile")}
 
 
-def disk_block(record: dict[str, Any]) -> str:
-    memory, disk = record["disk"]
-    rows = [["state", "in memory", "on disk"]]
-    rows.append(["size of the state", size(memory["state_bytes"]), size(disk["state_bytes"])])
-    rows.append(["limit on further anonymous memory", "none", size(disk["limit"])])
-    rows.append(["resident, anonymous", size(memory["anonymous"]), size(disk["anonymous"])])
-    rows.append(["resident, pages of files", size(memory["files"]), size(disk["files"])])
-    rows.append(["a step, its pages in memory", seconds(memory["warm"]), seconds(disk["warm"])])
-    rows.append(["a step, its pages on the disk", "", seconds(disk["cold"])])
-    rows.append(["`save`", "", seconds(disk["save"])])
-    return table(rows, left=1)
-
-
-BLOCKS = {
-    "machine": machine_block,
-    "wire": wire_block,
-    "time": time_block,
-    "memory": memory_block,
-    "disk": disk_block,
-}
-
-
-def rewritten(text: str, record: dict[str, Any]) -> str:
-    """Return the page with new tables."""
-    for what in [mark.group(1) for mark in MARK.finditer(text) if mark.group(2) == "begin"]:
-        begin, end = f"<!-- {what}: begin -->", f"<!-- {what}: end -->"
-        before, _, rest = text.partition(begin)
-        text = f"{before}{begin}\n{BLOCKS[what](record)}\n{end}{rest.partition(end)[2]}"
-    return text
-
-
-def measured(elements: int, rounds: int) -> dict[str, Any]:
-    """Measure everything."""
-    counted = [found for ranks in (2, 4) if (found := launch(ranks, elements, rounds, True))]
-    from mpi4py import MPI
-
-    disk = []
-    for where in ("memory", "disk"):
-        with tempfile.TemporaryDirectory(dir=records.ROOT / "build") as folder:
-            command = [sys.executable, "-m", "bench.distributed", "--on-disk", where, folder]
-            command += ["--elements", str(4 * elements), "--rounds", str(rounds)]
-            printed = subprocess.run(command, cwd=records.ROOT, capture_output=True, text=True, check=True).stdout
-            disk.append(json.loads(printed))
-    return {
-        "machine": machine.describe(),
-        "software": machine.software(),
-        "mpi": f"{MPI.get_vendor()[0]} {'.'.join(map(str, MPI.get_vendor()[1]))}",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "elements": elements,
-        "rounds": rounds,
-        "ranks": [launch(ranks, elements, rounds, False) for ranks in (1, 2, 4)],
-        "counted": counted,
-        "disk": disk,
-    }
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    assert __doc__
-    parser = argparse.ArgumentParser(prog="python -m bench.distributed", description=__doc__.splitlines()[0])
-    parser.add_argument("--elements", type=int, default=16_000_000, help="float32 parameters")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--check", action="store_true", help="say only whether the page is what its results file gives")
-    parser.add_argument("--tables", action="store_true", help="measure nothing: write the tables from the results file")
-    parser.add_argument("--on-ranks", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--counted", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--on-disk", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.on_ranks:
-        if found := on_ranks(options.elements, options.rounds, options.counted):
-            print(json.dumps(found))
-        return
-    if options.on_disk:
-        where, folder = options.on_disk
-        print(json.dumps(on_disk(where, folder, options.elements, options.rounds)))
-        return
-    text = PAGE.read_text(encoding="utf-8")
-    cited = records.ROOT / "docs" / text.partition("(../bench/results/")[2].partition(")")[0]
-    path = RESULTS / f"{machine.slug(machine.describe(), machine.software())}.json"
-    if options.check or options.tables:
-        path = RESULTS / cited.name
-        current = rewritten(text, json.loads(path.read_text(encoding="utf-8")))
-        if options.check and current != text:
-            raise SystemExit(f"{PAGE.name} is not what its results file gives")
-        PAGE.write_text(current, encoding="utf-8")
-        return
-    record = measured(options.elements, options.rounds)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    text = text.replace(f"distributed/{cited.name}", f"distributed/{path.name}")
-    PAGE.write_text(rewritten(text, json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
+def _status(name: str) -> int:
+    """Return bytes of this process from /proc; 0 where there is none."""
+    with suppress(OSError):
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next((int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:")), 0)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    function, *arguments = pickle.loads(base64.b64decode(sys.argv[1]))
+    outcome = function(*arguments)
+    if imported("mpi4py.MPI").COMM_WORLD.rank == 0:
+        print(json.dumps(outcome))

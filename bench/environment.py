@@ -15,14 +15,14 @@ from typing import ParamSpec, TypeVar
 VARIABLES: dict[str, dict[str, str]] = {
     # The settings of most users: none.
     "default": {},
-    # One thread for the products of NumPy and PyTorch, and idle threads that sleep: spinning, they would take the next
-    # peer's cores.
+    # One thread for the products of NumPy and PyTorch, and idle threads that sleep: spinning threads would take the
+    # next peer's cores.
     "quiet": {
         **dict.fromkeys(("ONEPASS_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
         **{"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"},
     },
 }
-# The variables that steer threads begin with these; those of the caller count for nothing.
+# Prefixes of variables about threads, which the process does not inherit.
 PREFIXES = (
     "ONEPASS_NUM_THREADS",
     "OMP_",
@@ -33,7 +33,7 @@ PREFIXES = (
     "NUMBA_NUM_THREADS",
     "NUMBA_THREADING_",
 )
-AFFINITY = "affinity="  # a setting that is no variable: the processors that may be used, such as affinity=0,1
+AFFINITY = "affinity="  # a setting that is not a variable: the usable processors, such as affinity=0,1
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,7 +47,7 @@ def call(environment: str, settings: Sequence[str], function: Callable[P, T], *a
 
 @contextmanager
 def _changed(environment: str, settings: Sequence[str]) -> Iterator[None]:
-    """Change this process, which the new one takes after, for as long as the block runs."""
+    """Change the environment of this process, which the new one inherits, within the block."""
     chosen = dict(setting.split("=", 1) for setting in settings if not setting.startswith(AFFINITY))
     processors = {int(n) for s in settings if s.startswith(AFFINITY) for n in s.removeprefix(AFFINITY).split(",")}
     variables = {name: value for name, value in os.environ.items() if not name.startswith(PREFIXES)}

@@ -1,6 +1,6 @@
 """Other libraries' optimizers: one class each, in the form that is fastest there.
 
-All that take several tensors are given them at once. Whoever has threads uses as many as the problem says.
+Libraries that take several tensors get them at once. Libraries with threads use the problem's number.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .peer import RULES, Arrays, Options, Peer, Problem, imported
 
 
 class Torch(Peer):
-    """PyTorch's class of the rule's name, on NumPy's memory, with the gradients in ``.grad`` as its users have them."""
+    """PyTorch's class of the rule's name, on NumPy's memory, with the gradients in ``.grad`` as in programs."""
 
     module = "torch"
     packages: ClassVar[tuple[str, ...]] = ("torch",)
@@ -51,7 +51,7 @@ class Torch(Peer):
 
 
 class TorchFused(Torch):
-    """Its kernel in C++ that goes over memory once, for the rules that have one."""
+    """PyTorch's single-pass C++ kernel, for the rules that have one."""
 
     name = "torch fused"
     rules = ("Adam", "AdamW", "Adagrad", "SGD")
@@ -59,7 +59,7 @@ class TorchFused(Torch):
 
 
 class TorchForeach(Torch):
-    """An operation at a time, each on all tensors."""
+    """PyTorch's form that applies each operation to all tensors."""
 
     name = "torch foreach"
     rules = tuple(rule for rule in RULES if rule != "Lion")
@@ -67,23 +67,23 @@ class TorchForeach(Torch):
 
 
 class TorchDefault(Torch):
-    """What one gets without asking: on a processor a tensor at a time, an operation at a time."""
+    """PyTorch's default on a CPU: a tensor at a time, an operation at a time."""
 
     name = "torch default"
     rules = TorchForeach.rules
 
 
 class TorchClipAverage(Torch):
-    """A step, clipping and averaging in three calls of PyTorch's, each in the fastest of its forms."""
+    """A step, clipping and averaging in three calls of PyTorch, each in its fastest form."""
 
     name = "torch, three calls"
     rules = ("AdamW",)
-    dtypes = ("float32",)  # it adds 1e-6 to the norm, which the check would find in float64
+    dtypes = ("float32",)  # PyTorch adds 1e-6 to the norm, which fails the check in float64
 
     def make(self, rule: str, options: Options) -> Any:
         swa = imported("torch.optim.swa_utils")
         self.limit = options.clip_norm
-        # in memory of PyTorch's own: clipping changes the gradients
+        # A copy, because clipping changes the gradients.
         self.model = self.torch.nn.ParameterList([w.detach().clone() for w in self.weights])
         self.weights = list(self.model)
         self.averaged = swa.AveragedModel(self.model, multi_avg_fn=swa.get_ema_multi_avg_fn(options.ema_decay))
@@ -106,7 +106,7 @@ class TorchClipAverage(Torch):
 
 
 class DeepSpeed(Torch):
-    """The optimizer that DeepSpeed has for state kept beside the processor, compiled here when it is first used."""
+    """DeepSpeed's optimizer for state in CPU memory, compiled at its first use."""
 
     name = "DeepSpeed CPUAdam"
     module = "deepspeed"
@@ -119,17 +119,17 @@ class DeepSpeed(Torch):
     @classmethod
     @functools.cache
     def why_missing(cls) -> str | None:
-        """Compile it, which takes a minute or two the first time; the outcome is kept in the user's cache."""
+        """Compile the extension, which takes a minute or two the first time and is then in the user's cache."""
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        # It looks for ninja where commands are, which leaves out a virtual environment that is not activated.
+        # DeepSpeed searches PATH for ninja, where a virtual environment that is not activated is missing.
         os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        printed = io.StringIO()  # it says much
+        printed = io.StringIO()  # very verbose
         with redirect_stdout(printed), redirect_stderr(printed):
             if reason := super().why_missing():
                 return reason
             try:
                 imported("deepspeed.ops.op_builder").CPUAdamBuilder().load()
-            except Exception as error:  # whatever a compiler, or the lack of one, may lead to
+            except Exception as error:  # any error of the compiler, or a missing one
                 return f"its extension cannot be built ({str(error).splitlines()[0]})"
         return None
 
@@ -166,11 +166,11 @@ class Numba(Peer):
 def _numba_adam(parallel: bool) -> Any:
     numba = imported("numba")
 
-    # Without NumPy's rules for division every quotient would be tested for zero, and the loop not vectorised.
+    # With Python's rules for division every divisor is tested for zero, which prevents vectorisation.
     @numba.njit(parallel=parallel, fastmath=True, error_model="numpy")  # type: ignore[untyped-decorator]
     def adam(p: Any, g: Any, m: Any, v: Any, b1: Any, rest1: Any, b2: Any, rest2: Any, a: Any, e: Any) -> None:
         for i in numba.prange(p.size):
-            # Read back from the arrays, these would wait for stores: up to 3 times as slow, by where the arrays lie.
+            # Locals: reading m[i] and v[i] back waits for stores, up to 3 times as slow for some addresses.
             m_i = b1 * m[i] + rest1 * g[i]
             v_i = b2 * v[i] + rest2 * g[i] * g[i]
             m[i], v[i] = m_i, v_i
@@ -180,7 +180,7 @@ def _numba_adam(parallel: bool) -> Any:
 
 
 class Optax(Peer):
-    """``optax.adam`` under ``jax.jit``, the arrays donated, so that it may write where it read."""
+    """``optax.adam`` under ``jax.jit`` with donated arrays, which it can overwrite."""
 
     name = "optax under jit"
     module = "optax"
@@ -224,14 +224,14 @@ class Optax(Peer):
 
 
 class Thinc(Peer):
-    """The bare call, which leaves the bias correction to its caller and the gradient at zero."""
+    """Bare kernel call, which expects bias correction from its caller and clears the gradient."""
 
     name = "thinc"
     module = "thinc.backends.numpy_ops"
     packages = ("thinc",)
     eps_mode = "hat"
     dtypes = ("float32",)
-    max_steps = 256  # the first clears the gradient, and after some 800 more the first moment would be subnormal
+    max_steps = 256  # the first step clears the gradient, and after about 800 more the first moment is subnormal
 
     def __init__(self, problem: Problem, params: Arrays, options: Options) -> None:
         super().__init__(problem, params, options)
@@ -245,7 +245,7 @@ class Thinc(Peer):
 
     def run(self, steps: int) -> None:
         adam, o = self.adam, self.options
-        self.t += steps  # right for one step at a time, which is what is checked
+        self.t += steps  # exact for one step at a time, as in the check
         learn_rate = o.lr * math.sqrt(1 - o.beta2**self.t) / (1 - o.beta1**self.t)
         for _ in range(steps):
             for p, g, m, v in self.tensors:
@@ -253,7 +253,7 @@ class Thinc(Peer):
 
 
 class ThincOptimizer(Thinc):
-    """Its ``Adam`` object, with a key for each tensor, around the same call."""
+    """``Adam`` object around the same call, with a key for each tensor."""
 
     name = "thinc's Adam object"
     module = "thinc.api"
@@ -275,7 +275,7 @@ class ThincOptimizer(Thinc):
 
 
 class ScikitLearn(Peer):
-    """The optimizer inside its ``MLPClassifier``."""
+    """Optimizer inside ``MLPClassifier``."""
 
     name = "scikit-learn"
     module = "sklearn.neural_network._stochastic_optimizers"

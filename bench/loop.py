@@ -18,24 +18,15 @@ from typing import Any
 import numpy as np
 
 from .libraries import Torch
-from .measure import (
-    ROUNDS_AT_LEAST,
-    Effort,
-    Series,
-    WrongResult,
-    comparison,
-    no_garbage_collection,
-    point,
-    use_threads,
-)
+from .measure import Budget, Series, WrongResult, comparison, no_garbage_collection, point, rounds, use_threads
 from .peer import Array, Arrays, Options, Peer, Problem, imported
 from .records import Point
 
 BATCH, BATCHES = 64, 8
-NS_PER_ITERATION = 15_000_000  # of a turn, at least: fast networks take more than 20 iterations in its 0.3 s
-WARM = 2  # iterations of a turn that are not timed, at least
-TOLERANCE = 1e-4  # between losses, relative: a single step left out shows as 3e-3 or more, rounding as 1e-6
-LR = 1e-4  # also the widest networks learn with it
+NS_PER_ITERATION = 15_000_000  # at least, in a turn: fast networks take more than 20 iterations in 0.3 s
+WARM = 2  # untimed iterations of a turn, at least
+TOLERANCE = 1e-4  # relative, between losses: a missing step changes them by 3e-3 or more, rounding by 1e-6
+LR = 1e-4  # suits the widest networks too
 
 
 @dataclass(frozen=True)
@@ -71,7 +62,7 @@ def policy(layers: tuple[int, ...], threads: int = 0) -> Network:
 
 @dataclass
 class Data:
-    """The weights that all start from, and the batches."""
+    """Weights at the start of every turn, and the batches."""
 
     start: Arrays
     inputs: Arrays
@@ -79,7 +70,7 @@ class Data:
 
     @classmethod
     def of(cls, problem: Network, rng: np.random.Generator) -> Data:
-        """Random weights of the usual size, and targets that no network fits well: gradients must not vanish."""
+        """Return random weights of the usual size, and outputs that no network fits well: gradients must not vanish."""
         start = [
             rng.standard_normal(shape, np.float32) * np.float32(math.sqrt(2 / shape[-1]) if len(shape) > 1 else 0)
             for shape in problem.shapes
@@ -100,7 +91,7 @@ class NumPyTraining:
         self.tanh = problem.activation == "tanh"
 
     def backward(self) -> float:
-        """Take the next batch, and give the optimizer its gradients."""
+        """Take the next batch, and load its gradients into the optimizer."""
         x, y = next(self.batches)
         values = [x]
         for weight, bias in self.layers:
@@ -121,7 +112,7 @@ class NumPyTraining:
         return float(np.mean(error * error))
 
     def clear(self) -> None:
-        """NumPy's gradients are freed as soon as new ones take their place."""
+        """Do nothing: new gradients free the old ones."""
 
 
 class TorchTraining:
@@ -152,36 +143,34 @@ class TorchTraining:
         self.peer.optimizer.zero_grad(set_to_none=True)
 
 
-def measure(kinds: Sequence[type[Peer]], problem: Problem, effort: Effort, rng: np.random.Generator) -> Point:
-    """Time each peer's steps and whole iterations, the first one being what the others are compared with.
+def measure(kinds: Sequence[type[Peer]], problem: Problem, budget: Budget, rng: np.random.Generator) -> Point:
+    """Time each peer's steps and whole iterations, and compare the others with the first.
 
     Raises:
-        WrongResult: with a peer that takes steps the loss is another.
+        WrongResult: the losses of the peers that take steps differ.
     """
     assert isinstance(problem, Network)
     steps, iterations = ([Series(kind, steps=1) for kind in kinds] for _ in range(2))
     with no_garbage_collection():
-        end, rounds = time.monotonic() + effort.seconds, 0
-        while rounds < ROUNDS_AT_LEAST or time.monotonic() < end:
+        for _ in rounds(budget.seconds):
             data, losses = Data.of(problem, rng), []
             for step, iteration in random.sample([*zip(steps, iterations, strict=True)], len(kinds)):
-                step_ns, iteration_ns, loss = train(step.kind, problem, data, effort.iterations)
+                step_ns, iteration_ns, loss = train(step.kind, problem, data, budget.iterations)
                 step.rounds.append(step_ns)
                 iteration.rounds.append(iteration_ns)
                 if step.kind.takes_steps:
                     losses.append((loss, step.kind.name))
-            if losses and not np.ptp([loss for loss, _ in losses]) <= TOLERANCE * losses[0][0]:  # nor NaN
-                raise WrongResult(f"after {effort.iterations} iterations the losses are {losses}")
-            rounds += 1
+            if losses and not np.ptp([loss for loss, _ in losses]) <= TOLERANCE * losses[0][0]:  # false for NaN
+                raise WrongResult(f"after {budget.iterations} iterations the losses are {losses}")
     result = point(problem, iterations)
     result["step"] = comparison(steps)
     return result
 
 
 def train(kind: type[Peer], problem: Network, data: Data, at_least: int) -> tuple[list[float], list[float], float]:
-    """Take a turn: the nanoseconds of each step, those of each iteration, and the loss of the last that all take.
+    """Return the nanoseconds of each step and each iteration of a turn, and the loss of the last common iteration.
 
-    Some iterations before are not timed: they bring the new state into memory, and by their end the idle threads of the
+    The first iterations are not timed: they bring the new state into memory, and by their end the idle threads of the
     previous peer have stopped spinning.
     """
     use_threads(kind, problem)

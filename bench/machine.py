@@ -1,4 +1,4 @@
-"""On what it was measured: enough to judge the figures by, nothing that tells whose machine it is."""
+"""Anonymous description of the benchmark machine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -31,16 +32,20 @@ def describe() -> Machine:
 
 
 def software(kinds: Iterable[type[Peer]] = ()) -> Software:
-    """Say which versions are measured, those of these peers among them."""
+    """Return the versions of onepass, of its surroundings and of these peers."""
     config = onepass.config()
-    packages = sorted({package for kind in kinds if kind.why_missing() is None for package in kind.packages})
+    packages = {package for kind in kinds if kind.why_missing() is None for package in kind.packages}
+    versions = {}
+    for package in sorted(packages):
+        with suppress(importlib.metadata.PackageNotFoundError):  # such as mpich, if the system's MPI is in its place
+            versions[package] = importlib.metadata.version(package)
     return Software(
         onepass=config["version"],
         compiler=config["compiler"],
         instruction_set=config["instruction_set"],
         python=f"{platform.python_implementation()} {platform.python_version()}",
         numpy=np.__version__,
-        peers={package: importlib.metadata.version(package) for package in packages},
+        peers=versions,
     )
 
 
@@ -51,7 +56,7 @@ def slug(machine: Machine, software: Software) -> str:
 
 
 def _cpu() -> str:
-    """Name the processor's model, without the parts that say nothing."""
+    """Return the processor's model without empty words."""
     model = ""
     if platform.system() == "Linux":
         found = re.search(r"^model name\s*:\s*(.+)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
@@ -64,14 +69,14 @@ def _cpu() -> str:
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _caches() -> dict[str, str]:
-    """List the caches that one core sees, such as ``{"L1d": "48 KiB", "L2": "1 MiB"}``; empty where nobody says."""
+    """Return the caches of one core, such as ``{"L1d": "48 KiB", "L2": "1 MiB"}``; empty if they are unknown."""
     caches = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         kind = {"Data": "d", "Instruction": "i"}.get(_text(index / "type"), "")

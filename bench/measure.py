@@ -1,9 +1,9 @@
-"""How it is measured: results checked first, then all peers in turn, round after round.
+"""The method: check the results, then time all peers in turn, round after round.
 
-One round takes one sample of each peer, in random order. A sample is long enough for the clock (`SAMPLE_NS`). Before it
-come steps that are not timed (`WARM_NS`), so that it finds the caches as the peer's own steps leave them: after another
-peer's turn, arrays that fit into the cache need some ten steps to come back. The rounds are spread over sittings, each
-with memory allocated anew, since where the arrays happen to lie changes the time of a step.
+One round takes one sample of each peer, in random order. A sample is long enough for the clock (`SAMPLE_NS`). Untimed
+steps (`WARM_NS`) precede it, so that the caches are as the peer's own steps leave them: after another peer's turn,
+arrays that fit into the cache need about ten steps to return to it. The rounds are divided among sessions. Each
+session allocates its memory again, because the addresses of the arrays change the time of a step.
 """
 
 from __future__ import annotations
@@ -28,24 +28,23 @@ from .records import Comparison, Point, Ratio, Timing
 
 SAMPLE_NS = 200_000
 WARM_NS = 2_000_000
-ROUNDS_AT_LEAST = 2  # in each sitting
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How long to measure one problem."""
+class Budget:
+    """Time to spend on one problem."""
 
     seconds: float = 8.0
-    sittings: int = 8
-    iterations: int = 20  # of a training loop, in each turn of a peer, at least
+    sessions: int = 8
+    iterations: int = 20  # at least: of a training loop in each turn of a peer
 
 
 class WrongResult(Exception):
-    """A peer that computes something else than onepass: its speed would mean nothing."""
+    """Error about a peer whose results differ from onepass's: its speed would mean nothing."""
 
 
 def random_arrays(problem: Problem, rng: np.random.Generator) -> Arrays:
-    """Numbers between 0.1 and 1.1 of either sign: no zeros, and no squares that could decay to subnormal numbers."""
+    """Return numbers between 0.1 and 1.1 of either sign: no zeros, and no squares that could decay to subnormals."""
     arrays: Arrays = []
     for size in problem.sizes:
         values = rng.random(size, problem.dtype)  # type: ignore[call-overload]
@@ -57,10 +56,10 @@ def random_arrays(problem: Problem, rng: np.random.Generator) -> Arrays:
 
 
 def check(kind: type[Peer], problem: Problem, rng: np.random.Generator, base: type[Onepass] = Onepass) -> None:
-    """Raise `WrongResult` unless three steps move the parameters to where onepass moves them.
+    """Raise `WrongResult` unless three steps move the parameters as onepass moves them.
 
-    Of the problem only the dtype, the rule and the threads count: sizes are small ones, and with threads one that is
-    divided among them. Epsilon is large here, so that its place shows, and averages follow fast.
+    Only the problem's dtype, rule and threads count: the sizes are small, and with threads one size is large enough
+    for them. Epsilon is so large that its placement matters, and averages follow fast.
     """
     options = Options(lr=0.01, eps=0.05, ema_decay=0.5)
     # In float64 torch's NAdam is the least exact: it keeps the product of its momenta in float32.
@@ -76,19 +75,19 @@ def check(kind: type[Peer], problem: Problem, rng: np.random.Generator, base: ty
                 each.load(grads)
                 each.run(1)
         results = zip(expected.results(), peer.results(), strict=True)
-        for before, (wanted, got) in zip(itertools.cycle(start), results):  # averages start as the parameters do
-            # What is compared is the way travelled: beside it, the parameter itself would hide every mistake.
+        for before, (wanted, got) in zip(itertools.cycle(start), results):  # averages start at the parameters
+            # Compare the changes: parameters are so much larger that they would hide a wrong change.
             difference = np.abs((got - before) - (wanted - before))
             if not np.all(difference <= atol + rtol * np.abs(wanted - before)):
                 raise WrongResult(
-                    f"{kind.name} is not where onepass is after 3 steps on {small}: "
-                    f"up to {np.max(difference):.3g} apart, on a way of about {np.mean(np.abs(wanted - before)):.3g}"
+                    f"{kind.name} differs from onepass after 3 steps on {small}: by up to {np.max(difference):.3g} "
+                    f"in changes of about {np.mean(np.abs(wanted - before)):.3g}"
                 )
 
 
 @dataclass
 class Series:
-    """One peer's samples: nanoseconds a step, each over so many steps after so many warm ones."""
+    """Samples of one peer: nanoseconds per step, of timed steps after warm ones."""
 
     kind: type[Peer]
     warm: int = 0
@@ -97,11 +96,11 @@ class Series:
 
     @property
     def samples(self) -> list[float]:
-        """Of all rounds together."""
+        """Samples of all rounds."""
         return [*itertools.chain.from_iterable(self.rounds)]
 
     def plan(self, peer: Peer, grads: Arrays) -> None:
-        """Find how many steps a sample needs."""
+        """Set the number of steps in a sample."""
         self.warm = self.steps = 1
         while (ns := min(self._time(peer, grads) for _ in range(3)) * self.steps) < SAMPLE_NS:
             if self.steps == peer.max_steps:
@@ -121,40 +120,45 @@ class Series:
         return (time.perf_counter_ns() - start) / self.steps
 
 
-def measure(kinds: Sequence[type[Peer]], problem: Problem, effort: Effort, rng: np.random.Generator) -> Point:
-    """Time each peer on this problem, the first one being what the others are compared with."""
+def measure(kinds: Sequence[type[Peer]], problem: Problem, budget: Budget, rng: np.random.Generator) -> Point:
+    """Time each peer on this problem, and compare the others with the first."""
     settle_allocator()
     series = [Series(kind) for kind in kinds]
-    for sitting in range(effort.sittings):
+    for session in range(budget.sessions):
         params, grads = random_arrays(problem, rng), random_arrays(problem, rng)
         pairs = [(one, one.kind(problem, [p.copy() for p in params], Options())) for one in series]
         if problem.decayed:
             grads = decay([peer for _, peer in pairs], grads)
         with no_garbage_collection():
-            if sitting == 0:
+            if session == 0:
                 for one, peer in pairs:
                     use_threads(one.kind, problem)
                     one.plan(peer, grads)
-            end = time.monotonic() + effort.seconds / effort.sittings
-            rounds = 0
-            while rounds < ROUNDS_AT_LEAST or time.monotonic() < end:
+            for _ in rounds(budget.seconds / budget.sessions):
                 for one, peer in random.sample(pairs, len(pairs)):
                     use_threads(one.kind, problem)
                     one.take(peer, grads)
-                rounds += 1
     return point(problem, series)
 
 
+def rounds(seconds: float) -> Iterator[None]:
+    """Yield until the time is over, at least twice."""
+    end = time.monotonic() + seconds
+    yield from (None, None)
+    while time.monotonic() < end:
+        yield
+
+
 def use_threads(kind: type[Peer], problem: Problem) -> None:
-    """Give onepass the threads with which this peer is measured."""
+    """Set the number of onepass's threads for this peer."""
     onepass.set_num_threads(kind.own_threads or problem.threads or None)
 
 
 def decay(peers: Sequence[Peer], grads: Arrays) -> Arrays:
-    """Bring the state of all to where it is subnormal, and give the gradients, all zero, with which it stays there.
+    """Make the state of all peers subnormal, and return the gradients of zero that keep it so.
 
-    One gradient is so small that the second moment is subnormal at once. Then the first decays until it gets stuck:
-    0.9 times a few of the smallest numbers rounds back to as many.
+    One gradient is so small that the second moment is subnormal at once. Then the first moment decays until it gets
+    stuck: 0.9 times a few of the smallest numbers rounds back to the same number.
     """
     limits = np.finfo(grads[0].dtype)
     small, steps = math.sqrt(limits.tiny), math.log(math.sqrt(limits.tiny) / limits.smallest_subnormal)
@@ -168,7 +172,7 @@ def decay(peers: Sequence[Peer], grads: Arrays) -> Arrays:
 
 
 def point(problem: Problem, series: Sequence[Series]) -> Point:
-    """Sum up what was measured, in relation to the first."""
+    """Summarize the series, relative to the first."""
     sums = comparison(series)
     return Point(
         problem=str(problem),
@@ -185,7 +189,7 @@ def point(problem: Problem, series: Sequence[Series]) -> Point:
 
 
 def comparison(series: Sequence[Series]) -> Comparison:
-    """Sum up each series, in relation to the first."""
+    """Summarize each series, relative to the first."""
     return Comparison(
         timings={one.kind.name: timing(one) for one in series},
         over_onepass={one.kind.name: ratio(one, series[0]) for one in series},
@@ -193,25 +197,25 @@ def comparison(series: Sequence[Series]) -> Comparison:
 
 
 def streams(rule: str) -> int:
-    """How many arrays a step of this rule reads or writes: each of its state both, as the parameter; the gradient."""
+    """Count the arrays that a step reads plus those that it writes: parameter and state twice, the gradient once."""
     optimizer = getattr(onepass, rule)(np.ones(2, np.float32), **Options().of(rule))
     states = [value for value in optimizer.state[0].values() if np.size(value) == 2]
     return 2 * len(states) + 3
 
 
 def settle_allocator() -> None:
-    """Make what allocating costs the same whatever this process did before.
+    """Make the cost of an allocation independent of the earlier ones in this process.
 
-    glibc hands freed blocks back to the system, which makes the next ones cost page faults, until it has seen a larger
-    one freed: 32 MiB is the largest that it learns from. Without this a step of textbook NumPy on 1 million elements
-    takes 2 ms or 12 ms by chance. It is the faster that is measured; `peers.TextbookNumPyFreshMemory` is the other.
+    glibc returns freed blocks to the system, so that the next blocks cost page faults, until it has seen a larger block
+    freed: 32 MiB is the largest that it learns from. Without this a step of textbook NumPy on 1 million elements takes
+    2 ms or 12 ms by chance. With it the faster one is measured; `peers.TextbookNumPyFreshMemory` is the slower one.
     """
     np.ones(31 * 2**20, np.uint8)
 
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """As `timeit` does."""
+    """Switch the garbage collector off, as `timeit` does."""
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -226,7 +230,15 @@ def timing(series: Series) -> Timing:
     samples = series.samples
     q1, median, q3, p90 = (rounded(x) for x in np.quantile(samples, (0.25, 0.5, 0.75, 0.9)))
     mean = rounded(statistics.fmean(samples))
-    return Timing(median_ns=median, q1_ns=q1, q3_ns=q3, mean_ns=mean, p90_ns=p90, steps_per_sample=series.steps)
+    return Timing(
+        median_ns=median,
+        q1_ns=q1,
+        q3_ns=q3,
+        mean_ns=mean,
+        p90_ns=p90,
+        fastest_ns=rounded(min(samples)),
+        steps_per_sample=series.steps,
+    )
 
 
 def ratio(series: Series, onepass: Series) -> Ratio:
@@ -238,5 +250,5 @@ def ratio(series: Series, onepass: Series) -> Ratio:
 
 
 def rounded(value: float) -> float:
-    """Five digits: more would only be noise."""
+    """Round to five digits: more would only be noise."""
     return float(f"{value:.5g}")

@@ -1,4 +1,4 @@
-"""What a peer is, and what it is given: the problem, Adam's options, the arrays."""
+"""Base class of peers, and its arguments: the problem, Adam's options, the arrays."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Arrays = list[Array]
 
 @dataclass(frozen=True)
 class Options:
-    """Adam's options, for all peers alike."""
+    """Adam's options, the same for all peers."""
 
     lr: float = 1e-3
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
-    clip_norm: float = 1.0  # this and the average's decay: only for those who take them
+    clip_norm: float = 1.0  # this and the decay of the average: only for peers that take them
     ema_decay: float = 0.999
 
     def of(self, rule: str) -> dict[str, Any]:
-        """Give the keywords of this rule, which onepass and torch have alike."""
+        """Return the keywords of this rule, which are the same in onepass and torch."""
         values = {"betas": (self.beta1, self.beta2), "eps": self.eps, "momentum": self.beta1}
         return {"lr": self.lr, **{keyword: values[keyword] for keyword in RULES[rule]}}
 
@@ -42,58 +42,56 @@ def _shared_options(rule: str) -> tuple[str, ...]:
     return tuple(name for name in ("betas", "eps") if name in options) or ("momentum",)
 
 
-# Every rule of onepass, with the options that are given besides the learning rate.
+# Every rule of onepass, with its options besides the learning rate.
 RULES = {rule: _shared_options(rule) for rule in _reference.RULES}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is stepped: one-dimensional tensors of these sizes, by this rule, on so many threads."""
+    """One-dimensional tensors of these sizes, and the rule and the number of threads that step them."""
 
     sizes: tuple[int, ...]
     dtype: str = "float32"
-    threads: int = 1  # 0: as many as each takes by default
+    threads: int = 1  # 0: the default number of each peer
     rule: str = "Adam"
     decayed: bool = False  # state that gradients of zero have made subnormal, and more such gradients
-    label: str = ""  # what to say of the tensors where their sizes differ
+    ranks: int = 1  # processes that the state is divided among
+    on_disk: bool = False  # state in files
+    label: str = ""  # name of tensors of different sizes
 
     @classmethod
-    def of(
-        cls, elements: int, tensors: int = 1, dtype: str = "float32", threads: int = 1, rule: str = "Adam"
-    ) -> Problem:
-        """So many tensors of so many elements each."""
-        return cls((elements,) * tensors, dtype, threads, rule)
+    def of(cls, elements: int, tensors: int = 1, **more: Any) -> Problem:
+        """Return a problem of tensors of one size."""
+        return cls((elements,) * tensors, **more)
 
     @property
     def elements(self) -> int:
-        """Of all tensors together."""
+        """Total size of all tensors."""
         return sum(self.sizes)
 
     def __str__(self) -> str:
         first, tensors = report.count(self.sizes[0]), len(self.sizes)
-        if self.label:
-            what = self.label
-        else:
-            what = f"{first} elements" if tensors == 1 else f"{report.count(tensors)} tensors of {first} elements"
+        tensors_of = "" if tensors == 1 else f"{report.count(tensors)} tensors of "
         threads = {0: "default threads", 1: "1 thread"}.get(self.threads, f"{self.threads} threads")
-        parts = [what, self.dtype, threads]
+        parts = [self.label or f"{tensors_of}{first} elements", self.dtype, threads]
         parts += [self.rule] * (self.rule != "Adam") + ["subnormal state"] * self.decayed
+        parts += [f"{self.ranks} ranks"] * (self.ranks > 1) + ["state on disk"] * self.on_disk
         return ", ".join(parts)
 
 
 class Peer(ABC):
-    """One way to take steps. ``params`` are its own to change; state starts at zero."""
+    """One way to take steps. It may change ``params``; its state starts at zero."""
 
     name: ClassVar[str]
-    module: ClassVar[str | None] = None  # what must be importable besides NumPy
-    packages: ClassVar[tuple[str, ...]] = ()  # whose versions are noted, by their names for pip
-    eps_mode: ClassVar[str] = "paper"  # where it puts epsilon, in onepass's terms
-    takes_steps: ClassVar[bool] = True  # False: a yardstick, with no result to check
+    module: ClassVar[str | None] = None  # must be importable
+    packages: ClassVar[tuple[str, ...]] = ()  # distributions whose versions are recorded
+    eps_mode: ClassVar[str] = "paper"  # the place of epsilon, in onepass's terms
+    takes_steps: ClassVar[bool] = True  # False: no result to check
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64")
     rules: ClassVar[tuple[str, ...]] = ("Adam",)
     own_threads: ClassVar[int | None] = None  # onepass's number of threads, in place of the problem's
-    max_elements: ClassVar[int] = 10**12  # beyond, it would only make everyone wait
-    max_steps: ClassVar[int] = 10**6  # how many steps it can take on one gradient and stay on the usual path
+    max_elements: ClassVar[int] = 10**12  # a larger problem takes too long
+    max_steps: ClassVar[int] = 10**6  # most steps on one gradient without a slow special case
 
     def __init__(self, problem: Problem, params: Arrays, options: Options) -> None:
         self.problem = problem
@@ -105,29 +103,29 @@ class Peer(ABC):
         self.t = 0
 
     def load(self, grads: Arrays) -> None:
-        """Take these gradients for the coming steps, and lay out what their loop needs. Not timed."""
+        """Prepare the coming steps with these gradients. Not timed."""
         self.tensors = [*zip(self.p, grads, self.m, self.v, strict=True)]
 
     @abstractmethod
     def run(self, steps: int) -> None:
-        """Take so many steps, in a loop as a user of it would write it. This is what is timed."""
+        """Take steps in a loop as a user writes it. Only this is timed."""
 
     def params(self) -> Arrays:
-        """Give the parameters as they are now."""
+        """Return the current parameters."""
         return self.p
 
     def results(self) -> Arrays:
-        """Give what is checked: the parameters, and their averages behind them where a step writes those."""
+        """Return the arrays that are checked: the parameters, then their averages if a step writes them."""
         return self.params()
 
     @classmethod
     def supports(cls, problem: Problem) -> bool:
-        """Whether it can be measured on this problem. Who has no threads of its own takes one, whatever others use."""
+        """Return whether the peer can be measured on this problem; peers without threads always run on one."""
         return problem.dtype in cls.dtypes and problem.rule in cls.rules and problem.elements <= cls.max_elements
 
     @classmethod
     def why_missing(cls) -> str | None:
-        """Why it cannot be measured here, or None if it can."""
+        """Return the reason why the peer cannot be measured here, or None."""
         if cls.module is not None:
             try:
                 importlib.import_module(cls.module)
@@ -137,5 +135,5 @@ class Peer(ABC):
 
 
 def imported(module: str) -> Any:
-    """A module of which no types are known; `Peer.why_missing` has seen to it that it is there."""
+    """Import a module without known types; `Peer.why_missing` has checked that it is installed."""
     return importlib.import_module(module)

@@ -1,6 +1,6 @@
-"""onepass itself, the yardsticks, and what needs nothing but NumPy or Python: one class each.
+"""Peers that need only onepass, NumPy and Python: one class each.
 
-`measure.check` holds whatever takes steps against onepass before it is timed.
+`measure.check` compares every peer that takes steps with onepass before it is timed.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from .peer import RULES, Arrays, Options, Peer, Problem
 
 
 class Onepass(Peer):
-    """``opt.step([g])``, as a user has it."""
+    """``opt.step([g])``, as users write it."""
 
     name = "onepass"
     rules = tuple(RULES)
 
     def __init__(self, problem: Problem, params: Arrays, options: Options, eps_mode: str = "paper") -> None:
         self.p = params
-        place = {} if eps_mode == "paper" else {"eps_mode": eps_mode}  # which not every rule takes
+        place = {} if eps_mode == "paper" else {"eps_mode": eps_mode}  # an option of some rules only
         keywords = {**options.of(problem.rule), **place, **self.more(options)}
         self.optimizer = getattr(onepass, problem.rule)(params, **keywords)
 
     def more(self, options: Options) -> dict[str, Any]:
-        """Give further keywords."""
+        """Return further keywords."""
         return {}
 
     def load(self, grads: Arrays) -> None:
@@ -43,25 +43,25 @@ class Onepass(Peer):
     def run(self, steps: int) -> None:
         step, grads = self.optimizer.step, self.grads
         for _ in range(steps):
-            step([*grads])  # a list made anew, as a program's gradients are
+            step([*grads])  # a new list, as in a program
 
 
 class OnepassOneThread(Onepass):
-    """The same on one thread, whatever the others use."""
+    """onepass on one thread, whatever the problem says."""
 
     name = "onepass, one thread"
     own_threads = 1
 
 
 class OnepassAllThreads(Onepass):
-    """The same on a thread for each core that this process may use."""
+    """onepass on a thread for each core that this process may use."""
 
     name = "onepass, all threads"
     own_threads = cores()
 
 
 class OnepassFlat(Onepass):
-    """The same on one flat array of as many elements."""
+    """onepass on one flat array of as many elements."""
 
     name = "onepass, one flat array"
 
@@ -79,7 +79,7 @@ class OnepassFlat(Onepass):
 
 
 class OnepassKeepsSubnormals(Onepass):
-    """The same with ``flush_denormals=False``."""
+    """onepass with ``flush_denormals=False``."""
 
     name = "onepass, keeping subnormals"
 
@@ -88,7 +88,7 @@ class OnepassKeepsSubnormals(Onepass):
 
 
 class OnepassClipAverage(Onepass):
-    """The same with the gradients clipped and the parameters averaged, all in one call."""
+    """onepass with clipped gradients and averaged parameters, all in one call."""
 
     name = "onepass, one call"
 
@@ -99,28 +99,28 @@ class OnepassClipAverage(Onepass):
         return [*self.p, *self.optimizer.ema]
 
 
-class StreamLimit(Peer):
-    """The same seven streams with trivial arithmetic: what no sweep over this memory can beat."""
+class StreamBaseline(Peer):
+    """The seven streams of Adam with an addition per array, in a loop of onepass's core."""
 
-    name = "stream limit"
+    name = "stream baseline"
     takes_steps = False
     rules = tuple(RULES)
 
     def __init__(self, problem: Problem, params: Arrays, options: Options) -> None:
         self.p = params
-        state = onepass.Adam(params).state  # memory of the kind that onepass has
+        state = onepass.Adam(params).state  # the same kind of memory as onepass's
         self.m = [state[i]["exp_avg"] for i in range(len(params))]
         self.v = [state[i]["exp_avg_sq"] for i in range(len(params))]
 
     def run(self, steps: int) -> None:
-        stream = _core.stream_baseline  # adds the gradient to each: grows linearly, and never overflows
+        stream = _core.stream_baseline  # adds the gradient to each array, which grows linearly and never overflows
         for _ in range(steps):
             for p, g, m, v in self.tensors:
                 stream(p, g, m, v)
 
 
 class NoOptimizer(Peer):
-    """No step at all: what the rest of a training takes."""
+    """No step: the time of the rest of a training."""
 
     name = "no optimizer"
     takes_steps = False
@@ -130,7 +130,7 @@ class NoOptimizer(Peer):
 
 
 class InPlaceNumPy(Peer):
-    """As few passes as Adam's own m and v allow, nothing allocated, the corrections folded into two numbers.
+    """As few passes as possible, without allocations, and with the bias corrections folded into two numbers.
 
     ``lr·m_hat / (sqrt(v_hat) + eps)`` is ``a·m / (sqrt(v) + e)``. The numbers are arrays without dimensions and the
     outputs third arguments: on 100 elements that is twice as fast as Python numbers and ``out=``.
@@ -171,7 +171,7 @@ class InPlaceNumPy(Peer):
 
 
 class TextbookNumPy(Peer):
-    """The formula as it stands in the paper, an array for every intermediate result."""
+    """The formula of the paper, with an array for every intermediate result."""
 
     name = "textbook NumPy"
 
@@ -192,7 +192,7 @@ class TextbookNumPy(Peer):
 
 
 class TextbookNumPyFreshMemory(TextbookNumPy):
-    """The same in a process of its own, which has never freed anything larger than these arrays.
+    """Textbook NumPy in a process of its own, which has never freed anything larger than these arrays.
 
     glibc then gives memory back to the system as soon as it is freed, and the next intermediate result costs its page
     faults again. The message to that process and back is part of the time: some 50 µs a sample.
@@ -212,7 +212,7 @@ class TextbookNumPyFreshMemory(TextbookNumPy):
         process = spawn.Process(target=_textbook_process, args=(theirs, problem, files, options), daemon=True)
         process.start()
         theirs.close()
-        self.connection.recv()  # it is ready
+        self.connection.recv()  # the process is ready
         weakref.finalize(self, _end, process, self.connection, folder)
 
     def load(self, grads: Arrays) -> None:
@@ -227,7 +227,7 @@ class TextbookNumPyFreshMemory(TextbookNumPy):
 def _textbook_process(
     connection: Any, problem: Problem, files: list[tuple[str, Any, tuple[int, ...]]], options: Options
 ) -> None:
-    """Take steps on arrays in these files, parameters first, as often as the connection says."""
+    """Take steps on the arrays in these files, parameters first, when the connection sends their number."""
     arrays: Arrays = [np.memmap(name, dtype, "r+", shape=shape) for name, dtype, shape in files]
     peer = TextbookNumPy(problem, [array.view(np.ndarray) for array in arrays[: len(arrays) // 2]], options)
     peer.load([array.view(np.ndarray) for array in arrays[len(arrays) // 2 :]])
@@ -245,7 +245,7 @@ def _end(process: Any, connection: Any, folder: tempfile.TemporaryDirectory[str]
 
 
 class PurePython(Peer):
-    """The formula, element by element, on lists of Python's floats."""
+    """The formula, element by element, on lists of floats."""
 
     name = "pure Python"
     max_elements = 100_000

@@ -1,24 +1,23 @@
-"""The results as images, drawn from a results file alone.
+"""Images of the results in a results file.
 
-Each is a light card with a frame, so that it reads the same on a white page and on a dark one.
+Each is a light card with a frame, which looks the same on a white page and on a dark one.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from . import records, report
-from .records import BarRecord, Point, Record
+from .records import Point, Record, TargetRecord
 
 IMAGES = records.ROOT / "docs" / "images"
 
 INK, FAINT, GRID, CARD, FRAME = "#1f2328", "#656d76", "#e6e8eb", "#ffffff", "#d0d7de"
 COLOURS = {
     "onepass": "#d1242f",
-    "stream limit": "#24292f",
+    "stream baseline": "#24292f",
     "Numba": "#0a7ea4",
     "torch fused": "#bc4c00",
     "torch foreach": "#d4a72c",
@@ -46,8 +45,16 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 
 
+class Figure(NamedTuple):
+    """An image: its case (None: of several cases), the text for readers who cannot see it, and its function."""
+
+    case: str | None
+    alt: str
+    draw: Callable[[Record], Any]
+
+
 def draw(record: Record, folder: Path = IMAGES) -> list[Path]:
-    """Draw all images that the record has the figures for, and say where they are."""
+    """Draw the images of all measured cases, and return their paths."""
     try:
         import matplotlib
     except ImportError:
@@ -57,10 +64,8 @@ def draw(record: Record, folder: Path = IMAGES) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with matplotlib.rc_context(STYLE):
-        for name, (case, figure_of) in FIGURES.items():
-            if case is not None and case not in record["cases"]:
-                continue
-            if (figure := figure_of(record)) is None:
+        for name, figure_of in FIGURES.items():
+            if figure_of.case not in (None, *record["cases"]) or (figure := figure_of.draw(record)) is None:
                 continue
             for suffix, options in FORMATS.items():
                 written.append(folder / f"{name}.{suffix}")
@@ -70,112 +75,105 @@ def draw(record: Record, folder: Path = IMAGES) -> list[Path]:
 
 def speed(record: Record) -> Any:
     """Draw the time of a step against the number of parameters, for all peers."""
-    case = record["cases"]["sizes"]
-    figure = card(
-        "One Adam step on a float32 array, one thread",
-        "Time of a step; lower is better. In brackets: how many times onepass's time, at the line's last point.",
-        f"{report.machine_line(record['machine'])}; {case['date']}",
-        height=6.2,
-    )
-    axes = figure.add_axes((0.09, 0.11, 0.655, 0.735))
-    draw_times(axes, case["points"], "elements", "parameters")
-    return figure
+    return times(record, "sizes", "One Adam step on a float32 array, one thread", "elements", height=6.2)
 
 
 def tensors(record: Record) -> Any:
     """Draw the time of a step against the number of small tensors."""
-    case = record["cases"]["tensors"]
+    return times(record, "tensors", "One Adam step on many tensors of 100 elements", "tensors", height=5.4)
+
+
+def times(record: Record, name: str, title: str, across: Literal["elements", "tensors"], height: float) -> Any:
+    """Draw the time of a step against one of the problem's numbers."""
+    from matplotlib.ticker import EngFormatter
+
+    case = record["cases"][name]
     figure = card(
-        "One Adam step on many tensors of 100 elements",
-        "Time of a step; lower is better. In brackets: how many times onepass's time, at the line's last point.",
+        title,
+        "Time of a step; lower is better. In brackets: slowdown relative to onepass, at the line's last point.",
         f"{report.machine_line(record['machine'])}; {case['date']}",
+        height=height,
     )
-    axes = figure.add_axes((0.09, 0.125, 0.655, 0.70))
-    draw_times(axes, case["points"], "tensors", "tensors")
+    axes = figure.add_axes((0.09, 0.68 / height, 0.655, 1 - 1.63 / height), xscale="log", yscale="log")
+    axes.margins(y=0.1)  # room for the names
+    axes.yaxis.set_major_formatter(EngFormatter("s"))
+    draw_lines(axes, case["points"], across)
     return figure
 
 
-def draw_times(axes: Any, points: Sequence[Point], across: Literal["elements", "tensors"], title: str) -> None:
-    """Draw the time of a step against one of the problem's numbers, a line for each peer, its name at its end."""
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.margins(y=0.1)  # room for the names
+def threads(record: Record) -> Any:
+    """Draw elements per nanosecond against the number of threads."""
+    case = record["cases"]["threads"]
+    figure = card(
+        "Adam on more threads",
+        "Elements per nanosecond, float32; higher is better.",
+        f"{report.machine_line(record['machine'])}; {case['date']}",
+    )
+    for column, size in enumerate(sorted({point["elements"] for point in case["points"]})):
+        points = [point for point in case["points"] if point["elements"] == size]
+        axes = figure.add_axes((0.07 + 0.49 * column, 0.14, 0.24, 0.64))
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(0.85 * points[0]["threads"], 1.1 * points[-1]["threads"])
+        axes.set_title(f"{report.count(size)} elements", fontsize=11, color=INK, loc="left")
+        draw_lines(axes, points, "threads")
+    return figure
+
+
+def draw_lines(axes: Any, points: Sequence[Point], across: Literal["elements", "tensors", "threads"]) -> None:
+    """Draw a labelled line for each peer: seconds per step, or against threads elements per nanosecond."""
     labels = {}
     for name in names(points):
         measured = [point for point in points if name in point["timings"]]
         x = [point[across] for point in measured]
-        y = [point["timings"][name]["median_ns"] for point in measured]
-        line(axes, name, x, y)
-        ratio = measured[-1]["over_onepass"][name]["of_medians"]
-        text = name if name in ("onepass", "stream limit") else f"{name} ({report.times(ratio)})"
-        labels[text] = (x[-1], y[-1], colour(name))
-    sizes = [point[across] for point in points]
-    axes.set_xticks(sizes, [report.count(size) for size in sizes])
-    low, high = axes.get_ylim()
-    ticks = [ns for exponent in range(1, 12) if low <= (ns := 10.0**exponent) <= high]
-    axes.set_yticks(ticks, [tick_label(ns) for ns in ticks])
+        y = [point["timings"][name]["median_ns"] / 1e9 for point in measured]
+        text, colour, width = name, COLOURS.get(name, FAINT), 3 if name == "onepass" else 1.8
+        if across == "threads":
+            y = [point["elements"] / seconds / 1e9 for point, seconds in zip(measured, y, strict=True)]
+        elif name not in ("onepass", "stream baseline"):
+            text = f"{name} ({report.times(measured[-1]['over_onepass'][name]['of_medians'])})"
+        if name == "stream baseline":
+            axes.plot(x, y, color=colour, linewidth=1.4, linestyle=(0, (4, 2)), zorder=5)
+        else:
+            axes.plot(x, y, color=colour, linewidth=width, marker="o", markersize=width + 2.5, zorder=4)
+        labels[text] = (x[-1], y[-1], colour)
+    if across == "threads":
+        axes.set_ylim(bottom=0)
+    numbers = sorted({point[across] for point in points})
+    axes.set_xticks(numbers, [report.count(number) for number in numbers])
+    axes.set_xlabel({"elements": "parameters"}.get(across, across), labelpad=4)
     plain(axes)
-    axes.set_xlabel(title, labelpad=4)
     label_ends(axes, labels)
 
 
-def threads(record: Record) -> Any:
-    """Draw how many elements are stepped in a nanosecond against the number of threads."""
-    case = record["cases"]["threads"]
-    points = case["points"]
-    sizes = sorted({point["elements"] for point in points})
-    figure = card(
-        "Adam on more threads",
-        "Elements a nanosecond, float32; higher is better.",
-        f"{report.machine_line(record['machine'])}; {case['date']}",
-    )
-    for column, size in enumerate(sizes):
-        axes = figure.add_axes((0.07 + 0.49 * column, 0.14, 0.24, 0.64))
-        labels = {}
-        here = [point for point in points if point["elements"] == size]
-        for name in names(here):
-            measured = [point for point in here if name in point["timings"]]
-            x = [point["threads"] for point in measured]
-            y = [size / point["timings"][name]["median_ns"] for point in measured]
-            line(axes, name, x, y)
-            labels[name] = (x[-1], y[-1], colour(name))
-        counts = sorted({point["threads"] for point in here})
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(counts, [str(count) for count in counts])
-        axes.set_xlim(0.85 * counts[0], 1.1 * counts[-1])
-        axes.set_ylim(bottom=0)
-        plain(axes)
-        axes.set_title(f"{report.count(size)} elements", fontsize=11, color=INK, loc="left")
-        axes.set_xlabel("threads", labelpad=4)
-        label_ends(axes, labels)
-    return figure
+def targets(record: Record) -> Any | None:
+    """Draw the ratios to other peers' times that have a target, except for means, which are close to the medians."""
+    from matplotlib.patheffects import withStroke
 
-
-def bars(record: Record) -> Any | None:
-    """Draw how many times onepass's time the others take, wherever a bar was set."""
     judged = [
-        bar
+        target
         for case in record["cases"].values()
-        for bar in case["bars"]
-        if bar["by_rounds"] is not None and bar["peer"] != "stream limit"  # no means, which stand near the medians
+        for target in case["targets"]
+        if target["by_rounds"] is not None and target["peer"] != "stream baseline"
     ]
-    judged.sort(key=lambda bar: bar["measured"] or 0)
+    judged.sort(key=lambda target: target["measured"] or 0)
     if not judged:
         return None
-    height = 1.75 + 0.27 * len(judged)
+    labels = [target_label(target) for target in judged]
+    left, width, height = 0.4 + 0.058 * max(map(len, labels)), 4.5, 1.75 + 0.27 * len(judged)  # inches
     figure = card(
-        "How many times as fast as others",
-        "The other's time over onepass's. The tick is the bar, set before measuring; pale where it was missed.",
+        "Speed-up over alternatives",
+        "Time divided by onepass's time. Black tick: target set in advance; pale: target missed.",
         report.machine_line(record["machine"]),
-        width=10.4,
+        width=left + width + 0.7,
         height=height,
     )
-    axes = figure.add_axes((0.5, 0.65 / height, 0.43, 1 - 1.6 / height))
-    for row, bar in enumerate(judged):
-        ratio = bar["measured"] or 0
-        wanted = float(re.findall(r"at least ([0-9.]+)", bar["bar"])[0])
-        axes.barh(row, ratio - 0.5, left=0.5, height=0.6, color=COLOURS["onepass"], alpha=1 if bar["holds"] else 0.4)
-        axes.plot([wanted, wanted], [row - 0.42, row + 0.42], color=INK, linewidth=1.6)
+    axes = figure.add_axes((left / (left + width + 0.7), 0.65 / height, width / (left + width + 0.7), 1 - 1.6 / height))
+    axes.axvline(1, color=FAINT, linewidth=1, zorder=0)
+    outline = [withStroke(linewidth=2.8, foreground=CARD)]  # so that a tick is legible on a bar and on a line
+    for row, target in enumerate(judged):
+        ratio, wanted = target["measured"] or 0, target["wanted"]
+        axes.barh(row, ratio - 0.5, left=0.5, height=0.6, color=COLOURS["onepass"], alpha=1 if target["met"] else 0.4)
+        axes.plot([wanted] * 2, [row - 0.3, row + 0.3], color=INK, linewidth=1.6, path_effects=outline)
         axes.annotate(
             report.times(ratio),
             (max(ratio, wanted), row),
@@ -186,50 +184,35 @@ def bars(record: Record) -> Any | None:
         )
     axes.set_xscale("log")
     axes.set_xlim(left=0.5)
-    axes.set_yticks(range(len(judged)), [bar_label(bar) for bar in judged], fontsize=8.5)
+    axes.set_yticks(range(len(judged)), labels, fontsize=8.5)
     axes.set_xticks([1, 10, 100, 1000], ["1×", "10×", "100×", "1,000×"])
     axes.set_ylim(-0.6, len(judged) - 0.4)
     plain(axes)
     axes.grid(visible=False, axis="y")
-    axes.axvline(1, color=FAINT, linewidth=1)
     return figure
 
 
-def bar_label(bar: BarRecord) -> str:
-    """Name what a bar is of: the problem, the part of a training loop if it is one, and the peer."""
-    part = bar["bar"].partition("at least")[0].rstrip(": ")
-    return ", ".join([bar["problem"], *[part] * bool(part)]) + f": {bar['peer']}"
+def target_label(target: TargetRecord) -> str:
+    """Name the problem of a target, the part of a training loop if it is one, and the peer."""
+    part = target["target"].partition("at least")[0].rstrip(": ")
+    return ", ".join([target["problem"], *[part] * bool(part)]) + f": {target['peer']}"
 
 
-# What is drawn, and of which case; None: of several.
-FIGURES: dict[str, tuple[str | None, Callable[[Record], Any]]] = {
-    "speed": ("sizes", speed),
-    "bars": (None, bars),
-    "threads": ("threads", threads),
-    "tensors": ("tensors", tensors),
+FIGURES = {
+    "speed": Figure("sizes", "Time of one Adam step against the number of parameters, for all peers", speed),
+    "targets": Figure(None, "Speed-up of onepass over other ways to take the same step, with the targets", targets),
+    "threads": Figure("threads", "Elements stepped per nanosecond against the number of threads", threads),
+    "tensors": Figure("tensors", "Time of one Adam step against the number of tensors of 100 elements", tensors),
 }
 
 
 def names(points: Sequence[Point]) -> list[str]:
-    """Everybody who was measured, in order."""
+    """Return the measured peers in order."""
     return [*dict.fromkeys(name for point in points for name in point["timings"])]
 
 
-def colour(name: str) -> str:
-    return COLOURS.get(name, FAINT)
-
-
-def line(axes: Any, name: str, x: Sequence[float], y: Sequence[float]) -> None:
-    """Draw a peer's line: the limit dashed, onepass's wider than the others'."""
-    if name == "stream limit":
-        axes.plot(x, y, color=colour(name), linewidth=1.4, linestyle=(0, (4, 2)), zorder=5)
-    else:
-        width = 3 if name == "onepass" else 1.8
-        axes.plot(x, y, color=colour(name), linewidth=width, marker="o", markersize=width + 2.5, zorder=4)
-
-
 def plain(axes: Any) -> None:
-    """Leave a grid, and nothing else that is not a figure."""
+    """Remove frame and tick marks, and draw a grid."""
     axes.minorticks_off()
     axes.grid(color=GRID, linewidth=0.9)
     axes.set_axisbelow(True)
@@ -237,16 +220,8 @@ def plain(axes: Any) -> None:
     axes.spines[:].set_visible(False)
 
 
-def tick_label(ns: float) -> str:
-    """Write a power of ten: 100 ns, 10 µs, 1 ms."""
-    for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
-        if ns >= size:
-            return f"{ns / size:g} {unit}"
-    return f"{ns:g} ns"
-
-
 def card(title: str, subtitle: str, foot: str, width: float = 9.2, height: float = 5.4) -> Any:
-    """Make a figure with a light ground and round corners, its title above and its source below."""
+    """Return a figure on a light card with round corners, its title above and its source below."""
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyBboxPatch
 
@@ -272,11 +247,11 @@ def card(title: str, subtitle: str, foot: str, width: float = 9.2, height: float
 
 
 def label_ends(axes: Any, labels: Mapping[str, tuple[float, float, str]]) -> None:
-    """Write each line's name at its end; where names would overlap, they are pushed apart."""
+    """Write each line's name at its end, and push names apart that would overlap."""
     height = 13 * axes.figure.dpi / 72  # of a line of text
     last = max(x for x, _, _ in labels.values())
     lines = sorted((y, x, text, colour) for text, (x, y, colour) in labels.items() if x == last)
-    # Groups of names: how high their middle is to be, and how many they are. Groups that overlap become one.
+    # Groups of names: the height of their middle, and their number. Groups that overlap become one.
     groups: list[tuple[float, int]] = []
     for y, x, _, _ in lines:
         middle, members = axes.transData.transform((x, y))[1], 1

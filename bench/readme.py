@@ -1,9 +1,9 @@
-"""The tables in README and docs/benchmarks.md: made from a results file, and nothing but what stands in it.
+"""Tables and images of README and docs, made from the results files only.
 
-``python -m bench.readme`` rewrites whatever stands between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``;
-``--check`` only says whether it is what the file gives. Names are those of ``BLOCKS``, ``case NAME`` for the table of
-one case and ``figure NAME`` for an image that `plots` draws. Without ``--name`` the file is the one that README already
-cites, else this machine's.
+``python -m bench.readme`` draws the images and rewrites the text between ``<!-- NAME: begin -->`` and
+``<!-- NAME: end -->``; ``--check`` only compares the text. A block is one of ``BLOCKS``, ``case NAME`` for the table of
+one case or ``figure NAME`` for an image. Without ``--name`` the results file is the one that README cites, else the one
+of this machine.
 """
 
 from __future__ import annotations
@@ -13,70 +13,69 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import records, report
-from .records import Point, Record
+from . import plots, records, report
+from .records import Point, Record, Statistic
 
-DOCUMENTS = (records.ROOT / "README.md", records.ROOT / "docs" / "benchmarks.md")
+DOCUMENTS = tuple(records.ROOT / path for path in ("README.md", "docs/benchmarks.md", "docs/distributed.md"))
 MARK = re.compile(r"<!-- ([A-Za-z0-9_=,. -]+): (begin|end) -->")
 COLUMNS = ("onepass", "torch fused", "Numba", "thinc", "in-place NumPy", "textbook NumPy", "pure Python")
 RULE_COLUMNS = ("torch fused", "torch foreach", "torch default")
-NO_STEP = ("stream limit", "no optimizer")  # what is measured beside the others and takes no step of Adam
-
-# What each image shows, and the case that it is of; None: of several.
-FIGURES: dict[str, tuple[str | None, str]] = {
-    "bars": (None, "How many times as fast as other ways to take the same step onepass is, wherever a bar was set"),
-    "speed": ("sizes", "Time of one Adam step against the number of parameters, for all peers"),
-    "tensors": ("tensors", "Time of one Adam step against the number of tensors of 100 elements"),
-    "threads": ("threads", "Elements stepped in a nanosecond against the number of threads"),
-}
+NO_STEP = ("stream baseline", "no optimizer")  # peers without a step of Adam
+OF_BASELINE = "of the stream baseline"
 
 
 def table(rows: Sequence[Sequence[str]], left: int = 0) -> str:
-    """Write rows, the first of which is the head; so many columns are aligned to the left, the others to the right."""
+    """Return a Markdown table whose first row is the head and whose first `left` columns are aligned to the left."""
     marks = ["---" if column < left else "--:" for column in range(len(rows[0]))]
     return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], marks, *rows[1:]))
 
 
 def cell(point: Point, name: str, among: Sequence[str], own: str = "onepass") -> str:
-    """Write a peer's time, bold if none of the others is faster, and in brackets how many times onepass's it is.
+    """Return a peer's time, bold if it is the fastest of these peers, and in brackets its ratio to onepass's time.
 
-    Nothing where it was not measured, and no brackets for onepass itself, whose name in this case is `own`.
+    The text is empty without a measurement, and has no brackets for onepass, whose name in this case is `own`.
     """
     if name not in point["timings"]:
         return ""
-    median = report.duration(point["timings"][name]["median_ns"])
-    text = f"**{median}**" if name == ranking(point, among)[0] else median
-    return text if name == own else f"{text} ({report.times(point['over_onepass'][name]['of_medians'])})"
+    text = report.duration(point["timings"][name][statistic(point)])
+    if statistic(point) == "median_ns" and name == ranking(point, among)[0]:
+        text = f"**{text}**"
+    return text if name == own else f"{text} ({report.times(report.ratio(point, name, statistic(point)))})"
+
+
+def statistic(point: Point) -> Statistic:
+    """Return the statistic that tables show: the fastest step if other programs may disturb the ranks or the disk."""
+    return "fastest_ns" if "bytes" in point else "median_ns"
 
 
 def ranking(point: Point, among: Sequence[str]) -> list[str]:
-    """Those of these peers that were measured and take a step, the fastest first."""
+    """Return the peers among these that were measured and take a step, the fastest first."""
     measured = [name for name in among if name in point["timings"] and name not in NO_STEP]
     return sorted(measured, key=lambda name: point["timings"][name]["median_ns"])
 
 
-def of_limit(point: Point, name: str) -> str:
-    """Write which share of the stream limit's speed a peer has."""
-    if "stream limit" not in point["timings"] or name not in point["timings"]:
+def of_baseline(point: Point, name: str) -> str:
+    """Return a peer's speed as a percentage of the stream baseline."""
+    if "stream baseline" not in point["timings"] or name not in point["timings"]:
         return ""
-    return f"{report.limit_ns(point) / point['timings'][name]['median_ns']:.2f}"
+    return report.percent(report.baseline_ns(point) / point["timings"][name]["median_ns"])
 
 
 def speed_table(record: Record, name: str) -> str:
-    """README's table and the sentences below it."""
+    """Return README's table and the sentences below it."""
     case = record["cases"]["sizes"]
     columns = [column for column in COLUMNS if any(column in point["timings"] for point in case["points"])]
-    rows = [["float32 parameters", *columns, "of the stream limit"]]
+    rows = [["float32 parameters", *columns, f"onepass, {OF_BASELINE}"]]
     for point in case["points"]:
         cells = [cell(point, column, columns) for column in columns]
-        rows.append([report.count(point["elements"]), *cells, of_limit(point, "onepass")])
+        rows.append([report.count(point["elements"]), *cells, of_baseline(point, "onepass")])
     rounds = sorted(point["rounds"] for point in case["points"])
     return (
         f"{table(rows)}\n\n"
         f"Time of one Adam step on one tensor, one thread: medians of {rounds[0]} to {rounds[-1]} interleaved "
-        f"rounds, the fastest in bold, in brackets the time over onepass's. Numba's loop is compiled with `fastmath`, "
-        f"which may round differently. The stream limit is the time that the same memory traffic takes with next to no "
-        f"arithmetic; on small tensors both are the cost of a call. Measured on "
+        f"rounds, the fastest in bold, in brackets the slowdown relative to onepass. Numba's loop is compiled with "
+        f"`fastmath`, which may round differently. The stream baseline is the speed of the same memory traffic with an "
+        f"addition per array; on small tensors both measure the cost of a call. Measured on "
         f"{case['date']} on {report.machine_line(record['machine'])}, environment: {case['environment']}, with "
         f"{report.software_line(case['software'])}; "
         f"all figures are in [{name}.json](bench/results/{name}.json). Measure your own machine with `make bench`."
@@ -84,40 +83,40 @@ def speed_table(record: Record, name: str) -> str:
 
 
 def speed_figure(record: Record, name: str) -> str:
-    """README's image, and for those who cannot see it who is how fast at both of its ends."""
+    """Return README's image, with the order of the peers at both ends as its description."""
     points = record["cases"]["sizes"]["points"]
     orders = []
     for point in (points[0], points[-1]):
         order = ", ".join(ranking(point, list(point["timings"])))
         orders.append(f"{report.count(point['elements'])} parameters, the fastest first: {order}")
-    alt = f"{FIGURES['speed'][1]}. At {'; at '.join(orders)}."
+    alt = f"{plots.FIGURES['speed'].alt}. At {'; at '.join(orders)}."
     return f"![{alt}](docs/images/speed.png)"
 
 
 def machine(record: Record, name: str) -> str:
-    """Say on what the page's figures were measured."""
+    """Return the machine of the page's figures."""
     return f"{report.machine_line(record['machine'])}: [{name}.json](../bench/results/{name}.json)."
 
 
-def bars(record: Record, name: str) -> str:
-    """All bars, each with what was measured."""
-    rows = [["case", "measured on", "bar", "measured", ""]]
+def targets(record: Record, name: str) -> str:
+    """Return all targets with the measured values."""
+    rows = [["case", "problem", "target", "measured", ""]]
     for key, case in record["cases"].items():
-        for bar in case["bars"]:
+        for target in case["targets"]:
             measured, result = "", "not measured"
-            if bar["measured"] is not None:
-                measured = f"{report.digits(bar['measured'])}{'' if bar['peer'] else ' ns'}"
-                result = "holds" if bar["holds"] else "**missed**"
-            rows.append([f"`{key}`", bar["problem"], bar["bar"], measured, result])
+            if target["measured"] is not None:
+                measured = report.measured(target, target["measured"])
+                result = "met" if target["met"] else "**missed**"
+            rows.append([f"`{key}`", target["problem"], target["target"], measured, result])
     return table(rows, left=3)
 
 
 def rules(record: Record, name: str) -> str:
-    """The rules beside each other."""
+    """Return a table of all rules."""
     case = record["cases"].get("rules")
     if case is None:
         return not_measured("rules")
-    rows = [["rule", "dtype", "arrays", "onepass", "ns/element", "GB/s", "of the stream limit", *RULE_COLUMNS]]
+    rows = [["rule", "dtype", "arrays", "onepass", "ns/element", "GB/s", OF_BASELINE, *RULE_COLUMNS]]
     for point in case["points"]:
         ns, moved = point["timings"]["onepass"]["median_ns"], point["streams"] * point["elements"]
         rows.append(
@@ -128,7 +127,7 @@ def rules(record: Record, name: str) -> str:
                 cell(point, "onepass", ("onepass", *RULE_COLUMNS)),
                 report.digits(ns / point["elements"]),
                 report.digits(moved * {"float32": 4, "float64": 8}[point["dtype"]] / ns),
-                of_limit(point, "onepass"),
+                of_baseline(point, "onepass"),
                 *(cell(point, column, ("onepass", *RULE_COLUMNS)) for column in RULE_COLUMNS),
             ]
         )
@@ -136,31 +135,40 @@ def rules(record: Record, name: str) -> str:
 
 
 def tables(record: Record, case: str) -> str:
-    """Everybody's times in one case: a table with a column for each problem."""
+    """Return the times in one case, with a column for each problem; then the speeds relative to the stream baseline."""
     record = with_case(record, case)
     if case not in record["cases"]:
         return not_measured(case)
     points = record["cases"][case]["points"]
     if "step" in points[0]:
         return "\n\n".join([*map(loop_table, points), measured_with(record, case)])
-    names = list(dict.fromkeys(name for point in points for name in point["timings"]))
-    limits = any("stream limit" in point["timings"] for point in points)
-    head = [text for point in points for text in (point["problem"], *["of the limit"] * limits)]
-    rows = [["", *head]]
-    for name in names:
-        cells = (
-            text
-            for point in points
-            for text in (cell(point, name, names, own=names[0]), *[of_limit(point, name)] * limits)
-        )
-        rows.append([name, *cells])
-    return f"{table(rows, left=1)}\n\n{measured_with(record, case)}"
+    names = plots.names(points)
+    corner, *head = columns_of(points)
+    rows = [[corner, *head]]
+    rows += [[name, *(cell(point, name, names, own=names[0]) for point in points)] for name in names]
+    sizes = [{key: report.size(number) for key, number in point.get("bytes", {}).items()} for point in points]
+    rows += [
+        [key, *(each.get(key, "") for each in sizes)] for key in dict.fromkeys(key for each in sizes for key in each)
+    ]
+    written = [table(rows, left=1)]
+    if "stream baseline" in names:
+        names.remove("stream baseline")
+        shares = [[name, *(of_baseline(point, name) for point in points)] for name in names]
+        written.append(table([[OF_BASELINE, *head], *shares], left=1))
+    return "\n\n".join([*written, measured_with(record, case)])
+
+
+def columns_of(points: Sequence[Point]) -> list[str]:
+    """Return the attributes that all problems share, and then the rest of each problem's name."""
+    named = [point["problem"].split(", ") for point in points]
+    shared = [part for part in named[0][1:] if all(part in parts for parts in named)]
+    return [", ".join(shared), *(", ".join(part for part in parts if part not in shared) for parts in named)]
 
 
 def loop_table(point: Point) -> str:
-    """Everybody's times in one training loop: a column for each statistic of a step and of an iteration."""
+    """Return the times in one training loop, with a column for each statistic of a step and of an iteration."""
     parts = {"step": point["step"], "iteration": point}
-    rows = [[point["problem"], *(f"{what}, {text}" for what in parts for text in report.STATISTICS.values())]]
+    rows = [[point["problem"], *(f"{part}, {text}" for part in parts for text in report.STATISTICS.values())]]
     for row, name in enumerate(point["timings"]):
         cells = [
             report.duration(part["timings"][name][each])
@@ -172,7 +180,7 @@ def loop_table(point: Point) -> str:
     return table(rows, left=1)
 
 
-# The training loops that README shows: the case, whose time is compared with onepass's, and the head of its columns.
+# The training loops in README: the case, the peer that is compared with onepass, and the head of its columns.
 LOOPS = (
     ("loop-torch", "torch fused", "onepass for torch", "PyTorch"),
     ("loop-numpy", "textbook NumPy", "onepass", "NumPy"),
@@ -180,7 +188,7 @@ LOOPS = (
 
 
 def loops(record: Record, name: str) -> str:
-    """The step in training loops: its time with onepass and with another, and how many times as fast both parts are."""
+    """Return the steps in training loops: times with onepass and a peer, and the speed-up of steps and iterations."""
     columns: list[dict[int, list[str]]] = []
     head = ["parameters"]
     machines: dict[str, None] = {}
@@ -209,27 +217,30 @@ def loops(record: Record, name: str) -> str:
 
 
 def image(record: Record, name: str) -> str:
-    """One of the images, if its case was measured."""
-    case, alt = FIGURES[name]
+    """Return one of the images, if its case was measured."""
+    case = plots.FIGURES[name].case
     if case is not None and case not in record["cases"]:
         return not_measured(case)
-    return f"![{alt}](images/{name}.png)"
+    return f"![{plots.FIGURES[name].alt}](images/{name}.png)"
 
 
 def with_case(record: Record, case: str) -> Record:
-    """Return the record itself if it has the case, else that of another machine which has it, if there is one."""
+    """Return the record itself if it has the case, else the record of another machine that has it, if any."""
     others = map(records.load, sorted(records.RESULTS.glob("*.json")))
     return next((each for each in (record, *others) if case in each["cases"]), record)
 
 
 def measured_with(record: Record, case: str) -> str:
-    """Say when and on what this case was measured, with which versions and in how many rounds."""
+    """Return date, rounds, machine, environment and versions of a case."""
     found = record["cases"][case]
     rounds = sorted(point["rounds"] for point in found["points"])
     many = f"{rounds[0]}" if rounds[0] == rounds[-1] else f"{rounds[0]} to {rounds[-1]}"
     software = report.software_line(found["software"])
     machine = report.machine_line(record["machine"])
-    return f"{found['date']}, medians of {many} rounds on {machine}, environment: {found['environment']}, {software}."
+    statistics = "medians" if statistic(found["points"][0]) == "median_ns" else "the fastest"
+    return (
+        f"{found['date']}, {statistics} of {many} rounds on {machine}, environment: {found['environment']}, {software}."
+    )
 
 
 def not_measured(case: str) -> str:
@@ -242,54 +253,54 @@ BLOCKS: dict[str, Callable[[Record, str], str]] = {
     "speed figure": speed_figure,
     "speed table": speed_table,
     "machine": machine,
-    "bars": bars,
+    "targets": targets,
     "rules": rules,
     "loop": loops,
 }
 
 
-def block(what: str, record: Record, name: str) -> str:
-    """Make one block's text, without its marks.
+def block(key: str, record: Record, name: str) -> str:
+    """Return one block's text, without its marks.
 
     Raises:
         ValueError: there is no such block.
     """
-    if what.startswith("case "):
-        return tables(record, what.removeprefix("case "))
-    if what.startswith("figure "):
-        return image(record, what.removeprefix("figure "))
-    if what not in BLOCKS:
-        raise ValueError(f"no block is named {what!r}; there are {', '.join(BLOCKS)}, 'case NAME' and 'figure NAME'")
-    return BLOCKS[what](record, name)
+    if key.startswith("case "):
+        return tables(record, key.removeprefix("case "))
+    if key.startswith("figure "):
+        return image(record, key.removeprefix("figure "))
+    if key not in BLOCKS:
+        raise ValueError(f"no block is named {key!r}; there are {', '.join(BLOCKS)}, 'case NAME' and 'figure NAME'")
+    return BLOCKS[key](record, name)
 
 
 def rewritten(text: str, record: Record, name: str) -> str:
-    """Make all blocks of the text anew.
+    """Return the text with new blocks.
 
     Raises:
-        ValueError: there are none, or a begin or an end is alone.
+        ValueError: there are no blocks, or a begin or an end is missing.
     """
     marks = [(mark.group(1), mark.group(2)) for mark in MARK.finditer(text)]
-    begun = [what for what, end in marks if end == "begin"]
-    if not begun or marks != [(what, end) for what in begun for end in ("begin", "end")]:
+    keys = [key for key, end in marks if end == "begin"]
+    if not keys or marks != [(key, end) for key in keys for end in ("begin", "end")]:
         raise ValueError("<!-- NAME: begin --> and <!-- NAME: end --> must follow each other")
-    for what in begun:
-        begin, end = f"<!-- {what}: begin -->", f"<!-- {what}: end -->"
+    for key in keys:
+        begin, end = f"<!-- {key}: begin -->", f"<!-- {key}: end -->"
         before, _, rest = text.partition(begin)
-        text = f"{before}{begin}\n{block(what, record, name)}\n{end}{rest.partition(end)[2]}"
+        text = f"{before}{begin}\n{block(key, record, name)}\n{end}{rest.partition(end)[2]}"
     return text
 
 
 def cited(text: str) -> str | None:
-    """Find the name of the results file that the text cites."""
+    """Return the name of the results file that the text cites."""
     found = re.search(r"\((?:\.\./)?bench/results/([^/)]+)\.json\)", text)
     return found.group(1) if found else None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.readme", description="Rewrite the tables of the benchmarks.")
+    parser = argparse.ArgumentParser(prog="python -m bench.readme", description="Rewrite tables and images.")
     parser.add_argument("documents", type=Path, nargs="*", default=DOCUMENTS)
-    parser.add_argument("--name", help="which bench/results/NAME.json")
+    parser.add_argument("--name", help="take bench/results/NAME.json")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table is not current")
     options = parser.parse_args(arguments)
     texts = {document: document.read_text(encoding="utf-8") for document in options.documents}
@@ -303,10 +314,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for document, text in texts.items():
         new = rewritten(text, record, name)
         if options.check:
-            print(f"{document.name} {'is current' if new == text else 'is not what its results file gives'}")
+            print(f"{document.name} {'is current' if new == text else 'differs from its results file'}")
             stale += new != text
         else:
             document.write_text(new, encoding="utf-8")
+    if not options.check:
+        plots.draw(record)
     return int(stale > 0)
 
 

@@ -1,4 +1,4 @@
-"""What a results file holds, and how it is read, merged and written.
+"""Contents of a results file, and functions that read, merge and write it.
 
 One file per machine. Each case keeps its own date and versions, so a run of one case leaves the others as they were.
 """
@@ -12,18 +12,19 @@ from typing import Any, Literal, TypedDict, cast
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 
-Statistic = Literal["median_ns", "mean_ns", "p90_ns"]
+Statistic = Literal["median_ns", "mean_ns", "p90_ns", "fastest_ns"]
 
 
-class Tail(TypedDict, total=False):
-    """Statistics that show the stalls which a median hides; files written before they existed have none."""
+class FurtherStatistics(TypedDict, total=False):
+    """Statistics that older files do not have: of stalls, which a median hides, and of the step disturbed least."""
 
     mean_ns: float
     p90_ns: float
+    fastest_ns: float
 
 
-class Timing(Tail):
-    """Nanoseconds a step: median and quartiles over the rounds, of samples of so many steps."""
+class Timing(FurtherStatistics):
+    """Nanoseconds per step: median and quartiles over the rounds, and the number of steps in a sample."""
 
     median_ns: float
     q1_ns: float
@@ -32,47 +33,49 @@ class Timing(Tail):
 
 
 class Ratio(TypedDict):
-    """A peer's time over onepass's: of the two medians, and the median of what each round gave."""
+    """A peer's time divided by onepass's: ratio of the medians, and median of the ratios in each round."""
 
     of_medians: float
     median_of_rounds: float
 
 
 class Comparison(TypedDict):
-    """The time of each peer, the first of which is onepass, and its ratio to onepass's."""
+    """Time of each peer, and its ratio to the time of onepass, the first peer."""
 
     timings: dict[str, Timing]
     over_onepass: dict[str, Ratio]
 
 
 class Parts(TypedDict, total=False):
-    """The optimizer's share of an iteration, where a point is one of whole iterations."""
+    """Parts of some points only: the steps within whole iterations, and sizes in bytes by name."""
 
     step: Comparison
+    bytes: dict[str, float]
 
 
 class Point(Comparison, Parts):
-    """One problem, and what each peer took for it."""
+    """One problem, and the time of each peer on it."""
 
     problem: str
     elements: int  # of all tensors together
     tensors: int
     dtype: str
-    threads: int  # 0: as many as each takes by default
+    threads: int  # 0: the default number of each peer
     rule: str
-    streams: int  # arrays that a step of the rule reads or writes
+    streams: int  # arrays that a step reads plus arrays that it writes
     rounds: int
 
 
-class BarRecord(TypedDict):
-    """What was to be reached, and what was: None where it could not be measured."""
+class TargetRecord(TypedDict):
+    """A target and the measured value, which is None where a peer is missing."""
 
     problem: str
-    peer: str  # whose time over onepass's it is; "" if the bar is no ratio
-    bar: str  # at least this ratio, or at most this time
+    peer: str  # "" if the target is a time and not a ratio to onepass's time
+    target: str  # "at least" a ratio or a percentage, or "at most" a time
+    wanted: float  # the same as a ratio or in nanoseconds
     measured: float | None
-    by_rounds: float | None  # the median of what each round gave
-    holds: bool | None
+    by_rounds: float | None  # the median of the ratios in each round
+    met: bool | None
 
 
 class Software(TypedDict):
@@ -87,18 +90,18 @@ class Software(TypedDict):
 
 
 class CaseRecord(TypedDict):
-    """One case: when and with what it was measured, and what came out."""
+    """One case: its date, environment and versions, and its results."""
 
     date: str
     quick: bool
-    environment: str  # one of `environment.VARIABLES`, and what was set besides
+    environment: str  # one of `environment.VARIABLES`, and the settings on top of it
     software: Software
     points: list[Point]
-    bars: list[BarRecord]
+    targets: list[TargetRecord]
 
 
 class Machine(TypedDict):
-    """On what: the caches are those that one core sees."""
+    """The machine, with the caches of one core."""
 
     cpu: str
     cores: int
@@ -123,10 +126,9 @@ def load(path: Path) -> Record:
     return cast(Record, json.loads(path.read_text(encoding="utf-8")))
 
 
-def save(path: Path, machine: Machine, cases: dict[str, CaseRecord]) -> Record:
-    """Write these cases into the file, beside those that it already holds."""
+def save(path: Path, machine: Machine, cases: dict[str, CaseRecord]) -> None:
+    """Write these cases into the file, and keep the other cases that it has."""
     kept: dict[str, Any] = dict(load(path)["cases"]) if path.exists() else {}
     record = Record(machine=machine, cases=dict(sorted({**kept, **cases}.items())))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return record

@@ -1,8 +1,8 @@
-"""The results as text for a terminal, and how numbers are written everywhere."""
+"""Results as text for a terminal, and the format of numbers everywhere."""
 
 from __future__ import annotations
 
-from .records import BarRecord, Comparison, Machine, Point, Software, Statistic
+from .records import Comparison, Machine, Point, Software, Statistic, TargetRecord
 
 STATISTICS: dict[Statistic, str] = {"median_ns": "median", "mean_ns": "mean", "p90_ns": "90th percentile"}
 
@@ -30,8 +30,22 @@ def times(ratio: float) -> str:
     return f"{digits(ratio)}\N{MULTIPLICATION SIGN}"
 
 
+def percent(share: float) -> str:
+    """Write a share as a percentage."""
+    return f"{100 * share:.0f} %" if share >= 0.01 else "<1 %"
+
+
+def size(number: float) -> str:
+    """Write a number of bytes with four digits: 128.2 MB."""
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.4g} {unit}"
+        number /= 1000
+    return f"{number:.4g} GB"
+
+
 def ratio(of: Comparison, name: str, statistic: Statistic) -> float:
-    """A peer's time over onepass's, which is the first."""
+    """Return a peer's time divided by the time of onepass, the first peer."""
     first, *_ = of["timings"].values()
     return float(f"{of['timings'][name][statistic] / first[statistic]:.5g}")
 
@@ -49,50 +63,58 @@ def software_line(software: Software) -> str:
 
 
 def table(point: Point) -> str:
-    """Write one problem's peers, a line each."""
+    """Write a line for each peer of one problem, and one for its sizes."""
     lines = [
         f"\n{point['problem']}, {point['rounds']} rounds",
         f"  {'':<28}{'a step':>10}{'quartiles':>24}{'ns/element':>12}"
-        f"{'/ onepass':>11}{'by rounds':>11}{'of the limit':>14}",
+        f"{'/ onepass':>11}{'by rounds':>11}{'of baseline':>14}",
     ]
     for name, timing in point["timings"].items():
         median, ratio = timing["median_ns"], point["over_onepass"][name]
-        of_limit = f"{limit_ns(point) / median:.2f}" if "stream limit" in point["timings"] else ""
+        of_baseline = percent(baseline_ns(point) / median) if "stream baseline" in point["timings"] else ""
         lines.append(
             f"  {name:<28}{duration(median):>10}{duration(timing['q1_ns']) + ' to ' + duration(timing['q3_ns']):>24}"
             f"{median / point['elements']:>12.3g}"
-            f"{digits(ratio['of_medians']):>11}{digits(ratio['median_of_rounds']):>11}{of_limit:>14}"
+            f"{digits(ratio['of_medians']):>11}{digits(ratio['median_of_rounds']):>11}{of_baseline:>14}"
         )
+    lines += [f"  {name}: {size(number)}" for name, number in point.get("bytes", {}).items()]
     return "\n".join(lines)
 
 
 def loop_table(point: Point) -> str:
-    """Write one network's peers: first their steps, then the whole iterations."""
+    """Write the steps of one network's peers, and then their whole iterations."""
     lines = [f"\n{point['problem']}, {point['rounds']} rounds"]
-    for what, part in (("a step", point["step"]), ("an iteration", point)):
-        lines.append(f"  {what:<28}{''.join(f'{text:>22}' for text in STATISTICS.values())}")
+    for title, part in (("a step", point["step"]), ("an iteration", point)):
+        lines.append(f"  {title:<28}{''.join(f'{text:>22}' for text in STATISTICS.values())}")
         for name, timing in part["timings"].items():
             cells = (f"{duration(timing[each])} ({digits(ratio(part, name, each))})" for each in STATISTICS)
             lines.append(f"  {name:<28}{''.join(f'{cell:>22}' for cell in cells)}")
     return "\n".join(lines)
 
 
-def limit_ns(point: Point) -> float:
-    """The stream limit of this problem's rule: it was measured with Adam's seven streams."""
-    return point["timings"]["stream limit"]["median_ns"] * point["streams"] / 7
+def baseline_ns(point: Point) -> float:
+    """Return the stream baseline in proportion to the rule's streams: Adam's seven are measured."""
+    return point["timings"]["stream baseline"]["median_ns"] * point["streams"] / 7
 
 
 LEGEND = (
-    "a step: median over the rounds; / onepass: that over onepass's median; by rounds: the median of each round's own "
-    "ratio;\nof the limit: the stream limit's median over this one, in proportion to the arrays that the rule moves; "
-    "in brackets:\nthe time over onepass's. Bars are judged by the ratio of medians unless they name something else."
+    "a step: median over the rounds; / onepass: ratio to onepass's median; by rounds: median of the ratios in each "
+    "round;\nof baseline: speed as a percentage of the stream baseline, scaled to the arrays that the rule moves; "
+    "in brackets:\nratio to onepass's time. Targets compare medians unless they name another statistic."
 )
 
 
-def bar_line(bar: BarRecord) -> str:
-    """Write one bar, and whether it is reached."""
-    text = f"{bar['problem']}: {bar['bar']}"
-    if bar["measured"] is None:
+def measured(target: TargetRecord, value: float) -> str:
+    """Write a value with the unit of its target."""
+    if target["peer"] == "stream baseline":
+        return percent(value)
+    return times(value) if target["peer"] else f"{digits(value)} ns"
+
+
+def target_line(target: TargetRecord) -> str:
+    """Write one target and its result."""
+    text = f"{target['problem']}: {target['target']}"
+    if target["measured"] is None:
         return f"not measured  {text}"
-    by_rounds = "" if bar["by_rounds"] is None else f" ({digits(bar['by_rounds'])} by rounds)"
-    return f"{'holds' if bar['holds'] else 'missed':<6}  {text}: {digits(bar['measured'])}{by_rounds}"
+    by_rounds = "" if target["by_rounds"] is None else f" ({measured(target, target['by_rounds'])} by rounds)"
+    return f"{'met' if target['met'] else 'missed':<6}  {text}: {measured(target, target['measured'])}{by_rounds}"

@@ -20,7 +20,7 @@ import numpy as np
 
 import onepass
 
-from .measure import ROUNDS_AT_LEAST, Effort, Series, WrongResult, no_garbage_collection, point
+from .measure import Budget, Series, WrongResult, no_garbage_collection, point, rounds
 from .peer import Options, Peer, Problem
 from .records import ROOT, Point
 
@@ -33,7 +33,7 @@ NETWORK = Problem(
 
 
 def why_missing() -> str | None:
-    """Say what is lacking, if something is."""
+    """Return the reason why the digits are missing, or None."""
     if importlib.util.find_spec("sklearn") is None:
         return "scikit-learn, which carries the digits, is not installed"
     return None
@@ -41,7 +41,7 @@ def why_missing() -> str | None:
 
 @cache
 def example() -> Any:
-    """The example as a module."""
+    """Return the example as a module."""
     spec = importlib.util.spec_from_file_location("train_digits", ROOT / "examples" / "train_digits.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -49,11 +49,11 @@ def example() -> Any:
     return module
 
 
-def measure(kinds: Sequence[type[Peer]], problem: Problem, effort: Effort, rng: np.random.Generator) -> Point:
-    """Time whole trainings with each peer, the first one being what the others are compared with.
+def measure(kinds: Sequence[type[Peer]], problem: Problem, budget: Budget, rng: np.random.Generator) -> Point:
+    """Time whole trainings with each peer, and compare the others with the first.
 
     Raises:
-        WrongResult: with a peer that takes steps the loss ends elsewhere than with the first.
+        WrongResult: the last loss of a peer that takes steps differs from the first peer's.
     """
     onepass.set_num_threads(problem.threads)
     digits, start = example().scanned_digits(), example().initial_parameters(LAYERS, seed=0)
@@ -61,17 +61,15 @@ def measure(kinds: Sequence[type[Peer]], problem: Problem, effort: Effort, rng: 
     series = [Series(kind, steps=EPOCHS * batches) for kind in kinds]
     losses: dict[type[Peer], list[float]] = {kind: [] for kind in kinds}
     with no_garbage_collection():
-        end, rounds = time.monotonic() + effort.seconds, 0
-        while rounds < ROUNDS_AT_LEAST or time.monotonic() < end:
+        for _ in rounds(budget.seconds):
             seed = int(rng.integers(2**32))
             for one in random.sample(series, len(series)):
                 ns, loss = train(one.kind, problem, digits, start, seed)
                 one.rounds.append([ns])
                 losses[one.kind].append(loss)
-            rounds += 1
     wanted = statistics.median(losses[kinds[0]])
     for kind, ends in losses.items():
-        # One last bit can switch a ReLU: after that two trainings are alike, but no longer the same.
+        # A difference in the last bit can switch a ReLU: after that two trainings are only similar.
         if kind.takes_steps and not math.isclose(statistics.median(ends), wanted, rel_tol=0.05):
             raise WrongResult(
                 f"with {kind.name} the last epoch's loss is {statistics.median(ends):.4g}, not {wanted:.4g}"
@@ -80,7 +78,7 @@ def measure(kinds: Sequence[type[Peer]], problem: Problem, effort: Effort, rng: 
 
 
 def train(kind: type[Peer], problem: Problem, digits: Any, start: Any, seed: int) -> tuple[float, float]:
-    """Train once: nanoseconds a step, and the last epoch's loss."""
+    """Train once; return the nanoseconds per step and the last epoch's loss."""
     peer = kind(problem, [p.flatten() for p in start], Options(lr=LR))
     network = [flat.reshape(p.shape) for flat, p in zip(peer.params(), start, strict=True)]  # views
     rng, gradient_of = np.random.default_rng(seed), example().loss_and_gradients

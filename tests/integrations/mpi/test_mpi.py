@@ -119,3 +119,14 @@ def test_what_the_page_shows_runs(ranks: int, tmp_path: Path) -> None:
     status, printed = mpiexec(ranks, "-m", "mpi4py", script)
     assert status == 0, printed
     assert (tmp_path / "state" / "manifest.json").exists()
+
+
+def test_the_benchmark_measures_times_and_bytes_on_all_ranks() -> None:
+    distributed = pytest.importorskip("bench.distributed", reason="the benchmarks are missing")
+    problem = distributed.Problem.of(16384, rule="AdamW", ranks=2)
+    kinds = (distributed.Sharded, distributed.ShardedClip, distributed.ShardedScattered)
+    point = distributed.measure_ranks(kinds, problem, distributed.Budget(iterations=3), None)
+    assert [*point["timings"]] == [kind.name for kind in kinds] and point["rounds"] == 3
+    assert point["bytes"]["state of a rank"] == 8 * 8192 and point["bytes"]["gradient of its share"] == 4 * 8192
+    least, sent = 2 * 4 * 16384, point["bytes"].get("sent in a step, all ranks")  # None without a network of its own
+    assert sent is None or least < sent < 1.2 * least

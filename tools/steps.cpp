@@ -1,4 +1,4 @@
-// Takes steps of the core alone, for callgrind to count: steps TENSORS STEPS.
+// Steps of the core without Python, for callgrind to count: steps TENSORS STEPS.
 #include <cstdlib>
 #include <limits>
 #include <memory>
@@ -18,7 +18,8 @@ int main(int, char** arguments) {
   std::vector<onepass::Parameter> parameters;
   std::vector<onepass::Gradient> gradients;
   for (std::size_t i = 0; i < tensors; ++i) {
-    parameters.push_back({onepass::float32, 1, 1, {&param[i], nullptr, {&exp_avg[i], &exp_avg_sq[i]}, nullptr}, 0, 0, {}});
+    parameters.push_back(
+        {onepass::float32, 1, 1, {&param[i], nullptr, {&exp_avg[i], &exp_avg_sq[i]}, nullptr}, 0, 0, {}});
     gradients.push_back({&grad[i], nullptr, 0});
   }
   onepass::Optimizer optimizer(true);

@@ -1,9 +1,9 @@
-"""How many instructions the hot loops take per element: a regression guard that noise cannot break.
+"""Regression guard on the number of instructions per element, which noise cannot change.
 
-``python -m bench.guard BUILD`` reads the machine code of the kernels in a build folder, counts the instructions of a
-whole step where valgrind is there, and compares both with what ``bench/instructions.json`` has for this compiler. More
-than ``SLACK`` of them, a kernel that is gone or a new one is an error; ``--record`` writes what there is instead.
-Compilers differ: of one for which nothing is recorded that is all that is said.
+``python -m tools.guard_instructions BUILD`` reads the machine code of the kernels in a build folder, counts the
+instructions of a whole step if valgrind is installed, and compares both with the counts in ``tools/instructions.json``
+for this compiler. A ratio above ``SLACK``, a missing kernel or a new one is an error; ``--record`` writes the counts
+instead. Compilers differ: without counts for this one nothing is compared.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 from tools.kernel_code import innermost_loops, kernels_of, output
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORD = ROOT / "bench" / "instructions.json"
-DRIVER = ROOT / "bench" / "steps.cpp"
+RECORD = ROOT / "tools" / "instructions.json"
+DRIVER = ROOT / "tools" / "steps.cpp"
 SLACK = 1.03
 REGISTERS = {"baseline": "xmm", "avx2": "ymm", "avx512": "zmm"}
 SIZES = {"float32": 4, "float64": 8}
@@ -56,7 +56,7 @@ def loops_of(build: Path) -> Counts:
 
 
 def elements_of(loop: list[str], dtype: str, register: str) -> int:
-    """Count the elements that one turn of a loop advances by; 0 for a loop that is not over whole vectors."""
+    """Count the elements that one iteration of a loop advances by; 0 if the loop is not over whole vectors."""
     if not any(re.match(rf"v?(?:add|sub|mul|cvtps2)p[sd]? .*%{register}", text) for text in loop):
         return 0
     advances = []
@@ -64,7 +64,7 @@ def elements_of(loop: list[str], dtype: str, register: str) -> int:
         match = (
             re.match(r"add +\$0x([0-9a-f]+),%(r\w+)$", text)
             or re.match(r"lea +0x([0-9a-f]+)\(%(r\w+)\),%\2$", text)
-            or re.match(r"(sub) +\$0xffffffffffffff80,%(r\w+)$", text)  # what adds 128 in a shorter instruction
+            or re.match(r"(sub) +\$0xffffffffffffff80,%(r\w+)$", text)  # adds 128 in a shorter instruction
         )
         if match is None:
             continue
@@ -79,7 +79,7 @@ def elements_of(loop: list[str], dtype: str, register: str) -> int:
 def steps_of(build: Path) -> Counts:
     """Count the instructions of a whole step of the core, for some numbers of tensors of one element."""
     if shutil.which("valgrind") is None:
-        print("valgrind is not there: the instructions of a step are not counted")
+        print("valgrind is not installed: the instructions of a step are not counted")
         return {}
     entries = json.loads((build / "compile_commands.json").read_text())
     compiler = entries[0]["command"].split()[0]
@@ -95,7 +95,7 @@ def steps_of(build: Path) -> Counts:
 
 
 def collected(folder: str, program: Path, tensors: int, steps: int) -> int:
-    """Run the program on the baseline's kernels and say how many instructions it took."""
+    """Return the number of instructions that the program takes on the baseline's kernels."""
     log = Path(folder) / "log"
     arguments = ["--tool=callgrind", f"--callgrind-out-file={folder}/out", f"--log-file={log}"]
     environment = {**os.environ, "ONEPASS_ISA": "baseline", "ONEPASS_NUM_THREADS": "1"}
@@ -106,16 +106,17 @@ def collected(folder: str, program: Path, tensors: int, steps: int) -> int:
 
 
 def compare(recorded: Counts, counts: Counts) -> list[str]:
-    """List what is worse than recorded, or gone, or new."""
+    """List the counts that are worse than recorded, missing or new."""
     problems = [f"{name}: {counts[name]:g} instructions, {old:g} recorded" for name, old in recorded.items()
                 if name in counts and counts[name] > old * SLACK]  # fmt: skip
-    counted = any(name.startswith("step:") for name in counts)  # which needs valgrind
-    problems += [f"{name}: gone" for name in recorded if name not in counts and (counted or "step:" not in name)]
+    counted = any(name.startswith("step:") for name in counts)  # with valgrind
+    problems += [f"{name}: missing" for name in recorded if name not in counts and (counted or "step:" not in name)]
     return problems + [f"{name}: new" for name in counts if name not in recorded]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.guard", description="Count the hot loops' instructions.")
+    """Compare or record the counts; return 1 if one is worse than recorded."""
+    parser = argparse.ArgumentParser(prog="python -m tools.guard_instructions", description="Count instructions.")
     parser.add_argument("build", type=Path, help="a build folder, with compile_commands.json")
     parser.add_argument("--record", action="store_true", help="write the counts instead of comparing")
     options = parser.parse_args(arguments)
@@ -133,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     better = [name for name, old in everything[compiler].items() if counts.get(name, old) * SLACK < old]
     print("\n".join(problems) or f"{len(counts)} counts of {compiler} are as recorded, or fewer ({len(better)})")
     if problems:
-        print("if that is meant: make bench-guard ARGS=--record")
+        print("to accept these counts: make bench-guard ARGS=--record")
     return 1 if problems else 0
 
 

@@ -1,0 +1,147 @@
+"""Tables and pages of the benchmarks: README and docs show the contents of the results files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench import cases, loop, measure, peers, plots, readme, records, report
+
+
+def test_the_statistics_of_a_series_show_its_stalls() -> None:
+    usual, stalling = (measure.Series(kind, steps=1) for kind in (peers.Onepass, peers.NoOptimizer))
+    usual.rounds, stalling.rounds = [[10.0] * 4] * 5, [[9.0, 10.0, 10.0, 51.0]] * 5
+    compared = measure.comparison([usual, stalling])
+    expected = {"median_ns": 10, "q1_ns": 9.75, "q3_ns": 20.25, "mean_ns": 20, "p90_ns": 51, "fastest_ns": 9}
+    assert compared["timings"]["no optimizer"] == {**expected, "steps_per_sample": 1}
+    assert compared["over_onepass"]["no optimizer"] == {"of_medians": 1, "median_of_rounds": 1}
+    assert [report.ratio(compared, "no optimizer", each) for each in report.STATISTICS] == [1, 2, 5.1]
+
+
+def point_of(medians: dict[str, float], **more: Any) -> Any:
+    """A point whose means are twice its medians."""
+    timings = {
+        n: {"median_ns": m, "mean_ns": 2 * m + (n != "onepass"), "fastest_ns": m / 2} for n, m in medians.items()
+    }
+    ratios = {name: {"of_medians": 0, "median_of_rounds": 1.2} for name in medians}
+    shared = {"problem": "a network", "elements": 8, "streams": 7, "rounds": 2}
+    return {**shared, "timings": timings, "over_onepass": ratios, **more}
+
+
+def record_of(**points: list[Any]) -> Any:
+    software = {"onepass": "1", "compiler": "", "instruction_set": "", "python": "", "numpy": "", "peers": {}}
+    machine = {"cpu": "A CPU", "cores": 2, "caches": {}, "memory_gib": 8, "system": "", "architecture": ""}
+    case = {"date": "", "environment": "quiet", "software": software}
+    return {"machine": machine, "cases": {name.replace("_", "-"): {**case, "points": p} for name, p in points.items()}}
+
+
+def test_a_target_is_judged_by_its_part_of_the_loop_and_its_statistic() -> None:
+    problem, one = loop.square(8), peers.OnepassOneThread
+    points = {problem: point_of({"onepass": 100, one.name: 99.5}, step=point_of({"onepass": 10, one.name: 15}))}
+    judged = {
+        (part, statistic): cases.Target(problem, (one,), 1, part, statistic).judge(points)
+        for part in ("step", "iteration")
+        for statistic in ("median_ns", "mean_ns")
+    }
+    measured = {key: (target["measured"], target["by_rounds"], target["met"]) for key, target in judged.items()}
+    assert measured == {
+        ("step", "median_ns"): (1.5, 1.2, True),
+        ("step", "mean_ns"): (1.55, None, True),
+        ("iteration", "median_ns"): (0.995, 1.2, False),
+        ("iteration", "mean_ns"): (1.0, None, True),
+    }
+    assert judged["iteration", "mean_ns"]["target"] == "iteration, mean: at least 1× onepass, one thread"
+    assert plots.target_label(judged["step", "median_ns"]) == f"{problem}, step: onepass, one thread"
+
+
+def test_a_target_of_the_stream_baseline_is_a_percentage() -> None:
+    points = {cases.MILLION: point_of({"onepass": 10, "stream baseline": 8})}
+    line = report.target_line(cases.Target(cases.MILLION, (peers.StreamBaseline,), 0.85).judge(points))
+    assert line.startswith("missed") and ": at least 85 % of the stream baseline: 80 % (" in line
+
+
+def test_the_fastest_time_is_bold() -> None:
+    point = point_of({"onepass": 2e3, "stream baseline": 1e3, "Numba": 1.5e3, "thinc": 3e3})
+    among = [*point["timings"], "absent"]
+    cells = {name: readme.cell(point, name, among) for name in among}
+    assert (cells["onepass"], cells["Numba"]) == ("2.00 µs", "**1.50 µs** (0.75×)")
+    assert (cells["stream baseline"], cells["thinc"], cells["absent"]) == ("1.00 µs (0.50×)", "3.00 µs (1.50×)", "")
+    assert readme.ranking(point, among) == ["Numba", "onepass", "thinc"]
+    assert readme.cell(point, "onepass", ["onepass", "thinc"]) == "**2.00 µs**"
+
+
+def test_the_description_of_readmes_image_ranks_the_peers_at_both_ends() -> None:
+    small, large = {"onepass": 1e3, "Numba": 2e3}, {"onepass": 2e6, "Numba": 1e6, "stream baseline": 1e5}
+    sizes = [point_of(medians, elements=elements) for medians, elements in ((small, 100), (large, 10**6))]
+    text = readme.speed_figure(record_of(sizes=sizes), "a-machine")
+    assert ". At 100 parameters, the fastest first: onepass, Numba; at 1 million parameters, the" in text
+    assert "parameters, the fastest first: Numba, onepass.](" in text
+
+
+def test_a_case_has_one_table_of_times_and_one_of_speeds_relative_to_the_stream_baseline() -> None:
+    names = ("10 elements, float32, 1 thread", "20 elements, float32, 1 thread")
+    medians = {"onepass": 2e3, "stream baseline": 1e3}
+    text = readme.tables(record_of(small=[point_of(medians, problem=name, streams=5) for name in names]), "small")
+    times, shares, _ = text.split("\n\n")
+    assert times.splitlines()[0] == "| float32, 1 thread | 10 elements | 20 elements |"
+    assert times.splitlines()[2] == "| onepass | **2.00 µs** | **2.00 µs** |"
+    assert shares.splitlines()[2:] == ["| onepass | 36 % | 36 % |"]
+
+
+def test_sizes_are_below_the_fastest_times() -> None:
+    points = [point_of({"a step": 2e6}, bytes={"state": 64e6}), point_of({"a step": 4e6}, bytes={"sent": 128.2e6})]
+    text = readme.tables(record_of(ranks=points), "ranks")
+    assert text.splitlines()[2:5] == [
+        "| a step | 1.00 ms | 2.00 ms |",
+        "| state | 64 MB |  |",
+        "| sent |  | 128.2 MB |",
+    ]
+    assert ", the fastest of 2 rounds on A CPU" in text
+
+
+def test_the_table_of_loops_has_both_libraries_in_one_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(records, "RESULTS", tmp_path)  # no other machine's results
+
+    def of(elements: int, own: str, peer: str, steps: float, iterations: float) -> Any:
+        step = point_of({own: 1e6, peer: 1e6 * steps})
+        return point_of({own: 5e6, peer: 5e6 * iterations}, step=step, elements=elements)
+
+    torch = of(1_050_624, "onepass for torch", "torch fused", 1.3, 1.1)
+    numpy = [of(n, "onepass", "textbook NumPy", 2, 1) for n in (66_048, 1_050_624)]
+    lines = readme.block("loop", record_of(loop_torch=[torch], loop_numpy=numpy), "a-machine").splitlines()
+    assert lines[2] == "| 0.07 million |  |  |  |  | 2.00 ms | 1.00 ms | 2.00× | 1.00× |"
+    assert lines[3] == "| 1.05 million | 1.30 ms | 1.00 ms | 1.30× | 1.10× | 2.00 ms | 1.00 ms | 2.00× | 1.00× |"
+    assert "PyTorch" not in readme.block("loop", record_of(loop_numpy=numpy), "a-machine")
+    assert "make bench CASE=loop-torch" in readme.block("loop", record_of(), "a-machine")
+    another = record_of(loop_torch=[torch])
+    another["machine"]["cpu"] = "Another CPU"
+    (tmp_path / "another.json").write_text(json.dumps(another))
+    text = readme.block("loop", record_of(loop_numpy=numpy), "a-machine")
+    assert "PyTorch" in text and "Measured on Another CPU, 2 cores, 8 GiB; A CPU, 2 cores" in text
+
+
+def test_a_case_that_is_not_measured_names_its_command_with_its_settings() -> None:
+    text = readme.block("case loop-numpy A=1 B=2", {"cases": {}}, "a-machine")
+    assert text == 'Not measured on this machine yet: `make bench CASE=loop-numpy ARGS="--env A=1 --env B=2"`.'
+
+
+@pytest.mark.parametrize("text", ["", "<!-- rules: begin -->", "<!-- rules: end --><!-- rules: begin -->"])
+def test_a_page_without_a_whole_block_of_a_known_name_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="must follow each other"):
+        readme.rewritten(text, record_of(), "a-machine")
+    with pytest.raises(ValueError, match="no block is named 'x'"):
+        readme.rewritten("<!-- x: begin -->\n<!-- x: end -->", record_of(), "a-machine")
+
+
+def test_the_pages_show_every_case_of_the_results_file_that_they_cite() -> None:
+    pages = {path.name: path.read_text(encoding="utf-8") for path in readme.DOCUMENTS}
+    (name,) = {*map(readme.cited, pages.values())} - {None}
+    for path in records.RESULTS.glob("*.json"):
+        record = records.load(path)
+        assert not any(case["quick"] for case in record["cases"].values()), path.name
+        for page, text in pages.items():
+            assert (readme.rewritten(text, record, path.stem) == text) >= (path.stem == name), page
+    shown = {key.removeprefix("case ") for text in pages.values() for key, _ in readme.MARK.findall(text)}
+    assert set(cases.CASES) <= shown
