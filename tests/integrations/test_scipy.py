@@ -24,6 +24,11 @@ def slope(x: Any) -> Any:
     return 2 * (x - TARGET)
 
 
+def run_sgd(fun: Any = bowl, jac: Any = slope, callback: Any = None, tol: float | None = None, **options: Any) -> Any:
+    """Minimize with SGD, starting at zero."""
+    return optimize.minimize(fun, np.zeros(3), jac=jac, method=ours.sgd, callback=callback, tol=tol, options=options)
+
+
 @pytest.mark.parametrize(("name", "options"), [
     ("adam", {"lr": 0.1}), ("adamw", {"lr": 0.1, "weight_decay": 0.0}), ("adamax", {"lr": 0.1}), ("nadam", {"lr": 0.1}),
     ("adagrad", {"lr": 1.0}), ("adadelta", {"lr": 10.0}), ("sgd", {"lr": 0.1}), ("sgd", {"lr": 0.02, "momentum": 0.9}),
@@ -108,29 +113,35 @@ def test_bounds_hold_at_every_step_and_at_the_end(bounds: Any) -> None:
     np.testing.assert_allclose(found.x, [0.5, -1, 0.5], atol=1e-3)
 
 
-def test_status_reports_why_the_minimization_ended() -> None:
-    def run(**options: Any) -> Any:
-        callback = options.pop("callback", None)
-        return optimize.minimize(options.pop("fun", bowl), np.zeros(3), jac=options.pop("jac", slope), method=ours.sgd,
-                                 callback=callback, options=options)  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "success", "status", "steps"),
+    [
+        ({"lr": 0.001, "maxiter": 3}, False, 1, 3),
+        ({"lr": 0.1, "maxiter": 0}, False, 1, 0),
+        ({"lr": 1e-9, "xtol": 1e-6}, True, 2, 1),
+        ({"lr": 0.1, "fun": lambda x: np.nan}, False, 3, 0),
+        ({"lr": 0.1, "jac": lambda x: np.full(3, np.inf)}, False, 3, 0),
+    ],
+    ids=["maxiter", "no step", "xtol", "value is NaN", "gradient is infinite"],
+)
+def test_status_reports_why_the_minimization_ended(options: Any, success: bool, status: int, steps: int) -> None:
+    found = run_sgd(**options)
+    assert (found.success, found.status, found.nit) == (success, status, steps)
+    assert steps > 0 or (found.x == 0).all()
 
-    short = run(lr=0.001, maxiter=3)
-    assert (short.success, short.status, short.nit) == (False, 1, 3)
-    tiny = run(lr=1e-9, xtol=1e-6)
-    assert (tiny.success, tiny.status, tiny.nit) == (True, 2, 1)
-    nan = run(lr=0.1, fun=lambda x: np.nan if x[0] > 0.3 else bowl(x))
-    assert (nan.success, nan.status) == (False, 3) and np.isfinite(nan.fun) and nan.x[0] <= 0.3
-    assert run(lr=0.1, fun=lambda x: np.nan).status == 3
-    assert run(lr=0.1, jac=lambda x: np.full(3, np.inf)).status == 3
 
+def test_minimization_ends_before_a_point_whose_value_is_nan() -> None:
+    found = run_sgd(lr=0.1, fun=lambda x: np.nan if x[0] > 0.3 else bowl(x))
+    assert (found.success, found.status) == (False, 3) and np.isfinite(found.fun) and found.x[0] <= 0.3
+
+
+def test_callback_can_stop_the_minimization() -> None:
     def stop(*, intermediate_result: Any) -> None:
         if intermediate_result.fun < 1:
             raise StopIteration
 
-    stopped = run(lr=0.1, callback=stop)
-    assert stopped.status == 99 and not stopped.success and 0 < stopped.fun < 1
-    nothing = run(lr=0.1, maxiter=0)
-    assert nothing.nit == 0 and (nothing.x == 0).all()
+    found = run_sgd(lr=0.1, callback=stop)
+    assert found.status == 99 and not found.success and 0 < found.fun < 1
 
 
 def test_return_value_of_a_callback_is_ignored() -> None:
@@ -148,10 +159,9 @@ def test_last_finite_point_is_returned_without_success(ends: dict[str, Any]) -> 
     def stop(x: Any) -> None:
         raise StopIteration
 
-    options = {"lr": 1e-12, "xtol": ends.get("xtol", 0.0)}
     callback = stop if "callback" in ends else None
     for fun, jac in ((bowl, broken), (lambda x: np.nan if x[0] else bowl(x), slope)):
-        found = optimize.minimize(fun, np.zeros(3), jac=jac, method=ours.sgd, callback=callback, options=options)
+        found = run_sgd(fun, jac, callback, lr=1e-12, xtol=ends.get("xtol", 0.0))
         assert (found.success, found.status, found.nit) == (False, 3, 1)
         assert (found.x == 0).all() and np.isfinite(found.fun) and np.isfinite(found.jac).all()
 
@@ -164,14 +174,12 @@ def test_steps_lost_to_rounding_are_not_reported_as_success() -> None:
 
 def test_tol_sets_gtol_unless_gtol_is_given() -> None:
     for tol, options, within in ((1e-2, {}, 1e-2), (1e-2, {"gtol": 1e-4}, 1e-4), (None, {"gtol": None}, 1e-5)):
-        found = optimize.minimize(
-            bowl, np.zeros(3), jac=slope, method=ours.sgd, tol=tol, options={"lr": 0.1, **options}
-        )
+        found = run_sgd(tol=tol, lr=0.1, **options)
         assert found.success and 0.5 * within < np.abs(found.jac).max() <= within
 
 
 def test_maxiter_of_none_means_one_thousand() -> None:
-    found = optimize.minimize(bowl, np.zeros(3), jac=slope, method=ours.sgd, options={"lr": 1e-9, "maxiter": None})
+    found = run_sgd(lr=1e-9, maxiter=None)
     assert (found.status, found.nit) == (1, 1000)
 
 
@@ -224,11 +232,9 @@ def test_second_derivatives_are_ignored_with_scipys_warning(name: str) -> None:
 
 
 def test_ftol_ends_where_the_objective_hardly_changes() -> None:
-    options = {"lr": 0.1, "gtol": 0.0, "ftol": 1e-3}
-    found = optimize.minimize(bowl, np.zeros(3), jac=slope, method=ours.sgd, options=options)
+    found = run_sgd(lr=0.1, gtol=0.0, ftol=1e-3)
     values: list[float] = []
-    optimize.minimize(bowl, np.zeros(3), jac=slope, method=ours.sgd, options={"lr": 0.1, "maxiter": found.nit},
-                      callback=lambda x: values.append(float(bowl(x))))  # fmt: skip
+    run_sgd(lr=0.1, maxiter=found.nit, callback=lambda x: values.append(bowl(x)))
     changes = -np.diff([bowl(np.zeros(3)), *values])
     limits = 1e-3 * np.maximum(1, [bowl(np.zeros(3)), *values[:-1]])
     assert (

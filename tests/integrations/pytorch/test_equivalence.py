@@ -10,12 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import onepass.integrations.torch as ours
-from integrations.pytorch.helpers import (
-    assert_same_as_pytorch,
-    for_each_optimizer,
-    make_parameters,
-    set_gradients,
-)
+from integrations.pytorch.helpers import assert_same_as_pytorch, for_each_optimizer, make_parameters, set_gradients
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -10,13 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import onepass.integrations.torch as ours
-from integrations.pytorch.helpers import (
-    assert_fast,
-    assert_same_as_pytorch,
-    gradient,
-    make_parameters,
-    set_gradients,
-)
+from integrations.pytorch.helpers import assert_fast, assert_same_as_pytorch, gradient, make_parameters, set_gradients
 
 LAYOUTS: dict[str, Callable[[Any], Any]] = {
     "plain": lambda values: values,

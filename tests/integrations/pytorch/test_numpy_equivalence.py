@@ -111,9 +111,7 @@ def test_parameter_without_a_gradient_keeps_its_value_state_and_count(kind: str,
             assert np.max(np.abs(ours.state[i][name] - expected[name])) <= TOLERANCE[dtype] * size, name
 
 
-SPARSE: dict[
-    str, tuple[str, dict[str, Any], dict[str, Any]]
-] = {  # class in torch, options, options of onepass only
+SPARSE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # class in torch, options, options of onepass only
     "SGD": ("SGD", {"lr": 0.05}, {}),
     "SGD, maximize": ("SGD", {"lr": 0.05, "maximize": True}, {}),
     "Adagrad": ("Adagrad", {"lr": 0.05, "lr_decay": 0.1, "initial_accumulator_value": 0.5, "eps": 1e-2}, {}),

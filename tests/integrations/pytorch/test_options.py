@@ -11,13 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import onepass.integrations.torch as ours
-from integrations.pytorch.helpers import (
-    assert_fast,
-    assert_same_as_pytorch,
-    gradient,
-    make_parameters,
-    set_gradients,
-)
+from integrations.pytorch.helpers import assert_fast, assert_same_as_pytorch, gradient, make_parameters, set_gradients
 
 lr_scheduler = torch.optim.lr_scheduler
 
