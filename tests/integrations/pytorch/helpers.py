@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -81,3 +82,12 @@ def assert_fast(optimizer: Any, slow_steps: int = 1) -> None:
     """Assert that an optimizer of onepass's has taken only so many steps on the slow path: the first step."""
     if has_exchange and hasattr(optimizer, "slow_steps"):
         assert optimizer.slow_steps == slow_steps
+
+
+def run_in_threads(functions: Iterable[Callable[[], Any]]) -> None:
+    """Run each function in a thread of its own and wait for all."""
+    threads = [threading.Thread(target=function) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ import onepass
 
 torch = pytest.importorskip("torch")
 optim = pytest.importorskip("onepass.integrations.torch")
+
+from integrations.pytorch.helpers import run_in_threads
 
 LARGE = 1_000_003  # elements: worth a team
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the runtime is looked for on Linux")
@@ -193,15 +194,8 @@ print(json.dumps(counts))
 
 def test_threads_that_step_at_once_get_the_same_bits() -> None:
     expected = parameters_after(2, 2)
-    results: list[Any] = [None] * 4
-
-    def work(index: int) -> None:
-        results[index] = parameters_after(2, 2)
-
-    workers = [threading.Thread(target=work, args=(index,)) for index in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    results: list[Any] = []
+    run_in_threads([lambda: results.append(parameters_after(2, 2))] * 4)
+    assert len(results) == 4
     for result in results:
         np.testing.assert_array_equal(result, expected)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -12,15 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import onepass.integrations.torch as ours
-
-
-def run_in_threads(functions: Iterable[Callable[[], Any]]) -> None:
-    """Run each function in a thread of its own and wait for all."""
-    threads = [threading.Thread(target=function) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+from integrations.pytorch.helpers import run_in_threads
 
 
 def steps(optimizer: Any, count: int) -> Callable[[], Any]:
