@@ -183,7 +183,7 @@ def test_parameters_with_gaps_that_share_memory_are_stepped_unless_their_norm_is
 # ---- Freed memory ----
 
 
-def test_parameter_whose_memory_was_freed_is_refused_until_it_has_memory_again() -> None:
+def test_memory_can_be_resized_and_a_parameter_without_memory_is_refused() -> None:
     p = torch.nn.Parameter(torch.ones(4))
     optimizer = ours.SGD([p], lr=0.5)
     p.grad = torch.ones(4)

@@ -113,21 +113,22 @@ def test_flags_may_be_numbers() -> None:
     assert "max_exp_avg_sq" in optimizer.state[p]
 
 
-@pytest.mark.parametrize("option", ["lr", "tensor of betas", "list of betas"])
+@pytest.mark.parametrize("option", ["lr", "tensors of betas", "list of betas"])
 def test_option_changed_in_place_counts_from_the_next_step(option: str) -> None:
     def run(module: Any) -> list[Any]:
-        p, number = torch.nn.Parameter(torch.ones(2)), torch.tensor(0.1 if option == "lr" else 0.9)
-        optimizer = module.Adam([p], lr=0.1, foreach=False)
-        group = optimizer.param_groups[0]
-        if option == "lr":
-            group["lr"] = number
-        else:
-            group["betas"] = (number, torch.tensor(0.99)) if option == "tensor of betas" else [0.9, 0.99]
+        p = torch.nn.Parameter(torch.ones(2))
+        lr, beta1, betas = torch.tensor(0.1), torch.tensor(0.9), [0.9, 0.99]
+        options = {"lr": lr} if option == "lr" else {"lr": 0.1}
+        if option == "tensors of betas":
+            options["betas"] = (beta1, torch.tensor(0.99))
+        optimizer = module.Adam([p], foreach=False, **options)
+        if option == "list of betas":
+            optimizer.param_groups[0]["betas"] = betas
         for t in range(4):
-            if t == 2 and option == "list of betas":
-                group["betas"][0] = 0.0
-            elif t == 2:
-                number.zero_()
+            if t == 2:
+                lr.fill_(0.02)
+                beta1.fill_(0.0)
+                betas[0] = 0.0
             p.grad = torch.full((2,), 1.0 - t)
             optimizer.step()
         return [p]

@@ -14,10 +14,11 @@ import onepass.integrations.torch as ours
 from integrations.pytorch.helpers import assert_fast, assert_same_as_pytorch, gradient
 
 
-def stepped_adam(**options: Any) -> tuple[Any, Any]:
+def stepped_adam() -> tuple[Any, Any]:
     """Return a parameter of four ones and an Adam that has taken one step with a learning rate of 0.5."""
     p = torch.nn.Parameter(torch.ones(4))
-    optimizer = ours.Adam([p], lr=0.5, **options)
+    optimizer = ours.Adam([p], lr=0.5)
+    assert not optimizer.state
     p.grad = torch.ones(4)
     optimizer.step()
     return p, optimizer
