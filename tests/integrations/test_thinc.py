@@ -128,8 +128,8 @@ def test_model_trains_as_with_thincs_optimizers(name: str) -> None:
 
 
 @pytest.fixture
-def left(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The steps that are left to thinc, by number, of optimizers of either kind."""
+def thinc_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Record the number of each step that is left to thinc, of both libraries' optimizers."""
     steps = []
     thincs = thinc.Optimizer.__call__
 
@@ -150,7 +150,7 @@ LAYOUTS: dict[str, Any] = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("which", ["weights", "gradient", "average"])
-def test_unusual_layouts_and_dtypes_are_left_to_thinc(left: list[int], which: str, layout: str) -> None:
+def test_unusual_layouts_and_dtypes_are_left_to_thinc(thinc_steps: list[int], which: str, layout: str) -> None:
     runs = []
     for module in (ours, thinc):
         rng = np.random.default_rng(0)
@@ -162,10 +162,10 @@ def test_unusual_layouts_and_dtypes_are_left_to_thinc(left: list[int], which: st
         assert optimizer.averages[0, "W"] is arrays["average"]
         runs.append((weights, arrays["average"]))
     assert_same_bits(*runs)
-    assert left == [0, 0]
+    assert thinc_steps == [0, 0]
 
 
-def test_average_that_is_a_view_changes_only_its_elements(left: list[int]) -> None:
+def test_average_that_is_a_view_changes_only_its_elements(thinc_steps: list[int]) -> None:
     n = 64
     around = np.full(3 * n, 7, F)
     optimizer, weights = ours.Adam(0.1), np.ones(n, F)
@@ -180,12 +180,12 @@ def test_average_that_is_a_view_changes_only_its_elements(left: list[int]) -> No
     optimizer.averages[0, "W"] = np.ones((8, 8), F)  # of as many elements
     with pytest.raises(ValueError, match="broadcast"):
         optimizer((0, "W"), weights, np.ones(n, F))
-    assert left == [0, 1, 2]
+    assert thinc_steps == [0, 1, 2]
 
 
 @pytest.mark.parametrize("moments", ["mom1", "mom2"])
 @pytest.mark.parametrize("wrong", ["reversed", "read-only", "float64", "short"])
-def test_moments_that_cannot_be_written_are_refused(moments: str, wrong: str, left: list[int]) -> None:
+def test_moments_that_cannot_be_written_are_refused(moments: str, wrong: str, thinc_steps: list[int]) -> None:
     around = np.zeros(24, np.float64 if wrong == "float64" else F)
     found = around[8:15] if wrong == "short" else around[8:16]
     found = found[::-1] if wrong == "reversed" else found
@@ -194,10 +194,12 @@ def test_moments_that_cannot_be_written_are_refused(moments: str, wrong: str, le
     getattr(optimizer, moments)[0, "W"] = found
     with pytest.raises(ValueError, match=f"the {moments} of .* must be a contiguous, writeable array of 8 float32"):
         optimizer((0, "W"), weights, np.ones(8, F))
-    assert (weights == 1).all() and not around.any() and not optimizer.nr_update and not left  # thinc's Adam writes it
+    assert (
+        (weights == 1).all() and not around.any() and not optimizer.nr_update and not thinc_steps
+    )  # thinc's Adam writes it
 
 
-def test_flat_gradient_is_accepted_as_in_thinc(left: list[int]) -> None:
+def test_flat_gradient_is_accepted_as_in_thinc(thinc_steps: list[int]) -> None:
     runs = []
     for module in (ours, thinc):
         rng = np.random.default_rng(0)
@@ -206,14 +208,14 @@ def test_flat_gradient_is_accepted_as_in_thinc(left: list[int]) -> None:
         assert zeros.shape == (24,) and not zeros.any()
         runs.append([weights])
     assert_same_bits(*runs)
-    assert left == [0, 0]
+    assert thinc_steps == [0, 0]
 
 
-def test_only_radams_first_four_steps_are_left_to_thinc(left: list[int]) -> None:
+def test_only_radams_first_four_steps_are_left_to_thinc(thinc_steps: list[int]) -> None:
     optimizer, weights = ours.RAdam(), np.ones(2, F)
     for _ in range(20):
         optimizer((0, "W"), weights, np.ones(2, F))
-    assert left == [0, 1, 2, 3] and optimizer.nr_update[0, "W"] == 20
+    assert thinc_steps == [0, 1, 2, 3] and optimizer.nr_update[0, "W"] == 20
 
 
 def test_copies_and_pickles_continue_with_the_same_bits() -> None:

@@ -118,7 +118,7 @@ def test_option_changed_in_place_counts_from_the_next_step(option: str) -> None:
     def run(module: Any) -> list[Any]:
         p = torch.nn.Parameter(torch.ones(2))
         lr, beta1, betas = torch.tensor(0.1), torch.tensor(0.9), [0.9, 0.99]
-        options = {"lr": lr} if option == "lr" else {"lr": 0.1}
+        options: dict[str, Any] = {"lr": lr if option == "lr" else 0.1}
         if option == "tensors of betas":
             options["betas"] = (beta1, torch.tensor(0.99))
         optimizer = module.Adam([p], foreach=False, **options)
