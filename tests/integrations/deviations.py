@@ -1,6 +1,6 @@
-"""How far onepass ends from torch.optim, and Lion from optax: ``python tests/integrations/deviations.py``.
+"""Deviations of onepass from torch.optim, and of Lion from optax: ``python tests/integrations/deviations.py``.
 
-The table gives, for each rule and dtype, the largest deviation over 50 steps and all the options below. The tests of
+The table gives, for each rule and dtype, the largest deviation after 50 steps with all the options below. The tests of
 this folder run the same cases.
 """
 
@@ -23,7 +23,7 @@ STEPS = 50
 SHAPES: list[tuple[int, ...]] = [(101,), (7, 5)]
 DTYPES = ("float32", "float64")
 
-# What each rule is tried with, besides its learning rate. Every number is large enough to show.
+# Options of each rule besides its learning rate. Every number is large enough to show.
 MOMENTS: list[dict[str, Any]] = [
     {},
     {"betas": (0.5, 0.8)},
@@ -82,14 +82,14 @@ LR = dict.fromkeys((*CASES, "Lion"), 0.05) | {"Adadelta": 5.0}
 
 
 def numbers(dtype: str, seed: int = 0, steps: int = STEPS) -> tuple[list[Array], list[list[Array]]]:
-    """The parameters to start from, and each step's gradients."""
+    """Return the parameters before the first step, and the gradients of each step."""
     rng = np.random.default_rng(seed)
     params, *grads = ([rng.standard_normal(shape).astype(dtype) for shape in SHAPES] for _ in range(steps + 1))
     return params, grads
 
 
 def run_onepass(kind: str, dtype: str, options: Options) -> tuple[list[Array], list[dict[str, Any]]]:
-    """Where onepass is after the steps, and its state."""
+    """Return onepass's parameters and state after the steps."""
     params, steps = numbers(dtype)
     optimizer = getattr(onepass, kind)(params, **{"lr": LR[kind], **options})
     for grads in steps:
@@ -98,19 +98,19 @@ def run_onepass(kind: str, dtype: str, options: Options) -> tuple[list[Array], l
 
 
 def run_torch(kind: str, dtype: str, options: Options) -> tuple[list[list[Array]], list[dict[str, Any]]]:
-    """Where torch is after each of the steps, from the start on, and its state in the end."""
+    """Return torch's parameters before the first and after each step, and its state after the last step."""
     params, steps = numbers(dtype)
     with mu_product_in_double() if kind == "NAdam" else nullcontext():
         weights, optimizer = torch_optimizer(kind, params, **{"lr": LR[kind], **options})
-        way = [params]
+        path = [params]
         for grads in steps:
             torch_step(weights, optimizer, grads)
-            way.append([w.detach().numpy().copy() for w in weights])
-        return way, [torch_state(optimizer, w) for w in weights]
+            path.append([w.detach().numpy().copy() for w in weights])
+        return path, [torch_state(optimizer, w) for w in weights]
 
 
 def run_optax(dtype: str, options: Options) -> list[list[Array]]:
-    """Where optax's Lion is after each of the steps, from the start on."""
+    """Return the parameters of optax's Lion before the first and after each step."""
     import optax
 
     params, steps = numbers(dtype)
@@ -120,16 +120,16 @@ def run_optax(dtype: str, options: Options) -> list[list[Array]]:
 
         lion = optax.lion(LR["Lion"], *betas, weight_decay=options.get("weight_decay", 0.0))
         weights = [jnp.asarray(p) for p in params]
-        state, way = lion.init(weights), [params]
+        state, path = lion.init(weights), [params]
         for grads in steps:
             updates, state = lion.update([jnp.asarray(g) for g in grads], state, weights)
             weights = optax.apply_updates(weights, updates)
-            way.append([np.array(w) for w in weights])
-    return way
+            path.append([np.array(w) for w in weights])
+    return path
 
 
 def torch_optimizer(kind: str, params: Sequence[Array], **options: Any) -> tuple[list[Any], Any]:
-    """Copies of the parameters, and the optimizer for them that torch says is its plainest."""
+    """Return copies of the parameters, and torch's single-tensor implementation of the optimizer for them."""
     import torch
 
     weights = [torch.nn.Parameter(torch.from_numpy(p.copy())) for p in params]
@@ -145,13 +145,13 @@ def torch_step(weights: Sequence[Any], optimizer: Any, grads: Sequence[Array | N
 
 
 def torch_state(optimizer: Any, weight: Any) -> dict[str, Any]:
-    """As NumPy's arrays; a buffer that torch names but does not have is left out."""
+    """Return the state as NumPy arrays, without the buffers that torch names but does not have."""
     return {name: np.asarray(value) for name, value in optimizer.state[weight].items() if value is not None}
 
 
 @contextmanager
 def mu_product_in_double() -> Iterator[None]:
-    """NAdam's product of momenta is kept in torch's default dtype, whatever the parameter's."""
+    """Make float64 the default dtype, in which torch's NAdam keeps the product of momenta of any parameter."""
     import torch
 
     before = torch.get_default_dtype()
@@ -177,14 +177,14 @@ def jax_in_double() -> Iterator[Any]:
         jax.config.update("jax_enable_x64", before)
 
 
-def distance(way: Sequence[Sequence[Array]]) -> float:
-    """How far an element travels, back and forth: the sum of its steps, on average."""
-    steps = [flat(after) - flat(before) for before, after in itertools.pairwise(way)]
+def distance(path: Sequence[Sequence[Array]]) -> float:
+    """Return the length of an element's path, back and forth, on average: the sum of its steps."""
+    steps = [flat(after) - flat(before) for before, after in itertools.pairwise(path)]
     return float(np.mean(np.sum(np.abs(steps), axis=0)))
 
 
 def deviation(ours: Sequence[Array], theirs: Sequence[Array], unit: float) -> float:
-    """The largest over all elements."""
+    """Return the largest difference of any element, in this unit."""
     assert [(a.dtype, a.shape) for a in ours] == [(a.dtype, a.shape) for a in theirs]
     return float(np.max(np.abs(flat(ours) - flat(theirs)))) / unit
 
@@ -194,13 +194,13 @@ def flat(arrays: Sequence[Array]) -> Array:
 
 
 def from_torch(kind: str, dtype: str, options: Options, **changed: Any) -> dict[str, float]:
-    """Deviations: the parameters' by the distance travelled, each state's by its mean size.
+    """Return the deviations of the parameters, in units of the distance travelled, and of each state, in its mean size.
 
     ``changed`` are options that onepass gets and torch does not.
     """
     params, states = run_onepass(kind, dtype, {**options, **changed})
-    way, expected = run_torch(kind, dtype, options)
-    found = {"params": deviation(params, way[-1], distance(way))}
+    path, expected = run_torch(kind, dtype, options)
+    found = {"params": deviation(params, path[-1], distance(path))}
     for name in expected[0].keys() - {"step", "mu_product"} if not changed else ():
         theirs = [state[name] for state in expected]
         found[name] = deviation([state[name] for state in states], theirs, float(np.mean(np.abs(flat(theirs)))))
@@ -210,10 +210,10 @@ def from_torch(kind: str, dtype: str, options: Options, **changed: Any) -> dict[
 
 
 def from_optax(dtype: str, options: Options, **changed: Any) -> float:
-    """Lion's deviation by the distance travelled; ``changed`` as in `from_torch`."""
+    """Return Lion's deviation in units of the distance travelled; ``changed`` as in `from_torch`."""
     params, _ = run_onepass("Lion", dtype, {**options, **changed})
-    way = run_optax(dtype, options)
-    return deviation(params, way[-1], distance(way))
+    path = run_optax(dtype, options)
+    return deviation(params, path[-1], distance(path))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Whatever docs/integrations.md shows runs."""
+"""The snippets of docs/integrations.md run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="the documentation is 
 
 
 @pytest.mark.parametrize("code", SNIPPETS, ids=lambda code: re.findall(r"import (\w+)", code)[0])
-def test_a_snippet_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snippet_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # some save files
     libraries = {*re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)} - {"onepass"}
     for library in sorted(libraries):
@@ -30,7 +30,7 @@ def test_a_snippet_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         exec(compile(code, str(PAGE), "exec"), {})
 
 
-def test_there_are_snippets() -> None:
+def test_page_has_a_snippet_for_each_library() -> None:
     assert len(SNIPPETS) == 4 + len(CLIENTS)
 
 

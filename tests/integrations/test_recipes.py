@@ -1,4 +1,4 @@
-"""The recipes in examples/ that need another library run, and do what they say."""
+"""The examples that need another library run and print the results that they promise."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ def numbers(pattern: str, printed: str) -> list[float]:
     return [float(number) for number in re.findall(pattern, printed)]
 
 
-def test_autograds_gradients_lead_down(capsys: pytest.CaptureFixture[str]) -> None:
+def test_losses_fall_along_autograds_gradients(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("autograd")
     importlib.import_module("autograd_gradients").main()
     losses = numbers(r"cross-entropy ([\d.]+)", capsys.readouterr().out)
     assert losses == sorted(losses, reverse=True) and losses[-1] < 0.1
 
 
-def test_jaxs_gradients_lead_down(capsys: pytest.CaptureFixture[str]) -> None:
+def test_losses_fall_along_jaxs_gradients(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("jax")
     importlib.import_module("jax_gradients").main()
     losses = numbers(r"squared error ([\d.]+)", capsys.readouterr().out)
     assert losses == sorted(losses, reverse=True) and losses[-1] < 0.01
 
 
-def test_a_policy_learns_to_balance(capsys: pytest.CaptureFixture[str]) -> None:
+def test_policy_learns_to_balance(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     assert importlib.import_module("torch_policy").main(["--updates", "30"]) > 150
     balanced = numbers(r"for +([\d.]+) steps", capsys.readouterr().out)
     assert balanced[0] < 50
 
 
-def test_scikit_learns_classifier_fits_alike_with_either(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sklearn_classifier_fits_as_well_with_onepass(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sklearn")
     importlib.import_module("sklearn_mlp").main()
     theirs, ours = (
@@ -52,7 +52,7 @@ def test_scikit_learns_classifier_fits_alike_with_either(capsys: pytest.CaptureF
     assert ours[3] == pytest.approx(theirs[3], abs=0.5) and ours[3] > 95
 
 
-def test_scikit_learns_classifier_steps_with_ours() -> None:
+def test_sklearn_classifier_steps_with_onepass() -> None:
     pytest.importorskip("sklearn")
     import numpy as np
 
@@ -67,7 +67,7 @@ def test_scikit_learns_classifier_steps_with_ours() -> None:
     assert model._optimizer.optimizer.step_count == 3
 
 
-def test_scikit_learns_classifier_steps_the_weights_that_it_has_now() -> None:
+def test_sklearn_classifier_steps_replaced_weights() -> None:
     pytest.importorskip("sklearn")
     import numpy as np
     from sklearn.neural_network import MLPClassifier
@@ -86,14 +86,14 @@ def test_scikit_learns_classifier_steps_the_weights_that_it_has_now() -> None:
 
 
 @pytest.mark.parametrize("solver", ["sgd", "lbfgs"])
-def test_scikit_learns_classifier_with_another_solver_is_refused(solver: str) -> None:
+def test_sklearn_classifier_with_another_solver_is_refused(solver: str) -> None:
     pytest.importorskip("sklearn")
     recipe = importlib.import_module("sklearn_mlp")
     with pytest.raises(ValueError, match=f"steps with Adam, not {solver}"):
         recipe.FasterMLPClassifier((8,), solver=solver, max_iter=1).fit([[0.0], [1.0]], [0, 1])
 
 
-def test_a_policy_needs_an_update(capsys: pytest.CaptureFixture[str]) -> None:
+def test_policy_without_an_update_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     with pytest.raises(SystemExit):
         importlib.import_module("torch_policy").main(["--updates", "0"])

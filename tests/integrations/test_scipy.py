@@ -10,8 +10,8 @@ import pytest
 
 optimize = pytest.importorskip("scipy.optimize")
 
-import onepass  # noqa: E402
-import onepass.integrations.scipy as ours  # noqa: E402
+import onepass
+import onepass.integrations.scipy as ours
 
 TARGET = np.array([1.0, -2.0, 0.5])
 
@@ -24,13 +24,18 @@ def slope(x: Any) -> Any:
     return 2 * (x - TARGET)
 
 
+def run_sgd(fun: Any = bowl, jac: Any = slope, callback: Any = None, tol: float | None = None, **options: Any) -> Any:
+    """Minimize with SGD, starting at zero."""
+    return optimize.minimize(fun, np.zeros(3), jac=jac, method=ours.sgd, callback=callback, tol=tol, options=options)
+
+
 @pytest.mark.parametrize(("name", "options"), [
     ("adam", {"lr": 0.1}), ("adamw", {"lr": 0.1, "weight_decay": 0.0}), ("adamax", {"lr": 0.1}), ("nadam", {"lr": 0.1}),
     ("adagrad", {"lr": 1.0}), ("adadelta", {"lr": 10.0}), ("sgd", {"lr": 0.1}), ("sgd", {"lr": 0.02, "momentum": 0.9}),
     ("rmsprop", {"lr": onepass.schedules.exponential(0.1, 0.98)}),
     ("lion", {"lr": onepass.schedules.exponential(0.1, 0.98)}),
 ])  # fmt: skip
-def test_each_finds_the_bottom(name: str, options: dict[str, Any]) -> None:
+def test_every_method_finds_the_minimum(name: str, options: dict[str, Any]) -> None:
     options = {"maxiter": 5000, "gtol": 1e-4, **options}
     found = optimize.minimize(bowl, np.zeros(3), jac=slope, method=getattr(ours, name), options=options)
     assert found.success and found.status == 0 and np.abs(found.jac).max() <= 1e-4
@@ -38,7 +43,7 @@ def test_each_finds_the_bottom(name: str, options: dict[str, Any]) -> None:
     assert found.fun == bowl(found.x) and found.nfev == found.njev == found.nit + 1
 
 
-def test_the_steps_are_the_optimizers() -> None:
+def test_steps_have_the_same_bits_as_the_optimizer() -> None:
     seen: list[Any] = []
     optimize.minimize(
         bowl, np.zeros(3), jac=slope, method=ours.adam, options={"lr": 0.3, "maxiter": 7}, callback=seen.append
@@ -51,14 +56,14 @@ def test_the_steps_are_the_optimizers() -> None:
     assert len(seen) == 7
 
 
-def test_a_missing_gradient_is_estimated() -> None:
+def test_missing_gradient_is_estimated() -> None:
     options = {"lr": 0.1, "maxiter": 3000, "gtol": 1e-4}
     found = optimize.minimize(bowl, np.zeros(3), method=ours.adam, options=options)
     assert found.success and found.nfev == 4 * (found.nit + 1)
     np.testing.assert_allclose(found.x, TARGET, atol=1e-3)
 
 
-def test_an_estimated_gradient_is_exact_and_within_the_bounds() -> None:
+def test_estimated_gradient_is_accurate_and_stays_within_the_bounds() -> None:
     start = np.array([1e-3, 7.0, -3e8, 2.0, 2.0, 0.5])
     low = np.array([-np.inf, 7.0 - 1e-9, -4e8, 2.0, -np.inf, 0.5])
     high = np.array([np.inf, 7.0 + 1e-10, np.inf, 9.0, 2.0, 0.5])
@@ -76,7 +81,7 @@ def test_an_estimated_gradient_is_exact_and_within_the_bounds() -> None:
     assert run(ours.sgd).jac[1] == pytest.approx(exact[1], abs=1e-5)  # there is no room for a longer step
 
 
-def test_a_fixed_variable_without_a_gradient_stays_and_counts_as_flat() -> None:
+def test_fixed_variable_has_an_estimated_gradient_of_zero() -> None:
     bounds = [(1, 1), (None, None), (0.5, 0.5)]
     found = optimize.minimize(
         bowl, np.zeros(3), bounds=bounds, method=ours.adam, options={"lr": 0.1, "maxiter": 3000, "gtol": 1e-4}
@@ -87,7 +92,7 @@ def test_a_fixed_variable_without_a_gradient_stays_and_counts_as_flat() -> None:
     assert nothing.success and nothing.nfev == 1
 
 
-def test_value_and_gradient_from_one_function_with_arguments() -> None:
+def test_one_function_can_return_value_and_gradient() -> None:
     def both(x: Any, shift: float) -> tuple[float, Any]:
         return bowl(x - shift), slope(x - shift)
 
@@ -108,32 +113,38 @@ def test_bounds_hold_at_every_step_and_at_the_end(bounds: Any) -> None:
     np.testing.assert_allclose(found.x, [0.5, -1, 0.5], atol=1e-3)
 
 
-def test_how_it_may_end() -> None:
-    def run(**options: Any) -> Any:
-        callback = options.pop("callback", None)
-        return optimize.minimize(options.pop("fun", bowl), np.zeros(3), jac=options.pop("jac", slope), method=ours.sgd,
-                                 callback=callback, options=options)  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "success", "status", "steps"),
+    [
+        ({"lr": 0.001, "maxiter": 3}, False, 1, 3),
+        ({"lr": 0.1, "maxiter": 0}, False, 1, 0),
+        ({"lr": 1e-9, "xtol": 1e-6}, True, 2, 1),
+        ({"lr": 0.1, "fun": lambda x: np.nan}, False, 3, 0),
+        ({"lr": 0.1, "jac": lambda x: np.full(3, np.inf)}, False, 3, 0),
+    ],
+    ids=["maxiter", "no step", "xtol", "value is NaN", "gradient is infinite"],
+)
+def test_status_reports_why_the_minimization_ended(options: Any, success: bool, status: int, steps: int) -> None:
+    found = run_sgd(**options)
+    assert (found.success, found.status, found.nit) == (success, status, steps)
+    assert steps > 0 or (found.x == 0).all()
 
-    short = run(lr=0.001, maxiter=3)
-    assert (short.success, short.status, short.nit) == (False, 1, 3)
-    tiny = run(lr=1e-9, xtol=1e-6)
-    assert (tiny.success, tiny.status, tiny.nit) == (True, 2, 1)
-    nan = run(lr=0.1, fun=lambda x: np.nan if x[0] > 0.3 else bowl(x))
-    assert (nan.success, nan.status) == (False, 3) and np.isfinite(nan.fun) and nan.x[0] <= 0.3
-    assert run(lr=0.1, fun=lambda x: np.nan).status == 3
-    assert run(lr=0.1, jac=lambda x: np.full(3, np.inf)).status == 3
 
+def test_minimization_ends_before_a_point_whose_value_is_nan() -> None:
+    found = run_sgd(lr=0.1, fun=lambda x: np.nan if x[0] > 0.3 else bowl(x))
+    assert (found.success, found.status) == (False, 3) and np.isfinite(found.fun) and found.x[0] <= 0.3
+
+
+def test_callback_can_stop_the_minimization() -> None:
     def stop(*, intermediate_result: Any) -> None:
         if intermediate_result.fun < 1:
             raise StopIteration
 
-    stopped = run(lr=0.1, callback=stop)
-    assert stopped.status == 99 and not stopped.success and 0 < stopped.fun < 1
-    nothing = run(lr=0.1, maxiter=0)
-    assert nothing.nit == 0 and (nothing.x == 0).all()
+    found = run_sgd(lr=0.1, callback=stop)
+    assert found.status == 99 and not found.success and 0 < found.fun < 1
 
 
-def test_what_a_callback_returns_is_ignored_as_by_most_of_scipys_own() -> None:
+def test_return_value_of_a_callback_is_ignored() -> None:
     for callback in (bowl, lambda x: True, lambda x: x, lambda intermediate_result: True):
         for method in (ours.sgd, "BFGS"):
             found = optimize.minimize(bowl, np.zeros(3), jac=slope, method=method, callback=callback)
@@ -141,41 +152,38 @@ def test_what_a_callback_returns_is_ignored_as_by_most_of_scipys_own() -> None:
 
 
 @pytest.mark.parametrize("ends", [{"xtol": 0.1}, {"callback": True}])
-def test_what_is_not_finite_is_neither_success_nor_returned(ends: dict[str, Any]) -> None:
+def test_last_finite_point_is_returned_without_success(ends: dict[str, Any]) -> None:
     def broken(x: Any) -> Any:
         return np.where(x > 1e-13, np.nan, slope(x))
 
     def stop(x: Any) -> None:
         raise StopIteration
 
-    options = {"lr": 1e-12, "xtol": ends.get("xtol", 0.0)}
     callback = stop if "callback" in ends else None
     for fun, jac in ((bowl, broken), (lambda x: np.nan if x[0] else bowl(x), slope)):
-        found = optimize.minimize(fun, np.zeros(3), jac=jac, method=ours.sgd, callback=callback, options=options)
+        found = run_sgd(fun, jac, callback, lr=1e-12, xtol=ends.get("xtol", 0.0))
         assert (found.success, found.status, found.nit) == (False, 3, 1)
         assert (found.x == 0).all() and np.isfinite(found.fun) and np.isfinite(found.jac).all()
 
 
-def test_far_from_zero_a_slope_is_still_a_slope() -> None:
+def test_steps_lost_to_rounding_are_not_reported_as_success() -> None:
     found = optimize.minimize(lambda x: 1e-3 * abs(x[0]), [1e14], jac=lambda x: 1e-3 * np.sign(x), method=ours.sgd,
                               options={"lr": 1.0, "maxiter": 5})  # fmt: skip
     assert (found.success, found.status, found.nit) == (False, 1, 5)
 
 
-def test_tol_is_gtol_unless_that_is_given() -> None:
+def test_tol_sets_gtol_unless_gtol_is_given() -> None:
     for tol, options, within in ((1e-2, {}, 1e-2), (1e-2, {"gtol": 1e-4}, 1e-4), (None, {"gtol": None}, 1e-5)):
-        found = optimize.minimize(
-            bowl, np.zeros(3), jac=slope, method=ours.sgd, tol=tol, options={"lr": 0.1, **options}
-        )
+        found = run_sgd(tol=tol, lr=0.1, **options)
         assert found.success and 0.5 * within < np.abs(found.jac).max() <= within
 
 
-def test_no_maxiter_is_a_thousand() -> None:
-    found = optimize.minimize(bowl, np.zeros(3), jac=slope, method=ours.sgd, options={"lr": 1e-9, "maxiter": None})
+def test_maxiter_of_none_means_one_thousand() -> None:
+    found = run_sgd(lr=1e-9, maxiter=None)
     assert (found.status, found.nit) == (1, 1000)
 
 
-def test_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_disp_prints_why_the_minimization_ended(capsys: pytest.CaptureFixture[str]) -> None:
     optimize.minimize(bowl, TARGET, jac=slope, method=ours.adam, options={"disp": True})
     assert "within gtol" in capsys.readouterr().out
 
@@ -193,14 +201,14 @@ def test_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     ({"options": {"lr": -1}}, ValueError, "lr must be at least 0"),
     ({"jac": lambda x: np.zeros(2)}, ValueError, "jac: expected 3 numbers, one for each element of x, got 2"),
 ])  # fmt: skip
-def test_wrong_input(keywords: dict[str, Any], error: Any, message: str) -> None:
+def test_wrong_input_is_refused(keywords: dict[str, Any], error: Any, message: str) -> None:
     start = np.zeros(3)
     with pytest.raises(error, match=message):
         optimize.minimize(**{"fun": bowl, "x0": start, "jac": slope, "method": ours.adam, **keywords})
     assert (start == 0).all()
 
 
-def test_an_unknown_option_is_a_warning_as_of_scipys_own_methods() -> None:
+def test_unknown_option_warns_as_in_scipys_own_methods() -> None:
     def run(method: Any, **options: Any) -> Any:
         return optimize.minimize(bowl, np.zeros(3), jac=slope, method=method, options=options)
 
@@ -223,12 +231,10 @@ def test_second_derivatives_are_ignored_with_scipys_warning(name: str) -> None:
     assert (results[0].x == optimize.minimize(bowl, np.zeros(3), jac=slope, method=ours.adam).x).all()
 
 
-def test_it_ends_where_the_objective_hardly_changes() -> None:
-    options = {"lr": 0.1, "gtol": 0.0, "ftol": 1e-3}
-    found = optimize.minimize(bowl, np.zeros(3), jac=slope, method=ours.sgd, options=options)
+def test_ftol_ends_where_the_objective_hardly_changes() -> None:
+    found = run_sgd(lr=0.1, gtol=0.0, ftol=1e-3)
     values: list[float] = []
-    optimize.minimize(bowl, np.zeros(3), jac=slope, method=ours.sgd, options={"lr": 0.1, "maxiter": found.nit},
-                      callback=lambda x: values.append(float(bowl(x))))  # fmt: skip
+    run_sgd(lr=0.1, maxiter=found.nit, callback=lambda x: values.append(bowl(x)))
     changes = -np.diff([bowl(np.zeros(3)), *values])
     limits = 1e-3 * np.maximum(1, [bowl(np.zeros(3)), *values[:-1]])
     assert (
@@ -258,13 +264,13 @@ def test_help_lists_the_options_with_their_defaults() -> None:
     assert "momentum=0.0" in ours.sgd.__doc__ and "ema_decay" not in ours.sgd.__doc__
 
 
-def test_the_examples_run() -> None:
+def test_docstring_examples_run() -> None:
     tested = doctest.testmod(ours)
     assert tested.attempted > 2 and tested.failed == 0
 
 
 @pytest.mark.parametrize("jac", [lambda x: 2 * (x - 3), None])
-def test_a_function_may_change_its_argument(jac: Any) -> None:
+def test_objective_may_change_its_argument(jac: Any) -> None:
     def shifted(x: Any) -> float:
         x -= 3
         return float((x**2).sum())

@@ -23,15 +23,15 @@ def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.parametrize("component", ["textcat", "ner"])
-def test_a_pipeline_learns_with_the_same_losses(example: ModuleType, component: str) -> None:
+def test_pipeline_learns_with_the_same_losses(example: ModuleType, component: str) -> None:
     ours, theirs = (example.train(component, registered, 40) for registered in ("onepass.Adam.v1", "Adam.v1"))
-    # Where an entity begins is a decision, which a last bit may turn: later losses drift apart.
+    # The start of an entity is a decision, which the last bit may change: later losses drift apart.
     np.testing.assert_allclose(ours.losses[:16], theirs.losses[:16], rtol=1e-3)
     np.testing.assert_allclose(ours.losses[16:], theirs.losses[16:], rtol=0.05, atol=1e-4)
     assert ours.score > 0.95 and abs(ours.score - theirs.score) < 0.02
 
 
-def test_the_configuration_makes_ours() -> None:
+def test_configuration_creates_onepass_optimizer() -> None:
     from onepass.integrations.thinc import Optimizer
 
     nlp = spacy.blank("en", config={"training": {"optimizer": {"@optimizers": "onepass.Adam.v1"}}})

@@ -12,8 +12,8 @@ import pytest
 
 thinc = pytest.importorskip("thinc.api")
 
-import onepass.integrations.thinc as ours  # noqa: E402
-from support import assert_same_bits  # noqa: E402
+import onepass.integrations.thinc as ours
+from support import assert_same_bits
 
 F = np.float32
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
@@ -31,7 +31,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
-def test_weights_averages_and_state_are_thincs(name: str, options: dict[str, Any]) -> None:
+def test_weights_averages_and_state_match_thinc(name: str, options: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)
     shapes = {(1, "W"): (30, 20), (1, "b"): (20,), (2, "W"): (7, 3, 2)}
     start = {key: rng.standard_normal(shape).astype(F) for key, shape in shapes.items()}
@@ -62,7 +62,7 @@ def test_weights_averages_and_state_are_thincs(name: str, options: dict[str, Any
             np.testing.assert_allclose(own.averages[key], theirs.averages[key], rtol=1e-4, atol=1e-5)
 
 
-def test_schedules_are_asked_as_thinc_asks_them() -> None:
+def test_schedules_are_evaluated_as_in_thinc() -> None:
     runs = []
     for module in (ours, thinc):
         weights = np.ones(5, F)
@@ -74,7 +74,7 @@ def test_schedules_are_asked_as_thinc_asks_them() -> None:
     np.testing.assert_allclose(runs[0], runs[1], rtol=1e-4)
 
 
-def test_a_configuration_names_them_with_nothing_imported() -> None:
+def test_configuration_finds_the_optimizers_without_an_import() -> None:
     from thinc.api import Config, registry
 
     config = Config().from_str(
@@ -105,7 +105,7 @@ def test_a_configuration_names_them_with_nothing_imported() -> None:
 
 
 @pytest.mark.parametrize("name", ["Adam", "RAdam", "SGD"])
-def test_a_model_trains_as_with_thincs(name: str) -> None:
+def test_model_trains_as_with_thincs_optimizers(name: str) -> None:
     losses = []
     for module in (ours, thinc):
         thinc.fix_random_seed(0)
@@ -128,8 +128,8 @@ def test_a_model_trains_as_with_thincs(name: str) -> None:
 
 
 @pytest.fixture
-def left(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The steps that are left to thinc, by number, of optimizers of either kind."""
+def thinc_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Record the number of each step that is left to thinc, of both libraries' optimizers."""
     steps = []
     thincs = thinc.Optimizer.__call__
 
@@ -150,7 +150,7 @@ LAYOUTS: dict[str, Any] = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("which", ["weights", "gradient", "average"])
-def test_what_the_kernels_cannot_take_is_left_to_thinc(left: list[int], which: str, layout: str) -> None:
+def test_unusual_layouts_and_dtypes_are_left_to_thinc(thinc_steps: list[int], which: str, layout: str) -> None:
     runs = []
     for module in (ours, thinc):
         rng = np.random.default_rng(0)
@@ -162,10 +162,10 @@ def test_what_the_kernels_cannot_take_is_left_to_thinc(left: list[int], which: s
         assert optimizer.averages[0, "W"] is arrays["average"]
         runs.append((weights, arrays["average"]))
     assert_same_bits(*runs)
-    assert left == [0, 0]
+    assert thinc_steps == [0, 0]
 
 
-def test_an_average_that_is_a_view_has_only_its_elements_written(left: list[int]) -> None:
+def test_average_that_is_a_view_changes_only_its_elements(thinc_steps: list[int]) -> None:
     n = 64
     around = np.full(3 * n, 7, F)
     optimizer, weights = ours.Adam(0.1), np.ones(n, F)
@@ -180,12 +180,12 @@ def test_an_average_that_is_a_view_has_only_its_elements_written(left: list[int]
     optimizer.averages[0, "W"] = np.ones((8, 8), F)  # of as many elements
     with pytest.raises(ValueError, match="broadcast"):
         optimizer((0, "W"), weights, np.ones(n, F))
-    assert left == [0, 1, 2]
+    assert thinc_steps == [0, 1, 2]
 
 
 @pytest.mark.parametrize("moments", ["mom1", "mom2"])
 @pytest.mark.parametrize("wrong", ["reversed", "read-only", "float64", "short"])
-def test_moments_that_nothing_could_write_are_refused(moments: str, wrong: str, left: list[int]) -> None:
+def test_moments_that_cannot_be_written_are_refused(moments: str, wrong: str, thinc_steps: list[int]) -> None:
     around = np.zeros(24, np.float64 if wrong == "float64" else F)
     found = around[8:15] if wrong == "short" else around[8:16]
     found = found[::-1] if wrong == "reversed" else found
@@ -194,10 +194,12 @@ def test_moments_that_nothing_could_write_are_refused(moments: str, wrong: str, 
     getattr(optimizer, moments)[0, "W"] = found
     with pytest.raises(ValueError, match=f"the {moments} of .* must be a contiguous, writeable array of 8 float32"):
         optimizer((0, "W"), weights, np.ones(8, F))
-    assert (weights == 1).all() and not around.any() and not optimizer.nr_update and not left  # thinc's Adam writes it
+    assert (
+        (weights == 1).all() and not around.any() and not optimizer.nr_update and not thinc_steps
+    )  # thinc's Adam writes it
 
 
-def test_a_flat_gradient_is_taken_as_thinc_takes_it(left: list[int]) -> None:
+def test_flat_gradient_is_accepted_as_in_thinc(thinc_steps: list[int]) -> None:
     runs = []
     for module in (ours, thinc):
         rng = np.random.default_rng(0)
@@ -206,17 +208,17 @@ def test_a_flat_gradient_is_taken_as_thinc_takes_it(left: list[int]) -> None:
         assert zeros.shape == (24,) and not zeros.any()
         runs.append([weights])
     assert_same_bits(*runs)
-    assert left == [0, 0]
+    assert thinc_steps == [0, 0]
 
 
-def test_radams_first_steps_are_thincs_and_all_others_ours(left: list[int]) -> None:
+def test_only_radams_first_four_steps_are_left_to_thinc(thinc_steps: list[int]) -> None:
     optimizer, weights = ours.RAdam(), np.ones(2, F)
     for _ in range(20):
         optimizer((0, "W"), weights, np.ones(2, F))
-    assert left == [0, 1, 2, 3] and optimizer.nr_update[0, "W"] == 20
+    assert thinc_steps == [0, 1, 2, 3] and optimizer.nr_update[0, "W"] == 20
 
 
-def test_an_optimizer_is_copied_and_pickled_with_its_state() -> None:
+def test_copies_and_pickles_continue_with_the_same_bits() -> None:
     rng = np.random.default_rng(0)
     gradients = rng.standard_normal((6, 5)).astype(F)
     optimizer, weights = ours.Adam(0.1), np.ones(5, F)
@@ -232,13 +234,13 @@ def test_an_optimizer_is_copied_and_pickled_with_its_state() -> None:
         assert_same_bits(runs[1], runs[0])
 
 
-def test_subnormal_weights_count_as_zero() -> None:
+def test_subnormal_weights_are_flushed_to_zero() -> None:
     weights = np.array([1e-40, 1.0], F)
     ours.SGD(0.1)((0, "W"), weights, np.zeros(2, F))
     assert (weights == [0, 1]).all()
 
 
-def test_wrong_input_changes_nothing() -> None:
+def test_wrong_input_is_refused_and_changes_nothing() -> None:
     optimizer, weights = ours.Adam(0.1), np.ones(4, F)
     with pytest.raises(ValueError, match="has shape"):
         optimizer((0, "W"), weights, np.ones(3, F))
@@ -251,6 +253,6 @@ def test_wrong_input_changes_nothing() -> None:
     assert optimizer((0, "W"), empty, empty.copy())[0] is empty
 
 
-def test_the_examples_run() -> None:
+def test_docstring_examples_run() -> None:
     tested = doctest.testmod(ours)
     assert tested.attempted > 3 and tested.failed == 0

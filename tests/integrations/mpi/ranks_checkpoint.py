@@ -44,7 +44,7 @@ def warns_of_other_parameters() -> Iterator[None]:
     assert any("other values of" in str(one.message) for one in caught), caught
 
 
-def check_training_goes_on_with_the_same_bits_on_any_number_of_ranks() -> None:
+def check_training_resumes_with_the_same_bits_on_any_number_of_ranks() -> None:
     straight = parameters()
     whole = onepass.AdamW(straight, **OPTIONS)
     for step in range(2):
@@ -78,7 +78,7 @@ def check_state_on_disk_has_the_same_bits() -> None:
         assert_same_bits([one["exp_avg"], one["ema"]], [other["exp_avg"], other["ema"]])
 
 
-def check_a_gathered_file_is_that_of_one_process() -> None:
+def check_gathered_file_has_the_bytes_of_one_process() -> None:
     folder = shared_folder()
     params = parameters()
     single = onepass.AdamW(params, **OPTIONS)
@@ -96,7 +96,7 @@ def check_a_gathered_file_is_that_of_one_process() -> None:
     same_state(other, single, "from a dict")
 
 
-def check_functions_and_options_of_a_load() -> None:
+def check_functions_and_options_after_loading() -> None:
     def rate(t: int) -> float:
         return 0.5 / t
 
@@ -131,7 +131,7 @@ def check_functions_and_options_of_a_load() -> None:
         ShardedOptimizer(WORLD, onepass.AdamW, changed, lr=0.125).load(folder / "whole")
 
 
-def check_a_set_that_does_not_fit_is_refused_and_changes_nothing() -> None:
+def check_checkpoint_of_other_parameters_is_refused_and_changes_nothing() -> None:
     folder = shared_folder() / "set"
     params = parameters()
     sharded = trained(WORLD, params, range(1), **OPTIONS)

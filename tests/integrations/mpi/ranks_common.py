@@ -53,7 +53,7 @@ def parameters(flat: bool = False) -> list[Array]:
 
 
 def exact(step: int, rank: int, params: list[Array]) -> list[Array]:
-    """Gradients whose sums over ranks are exact, in any order: small integers times a power of two for each element."""
+    """Return gradients with exact sums over ranks, in any order: small integers times a power of two per element."""
     rng, common = np.random.default_rng([step, rank]), np.random.default_rng(step)
     return [
         np.array(
@@ -66,7 +66,7 @@ def exact(step: int, rank: int, params: list[Array]) -> list[Array]:
 
 
 def on_one_rank(step: int, rank: int, params: list[Array], ranks: int) -> list[Array]:
-    """Numbers of all kinds, each of them zero on all ranks but one."""
+    """Return hostile numbers, each of them zero on all ranks but one."""
     common = np.random.default_rng(step)
     every = [(hostile(common, p.shape, p.dtype), common.integers(0, ranks, p.shape)) for p in params]
     return [np.asarray(np.where(who == rank, values, 0), values.dtype) for values, who in every]
@@ -103,7 +103,7 @@ def compare(
     chunk: int = SMALL,
     without: int | None = 4,
 ) -> ShardedOptimizer:
-    """Step both, and demand the same bits everywhere."""
+    """Step a sharded and a single optimizer, and assert that parameters, state and counts have the same bits."""
     mine, theirs = parameters(flat), parameters()
 
     def grouped(params: list[Array]) -> Any:
@@ -153,7 +153,7 @@ def shared_folder(comm: MPI.Intracomm = WORLD) -> pathlib.Path:
 
 @contextmanager
 def time_limit(seconds: float = 30) -> Iterator[None]:
-    """Whoever is still in the block then says where, and all ranks end."""
+    """Print the traceback of a rank that is still in the block after the limit, and end all ranks."""
     faulthandler.dump_traceback_later(seconds, exit=True)
     try:
         yield
@@ -163,7 +163,7 @@ def time_limit(seconds: float = 30) -> Iterator[None]:
 
 @contextmanager
 def raises(error: type[BaseException], message: str, *others: Any) -> Iterator[None]:
-    """The block raises this on this rank; the others meanwhile may raise other things, but never hang."""
+    """Assert that the block raises this error on this rank."""
     try:
         yield
     except BaseException as caught:
@@ -175,7 +175,7 @@ def raises(error: type[BaseException], message: str, *others: Any) -> Iterator[N
 
 
 def on_first(error: type[BaseException], message: str) -> Any:
-    """This on rank 0, and the others are told."""
+    """Assert that the block raises this error on rank 0 and reports it on the other ranks."""
     if WORLD.rank == 0:
         return raises(error, message)
     return raises(RuntimeError, f"rank 0 raised {error.__name__}: {message}".rstrip())
@@ -183,7 +183,7 @@ def on_first(error: type[BaseException], message: str) -> Any:
 
 @contextmanager
 def replaced(where: Any, name: str, function: Any, rank: int = 0) -> Iterator[None]:
-    """The function stands in for another while the block runs, on one rank."""
+    """Replace a function on one rank while the block runs."""
     with patch.object(where, name, function) if WORLD.rank == rank else nullcontext():
         yield
 

@@ -38,7 +38,7 @@ class Untold(ValueError):
         raise AttributeError("words")
 
 
-def check_ranks_that_disagree_at_construction_are_told_so() -> None:
+def check_disagreement_at_construction_raises_on_all() -> None:
     if WORLD.size == 1:
         return
     last = WORLD.rank == WORLD.size - 1
@@ -171,7 +171,7 @@ def check_an_error_on_one_rank_raises_on_all_and_changes_nothing() -> None:
     assert sharded.step_count == 1
 
 
-def check_a_step_that_breaks_off_in_the_middle_is_not_gone_on_from() -> None:
+def check_interrupted_step_breaks_the_optimizer() -> None:
     params = parameters()
     sharded = ShardedOptimizer(WORLD, onepass.Adam, params, chunk=SMALL)
     folder = shared_folder()
@@ -191,7 +191,7 @@ def check_a_step_that_breaks_off_in_the_middle_is_not_gone_on_from() -> None:
             call()
 
 
-def check_a_new_optimizer_works_after_all_ranks_have_left_a_step_in_the_middle() -> None:
+def check_new_optimizer_works_after_an_interrupted_step() -> None:
     size, chunks = 100_000, 0
     ring_allgather = mpi.exchange.ring_allgather
 
@@ -242,7 +242,7 @@ def check_an_interrupt_on_one_rank_after_the_agreement_breaks_the_optimizer() ->
             sharded.step(w)
 
 
-def check_ranks_in_different_calls_are_told_so() -> None:
+def check_ranks_in_different_calls_raise_on_all() -> None:
     if WORLD.size == 1:
         return
     folder, last = shared_folder(), WORLD.size - 1
@@ -275,7 +275,7 @@ def check_ranks_in_different_calls_are_told_so() -> None:
     assert sharded.step_count == 1
 
 
-def check_an_error_without_words_raises_on_all() -> None:
+def check_error_without_a_message_raises_on_all() -> None:
     w = np.ones(3, np.float32)
     sharded = ShardedOptimizer(WORLD, onepass.Adam, w)
     with time_limit(), replaced(mpi.sharded, "check_gradients", raising(Untold, "")):
@@ -288,7 +288,7 @@ def check_an_error_without_words_raises_on_all() -> None:
     assert sharded.step_count == 0
 
 
-def check_want_of_room_on_one_rank_raises_on_all() -> None:
+def check_memory_error_on_one_rank_raises_on_all() -> None:
     folder, full = shared_folder(), raising(MemoryError, "no room")
     sharded = trained(WORLD, parameters(), range(1), ema_decay=0.5)
     calls: list[Callable[[], Any]] = [

@@ -53,7 +53,7 @@ def check_numbers_of_all_kinds_have_the_bits_of_one_process() -> None:
     compare(WORLD, onepass.SGD, {"clip_norm": 1.0}, gradients=on_one_rank)
 
 
-def check_the_norm_has_the_bits_of_one_process_where_sums_round() -> None:
+def check_rounded_norm_has_the_bits_of_one_process() -> None:
     rng = np.random.default_rng(0)
     for size in (3, 4096, 100_000):
         w = np.zeros(size, np.float32)
@@ -90,7 +90,7 @@ def check_one_chunk_or_many_give_the_same_bits() -> None:
     assert len(few._layout.chunks) == 2 < len(many._layout.chunks)
 
 
-def check_names_and_one_array_serve_as_parameters() -> None:
+def check_parameters_may_be_named_or_one_array() -> None:
     n = WORLD.size
     w = {"a": np.ones((3, 4), np.float32), "b": np.ones(5000, np.float32)}
     sharded = ShardedOptimizer(WORLD, onepass.SGD, w, lr=0.5)
@@ -105,7 +105,7 @@ def check_names_and_one_array_serve_as_parameters() -> None:
     assert type(ShardedOptimizer(WORLD, onepass.SGD, (one, np.ones(3))).params) is tuple
 
 
-def check_gradients_of_any_layout_and_dtype_are_taken() -> None:
+def check_gradients_of_any_layout_and_dtype_are_followed() -> None:
     shape = (120, 130)
     whole = np.random.default_rng(WORLD.rank).integers(-99, 99, (240, 260)).astype(np.float64)
     every = [np.random.default_rng(r).integers(-99, 99, (240, 260)).astype(np.float64) for r in range(WORLD.size)]
@@ -129,7 +129,7 @@ def check_gradients_of_any_layout_and_dtype_are_taken() -> None:
     assert_same_bits([w, v], [other, another])
 
 
-def check_nothing_to_step_is_a_step_all_the_same() -> None:
+def check_empty_parameters_are_stepped_and_counted() -> None:
     empty = [np.zeros((0, 3), np.float32), np.zeros(0)]
     for params, grads in ((empty, empty), (empty, [None, None]), (parameters(), [None] * len(SHAPES))):
         for options in ({}, {"clip_norm": 1.0, "nonfinite": "skip"}):
@@ -192,7 +192,7 @@ def check_each_rank_uses_its_part_of_the_processors() -> None:
     assert onepass.get_num_threads() == 7
 
 
-def check_optimizers_are_stepped_in_threads_of_their_own_after_the_communicator_is_freed() -> None:
+def check_optimizers_step_in_threads_after_the_communicator_is_freed() -> None:
     assert MPI.Query_thread() == MPI.THREAD_MULTIPLE
     comm = WORLD.Dup()
     mine = [np.ones(30_000, np.float32) for _ in range(2)]
@@ -217,7 +217,7 @@ def check_optimizers_are_stepped_in_threads_of_their_own_after_the_communicator_
     assert [set(w.tolist()) for w in mine] == [{1 - 25.0}, {1 - 50.0}]
 
 
-def check_communicators_of_optimizers_that_are_gone_are_freed() -> None:
+def check_communicators_of_deleted_optimizers_are_freed() -> None:
     if WORLD.size > 2:  # would take minutes where there are fewer processors
         return
     w = np.ones(3, np.float32)

@@ -26,7 +26,7 @@ CHECKS = [
 
 
 def mpiexec(ranks: int, *command: object, seconds: float = 120, **variables: str) -> tuple[int, str]:
-    """The exit status and what was printed. Whoever still runs after that time is killed, and the test fails."""
+    """Return the exit status and the output. Kill the processes after the time limit and fail."""
     assert MPIEXEC, "no mpiexec: pip install mpich"
     # Two processors serve four ranks: one thread each.
     environment = {**os.environ, "OMP_NUM_THREADS": "", "RANKS": str(ranks), **variables}
@@ -55,15 +55,15 @@ def checked(ranks: int) -> str:
     return printed + f"exit status {status}"
 
 
-def test_an_mpi_that_starts_another_number_of_ranks_fails() -> None:
-    status, printed = mpiexec(1, RANKS, "nothing_to_step_is_a_step_all_the_same", RANKS="2")
+def test_wrong_number_of_ranks_fails() -> None:
+    status, printed = mpiexec(1, RANKS, "empty_parameters_are_stepped_and_counted", RANKS="2")
     assert status != 0
     assert "there are 1 ranks, not 2" in printed
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("check", CHECKS)
-def test_ranks(check: str, ranks: int) -> None:
+def test_check_passes_on_all_ranks(check: str, ranks: int) -> None:
     # Without the end of the line: mpiexec may put the line of another rank before it.
     assert f"passed {check}" in checked(ranks), checked(ranks)
 
@@ -74,7 +74,7 @@ DEATHS = [(1, count) for count in (1, 2, 33, 61, 62, 63, 64, 65, 66)]
 DEATHS += [(0, count) for count in (2, 40, 66, 67, 68, 69, 70, 71, 73, 75, 77)]
 
 
-def test_a_rank_that_is_killed_while_saving_leaves_the_last_whole_set(tmp_path: Path) -> None:
+def test_rank_killed_while_saving_leaves_the_last_complete_checkpoint(tmp_path: Path) -> None:
     for rank, count in DEATHS:
         status, printed = mpiexec(2, RANKS, "save_and_die", tmp_path / f"{rank}-{count}", rank, count)
         assert status != 0
@@ -89,12 +89,12 @@ def test_a_rank_that_is_killed_while_saving_leaves_the_last_whole_set(tmp_path: 
     assert found[-1] == "3"
 
 
-def test_a_rank_that_is_killed_in_a_step_ends_the_others() -> None:
+def test_rank_killed_in_a_step_ends_the_other_ranks() -> None:
     status, _ = mpiexec(3, RANKS, "step_and_die", seconds=60)
     assert status != 0
 
 
-def test_the_example_ends_with_the_same_bits_on_one_rank_and_on_two() -> None:
+def test_example_ends_with_the_same_bits_on_one_rank_and_on_two() -> None:
     pytest.importorskip("sklearn")
     printed = [mpiexec(ranks, ROOT / "examples" / "mpi_digits.py", "--epochs", 2) for ranks in (1, 2)]
     assert [status for status, _ in printed] == [0, 0], printed
@@ -103,14 +103,14 @@ def test_the_example_ends_with_the_same_bits_on_one_rank_and_on_two() -> None:
     assert len(one) == 1
 
 
-def test_the_example_in_the_docstring_runs() -> None:
+def test_docstring_examples_run() -> None:
     script = "import sys, doctest, onepass.integrations.mpi as m; sys.exit(doctest.testmod(m).failed)"
     status, printed = mpiexec(1, "-c", script)
     assert status == 0, printed
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_what_the_page_shows_runs(ranks: int, tmp_path: Path) -> None:
+def test_snippets_of_the_page_run(ranks: int, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
     snippets = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert len(snippets) == 2

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+pytest.importorskip("mpi4py")
 
 from onepass.integrations.mpi.partition import Chunk, block_owners, partition
 from support import DTYPES, Array
@@ -46,7 +49,7 @@ def test_every_element_is_in_one_share_and_shares_are_equal_to_within_a_block(
 
 
 @given(kinds, st.integers(1, 5))
-def test_the_owner_of_each_block_is_who_has_its_elements(params: list[tuple[Any, int]], ranks: int) -> None:
+def test_block_owner_has_the_elements_of_the_block(params: list[tuple[Any, int]], ranks: int) -> None:
     chunks = partition(params, ranks, 1)
     owner: list[Array] = [np.full(size, -1) for _, size in params]
     for chunk in chunks:
@@ -56,7 +59,7 @@ def test_the_owner_of_each_block_is_who_has_its_elements(params: list[tuple[Any,
     assert block_owners(params, ranks, chunks).tolist() == [rank for each in owner for rank in each[::BLOCK]]
 
 
-def test_chunks_are_about_as_large_as_asked_for_where_ranks_are_few() -> None:
+def test_chunks_have_about_the_requested_size_if_ranks_are_few() -> None:
     size = 100_000_000
     chunks = partition([(np.dtype(np.float32), size)], 4, 1 << 20)
     assert len(chunks) == size // (1 << 20)

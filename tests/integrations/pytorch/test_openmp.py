@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ import onepass
 
 torch = pytest.importorskip("torch")
 optim = pytest.importorskip("onepass.integrations.torch")
+
+from integrations.pytorch.helpers import run_in_threads
 
 LARGE = 1_000_003  # elements: worth a team
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the runtime is looked for on Linux")
@@ -55,7 +56,7 @@ def run(code: str, **environment: str) -> Any:
     return json.loads(done.stdout)
 
 
-def stepped(threads: int, team: int, steps: int = 3) -> Any:
+def parameters_after(threads: int, team: int, steps: int = 3) -> Any:
     """Return the parameters after some steps on a team, of which so many threads may work."""
     torch.set_num_threads(team)
     onepass.set_num_threads(threads)
@@ -67,16 +68,16 @@ def stepped(threads: int, team: int, steps: int = 3) -> Any:
     return w.detach().numpy()
 
 
-def test_the_runtime_is_the_one_that_pytorch_has_loaded() -> None:
+def test_openmp_runtime_is_the_one_that_pytorch_has_loaded() -> None:
     path = onepass.config()["torch_openmp"]
     maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     assert Path(path).resolve() in {Path(line.split()[-1]).resolve() for line in maps if "gomp" in line}
 
 
-def test_any_team_gives_the_same_bits() -> None:
-    expected = stepped(1, 1)
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    expected = parameters_after(1, 1)
     for threads, team in ((1, 2), (2, 2), (2, 3), (3, 3), (2, 8), (8, 8)):
-        np.testing.assert_array_equal(stepped(threads, team), expected, f"{threads} of {team}")
+        np.testing.assert_array_equal(parameters_after(threads, team), expected, f"{threads} of {team}")
 
 
 @pytest.mark.parametrize("team", [4, 8])
@@ -123,7 +124,7 @@ print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
 
 
 @pytest.mark.parametrize("parent_steps", [True, False])
-def test_a_child_forked_after_pytorch_used_its_threads_steps_without_them(parent_steps: bool) -> None:
+def test_child_forked_after_pytorch_used_its_threads_steps_without_them(parent_steps: bool) -> None:
     assert run(f"PARENT_STEPS = {parent_steps}\n{CHILD}") == 0
 
 
@@ -141,7 +142,7 @@ def test_a_child_forked_after_pytorch_used_its_threads_steps_without_them(parent
         ("torch", {"OMP_WAIT_POLICY": "PASSIVE"}),
     ],
 )
-def test_import_orders_and_settings_of_openmp(first: str, environment: dict[str, str]) -> None:
+def test_steps_are_right_after_any_import_order_and_setting_of_openmp(first: str, environment: dict[str, str]) -> None:
     pytest.importorskip(first)
     code = f"import {first}, json, torch, onepass.integrations.torch\n{STEPS}\n"
     code += "maps = [line.split()[-1] for line in open('/proc/self/maps') if 'gomp' in line or 'omp' in line]\n"
@@ -152,7 +153,7 @@ def test_import_orders_and_settings_of_openmp(first: str, environment: dict[str,
     assert Path(path).resolve() in {Path(each).resolve() for each in maps if "torch" in each}
 
 
-def test_a_runtime_loaded_first_is_taken_if_pytorch_uses_it() -> None:
+def test_preloaded_runtime_is_used_if_pytorch_uses_it() -> None:
     found = subprocess.run(["g++", "-print-file-name=libgomp.so.1"], capture_output=True, text=True).stdout.strip()
     if not Path(found).exists():
         pytest.skip("there is no libgomp.so.1 of the compiler's")
@@ -162,7 +163,7 @@ def test_a_runtime_loaded_first_is_taken_if_pytorch_uses_it() -> None:
     assert deviation < 1e-3 and path
 
 
-def test_the_adapter_uses_pytorchs_thread_count() -> None:
+def test_adapter_uses_pytorchs_thread_count() -> None:
     code = """
 import json, os, threading, torch, onepass.integrations.torch
 torch.set_num_threads(1)
@@ -175,7 +176,7 @@ print(json.dumps(len(os.listdir("/proc/self/task")) - before))
     assert run(code) == 0
 
 
-def test_a_number_set_for_onepass_limits_the_adapter_until_it_is_taken_back() -> None:
+def test_onepass_thread_count_limits_the_adapter_until_it_is_reset() -> None:
     code = """
 import json, os, torch, onepass.integrations.torch
 torch.set_num_threads(2)
@@ -192,16 +193,9 @@ print(json.dumps(counts))
 
 
 def test_threads_that_step_at_once_get_the_same_bits() -> None:
-    expected = stepped(2, 2)
-    results: list[Any] = [None] * 4
-
-    def work(index: int) -> None:
-        results[index] = stepped(2, 2)
-
-    workers = [threading.Thread(target=work, args=(index,)) for index in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    expected = parameters_after(2, 2)
+    results: list[Any] = []
+    run_in_threads([lambda: results.append(parameters_after(2, 2))] * 4)
+    assert len(results) == 4
     for result in results:
         np.testing.assert_array_equal(result, expected)

@@ -1,0 +1,108 @@
+"""Steps that are refused or interrupted: they leave no options and no part of a step behind."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import onepass.integrations.torch as ours
+from integrations.pytorch.helpers import has_exchange
+
+
+def test_refused_step_leaves_no_learning_rate_of_another_group_behind() -> None:
+    p, q = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    optimizer = ours.SGD([{"params": [p]}, {"params": [q]}], lr=1.0)
+    p.grad, q.grad = torch.ones(2), torch.ones(2)
+    optimizer.step()
+    optimizer.step()
+    first, second = optimizer.param_groups
+    lr, kept = torch.tensor(1e39, dtype=torch.float64), second["lr"]
+    first["lr"] = lr
+    with pytest.raises(ValueError, match="overflows"):
+        optimizer.step()
+    lr.fill_(0.5)
+    optimizer.step()
+    assert p.tolist() == [-2.5] * 2 and q.tolist() == [-3.0] * 2
+    second["lr"] = float("inf")
+    with pytest.raises(ValueError, match="overflows"):
+        optimizer.step()
+    second["lr"] = kept
+    lr.fill_(0.25)
+    optimizer.step()
+    assert p.tolist() == [-2.75] * 2 and q.tolist() == [-4.0] * 2
+
+
+def test_learning_rate_changed_before_a_refused_step_is_used_by_the_next() -> None:
+    p = torch.nn.Parameter(torch.zeros(3))
+    optimizer = ours.SGD([p], lr=0.1)
+    p.grad = torch.ones(3)
+    optimizer.step()
+    group = optimizer.param_groups[0]
+    group["lr"], group["differentiable"] = 10.0, True
+    with pytest.raises(ValueError, match="differentiable"):
+        optimizer.step()
+    group["differentiable"] = False
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.full((3,), -10.1))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 reports no return of a bound C++ function")
+@pytest.mark.parametrize("is_expanded", [False, True])
+def test_ctrl_c_while_the_core_steps_leaves_a_whole_step(is_expanded: bool) -> None:
+    """Python raises KeyboardInterrupt when the C++ function returns; an expanded gradient takes the slow path."""
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer = ours.Adam([p], lr=0.1)
+    p.grad = torch.ones(2)
+    optimizer.step()
+    p.grad = torch.ones(1).expand(2) if is_expanded else torch.ones(2)
+    version = p._version
+    left = 2 if is_expanded or not has_exchange else 1  # the first of two calls reports that it could not step
+
+    def interrupt(frame: Any, event: str, function: Any) -> None:
+        nonlocal left
+        if event == "c_return" and function.__qualname__ == "TorchEngine.step":
+            left -= 1
+            if left == 0:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    sys.setprofile(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step()
+    finally:
+        sys.setprofile(None)
+    state = optimizer.state_dict()["state"][0]
+    assert state["step"] == 2 and state["exp_avg"].all() and p._version == version + 1 and (p < 0.85).all()
+
+
+@pytest.mark.parametrize("line", range(12))
+def test_ctrl_c_at_any_line_of_a_first_step_leaves_the_optimizer_usable(line: int) -> None:
+    p, q = torch.nn.Parameter(torch.ones(4, 2)[:, 0]), torch.nn.Parameter(torch.ones(2))
+    optimizer = ours.Adam([p, q], lr=0.1)
+    p.grad, q.grad = torch.ones(4), torch.ones(2)
+    left = 5 * line
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal left
+        if event == "line" and frame.f_code.co_name in {"_initialize", "step", "_try", "_substitutes"}:
+            left -= 1
+            if left < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    with suppress(KeyboardInterrupt):
+        optimizer.step()
+    sys.settrace(None)
+    done = int(optimizer.state.get(p, {}).get("step", 0))
+    assert torch.equal(p.detach(), torch.full((4,), 1.0)) == (done == 0)
+    assert torch.equal(q.detach(), torch.full((2,), 1.0)) == (done == 0)
+    optimizer.step()
+    assert optimizer.state[p]["step"] == optimizer.state[q]["step"] == done + 1

@@ -1,0 +1,66 @@
+"""Threads that step at the same time, or change what another thread steps."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import onepass.integrations.torch as ours
+from integrations.pytorch.helpers import run_in_threads
+
+
+def steps(optimizer: Any, count: int) -> Callable[[], Any]:
+    """Return a function that steps the optimizer so many times."""
+    return lambda: [optimizer.step() for _ in range(count)]
+
+
+def test_workers_that_step_one_state_at_the_same_time_lose_no_count() -> None:
+    p = torch.nn.Parameter(torch.zeros(300_000))
+    p.grad = torch.ones_like(p)
+    first, second = ours.Adam([p], lr=1e-4), ours.Adam([p], lr=1e-4)
+    first.step()
+    second.state = first.state
+    run_in_threads(steps(optimizer, 60) for optimizer in (first, second))
+    assert 119 <= first.state[p]["step"] <= 121  # PyTorch too may lose a count at the very same moment
+
+
+def test_threads_that_take_the_first_sparse_steps_lose_no_count() -> None:
+    embedding = torch.nn.Embedding(50, 4, sparse=True)
+    optimizer = ours.Adagrad(embedding.parameters(), lr=0.1)
+    embedding(torch.arange(30)).sum().backward()
+    run_in_threads([steps(optimizer, 50)] * 3)
+    assert int(optimizer.state[embedding.weight]["step"]) == 150
+
+
+def test_threads_that_change_groups_and_state_do_not_corrupt_parameters() -> None:
+    params = [torch.nn.Parameter(torch.ones(50)) for _ in range(8)]
+    optimizer = ours.Adam([{"params": [p]} for p in params], lr=0.001)
+    done = threading.Event()
+
+    def meddle() -> None:
+        while not done.is_set():
+            groups = optimizer.param_groups
+            groups.append(groups.pop())
+            optimizer.state.clear()
+            groups[0]["lr"] = 0.001
+            groups[1]["amsgrad"] = False
+            params[2].data = params[2].data.clone()
+
+    thread = threading.Thread(target=meddle)
+    thread.start()
+    try:
+        for _ in range(300):
+            for p in params:
+                p.grad = torch.ones(50)
+            with suppress(KeyError, IndexError, RuntimeError):  # state that was removed during the step
+                optimizer.step()
+    finally:
+        done.set()
+        thread.join()
+    assert all(torch.isfinite(p).all() and len(p) == 50 for p in params)
