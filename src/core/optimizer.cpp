@@ -107,6 +107,7 @@ void Optimizer::add_group(std::shared_ptr<Group> group, const std::vector<Parame
   parameters_.reserve(count);
   coefficients_.reserve(count);
   sweeps_.reserve(count);
+  storages_.reserve(count);
   planned_.reserve(count);
   std::size_t blocks = blocks_.size();
   for (const Parameter& parameter : parameters) blocks += blocks_of(parameter.size);
@@ -130,6 +131,8 @@ void Optimizer::set_memory(std::size_t i, const Parameter& memory) {
   parameters_[i].size = memory.size;
   parameters_[i].row_size = memory.row_size;
   parameters_[i].operands = memory.operands;
+  parameters_[i].storage = memory.storage;
+  parameters_[i].is_narrow = memory.is_narrow;
 }
 
 void Optimizer::set_counts(std::size_t i, std::int64_t step, const Scalars& scalars) noexcept {
@@ -154,10 +157,23 @@ struct Optimizer::MeasureTask {
   bool norm;
   bool finite;
 
+  BlockStats measured(DType dtype, Storage storage, const void* data, std::size_t from, std::size_t to,
+                      bool squared) const noexcept {
+    const Kernels& table = kernels();
+    float widened[norm_block];
+    if (storage != Storage::plain) {
+      table.decode(storage, data, nullptr, from, to, widened);
+      data = widened;
+      to -= from;
+      from = 0;
+    }
+    return {norm ? table.squares[dtype](data, from, to) : 0,
+            !finite || table.finite[dtype](data, grad_scale, squared, from, to) ? 1.0 : 0.0};
+  }
+
   // Measures blocks [begin, end), counted through all gradients.
   void run(std::size_t begin, std::size_t end) const noexcept {
     const FloatMode mode(false);
-    const Kernels& table = kernels();
     std::size_t before = 0;
     for (std::size_t i = 0; i < optimizer.parameters_.size() && before < end; ++i) {
       const Parameter& parameter = optimizer.parameters_[i];
@@ -169,8 +185,7 @@ struct Optimizer::MeasureTask {
         const std::size_t to = std::min(size, from + norm_block);
         const void* const data = gradients[i].data;
         BlockStats& block = optimizer.blocks_[k];
-        block.squares = norm ? table.squares[parameter.dtype](data, from, to) : 0;
-        block.finite = !finite || table.finite[parameter.dtype](data, grad_scale, squared, from, to) ? 1 : 0;
+        block = measured(parameter.dtype, gradients[i].storage, data, from, to, squared);
       }
       before += own;
     }
@@ -274,6 +289,7 @@ void Optimizer::plan(const Gradient* gradients, double grad_scale) {
   const FloatMode mode(false);
   coefficients_.clear();
   sweeps_.clear();
+  storages_.clear();
   planned_.clear();
   planned_elements_ = 0;
   const StepCoefficients* last = nullptr;
@@ -289,8 +305,15 @@ void Optimizer::plan(const Gradient* gradients, double grad_scale) {
     sweep.coefficients = &last->packed;
     sweep.operands = parameter.operands;
     sweep.operands.grad = gradient.data;
+    sweep.storage = nullptr;
     sweep.size = parameter.size;
     sweep.flush_denormals = last->flush_denormals;
+    if (parameter.is_narrow || gradient.storage != Storage::plain) {
+      NarrowStorage& storage = storages_.emplace_back(parameter.storage);
+      storage.grad = gradient.storage;
+      storage.key = {seed_, static_cast<std::uint64_t>(last->step), i};
+      sweep.storage = &storage;
+    }
     if (gradient.rows != nullptr) {
       const Sweep whole = sweep;
       sweeps_.pop_back();
@@ -339,7 +362,8 @@ bool step_once(const RuleEntry& rule, const double* options, const CommonOptions
     if (!rule.coefficients[parameter.dtype](options, common, step, packed)) return false;
   }
   const SweepFunction function = rule.sweeps[parameter.dtype][packed.extras];
-  Sweep sweep{function, &packed, parameter.operands, parameter.size, flush_denormals && !common.keep_subnormals, 0};
+  Sweep sweep{function,       &packed, parameter.operands, nullptr,
+              parameter.size, flush_denormals && !common.keep_subnormals, 0};
   run_sweeps(executor, &sweep, 1);
   return true;
 }

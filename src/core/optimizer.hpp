@@ -47,6 +47,8 @@ struct Parameter {
   std::size_t group;
   std::int64_t step;  // number of its updates
   Scalars scalars;
+  bool is_narrow = false;  // an array is narrower than the dtype of the arithmetic
+  NarrowStorage storage = {};
 };
 
 // The gradient of one parameter: nothing (null), or as many elements as the parameter has, or some of its rows.
@@ -54,6 +56,7 @@ struct Gradient {
   const void* data = nullptr;
   const std::int64_t* rows = nullptr;  // ascending; null: all rows
   std::size_t row_count = 0;
+  Storage storage = Storage::plain;  // of the data: plain is the parameter's dtype
 };
 
 // A coefficient that is not finite in the dtype of the parameters.
@@ -98,6 +101,10 @@ class Optimizer {
   // size, row size and operands), and its counts. set_memory may allocate.
   void set_memory(std::size_t i, const Parameter& memory);
   void set_counts(std::size_t i, std::int64_t step, const Scalars& scalars) noexcept;
+
+  // The seed of stochastic rounding.
+  std::uint64_t seed() const noexcept { return seed_; }
+  void set_seed(std::uint64_t seed) noexcept { seed_ = seed; }
 
   // Forgets all parameters.
   void clear() noexcept { parameters_.clear(); }
@@ -163,6 +170,7 @@ class Optimizer {
   void add_rows(const Sweep& sweep, const Parameter& parameter, const Gradient& gradient);
 
   bool flush_denormals_;
+  std::uint64_t seed_ = 0;
   std::int64_t step_count_ = 0;
   std::vector<std::shared_ptr<Group>> groups_;
   std::vector<OptionsSnapshot> options_;  // of each group
@@ -170,6 +178,7 @@ class Optimizer {
   // The plan: coefficients for each distinct group, dtype and step count, one sweep for each gradient.
   std::vector<StepCoefficients> coefficients_;
   std::vector<Sweep> sweeps_;
+  std::vector<NarrowStorage> storages_;  // of the sweeps over narrow arrays
   std::vector<PlannedUpdate> planned_;
   std::size_t planned_elements_ = 0;
   std::vector<BlockStats> blocks_;  // of all gradients, one after the other

@@ -2,13 +2,14 @@
 
 #include <algorithm>
 
+#include "core/dispatch.hpp"
 #include "core/float_mode.hpp"
 
 namespace onepass {
 namespace {
 
-// The unit in which sweeps are cut: elements of a cache line of float32, or of two lines of float64.
-constexpr std::size_t grain = 16;
+// The unit in which sweeps are cut, in elements: whole cache lines, and whole groups that share a scale.
+constexpr std::size_t grain = scale_group;
 
 std::size_t grains(const Sweep& sweep) noexcept { return (sweep.size + grain - 1) / grain; }
 
@@ -16,6 +17,14 @@ struct Sweeps {
   const Sweep* first;
   const Sweep* last;
 };
+
+void run_sweep(const Sweep& sweep, std::size_t begin, std::size_t end) noexcept {
+  if (sweep.storage == nullptr) {
+    sweep.function(*sweep.coefficients, sweep.operands, begin, end);
+  } else {
+    kernels().narrow_sweep(sweep.function, *sweep.coefficients, sweep.operands, *sweep.storage, begin, end);
+  }
+}
 
 // Carries out grains [begin, end) of the whole list.
 void run_part(const void* context, std::size_t begin, std::size_t end) noexcept {
@@ -29,8 +38,7 @@ void run_part(const void* context, std::size_t begin, std::size_t end) noexcept 
   for (; sweep != all.last && sweep->begin < end; ++sweep) {
     const std::size_t from = std::max(begin, sweep->begin) - sweep->begin;
     const std::size_t to = std::min(end - sweep->begin, grains(*sweep));
-    if (from < to)
-      sweep->function(*sweep->coefficients, sweep->operands, from * grain, std::min(sweep->size, to * grain));
+    if (from < to) run_sweep(*sweep, from * grain, std::min(sweep->size, to * grain));
   }
 }
 

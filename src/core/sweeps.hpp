@@ -13,12 +13,13 @@ struct Sweep {
   SweepFunction function;
   const PackedCoefficients* coefficients;
   Operands operands;
-  std::size_t size;  // elements
+  const NarrowStorage* storage;  // null: all arrays are of the dtype of the arithmetic
+  std::size_t size;              // elements
   bool flush_denormals;
   std::size_t begin;  // where it begins in the whole list, in grains: run_sweeps() fills it in
 };
 
-// Carries out the sweeps, in any order. The list is cut at cache lines as if it were one long array.
+// Carries out the sweeps, in any order. The list is cut between cache lines as if it were one long array.
 void run_sweeps(const Executor& executor, Sweep* sweeps, std::size_t count) noexcept;
 
 }  // namespace onepass

@@ -23,6 +23,32 @@ struct Operands {
   void* average;  // the running average of the parameter; null: none is kept
 };
 
+// How the elements of an array lie in memory: as the dtype of the arithmetic, or narrower than float32.
+enum class Storage : unsigned char { plain, bfloat16, float16, float8 };
+
+constexpr std::size_t scale_group = 128;  // elements of a float8 array that share a scale
+
+// What the random bits of a step depend on, besides the element.
+struct RandomKey {
+  std::uint64_t seed;
+  std::uint64_t step;       // the parameter's own count, this step included
+  std::uint64_t parameter;  // its index in the optimizer
+};
+
+// The storage of one parameter's arrays; the arithmetic is in float32.
+struct NarrowStorage {
+  Storage param;  // plain or bfloat16
+  Storage grad;   // not float8
+  Storage state[max_states];
+  bool divisor[max_states];  // a rule divides by this state or takes its root: encoding makes no element 0
+  float* scale[max_states];  // of float8 state, one for each scale_group elements
+  void* low;                 // the lower part of bfloat16 parameters: int16, int8, or null with 16 master bits
+  unsigned char master_bits;  // of bfloat16 parameters: 32, 24, 16
+  bool stochastic;            // rounding; otherwise to nearest
+  std::uint64_t first;        // index of the arrays' first element in the whole parameter, a multiple of scale_group
+  RandomKey key;
+};
+
 // The options that every rule shares.
 struct CommonOptions {
   double lr;
@@ -58,6 +84,18 @@ using SweepFunction = void (*)(const PackedCoefficients& packed, const Operands&
 using CoefficientsFunction = bool (*)(const double* options, const CommonOptions& common, StepContext& step,
                                       PackedCoefficients& packed);
 
+// Updates elements [begin, end) of narrow arrays with a sweep of float32; begin is a multiple of scale_group.
+using NarrowSweepFunction = void (*)(SweepFunction sweep, const PackedCoefficients& packed, const Operands& operands,
+                                     const NarrowStorage& storage, std::size_t begin, std::size_t end);
+
+// Decodes elements [begin, end) of an array; scales: those of its first element and on, of float8.
+using DecodeFunction = void (*)(Storage storage, const void* array, const float* scales, std::size_t begin,
+                                std::size_t end, float* out);
+
+// Encodes count elements to nearest.
+using EncodeFunction = void (*)(Storage storage, const float* x, std::size_t count, bool divisor, void* array,
+                                float* scales);
+
 struct RuleEntry {
   const char* name;
   const char* const* options;  // names of the options, in the order in which coefficients take them
@@ -89,6 +127,9 @@ struct Kernels {
   SquaresFunction squares[dtype_count];
   FiniteFunction finite[dtype_count];
   StreamFunction stream_baseline[dtype_count];
+  NarrowSweepFunction narrow_sweep;
+  DecodeFunction decode;
+  EncodeFunction encode;
 };
 
 }  // namespace onepass

@@ -1,6 +1,7 @@
 // Fills the table of one instruction set. Compiled once for each, with its flags, by baseline.cpp, avx2.cpp,
 // avx512.cpp.
 #include "kernels/loop.hpp"
+#include "kernels/narrow.hpp"
 #include "kernels/reduce.hpp"
 #include "kernels/rules/adadelta.hpp"
 #include "kernels/rules/adagrad.hpp"
@@ -40,6 +41,9 @@ constexpr Kernels table(const char* instruction_set) noexcept {
       {&squares<float>, &squares<double>},
       {&finite<float>, &finite<double>},
       {&stream_baseline<float>, &stream_baseline<double>},
+      &narrow_sweep,
+      &decode,
+      &encode,
   };
 }
 

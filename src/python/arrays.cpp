@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <string_view>
 
 namespace onepass::python {
 
@@ -10,11 +11,80 @@ void import_numpy() {
   if (PyArray_ImportNumPyAPI() < 0) throw py::error_already_set();
 }
 
+std::optional<Storage> storage_of(py::handle array) {
+  PyArrayObject* const a = as_array(array);
+  if (!PyArray_ISNOTSWAPPED(a)) return std::nullopt;
+  if (PyArray_TYPE(a) == NPY_FLOAT) return Storage::plain;
+  if (PyArray_TYPE(a) == NPY_HALF) return Storage::float16;
+  if (PyArray_TYPE(a) < NPY_USERDEF) return std::nullopt;
+  const std::string_view name = PyArray_DESCR(a)->typeobj->tp_name;  // "ml_dtypes.bfloat16"
+  const std::size_t dot = name.rfind('.');
+  if (name.substr(dot == std::string_view::npos ? 0 : dot + 1) == "bfloat16") return Storage::bfloat16;
+  return std::nullopt;
+}
+
+namespace {
+
+void* low_part(const NarrowArrays& narrow, std::size_t size) {
+  if (narrow.master_bits == 16) return nullptr;
+  const int type = narrow.master_bits == 32 ? NPY_INT16 : NPY_INT8;
+  if (!narrow.low || PyArray_TYPE(as_array(*narrow.low)) != type ||
+      static_cast<std::size_t>(narrow.low->size()) != size) {
+    throw py::value_error("the lower part must have the size of its parameter");
+  }
+  return data_of(*narrow.low);
+}
+
+Parameter describe_narrow(const py::array& param, const std::vector<py::array>& states,
+                          const std::optional<py::array>& average, const NarrowArrays& narrow) {
+  const std::optional<Storage> storage = storage_of(param);
+  if (!storage || *storage == Storage::float16) throw py::type_error("parameters must be float32 or bfloat16");
+  const auto size = static_cast<std::size_t>(param.size());
+  Parameter parameter = {};
+  parameter.dtype = onepass::float32;
+  parameter.size = size;
+  parameter.operands.param = data_of(param);
+  parameter.is_narrow = true;
+  parameter.storage.param = *storage;
+  parameter.storage.master_bits = narrow.master_bits;
+  parameter.storage.stochastic = narrow.stochastic;
+  parameter.storage.first = narrow.first;
+  if (*storage == Storage::bfloat16) parameter.storage.low = low_part(narrow, size);
+  for (std::size_t k = 0; k < states.size(); ++k) {
+    const int type = PyArray_TYPE(as_array(states[k]));
+    const bool known = type == NPY_FLOAT || type == NPY_UINT16 || type == NPY_UINT8;
+    if (!known || static_cast<std::size_t>(states[k].size()) != size) {
+      throw py::value_error("state must be float32, uint16 or uint8, and have the size of its parameter");
+    }
+    parameter.operands.state[k] = data_of(states[k]);
+    parameter.storage.divisor[k] = narrow.divisors.at(k);
+    parameter.storage.state[k] =
+        type == NPY_FLOAT ? Storage::plain : type == NPY_UINT16 ? Storage::bfloat16 : Storage::float8;
+    if (type != NPY_UINT8) continue;
+    const std::optional<py::array>& scale = narrow.scales.at(k);
+    if (!scale || dtype_of(*scale) != onepass::float32 ||
+        static_cast<std::size_t>(scale->size()) != scales_of(size)) {
+      throw py::value_error("float8 state must have a scale for each group of elements");
+    }
+    parameter.storage.scale[k] = static_cast<float*>(data_of(*scale));
+  }
+  if (average) {
+    if (dtype_of(*average) != onepass::float32 || static_cast<std::size_t>(average->size()) != size) {
+      throw py::value_error("the average must be float32 and have the size of its parameter");
+    }
+    parameter.operands.average = data_of(*average);
+  }
+  return parameter;
+}
+
+}  // namespace
+
 Parameter describe(const py::array& param, const std::vector<py::array>& states,
-                   const std::optional<py::array>& average) {
+                   const std::optional<py::array>& average, const std::optional<NarrowArrays>& narrow) {
+  if (states.size() > onepass::max_states) throw py::value_error("too many states");
+  if (narrow) return describe_narrow(param, states, average, *narrow);
   const std::optional<DType> dtype = dtype_of(param);
   if (!dtype) throw py::type_error("arrays must be native float32 or float64");
-  if (states.size() > onepass::max_states) throw py::value_error("too many states");
   const auto checked_data = [&](const py::array& state) {
     if (dtype_of(state) != dtype || state.size() != param.size()) {
       throw py::value_error("state must have the dtype and size of its parameter");
@@ -23,7 +93,10 @@ Parameter describe(const py::array& param, const std::vector<py::array>& states,
   };
   const auto size = static_cast<std::size_t>(param.size());
   const auto rows = static_cast<std::size_t>(param.ndim() == 0 ? 1 : param.shape(0));
-  Parameter parameter{*dtype, size, rows == 0 ? 0 : size / rows, {}, 0, 0, {}};
+  Parameter parameter = {};
+  parameter.dtype = *dtype;
+  parameter.size = size;
+  parameter.row_size = rows == 0 ? 0 : size / rows;
   parameter.operands.param = data_of(param);
   for (std::size_t k = 0; k < states.size(); ++k) parameter.operands.state[k] = checked_data(states[k]);
   if (average) parameter.operands.average = checked_data(*average);
@@ -31,13 +104,18 @@ Parameter describe(const py::array& param, const std::vector<py::array>& states,
 }
 
 ParameterRecord::ParameterRecord(py::object key, py::array param, std::vector<py::array> states,
-                                 const std::optional<py::array>& average)
+                                 const std::optional<py::array>& average, const std::optional<NarrowArrays>& narrow)
     : key(std::move(key)),
       param(std::move(param)),
       states(std::move(states)),
       shape(this->param.shape(), this->param.shape() + this->param.ndim()),
       order(PyArray_FLAGS(as_array(this->param)) & any_order) {
   if (average) this->states.push_back(*average);
+  if (!narrow) return;
+  if (narrow->low) this->states.push_back(*narrow->low);
+  for (const std::optional<py::array>& scale : narrow->scales) {
+    if (scale) this->states.push_back(*scale);
+  }
 }
 
 bool ParameterRecord::has_shape(PyArrayObject* array) const {

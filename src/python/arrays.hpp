@@ -42,21 +42,41 @@ inline std::optional<DType> dtype_of(py::handle array) {
   return std::nullopt;
 }
 
+// The storage of numbers that the core computes with in float32: float32, float16, or bfloat16 of ml_dtypes, in native
+// byte order; any other dtype is none.
+std::optional<Storage> storage_of(py::handle array);
+
+// The number of scales of so many float8 elements.
+constexpr std::size_t scales_of(std::size_t size) {
+  return (size + onepass::scale_group - 1) / onepass::scale_group;
+}
+
+// Storage of one parameter's arrays where some are narrower than float32. The dtypes of the states say which: uint8 is
+// float8, uint16 is bfloat16.
+struct NarrowArrays {
+  std::vector<std::optional<py::array>> scales;  // of each state, for float8
+  std::vector<bool> divisors;                    // for each state: a rule divides by it or takes its root
+  std::optional<py::array> low;                  // the lower part of a bfloat16 parameter
+  unsigned char master_bits;
+  bool stochastic;
+  std::uint64_t first;  // index of the arrays' first element in the whole parameter
+};
+
 // A parameter for the core. The caller has checked the layouts of the arrays.
 Parameter describe(const py::array& param, const std::vector<py::array>& states,
-                   const std::optional<py::array>& average);
+                   const std::optional<py::array>& average, const std::optional<NarrowArrays>& narrow = std::nullopt);
 
 // The arrays of one parameter, and the layout that its gradients must have.
 struct ParameterRecord {
   ParameterRecord(py::object key, py::array param, std::vector<py::array> states,
-                  const std::optional<py::array>& average);
+                  const std::optional<py::array>& average, const std::optional<NarrowArrays>& narrow);
 
   // True if an array has the parameter's shape.
   bool has_shape(PyArrayObject* array) const;
 
   py::object key;
   py::array param;
-  std::vector<py::array> states;  // and the running average, if there is one
+  std::vector<py::array> states;  // and all other arrays that the step writes
   std::vector<npy_intp> shape;
   int order;                       // NumPy's flags of the contiguous orders that the parameter has
   const void* disjoint = nullptr;  // the last address of a gradient that was found to overlap no array of the optimizer

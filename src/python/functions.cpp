@@ -55,6 +55,34 @@ py::array array_at(std::uintptr_t address, const py::dtype& dtype, std::vector<p
   return py::array(dtype, std::move(shape), std::move(strides), reinterpret_cast<const void*>(address), owner);
 }
 
+// Decodes contiguous narrow elements into float32: uint16 is bfloat16, uint8 is float8 with scales.
+py::array_t<float> decode(const py::array& array, const std::optional<py::array_t<float, py::array::c_style>>& scales) {
+  const auto size = static_cast<std::size_t>(array.size());
+  const bool is_float8 = PyArray_TYPE(as_array(array)) == NPY_UINT8;
+  if (!is_contiguous(array) || (!is_float8 && PyArray_TYPE(as_array(array)) != NPY_UINT16) ||
+      (is_float8 && (!scales || static_cast<std::size_t>(scales->size()) != scales_of(size)))) {
+    throw py::value_error("expected contiguous uint16, or uint8 with scales");
+  }
+  py::array_t<float> result(static_cast<py::ssize_t>(size));
+  onepass::kernels().decode(is_float8 ? Storage::float8 : Storage::bfloat16, data_of(array),
+                            is_float8 ? scales->data() : nullptr, 0, size, result.mutable_data());
+  return result;
+}
+
+// Encodes one-dimensional float32 elements to nearest, into uint16 or into uint8 and scales.
+void encode(const py::array_t<float, py::array::c_style>& values, bool divisor, py::array& array,
+            std::optional<py::array_t<float, py::array::c_style>> scales) {
+  const auto size = static_cast<std::size_t>(values.size());
+  const bool is_float8 = PyArray_TYPE(as_array(array)) == NPY_UINT8;
+  if (!is_contiguous(array) || !array.writeable() || static_cast<std::size_t>(array.size()) != size ||
+      (!is_float8 && PyArray_TYPE(as_array(array)) != NPY_UINT16) ||
+      (is_float8 && (!scales || static_cast<std::size_t>(scales->size()) != scales_of(size)))) {
+    throw py::value_error("expected contiguous uint16, or uint8 with scales, of the size of the values");
+  }
+  onepass::kernels().encode(is_float8 ? Storage::float8 : Storage::bfloat16, values.data(), size, divisor,
+                            data_of(array), is_float8 ? scales->mutable_data() : nullptr);
+}
+
 // The L2 norm of a contiguous array, with the bits that clip_norm finds for one gradient.
 double norm(const py::array& array) {
   const std::optional<DType> dtype = dtype_of(array);
@@ -132,6 +160,8 @@ void register_functions(py::module_& m) {
   m.def("array_at", &array_at, py::arg("address"), py::arg("dtype"), py::arg("shape"), py::arg("strides"),
         py::arg("owner"));
   m.def("sum_rows", &sum_rows, py::arg("rows"), py::arg("values"));
+  m.def("decode", &decode, py::arg("array"), py::arg("scales") = std::nullopt);
+  m.def("encode", &encode, py::arg("values"), py::arg("divisor"), py::arg("array"), py::arg("scales") = std::nullopt);
   m.def("norm", &norm, py::arg("array"));
   m.def("total", &total, py::arg("blocks"), py::arg("counts"), py::arg("grad_scale"), py::arg("finite"));
   m.def("stream_baseline", &stream_baseline, py::arg("param"), py::arg("grad"), py::arg("exp_avg"),

@@ -154,6 +154,7 @@ bool Optimizer::take_pointers(bool prepared) {
       pointers_[i] = sparse_rows(i, py::reinterpret_borrow<py::tuple>(gradient));
     } else if (fits(i, gradient.ptr())) {
       pointers_[i].data = data_of(gradient);
+      if (core_.parameters()[i].dtype == onepass::float32) pointers_[i].storage = *storage_of(gradient);
     } else {
       return false;
     }
@@ -167,7 +168,10 @@ bool Optimizer::fits(std::size_t i, PyObject* gradient) {
   PyArrayObject* const array = as_array(gradient);
   const ParameterRecord& record = records_[i];
   if ((PyArray_FLAGS(array) & record.order) == 0 || (PyArray_FLAGS(array) & NPY_ARRAY_ALIGNED) == 0) return false;
-  if (!record.has_shape(array) || dtype_of(gradient) != core_.parameters()[i].dtype) return false;
+  if (!record.has_shape(array)) return false;
+  const bool readable = core_.parameters()[i].dtype == onepass::float32 ? storage_of(gradient).has_value()
+                                                                        : dtype_of(gradient) == onepass::float64;
+  if (!readable) return false;
   return is_disjoint(i, PyArray_DATA(array));
 }
 
@@ -204,7 +208,9 @@ void Optimizer::check_parameter(std::size_t i) {
   const Parameter& parameter = core_.parameters()[i];
   PyArrayObject* const array = as_array(record.param);
   const bool same = PyArray_DATA(array) == parameter.operands.param && record.has_shape(array) &&
-                    (PyArray_FLAGS(array) & any_order) == record.order && dtype_of(record.param) == parameter.dtype;
+                    (PyArray_FLAGS(array) & any_order) == record.order &&
+                    (parameter.is_narrow ? storage_of(record.param) == parameter.storage.param
+                                         : dtype_of(record.param) == parameter.dtype);
   if (!same) explain("reallocated_parameter", i);
   if ((PyArray_FLAGS(array) & NPY_ARRAY_WRITEABLE) == 0) explain("read_only_parameter", i);
 }

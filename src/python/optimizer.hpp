@@ -41,14 +41,15 @@ class Optimizer {
   // signal handlers see both changes or neither.
   void add_group(Form form, const py::object& group, const std::vector<py::object>& keys,
                  const std::vector<py::array>& params, const std::vector<std::vector<py::array>>& states,
-                 const std::vector<std::optional<py::array>>& averages, py::object record);
+                 const std::vector<std::optional<py::array>>& averages,
+                 const std::vector<std::optional<NarrowArrays>>& narrow, py::object record);
   py::object record() const;
 
   // Replace state: copy pairs of arrays (to, from) of equal size and layout, and set the options of groups, the options
   // of the optimizer and the counts. Return false, without changes, if a group's mapping is not the expected mapping.
   using Options = std::tuple<Group*, py::object, py::object, std::vector<double>, CommonOptions>;  // as of Group::swap
   bool restore(const std::vector<std::pair<py::array, py::array>>& copies, const std::vector<Options>& options,
-               double clip_norm, Nonfinite nonfinite, std::int64_t step_count, std::int64_t skipped,
+               double clip_norm, Nonfinite nonfinite, std::uint64_t seed, std::int64_t step_count, std::int64_t skipped,
                const std::vector<std::int64_t>& steps, const std::vector<double>& mu_products);
 
   // Call a function while no thread steps. The function may call add_group and restore.
@@ -75,6 +76,8 @@ class Optimizer {
   std::size_t parameter_count() const { return records_.size(); }
   std::int64_t step_count();
   std::int64_t parameter_step(std::size_t i);
+  std::uint64_t seed();
+  void set_seed(std::uint64_t seed);
   double mu_product(std::size_t i);
   std::int64_t skipped() const { return skipped_; }
   // Norm of the last step's gradients, if clip_norm was set.

@@ -12,7 +12,8 @@ namespace onepass::python {
 
 void Optimizer::add_group(Form form, const py::object& group, const std::vector<py::object>& keys,
                           const std::vector<py::array>& params, const std::vector<std::vector<py::array>>& states,
-                          const std::vector<std::optional<py::array>>& averages, py::object record) {
+                          const std::vector<std::optional<py::array>>& averages,
+                          const std::vector<std::optional<NarrowArrays>>& narrow, py::object record) {
   const std::unique_lock<StepLock> lock = lock_for_change();
   check_process();
   if (!py::isinstance<Group>(group)) throw py::type_error("group must be a Group");
@@ -20,8 +21,8 @@ void Optimizer::add_group(Form form, const py::object& group, const std::vector<
   std::vector<Parameter> parameters;
   std::vector<ParameterRecord> records = records_;
   for (std::size_t i = 0; i < params.size(); ++i) {
-    parameters.push_back(describe(params[i], states.at(i), averages.at(i)));
-    records.emplace_back(keys.at(i), params[i], states[i], averages[i]);
+    parameters.push_back(describe(params[i], states.at(i), averages.at(i), narrow.at(i)));
+    records.emplace_back(keys.at(i), params[i], states[i], averages[i], narrow[i]);
   }
   for (ParameterRecord& record : records) record.disjoint = nullptr;  // the new arrays may overlap
   MemoryRanges ranges = ranges_.with(records, records_.size());
@@ -44,8 +45,9 @@ py::object Optimizer::record() const {
 }
 
 bool Optimizer::restore(const std::vector<std::pair<py::array, py::array>>& copies, const std::vector<Options>& options,
-                        double clip_norm, Nonfinite nonfinite, std::int64_t step_count, std::int64_t skipped,
-                        const std::vector<std::int64_t>& steps, const std::vector<double>& mu_products) {
+                        double clip_norm, Nonfinite nonfinite, std::uint64_t seed, std::int64_t step_count,
+                        std::int64_t skipped, const std::vector<std::int64_t>& steps,
+                        const std::vector<double>& mu_products) {
   const std::unique_lock<StepLock> lock = lock_for_change();
   check_process();
   if (steps.size() != records_.size() || mu_products.size() != records_.size()) {
@@ -71,6 +73,7 @@ bool Optimizer::restore(const std::vector<std::pair<py::array, py::array>>& copi
     std::memmove(data_of(to), data_of(from), static_cast<std::size_t>(to.nbytes()));
   }
   core_.restore(step_count, steps, scalars);
+  core_.set_seed(seed);
   skipped_ = skipped;
   clip_norm_ = clip_norm;
   nonfinite_ = nonfinite;
@@ -116,6 +119,16 @@ std::int64_t Optimizer::step_count() {
 std::int64_t Optimizer::parameter_step(std::size_t i) {
   const std::unique_lock<StepLock> lock = lock_for_reading();
   return core_.parameters().at(i).step;
+}
+
+std::uint64_t Optimizer::seed() {
+  const std::unique_lock<StepLock> lock = lock_for_reading();
+  return core_.seed();
+}
+
+void Optimizer::set_seed(std::uint64_t seed) {
+  const std::unique_lock<StepLock> lock = lock_for_change();
+  core_.set_seed(seed);
 }
 
 double Optimizer::mu_product(std::size_t i) {

@@ -1,0 +1,155 @@
+// Sweeps over narrow storage: decodes some elements into the nearest cache, updates them with the sweep of float32, and
+// encodes them again, in one pass over memory. Rules do not know of it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/builtins.hpp"
+#include "kernels/codec.hpp"
+#include "kernels/random_bits.hpp"
+#include "kernels/table.hpp"
+
+namespace onepass {
+namespace {
+
+constexpr std::size_t narrow_chunk = 512;  // elements: eight arrays of them fit the nearest cache
+constexpr unsigned weight_slot = 3;        // of the random bits; states have slots 0 to 2
+static_assert(narrow_chunk % scale_group == 0 && max_states == weight_slot, "slots 0 to 2 belong to the states");
+
+template <class T>
+T* element(void* array, std::size_t index) noexcept {
+  return static_cast<T*>(array) + index;
+}
+template <class T>
+const T* element(const void* array, std::size_t index) noexcept {
+  return static_cast<const T*>(array) + index;
+}
+
+void decode(Storage storage, const void* array, const float* scales, std::size_t begin, std::size_t end, float* out) {
+  const std::size_t count = end - begin;
+  switch (storage) {
+    case Storage::plain:
+      copy_bytes(out, element<float>(array, begin), count * sizeof(float));
+      break;
+    case Storage::bfloat16:
+      decode_bfloat16(element<std::uint16_t>(array, begin), count, out);
+      break;
+    case Storage::float16:
+      decode_float16(element<std::uint16_t>(array, begin), count, out);
+      break;
+    case Storage::float8:
+      decode_float8(element<std::uint8_t>(array, begin), scales + begin / scale_group, count, out);
+      break;
+  }
+}
+
+template <bool stochastic>
+void encode_as(Storage storage, const float* x, std::size_t count, const Rounding rounding, bool divisor, void* array,
+               float* scales) noexcept {
+  if (storage == Storage::bfloat16) {
+    encode_bfloat16<stochastic>(x, count, rounding, static_cast<std::uint16_t*>(array));
+  } else if (storage == Storage::float8) {
+    encode_float8<stochastic>(x, count, rounding, divisor, static_cast<std::uint8_t*>(array), scales);
+  }
+}
+
+void encode(Storage storage, const float* x, std::size_t count, bool divisor, void* array, float* scales) {
+  encode_as<false>(storage, x, count, {nullptr, 0}, divisor, array, scales);
+}
+
+inline void join_param(const NarrowStorage& storage, void* param, std::size_t begin, std::size_t count,
+                       float* out) noexcept {
+  const auto* const high = element<std::uint16_t>(param, begin);
+  if (storage.master_bits == 32) {
+    join<0>(high, element<std::int16_t>(storage.low, begin), count, out);
+  } else if (storage.master_bits == 24) {
+    join<8>(high, element<std::int8_t>(storage.low, begin), count, out);
+  } else {
+    decode_bfloat16(high, count, out);
+  }
+}
+
+template <bool stochastic>
+void split_param(const NarrowStorage& storage, const float* x, std::size_t count, const Rounding rounding, void* param,
+                 std::size_t begin) noexcept {
+  auto* const high = element<std::uint16_t>(param, begin);
+  if (storage.master_bits == 32) {
+    split(x, count, high, element<std::int16_t>(storage.low, begin));
+  } else if (storage.master_bits == 24) {
+    split24<stochastic>(x, count, rounding, high, element<std::int8_t>(storage.low, begin));
+  } else {
+    encode_bfloat16<stochastic>(x, count, rounding, high);
+  }
+}
+
+// A chunk's arrays in float32, and its random bits, each as far into a cache line as the others.
+struct NarrowBuffers {
+  alignas(64) float param[narrow_chunk];
+  alignas(64) float grad[narrow_chunk];
+  alignas(64) float state[max_states][narrow_chunk];
+  alignas(64) std::uint32_t random[narrow_chunk];
+};
+
+template <bool stochastic>
+void narrow_chunk_sweep(SweepFunction sweep, const PackedCoefficients& packed, const Operands& x,
+                        const NarrowStorage& storage, std::size_t begin, std::size_t count, NarrowBuffers& near) {
+  Operands operands = {element<float>(x.param, begin), element<float>(x.grad, begin), {}, nullptr};
+  if (x.average != nullptr) operands.average = element<float>(x.average, begin);
+  if (storage.param != Storage::plain) {
+    join_param(storage, x.param, begin, count, near.param);
+    operands.param = near.param;
+  }
+  if (storage.grad != Storage::plain) {
+    decode(storage.grad, x.grad, nullptr, begin, begin + count, near.grad);
+    operands.grad = near.grad;
+  }
+  for (std::size_t k = 0; k < max_states && x.state[k] != nullptr; ++k) {
+    operands.state[k] = element<float>(x.state[k], begin);
+    if (storage.state[k] == Storage::plain) continue;
+    decode(storage.state[k], x.state[k], storage.scale[k], begin, begin + count, near.state[k]);
+    operands.state[k] = near.state[k];
+  }
+
+  sweep(packed, operands, 0, count);
+
+  unsigned drawn = max_states;  // none
+  const auto rounding = [&](unsigned slot) {
+    const unsigned use = slot / 2;
+    if (stochastic && use != drawn) random_bits(storage.key, use, storage.first + begin, count, near.random);
+    drawn = use;
+    return Rounding{near.random, slot % 2 * 16};
+  };
+  for (unsigned k = 0; k < max_states && x.state[k] != nullptr; ++k) {
+    if (storage.state[k] == Storage::plain) continue;
+    const bool is_float8 = storage.state[k] == Storage::float8;
+    void* const array = is_float8 ? static_cast<void*>(element<std::uint8_t>(x.state[k], begin))
+                                  : element<std::uint16_t>(x.state[k], begin);
+    float* const scales = is_float8 ? storage.scale[k] + begin / scale_group : nullptr;
+    encode_as<stochastic>(storage.state[k], near.state[k], count, rounding(k), storage.divisor[k], array, scales);
+  }
+  if (storage.param == Storage::plain) return;
+  const bool draws = storage.master_bits != 32;
+  split_param<stochastic>(storage, near.param, count, draws ? rounding(weight_slot) : Rounding{near.random, 0}, x.param,
+                          begin);
+}
+
+void narrow_sweep(SweepFunction sweep, const PackedCoefficients& packed, const Operands& operands,
+                  const NarrowStorage& storage, std::size_t begin, std::size_t end) {
+  NarrowBuffers near;
+  for (std::size_t from = begin; from < end;) {
+    // A chunk ends where the upper half of the element's index changes, on which the random bits depend.
+    const std::uint64_t until_carry = (std::uint64_t{1} << 32) - ((storage.first + from) & 0xFFFFFFFF);
+    std::size_t count = end - from < narrow_chunk ? end - from : narrow_chunk;
+    if (count > until_carry) count = static_cast<std::size_t>(until_carry);
+    if (storage.stochastic) {
+      narrow_chunk_sweep<true>(sweep, packed, operands, storage, from, count, near);
+    } else {
+      narrow_chunk_sweep<false>(sweep, packed, operands, storage, from, count, near);
+    }
+    from += count;
+  }
+}
+
+}  // namespace
+}  // namespace onepass
