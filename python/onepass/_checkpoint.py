@@ -26,6 +26,7 @@ from numpy.lib import format as npy
 
 from . import schedules
 from ._checks import plural
+from ._storage import in_storage
 
 Array = npt.NDArray[Any]
 StateDict = Mapping[str, Any]
@@ -106,17 +107,23 @@ def check(state_dict: StateDict, like: StateDict) -> None:
 
 
 def upgraded(state_dict: Any) -> Any:
-    """Return a state dict with today's names of options: ``ema_decay`` was ``ema`` before the first release."""
+    """Return a state dict with today's options: ``ema_decay`` was ``ema``, and all storage was as the parameters'."""
     groups = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
     if not isinstance(groups, (list, tuple)) or not any(map(_is_old, groups)):
         return state_dict
     new = {"ema": "ema_decay"}
-    renamed = [{new.get(key, key): group[key] for key in group} if _is_old(group) else group for group in groups]
-    return {**state_dict, "param_groups": renamed}
+    renamed = [
+        {**_OLD_OPTIONS, **{new.get(key, key): group[key] for key in group}} if _is_old(group) else group
+        for group in groups
+    ]
+    return {"seed": 0, **state_dict, "param_groups": renamed}
 
 
 def _is_old(group: Any) -> bool:
     return isinstance(group, Mapping) and "ema" in group and "ema_decay" not in group
+
+
+_OLD_OPTIONS = {"state_dtype": None, "master_bits": 32, "rounding": "stochastic"}
 
 
 def _check_type(label: str, value: Any, kinds: Any, what: str) -> None:
@@ -402,6 +409,7 @@ def _load(
     if _SCALARS not in infos:
         raise ValueError(f"not a onepass checkpoint (missing member {_SCALARS!r})")
     found = _load_scalars(archive, infos[_SCALARS])
+    like = _stored_like(like, found)
     wanted = {_member(*key): (*key, own) for key, own in _arrays(like).items()}
     params = {_member(index, "param") for index in like["state"]}
     if params <= wanted.keys() and not params & infos.keys():
@@ -423,6 +431,18 @@ def _load(
         options = {name: value for name, value in group.items() if name not in ("params", "param_names")}
         group |= {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
     return found
+
+
+def _stored_like(like: StateDict, found: dict[str, Any]) -> StateDict:
+    """Return the optimizer's own state dict with moments as in the file, which may store them otherwise."""
+    saved = found.get("param_groups")
+    if not isinstance(saved, list) or not all(isinstance(group, dict) for group in saved):
+        return like
+    states = dict(like["state"])
+    for own, group in zip(like["param_groups"], saved):
+        for index in own["params"]:
+            states[index] = in_storage(states[index], group)
+    return {**like, "state": states}
 
 
 def _load_scalars(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Set
 from itertools import pairwise
 from typing import Any, SupportsFloat
@@ -10,7 +11,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 
 from ._allocate import address
-from ._types import Array, Average, Betas, Check, EpsMode, LearningRate, Nonfinite, Rate, Schedule
+from ._types import Array, Average, Betas, Check, EpsMode, LearningRate, Nonfinite, Rate, Rounding, Schedule, StateDtype
 
 
 def plural(number: int, noun: str) -> str:
@@ -108,6 +109,39 @@ def one_of(*choices: str) -> Check:
 
 eps_mode: Callable[[str, EpsMode], EpsMode] = one_of("paper", "hat")
 nonfinite: Callable[[str, Nonfinite], Nonfinite] = one_of("propagate", "skip", "raise")
+rounding: Callable[[str, Rounding], Rounding] = one_of("stochastic", "nearest")
+_narrow = one_of("bfloat16", "float8")
+
+
+def state_dtype(name: str, value: StateDtype) -> StateDtype:
+    """The name of a storage of state, or None."""
+    return None if value is None else _narrow(name, value)  # type: ignore[return-value]
+
+
+def master_bits(name: str, value: int) -> int:
+    """The number of bits of bfloat16 parameters."""
+    number = integer(name, value)
+    if number not in (32, 24, 16):
+        raise ValueError(f"{name} must be 32, 24 or 16, got {value!r}")
+    return number
+
+
+def seed(name: str, value: int) -> int:
+    """A seed of 64 bits."""
+    number = integer(name, value)
+    if not 0 <= number < 2**64:
+        raise ValueError(f"{name} must be at least 0 and less than 2**64, got {value!r}")
+    return number
+
+
+def integer(name: str, value: int) -> int:
+    """An integer."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
 
 
 def positive_or_none(name: str, value: SupportsFloat | None) -> float | None:
@@ -137,7 +171,7 @@ def check_storage(label: str, array: Any) -> None:
     array = np.asarray(array)  # subclasses may override these attributes
     if not array.dtype.isnative:
         raise TypeError(f"{label} must be in native byte order, got {array.dtype.str!r}: pass a converted copy")
-    if array.dtype not in (np.float32, np.float64):
+    if array.dtype not in (np.float32, np.float64) and array.dtype.name != "bfloat16":
         parts = "use two parameters, its real and imaginary parts"
         remedy = parts if array.dtype.kind == "c" else "create it with .astype(numpy.float32)"
         raise TypeError(f"{label} must be of dtype float32 or float64, got {array.dtype.name}: {remedy}")
@@ -182,7 +216,7 @@ def real_floating(label: str, array: Any) -> None:
         raise TypeError(f"{label} must be a NumPy array of real floating-point numbers, got {type(array).__name__}")
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{label} is a masked array, whose mask would be ignored: pass its .filled(0)")
-    if array.dtype.kind != "f":
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         remedy = (
             "use .real, or its real and imaginary parts" if array.dtype.kind == "c" else "use .astype(numpy.float32)"
         )

@@ -22,6 +22,7 @@ usable_instruction_sets: list[str]
 rules: dict[str, tuple[list[str], list[str]]]  # the names of each rule's options and of its state
 no_clip_norm: float
 norm_block: int  # elements
+scale_group: int  # elements of float8 arrays that share a scale
 
 class CommonOptions:
     def __init__(
@@ -47,6 +48,17 @@ class Group:
     ) -> bool: ...
     def swap_lr(self, expected: Mapping[str, Any], values: Mapping[str, Any], lr: float, scheduled: bool) -> bool: ...
 
+class NarrowArrays:
+    def __init__(
+        self,
+        scales: list[_Array | None],
+        divisors: list[bool],
+        low: _Array | None,
+        master_bits: int,
+        stochastic: bool,
+        first: int = 0,
+    ) -> None: ...
+
 class Optimizer:
     class _Form(enum.Enum):
         array = ...
@@ -60,6 +72,7 @@ class Optimizer:
 
     _clip_norm: float
     _nonfinite: _Nonfinite
+    _seed: int
     def __init__(self, flush_denormals: bool, in_files: bool, record: Any) -> None: ...
     @property
     def _record(self) -> Any: ...
@@ -113,6 +126,7 @@ class Optimizer:
         params: list[_Array],
         states: list[list[_Array]],
         averages: list[_Array | None],
+        narrow: list[NarrowArrays | None],
         record: Any,
     ) -> None: ...
     def _restore(
@@ -121,6 +135,7 @@ class Optimizer:
         options: list[tuple[Group, Mapping[str, Any], Mapping[str, Any], list[float], CommonOptions]],
         clip_norm: float,
         nonfinite: _Nonfinite,
+        seed: int,
         step_count: int,
         skipped: int,
         steps: list[int],
@@ -148,6 +163,8 @@ def step_once(
 ) -> bool: ...
 def array_at(address: int, dtype: Any, shape: list[int], strides: list[int], owner: Any) -> _Array: ...
 def sum_rows(rows: npt.NDArray[np.int64], values: _Array) -> tuple[npt.NDArray[np.int64], _Array]: ...
+def decode(array: _Array, scales: _Array | None = None) -> npt.NDArray[np.float32]: ...
+def encode(values: _Array, divisor: bool, array: _Array, scales: _Array | None = None) -> None: ...
 def norm(array: _Array) -> float: ...
 def total(blocks: _Array, counts: list[int], grad_scale: float, finite: bool) -> tuple[float, int | None]: ...
 def stream_baseline(param: _Array, grad: _Array, exp_avg: _Array, exp_avg_sq: _Array) -> None: ...

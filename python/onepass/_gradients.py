@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ._allocate import zeros_like
+from ._allocate import all_zeros
 from ._checks import finite, plural, real_floating, unit_interval_open
 from ._core import sum_rows
 from ._params import Form, ParameterRecord
 from ._types import Array
+from ._storage import value_dtype
 from .sparse import SparseRows
 
 Fits = Callable[[int, Any], bool]  # signature of _core.Optimizer._fits
@@ -61,7 +62,8 @@ def convert(
     """Return a gradient that the core can read: itself, a copy in scratch memory, or two arrays for sparse rows."""
     label = record.gradient_label(index)
     if isinstance(grad, SparseRows):
-        return coalesced(label, grad, record.params[index])
+        dtypes = [record.params[index].dtype, *(state.dtype for state in record.states[index].values())]
+        return coalesced(label, grad, record.params[index], any(dtype.kind not in "f" for dtype in dtypes))
     if isinstance(grad, (list, tuple, Mapping)) and not hasattr(grad, "tocsr"):
         single = "pass the gradient itself, as the parameter was" if record.form is Form.array else ""
         if hint := single or _flat_hint(record, grad):
@@ -70,13 +72,15 @@ def convert(
     if array is not grad and fits(index, array):
         return array
     if index not in scratch:
-        scratch[index] = zeros_like(record.params[index])
+        scratch[index] = all_zeros([(record.params[index], value_dtype(record.params[index]))])[0]
     return cast_into(scratch[index], array)
 
 
-def coalesced(label: str, sparse: SparseRows, param: Array) -> tuple[Array, Array]:
+def coalesced(label: str, sparse: SparseRows, param: Array, narrow: bool = False) -> tuple[Array, Array]:
     """Return copies of the rows in ascending order, each once, and of their values in the parameter's dtype."""
     param = np.asarray(param)
+    if narrow:
+        raise ValueError(f"{label}: SparseRows requires float32 or float64 parameters and state: use state_dtype=None")
     if param.ndim == 0 or not param.flags.c_contiguous:
         raise ValueError(
             f"{label}: SparseRows requires a parameter in C order: create the parameter with order='C', "
@@ -135,7 +139,7 @@ def array_of(label: str, grad: Any) -> Any:
 def cast_into(scratch: Array, grad: Array) -> Array:
     """Copy the gradient into the scratch array, in the array's dtype and order, and return the array."""
     with np.errstate(all="ignore"):  # a value too large for the dtype becomes infinite, as in any cast
-        np.copyto(scratch, grad, casting="same_kind")
+        np.copyto(scratch, grad, casting="unsafe" if grad.dtype.kind == "V" else "same_kind")
     return scratch
 
 

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from ._core import CommonOptions
 from ._core import Group as CoreGroup
-from ._options import OPTIMIZER_CHECKS, Option, Spec, suggestion
-from ._types import Array, Average, Betas, EpsMode, LearningRate, Rate
+from ._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS, STORAGE_OPTIONS, Option, Spec, suggestion
+from ._types import Array, Average, Betas, EpsMode, LearningRate, Rate, Rounding, StateDtype
 
 
 class Group(Mapping[str, Any]):
     """Some of an optimizer's parameters, with their options as attributes (or, as in PyTorch, as items).
 
     An assignment checks the value and takes effect at the next step. Options that determine which state buffers exist
-    (``amsgrad``, ``centered``, ``momentum`` on or off, ``ema_decay`` on or off) are fixed at construction.
+    (``amsgrad``, ``centered``, ``momentum`` on or off, ``ema_decay`` on or off) and how it is stored (``state_dtype``,
+    ``master_bits``, ``rounding``) are fixed at construction.
 
     Example:
         >>> import numpy as np, onepass
@@ -55,6 +56,9 @@ eps_mode='paper', maximize=False, clip_value=None, ema_decay=None)
     maximize: Option[bool, bool]
     clip_value: Option[float | None, SupportsFloat | None]
     ema_decay: Option[Rate | None, Average]
+    state_dtype: Option[StateDtype, StateDtype]
+    master_bits: Option[int, int]
+    rounding: Option[Rounding, Rounding]
 
     def __init__(self, spec: Spec, params: list[Array], options: Mapping[str, Any]) -> None:
         if unknown := [name for name in options if name not in spec.checks]:
@@ -63,7 +67,7 @@ eps_mode='paper', maximize=False, clip_value=None, ema_decay=None)
                 rest = ": it applies to the whole optimizer"
             raise TypeError(f"unexpected option {unknown[0]!r} of a group of {spec.name}{rest}")
         values = {name: check(name, options[name]) for name, check in spec.checks.items()}
-        spec.validate(values)
+        spec.check(values)
         object.__setattr__(self, "_spec", spec)
         object.__setattr__(self, "_params", tuple(params))
         object.__setattr__(self, "_core", CoreGroup(spec.rule_name(values), values, *self._numbers(values)))
@@ -87,7 +91,7 @@ eps_mode='paper', maximize=False, clip_value=None, ema_decay=None)
         if unknown := [name for name in changes if name not in old]:
             raise AttributeError(f"a group of {spec.name} has no option {unknown[0]!r}{suggestion(unknown[0], old)}")
         values = {**old, **{name: spec.checks[name](name, value) for name, value in changes.items()}}
-        spec.validate(values)
+        spec.check(values)
         if spec.buffers(values) != spec.buffers(old):
             fixed = (name for name in changes if spec.buffers({**old, name: values[name]}) != spec.buffers(old))
             raise AttributeError(
@@ -145,7 +149,8 @@ eps_mode='paper', maximize=False, clip_value=None, ema_decay=None)
         return [*super().__dir__(), *self._values]
 
     def __repr__(self) -> str:
-        return f"Group({', '.join(f'{name}={value!r}' for name, value in self._values.items())})"
+        shown = {k: v for k, v in self._values.items() if k not in STORAGE_OPTIONS or v != COMMON_DEFAULTS[k]}  # type: ignore[literal-required]
+        return f"Group({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
 def core_options(spec: Spec, values: Mapping[str, Any]) -> tuple[list[float], CommonOptions]:

@@ -34,6 +34,9 @@ class Optimizer(_core.Optimizer):
     maximize = Option(_checks.flag)
     clip_value = Option(_checks.positive_or_none)
     ema_decay = Option(_checks.ema_decay)
+    state_dtype = Option(_checks.state_dtype)
+    master_bits = Option(_checks.master_bits)
+    rounding = Option(_checks.rounding)
 
     def __init__(self, params: Params, **options: Any) -> None:
         if hasattr(self, "_record"):
@@ -54,6 +57,7 @@ class Optimizer(_core.Optimizer):
         self._scratch: dict[int, Array] = {}
         self.clip_norm = options["clip_norm"]
         self.nonfinite = options["nonfinite"]
+        self._seed = options["seed"]
         register_groups(self, form, groups)
 
     def add_group(self, params: Params, **options: Any) -> None:
@@ -124,6 +128,23 @@ class Optimizer(_core.Optimizer):
     @nonfinite.setter
     def nonfinite(self, value: Nonfinite) -> None:
         self._nonfinite = _core.Optimizer._Nonfinite[_checks.nonfinite("nonfinite", value)]
+
+    @property
+    def seed(self) -> int:
+        """The seed of stochastic rounding, saved with the state."""
+        return self._seed
+
+    def decoded_state(self, key: Any) -> dict[str, Any]:
+        """Return a parameter's state under its name or index, as float32 copies of what `state` shows.
+
+        Example:
+            >>> import numpy as np, onepass
+            >>> opt = onepass.Adam(np.zeros(4096, np.float32), state_dtype="float8")
+            >>> opt.step(np.ones(4096, np.float32))
+            >>> opt.state[0]["exp_avg"].dtype.itemsize, opt.decoded_state(0)["exp_avg"][:2]
+            (1, array([0.1, 0.1], dtype=float32))
+        """
+        return self._locked(lambda: _state_dict.decoded(self, key))  # type: ignore[no-any-return]
 
     @property
     def flush_denormals(self) -> bool:

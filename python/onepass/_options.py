@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, TypedDict, TypeVar, overload
 
 from . import _core
-from ._checks import flag, nonfinite, plural, positive_or_none
-from ._types import Average, Check, Nonfinite
+from ._checks import flag, nonfinite, plural, positive_or_none, seed
+from ._storage import OPTIONS as STORAGE_OPTIONS
+from ._storage import check_options
+from ._types import Average, Check, Nonfinite, Rounding, StateDtype
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,6 +29,10 @@ class CommonOptions(TypedDict, total=False):
     clip_value: SupportsFloat | None
     nonfinite: Nonfinite
     ema_decay: Average
+    state_dtype: StateDtype
+    master_bits: int
+    rounding: Rounding
+    seed: int
     flush_denormals: bool
 
 
@@ -36,12 +42,17 @@ COMMON_DEFAULTS: CommonOptions = {
     "clip_value": None,
     "nonfinite": "propagate",
     "ema_decay": None,
+    "state_dtype": None,
+    "master_bits": 32,
+    "rounding": "stochastic",
+    "seed": 0,
     "flush_denormals": True,
 }
 # Options of the whole optimizer. All others belong to groups.
 OPTIMIZER_CHECKS: Mapping[str, Check] = {
     "clip_norm": positive_or_none,
     "nonfinite": nonfinite,
+    "seed": seed,
     "flush_denormals": flag,
 }
 
@@ -100,9 +111,15 @@ class Spec:
         named |= options
         return [float(named[name]) for name in _core.rules[self.rule_name(options)][0]]
 
-    def buffers(self, options: Mapping[str, Any]) -> tuple[str, bool]:
+    def buffers(self, options: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return the values that determine which state arrays exist."""
-        return self.rule_name(options), options["ema_decay"] is not None
+        storage = (options[name] for name in STORAGE_OPTIONS)
+        return self.rule_name(options), options["ema_decay"] is not None, *storage
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Raise if options contradict each other."""
+        self.validate(options)
+        check_options(self, options)
 
     def is_decoupled(self, options: Mapping[str, Any]) -> bool:
         """Return True if weight decay shrinks the parameter instead of adding to the gradient."""

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ._allocate import all_zeros_like, pin
+from . import _storage
+from ._allocate import all_zeros, pin
 from ._checks import check_disjoint, check_storage
 from ._core import Optimizer as CoreOptimizer
 from ._core import rules
@@ -96,10 +97,15 @@ def check_params(record: ParameterRecord, form: Form, groups: list[GroupParams])
     check_disjoint([*states, *((label(form, key), array) for key, array in arrays.items())])
 
 
-def create_groups(record: ParameterRecord, form: Form, groups: list[GroupParams], spec: Spec) -> list[Group]:
+def create_groups(
+    record: ParameterRecord, form: Form, groups: list[GroupParams], spec: Spec, flush_denormals: bool
+) -> list[Group]:
     """Return new groups of parameters, checked against each other and against the parameters that there are."""
     check_params(record, form, groups)
     created = [Group(spec, list(named.values()), options) for named, options in groups]
+    for group, (named, _) in zip(created, groups):
+        labelled = [(label(form, key), array) for key, array in named.items()]
+        _storage.check_params(group, labelled, flush_denormals)
     averaged = [group.ema_decay is not None for group in (*record.groups, *created)]
     if any(averaged) and not all(averaged):
         raise ValueError("ema_decay must be set for all groups or for none")
@@ -108,34 +114,38 @@ def create_groups(record: ParameterRecord, form: Form, groups: list[GroupParams]
 
 def initial_states(group: Group, spec: Spec, folder: str | None) -> list[dict[str, Array]]:
     """Return the state of a group's parameters before the first step: arrays by name, "ema" among them."""
-    names = [*rules[spec.rule_name(group)][1], *(["ema"] if group.ema_decay is not None else [])]
-    rooms = iter(all_zeros_like([array for array in group.params for _ in names], folder))
+    moments = rules[spec.rule_name(group)][1]
+    dtypes = [_storage.state_dtypes(group, array, moments) for array in group.params]
+    rooms = iter(all_zeros([(array, dtype) for array, own in zip(group.params, dtypes) for dtype in own.values()], folder))
+    states = [{name: next(rooms) for name in own} for own in dtypes]
     first = spec.initial_value(group)
-    states = []
-    for array in group.params:
-        state = {name: next(rooms) for name in names}
-        for name, values in state.items():
-            if name == "ema":
-                np.copyto(state["ema"], array)
-            elif first:
-                with np.errstate(over="ignore"):
-                    values.fill(first)
-                if not np.isfinite(values).all():
-                    raise ValueError(f"{spec.initial}={first!r} overflows {values.dtype}")
-        states.append(state)
+    for array, state in zip(group.params, states):
+        if "ema" in state:
+            np.copyto(state["ema"], _storage.widened(array))
+        for name in moments if first else ():
+            with np.errstate(over="ignore"):
+                values = np.full_like(array, first, _storage.value_dtype(array))
+            if not np.isfinite(values).all():
+                raise ValueError(f"{spec.initial}={first!r} overflows {values.dtype}")
+            if state[name].dtype == values.dtype:
+                np.copyto(state[name], values)
+            else:
+                _storage.encode_into(name, values, state)
     return states
 
 
 def register_groups(optimizer: Any, form: Form, groups: list[GroupParams]) -> None:
     """Add groups with their state to an optimizer: all of them or, when it raises, none."""
     spec: Spec = optimizer._spec
-    created = create_groups(optimizer._record, form, groups, spec)
+    created = create_groups(optimizer._record, form, groups, spec, optimizer.flush_denormals)
     all_states = [initial_states(group, spec, optimizer._state_folder) for group in created]
     for group, (named, _), states in zip(created, groups, all_states):
         record = optimizer._record.with_group(form, group, [*named], states)
         averages = [state.get("ema") for state in states]
-        arrays = [[array for name, array in state.items() if name != "ema"] for state in states]
-        optimizer._add_group(form, group._core, [*named], group.params, arrays, averages, record)
+        moments = rules[spec.rule_name(group)][1]
+        arrays = [[state[name] for name in moments] for state in states]
+        narrow = [_storage.describe(group, array, state, moments) for array, state in zip(group.params, states)]
+        optimizer._add_group(form, group._core, [*named], group.params, arrays, averages, narrow, record)
 
 
 def normalize_params(params: Params) -> tuple[Form, list[GroupParams]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from . import _storage
 from ._allocate import address, all_zeros_like
 from ._checks import check_storage
 from ._core import CommonOptions, no_clip_norm
@@ -33,11 +34,11 @@ def snapshot(optimizer: Any, params: bool = False) -> dict[str, Any]:
         | {name: schedules.describe(value) if callable(value) else value for name, value in group._values.items()}
         for group, indices in record.ranges()
     ]
-    added = [{"param": array} for array in record.params] if params else [{}] * len(record.params)
+    added = [{"param": _storage.raw(array)} for array in record.params] if params else [{}] * len(record.params)
     return {
         "version": _checkpoint.VERSION,
         "optimizer": type(optimizer).__name__,
-        **{name: getattr(optimizer, name) for name in ("step_count", "skipped", "clip_norm", "nonfinite")},
+        **{name: getattr(optimizer, name) for name in ("step_count", "skipped", "clip_norm", "nonfinite", "seed")},
         "state": {
             index: {**scalars(optimizer, index), **state, **param}
             for index, (state, param) in enumerate(zip(record.states, added))
@@ -52,6 +53,15 @@ def scalars(optimizer: Any, index: int) -> dict[str, Any]:
     return {"step": optimizer._parameter_step(index)} | dict.fromkeys(names, optimizer._mu_product(index))
 
 
+def decoded(optimizer: Any, key: Hashable) -> dict[str, Any]:
+    """Return a parameter's state with float32 copies of its moments."""
+    record: ParameterRecord = optimizer._record
+    index = record.index[key]
+    state = record.states[index]
+    moments = {name: _storage.decoded(state[name], state.get(f"{name}_scale")) for name in _storage.moments_of(state)}
+    return scalars(optimizer, index) | moments
+
+
 class StateView(Mapping[Any, "dict[str, Any]"]):
     """State of each parameter of an optimizer: its step count and live views of its arrays."""
 
@@ -63,7 +73,9 @@ class StateView(Mapping[Any, "dict[str, Any]"]):
     def __getitem__(self, key: Hashable) -> dict[str, Any]:
         record = self._optimizer._record
         index = record.index[key]
-        arrays = {name: array.view() for name, array in record.states[index].items() if name != "ema"}
+        arrays = {
+            name: _storage.shown(name, array) for name, array in record.states[index].items() if name != "ema"
+        }
         return scalars(self._optimizer, index) | arrays
 
     def __iter__(self) -> Iterator[Any]:
@@ -97,8 +109,9 @@ CoreOptions = tuple[CoreGroup, Mapping[str, Any], Mapping[str, Any], list[float]
 
 def check_names(optimizer: Any, options: Iterable[str]) -> None:
     """Refuse options that no state dict has."""
-    valid = [*optimizer._spec.checks, "clip_norm", "nonfinite"]
-    refuse_unknown("load", options, [name for name in valid if name != optimizer._spec.initial])
+    valid = [*optimizer._spec.checks, "clip_norm", "nonfinite", "seed"]
+    fixed = {optimizer._spec.initial, *_storage.OPTIONS}
+    refuse_unknown("load", options, [name for name in valid if name not in fixed])
 
 
 def prepare_load(
@@ -113,14 +126,16 @@ def prepare_load(
     check_names(optimizer, given)
     record: ParameterRecord = optimizer._record
     state_dict = _checkpoint.upgraded(state_dict)
-    _checkpoint.check(state_dict, snapshot(optimizer, params))
-    whole = {name: given.get(name, state_dict[name]) for name in ("clip_norm", "nonfinite")}
-    clip_norm, nonfinite = (OPTIMIZER_CHECKS[name](name, value) for name, value in whole.items())
+    own = snapshot(optimizer, params)
+    state_dict = _storage_converted(state_dict, own)
+    _checkpoint.check(state_dict, own)
+    whole = {name: given.get(name, state_dict[name]) for name in ("clip_norm", "nonfinite", "seed")}
+    clip_norm, nonfinite, seed = (OPTIMIZER_CHECKS[name](name, value) for name, value in whole.items())
     given = {name: value for name, value in given.items() if name not in whole}
     options: list[CoreOptions] = []
     for index, (group, saved) in enumerate(zip(record.groups, state_dict["param_groups"])):
         known = group._values
-        changes = {name: saved[name] for name in known} | given
+        changes = {name: saved[name] for name in known if name not in _storage.OPTIONS} | given
         for name in {"lr", "ema_decay"} - given.keys():
             changes[name] = _loaded_rate(f"{name} of group {index}", name, saved[name], known[name])
         try:
@@ -134,11 +149,25 @@ def prepare_load(
         options,
         core_clip_norm(clip_norm),
         CoreOptimizer._Nonfinite[nonfinite],
+        seed,
         state_dict["step_count"],
         state_dict["skipped"],
         [int(state["step"]) for state in states],
         [float(state.get("mu_product", 1.0)) for state in states],
     )
+
+
+def _storage_converted(state_dict: Any, own: Mapping[str, Any]) -> Any:
+    """Return a state dict whose moments are stored as in the optimizer's own; what does not fit stays as it is."""
+    states = state_dict.get("state") if isinstance(state_dict, Mapping) else None
+    if not isinstance(states, Mapping):
+        return state_dict
+    pairs = {index: (saved, own["state"].get(index)) for index, saved in states.items()}
+    new = {
+        index: _storage.converted(saved, mine) if isinstance(saved, Mapping) and mine is not None else saved
+        for index, (saved, mine) in pairs.items()
+    }
+    return {**state_dict, "state": new}
 
 
 def _loaded_rate(label: str, name: str, saved: Any, own: Any) -> Any:
@@ -165,7 +194,7 @@ def _loaded_rate(label: str, name: str, saved: Any, own: Any) -> Any:
 
 def _copies(record: ParameterRecord, states: Iterable[Mapping[str, Any]], params: bool) -> list[tuple[Array, Array]]:
     """Return pairs of arrays to copy to and from. Saved arrays that overlap live state are copied before."""
-    added: list[dict[str, Array]] = [{"param": array} if params else {} for array in record.params]
+    added: list[dict[str, Array]] = [{"param": _storage.raw(array)} if params else {} for array in record.params]
     arrays = [state | param for state, param in zip(record.states, added)]
     live = sorted((address(array), array.nbytes) for own in arrays for array in own.values())
     pairs = []
@@ -215,7 +244,7 @@ def with_checksums(record: ParameterRecord, state_dict: dict[str, Any]) -> dict[
 
 
 def _checksum(array: Array) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+    return zlib.crc32(np.ascontiguousarray(_storage.raw(array)).data.cast("B") if array.size else b"")
 
 
 def warn_of_other_params(record: ParameterRecord, path: str | os.PathLike[str], found: Mapping[str, Any]) -> None:
@@ -244,6 +273,6 @@ def read(optimizer: Any, path: str | os.PathLike[str], params: bool) -> dict[str
         if not rooms:  # all at once: with a folder for state that is one file
             arrays = _checkpoint.arrays(own)
             rooms.update(zip(map(id, arrays), all_zeros_like(arrays, optimizer._state_folder)))
-        return rooms[id(array)]
+        return rooms.get(id(array), array)  # of another storage: an empty array made for it
 
     return _checkpoint.read(path, own, room=room)

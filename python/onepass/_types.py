@@ -19,4 +19,6 @@ Average = SupportsFloat | Schedule | None  # the decay of the running average
 Betas = tuple[SupportsFloat, SupportsFloat] | list[float]
 EpsMode = Literal["paper", "hat"]
 Nonfinite = Literal["propagate", "skip", "raise"]
+StateDtype = Literal["bfloat16", "float8"] | None
+Rounding = Literal["stochastic", "nearest"]
 Check = Callable[[str, Any], Any]

@@ -9,7 +9,7 @@ import numpy as np
 
 from ... import _checks, _core
 from ..._group import core_options
-from ..._options import OPTIMIZER_CHECKS
+from ..._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS, STORAGE_OPTIONS
 from ..._state_dict import core_clip_norm
 from .. import needed
 from . import _tensors
@@ -19,6 +19,7 @@ with needed("torch"):
     import torch
 
 # Options that may be missing in groups.
+STORAGE = {name: COMMON_DEFAULTS[name] for name in STORAGE_OPTIONS}  # type: ignore[literal-required]
 DEFAULTS = {"bias_correction": True, "eps_mode": "paper", "clip_value": None, "ema_decay": None}
 
 _CHANGED = "parameters, gradients or state were changed while the step was prepared: do not change them during a step"
@@ -30,7 +31,7 @@ class Engine:
     def __init__(self, optimizer: Any) -> None:
         self.spec = optimizer._kind._spec
         self.state = optimizer.state
-        self.defaults = {**DEFAULTS, **optimizer._missing}
+        self.defaults = {**DEFAULTS, **STORAGE, **optimizer._missing}
         self.own = optimizer._own_defaults().keys()
         self.param_groups = [*optimizer.param_groups]
         self.tensors = [tuple(group["params"]) for group in self.param_groups]
@@ -214,6 +215,8 @@ def refuse(group: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}=True is not possible: {reason}; leave it out")
     if whole := [name for name in OPTIMIZER_CHECKS if name in group]:
         raise ValueError(f"{whole[0]} applies to the whole optimizer, not to a group: pass it to the constructor")
+    if narrow := [name for name in STORAGE_OPTIONS if name in group]:
+        raise ValueError(f"{narrow[0]} is not available for PyTorch's tensors yet: leave it out")
     if functions := [name for name in ("lr", "ema_decay") if callable(group.get(name))]:
         raise TypeError(f"{functions[0]}: expected a number, got a function (use a scheduler of torch.optim)")
 

@@ -1,0 +1,201 @@
+"""Storage of state and parameters in fewer bits: which arrays there are, what is refused, and conversions.
+
+The arithmetic is the core's; `_reference_storage.py` is its specification.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ._core import NarrowArrays, decode, encode, scale_group
+from ._types import Array
+
+NARROW_FROM = 4096  # elements: smaller parameters keep float32 state
+DTYPES = {"bfloat16": np.uint16, "float8": np.uint8}  # of the stored bits, by state_dtype
+LOW_DTYPES = {32: np.int16, 24: np.int8}  # of the lower part of bfloat16 parameters, by master_bits
+OPTIONS = ("state_dtype", "master_bits", "rounding")  # the options of a group that decide how its arrays are stored
+SIGNED = {"exp_avg", "grad_avg", "momentum_buffer"}  # all other state divides, or has its root taken
+FLOAT8_LIMITS = {"betas": 0.99, "momentum": 0.99, "rho": 0.95}  # above them float8 noise is too large
+
+
+def is_bfloat16(array: Array) -> bool:
+    """Return True for an array of ml_dtypes.bfloat16, whether ml_dtypes is imported here or not."""
+    return array.dtype.kind == "V" and array.dtype.name == "bfloat16"
+
+
+def value_dtype(array: Array) -> np.dtype[Any]:
+    """Return the dtype of the arithmetic with a parameter."""
+    return np.dtype(np.float32) if is_bfloat16(array) else array.dtype
+
+
+def check_options(spec: Any, options: Mapping[str, Any]) -> None:
+    """Refuse options that state in fewer bits cannot serve."""
+    state_dtype = options["state_dtype"]
+    if state_dtype is None:
+        return
+    for name, reason in (("amsgrad", "a maximum of rounded values grows"), ("centered", "the difference cancels")):
+        if options.get(name):
+            raise ValueError(f"state_dtype={state_dtype!r} does not work with {name}=True, {reason}: use state_dtype=None")
+    if spec.keeps_subnormals(options):
+        raise ValueError(
+            f"state_dtype={state_dtype!r} needs an eps of at least {spec.flush_from_eps}, got {options['eps']}: use "
+            "state_dtype=None"
+        )
+    for name, limit in FLOAT8_LIMITS.items() if state_dtype == "float8" else ():
+        value = options.get(name, 0.0)
+        index = 1 if spec.rule == "lion" else 0  # Lion's momentum decays by its second beta
+        first = value[index] if isinstance(value, tuple) else value
+        if first > limit:
+            label = f"{name}[{index}]" if isinstance(value, tuple) else name
+            raise ValueError(
+                f"state_dtype='float8' needs {label} of at most {limit}, got {first}, or its noise is too large: use "
+                "state_dtype='bfloat16'"
+            )
+
+
+def check_params(options: Mapping[str, Any], params: Iterable[tuple[str, Array]], flush_denormals: bool) -> None:
+    """Refuse parameters, each with its label, that the options of their group do not suit."""
+    state_dtype, arrays = options["state_dtype"], [*params]
+    if state_dtype is not None and not flush_denormals:
+        raise ValueError(f"state_dtype={state_dtype!r} needs flush_denormals=True: use state_dtype=None")
+    for label, array in arrays:
+        if state_dtype is not None and array.dtype == np.float64:
+            raise ValueError(f"{label}: state_dtype={state_dtype!r} needs float32 or bfloat16 parameters, got float64")
+    if options["master_bits"] != 32 and not any(is_bfloat16(array) for _, array in arrays):
+        raise ValueError(
+            f"master_bits={options['master_bits']} needs bfloat16 parameters, got {arrays[0][1].dtype}: leave it out"
+        )
+
+
+def moment_dtype(options: Mapping[str, Any], array: Array) -> np.dtype[Any]:
+    """Return the dtype in which the moments of a parameter are stored."""
+    narrow = options["state_dtype"] is not None and array.size >= NARROW_FROM
+    return np.dtype(DTYPES[options["state_dtype"]]) if narrow else value_dtype(array)
+
+
+def scale_count(array: Array) -> int:
+    """Return the number of scales of float8 state with this array's size."""
+    return -(-array.size // scale_group)
+
+
+def state_dtypes(options: Mapping[str, Any], array: Array, moments: Iterable[str]) -> dict[str, np.dtype[Any] | None]:
+    """Return the dtype of each array of a parameter's state in the parameter's shape; None: an array of scales."""
+    stored = moment_dtype(options, array)
+    dtypes: dict[str, np.dtype[Any] | None] = {}
+    for name in moments:
+        dtypes[name] = stored
+        if stored == np.uint8:
+            dtypes[f"{name}_scale"] = None
+    if is_bfloat16(array) and options["master_bits"] in LOW_DTYPES:
+        dtypes["param_low"] = np.dtype(LOW_DTYPES[options["master_bits"]])
+    if options["ema_decay"] is not None:
+        dtypes["ema"] = value_dtype(array)
+    return dtypes
+
+
+def describe(options: Mapping[str, Any], array: Array, state: Mapping[str, Array], moments: list[str]) -> Any:
+    """Return the narrow arrays of a parameter as the core takes them, or None if all are of one dtype."""
+    if not is_bfloat16(array) and moment_dtype(options, array) == array.dtype:
+        return None
+    return NarrowArrays(
+        [state.get(f"{name}_scale") for name in moments],
+        [name not in SIGNED for name in moments],
+        state.get("param_low"),
+        options["master_bits"],
+        options["rounding"] == "stochastic",
+    )
+
+
+def flat(array: Array) -> Array:
+    """Return a one-dimensional view of a contiguous array, in the order of memory."""
+    return array.reshape(-1, order="C" if array.flags.c_contiguous else "F")
+
+
+def decoded(stored: Array, scales: Array | None = None) -> Array:
+    """Return a float32 copy of stored numbers: bfloat16 as uint16, or float8 as uint8 with scales."""
+    if stored.dtype == np.uint16 or stored.dtype == np.uint8:
+        values = decode(flat(stored), scales)
+        return values.reshape(stored.shape, order="C" if stored.flags.c_contiguous else "F")
+    return stored.copy(order="K")
+
+
+def encode_into(name: str, values: Array, state: Mapping[str, Array]) -> None:
+    """Encode float32 numbers to nearest into the arrays of a moment."""
+    encode(flat(values), name not in SIGNED, flat(state[name]), state.get(f"{name}_scale"))
+
+
+def widened(array: Array) -> Array:
+    """Return a parameter's values in the dtype of the arithmetic."""
+    return decoded(array.view(np.uint16)) if is_bfloat16(array) else array
+
+
+def shown(name: str, array: Array) -> Array:
+    """Return a view of stored state in the dtype of ml_dtypes, if that library is imported."""
+    library = sys.modules.get("ml_dtypes")
+    if library is None or array.dtype not in (np.uint8, np.uint16):
+        return array.view()
+    return array.view(library.float8_e4m3fn if array.dtype == np.uint8 else library.bfloat16)
+
+
+def raw(array: Any) -> Any:
+    """Return a view of the stored bits of an array of ml_dtypes; any other object as it is."""
+    if isinstance(array, np.ndarray) and array.dtype.name in ("float8_e4m3fn", "bfloat16"):
+        return array.view(np.uint8 if array.dtype.itemsize == 1 else np.uint16)
+    return array
+
+
+def moments_of(state: Mapping[str, Any]) -> list[str]:
+    """Return the names of the moments in a parameter's state."""
+    other = {"ema", "param", "param_low"}
+    return [
+        name
+        for name, value in state.items()
+        if hasattr(value, "dtype") and name not in other and not name.endswith("_scale")
+    ]
+
+
+def in_storage(own: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a parameter's state as an optimizer with other storage options would have them, empty."""
+    entries = {name: value for name, value in own.items() if not name.endswith("_scale")}
+    for name in moments_of(own):
+        array = own[name]
+        narrow = options.get("state_dtype") in DTYPES and array.size >= NARROW_FROM and array.dtype != np.float64
+        dtype = np.dtype(DTYPES[options["state_dtype"]]) if narrow else _wide(array)
+        if dtype == array.dtype:
+            entries |= {key: own[key] for key in (name, f"{name}_scale") if key in own}
+            continue
+        entries[name] = np.empty_like(array, dtype)
+        if dtype == np.uint8:
+            entries[f"{name}_scale"] = np.empty(scale_count(array), np.float32)
+    return entries
+
+
+def _wide(array: Array) -> np.dtype[Any]:
+    return np.dtype(np.float32) if array.dtype in (np.uint8, np.uint16) else array.dtype
+
+
+def converted(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a parameter's saved state in the storage of the optimizer's own."""
+    result = {name: raw(value) for name, value in saved.items()}
+    for name in moments_of(own):
+        found = result.get(name)
+        if not isinstance(found, np.ndarray) or found.dtype == own[name].dtype or found.shape != own[name].shape:
+            continue  # equal, or refused by the check of state dicts
+        scales = result.pop(f"{name}_scale", None)
+        if found.dtype not in (np.uint8, np.uint16, np.float32) or (found.dtype == np.uint8 and scales is None):
+            continue
+        values = decoded(np.ascontiguousarray(found) if not found.flags.forc else found, scales)
+        if own[name].dtype in (np.uint8, np.uint16):
+            values = np.asarray(values, order="C" if own[name].flags.c_contiguous else "F")
+            keys = [key for key in (name, f"{name}_scale") if key in own]
+            result |= {key: np.empty_like(own[key]) for key in keys}
+            encode_into(name, values, result)
+        elif own[name].dtype == np.float32:
+            result[name] = values
+    if "param_low" in own and "param_low" not in saved:  # saved by a training of float32 parameters
+        result["param_low"] = np.zeros_like(own["param_low"])
+    return result
