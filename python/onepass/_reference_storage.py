@@ -179,3 +179,66 @@ def widen_float16(bits: Array) -> Array:
     subnormal = bits_of((mag & np.uint32(0x3FF)).astype(np.float32) * np.float32(2.0**-24))
     normal = (mag << np.uint32(13)) + np.where(mag < 0x7C00, np.uint32(112 << 23), np.uint32(224 << 23))
     return floats_of(np.where(mag < 0x400, subnormal, normal) | ((h & np.uint32(0x8000)) << np.uint32(16)))
+
+
+def widened(grad: Any) -> Array:
+    """Return a gradient of 16 bits an element in float32, any other as an array."""
+    grad = np.asarray(grad)
+    if is_bfloat16(grad):
+        return decode_bfloat16(grad.view(np.uint16))
+    return widen_float16(grad.view(np.uint16)) if grad.dtype == np.float16 else grad
+
+
+# Whole arrays, dense and of any layout. A companion holds the scales of float8 codes or the lower bits of a parameter.
+
+
+def is_bfloat16(array: Array) -> bool:
+    """Return True for an array of ml_dtypes' bfloat16."""
+    return array.dtype.name == "bfloat16"
+
+
+def is_narrow(stored: Array) -> bool:
+    """Return True if an array does not hold the numbers that the arithmetic takes."""
+    return stored.dtype not in (np.float32, np.float64)
+
+
+def in_memory(array: Array) -> Array:
+    """Return a view of the elements of a dense array in the order in which they lie in memory."""
+    bits = array.view(np.uint16) if is_bfloat16(array) else array
+    return np.lib.stride_tricks.as_strided(bits, (bits.size,), (bits.itemsize,))
+
+
+def decode(stored: Array, companion: Array | None) -> Array:
+    """Return the float32 numbers of narrow storage; another array is returned as it is."""
+    if not is_narrow(stored):
+        return stored
+    bits, numbers = in_memory(stored), np.empty_like(stored, np.float32)
+    if companion is None:
+        in_memory(numbers)[...] = decode_bfloat16(bits)
+    elif stored.dtype == np.uint8:
+        in_memory(numbers)[...] = decode_float8(bits, companion)
+    else:
+        in_memory(numbers)[...] = (join if companion.dtype == np.int16 else join24)(bits, in_memory(companion))
+    return numbers
+
+
+def encode(numbers: Array, stored: Array, companion: Array | None, r: Array | None, divisor: bool = False) -> None:
+    """Write float32 numbers into narrow storage."""
+    x, bits = in_memory(numbers), in_memory(stored)
+    if companion is None:
+        bits[...] = encode_bfloat16(x, r)
+    elif stored.dtype == np.uint8:
+        bits[...], companion[...] = encode_float8(x, r, divisor)
+    else:
+        bits[...], in_memory(companion)[...] = split(x) if companion.dtype == np.int16 else split24(x, r)
+
+
+def stored_state(name: str, numbers: Array, state_dtype: str | None) -> dict[str, Array]:
+    """Return the arrays that store a state, rounded to nearest, with their names."""
+    if state_dtype is None or numbers.size < SMALLEST_NARROW:
+        return {name: numbers}
+    arrays = {name: np.empty_like(numbers, np.uint8 if state_dtype == "float8" else np.uint16)}
+    if state_dtype == "float8":
+        arrays[f"{name}_scale"] = np.empty(-(-numbers.size // GROUP), np.float32)
+    encode(numbers, arrays[name], arrays.get(f"{name}_scale"), None, name in DIVISORS)
+    return arrays
