@@ -303,6 +303,40 @@ def test_encoding_a_decoded_group_changes_no_code_and_no_scale(r: Any, divisor: 
         assert (again[0] == once[0]).all() and (bits(again[1]) == bits(once[1])).all()
 
 
+def float8_code(x: np.float32, inverse: np.float32, random: int | None, divisor: bool) -> int:
+    """Return the code of one element, step by step as the page has it."""
+    pattern = int(x.view(np.uint32))
+    mag = pattern & 0x7FFFFFFF
+    if mag >= 0x7F800000:
+        return 127 | pattern >> 31 << 7
+    a = np.float32(0) if mag < 0x00800000 else abs(x)
+    z = a * inverse
+    w, offset = (z + np.float32(2.0**-6), 968) if z < 2.0**-6 else (z, 960)
+    number = int(np.float32(w).view(np.uint32))
+    r = 0x7FFFF + (number >> 20 & 1) if random is None else random << 4 | 8
+    code = min((number + r >> 20) - offset, 126)
+    return (1 if divisor and a > 0 and code < 1 else code) | pattern >> 31 << 7
+
+
+@pytest.mark.parametrize("divisor", [False, True])
+def test_codes_are_those_of_the_formula_at_the_borders_of_rounding(divisor: bool) -> None:
+    rng = np.random.default_rng(14)
+    values = decode_float8(np.arange(127, dtype=np.uint8), f32(1)).astype(np.float64)
+    borders = np.append((values[1:] + values[:-1]) / 2, [0, 448])
+    x = np.ldexp(rng.uniform(1, 2, 150), rng.integers(-107, 119, 150))[:, None] * borders
+    x = (x * (1 + rng.integers(-2, 3, x.shape) * 2.0**-24)).astype(np.float32)
+    x[:50] = hostile(rng, (50, 128), np.float32)
+    for r in (None, repeatable(x.size)):
+        codes, scales = encode_float8(x.ravel(), r, divisor)
+        for group, scale in enumerate(scales):
+            finite = abs(x[group][np.isfinite(x[group])])
+            assert scale == max(np.float32(finite.max() / np.float32(448)), np.float32(2.0**-117))
+        inverses = np.repeat(np.float32(1) / scales, 128)
+        randoms = [None] * x.size if r is None else r.tolist()
+        expected = [float8_code(*each, divisor) for each in zip(x.ravel(), inverses, randoms)]
+        assert codes.tolist() == expected
+
+
 @pytest.mark.parametrize("length", [0, 1, 127, 128, 129, 300])
 def test_a_last_group_may_be_shorter(length: int) -> None:
     rng = np.random.default_rng(4)
