@@ -565,6 +565,14 @@ def test_the_probability_of_the_upper_neighbour_in_split24_is_the_lowest_byte() 
         assert (bits(kept).astype(np.int64) - (pattern & ~0xFF)).sum() == (pattern & 0xFF) * 2**16
 
 
+def test_split24_adds_the_upper_8_random_bits_or_a_half() -> None:
+    x = np.full(4, patterns(0x3F812380))
+    kept = join24(*split24(x, np.array([0x00FF, 0x7FFF, 0x8000, 0xFF00], np.uint32)))
+    assert bits(kept).tolist() == [0x3F812300, 0x3F812300, 0x3F812400, 0x3F812400]
+    halves = patterns(0x3F81237F, 0x3F812380, 0x3F812480, 0xBF812380)  # ties go away from zero
+    assert bits(join24(*split24(halves, None))).tolist() == [0x3F812300, 0x3F812400, 0x3F812500, 0xBF812400]
+
+
 def test_stochastic_split24_never_becomes_infinite() -> None:
     hi, low8 = split24(f32(LARGEST, -LARGEST), np.full(2, 0xFFFF, np.uint32))
     assert bits(join24(hi, low8)).tolist() == [0x7F7FFF00, 0xFF7FFF00] and hi.tolist() == [0x7F80, 0xFF80]
