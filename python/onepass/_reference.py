@@ -2,7 +2,8 @@
 
 Each rule is a fold (the numbers that depend only on options and step, in double, rounded to the dtype once) and an
 update of one step's arrays, in exactly the order in which the kernels do it. What surrounds every rule is `around`,
-the class `Reference` a whole optimizer. The kernels must give the same bits. Input is taken to be valid.
+the class `Reference` a whole optimizer; `_reference_storage` has storage in fewer bits. The kernels must give the same
+bits. Input is taken to be valid.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from . import _reference_storage as storage
 from . import optimizers
 
 Array = npt.NDArray[Any]
@@ -366,12 +368,15 @@ RULES = {
 }
 
 
+STORAGE: dict[str, Any] = {"state_dtype": None, "master_bits": 32, "rounding": "stochastic"}  # options of a group
+
+
 def defaults(kind: str) -> dict[str, Any]:
     """Return the options of a group and their defaults, which the constructor of the public class declares."""
     cls = getattr(optimizers, kind)
     parameters = inspect.signature(cls).parameters
     decoupled = {"decoupled_weight_decay": cls._spec.decoupled is True}
-    return decoupled | {name: parameters[name].default for name in cls._spec.checks}
+    return STORAGE | decoupled | {name: parameters[name].default for name in cls._spec.checks}
 
 
 class Reference:
@@ -379,6 +384,9 @@ class Reference:
 
     ``kind`` is the name of the public class; parameters (an array, a sequence, or a list of groups) and options are as
     that class takes them. A gradient is an array, None, or a pair of row indices and values.
+
+    Narrow storage: ``state[i]`` holds the bits of a state as uint8 (with ``name_scale``) or uint16, and the lower bits
+    of a bfloat16 parameter as ``param_low``.
     """
 
     def __init__(
@@ -389,10 +397,11 @@ class Reference:
         clip_norm: float | None = None,
         nonfinite: str = "propagate",
         flush_denormals: bool = True,
+        seed: int = 0,
         **options: Any,
     ) -> None:
         self.rule = RULES[kind]
-        self.clip_norm, self.nonfinite, self.flush = clip_norm, nonfinite, flush_denormals
+        self.clip_norm, self.nonfinite, self.flush, self.seed = clip_norm, nonfinite, flush_denormals, seed
         self.groups: list[dict[str, Any]] = []  # the options, which may change between steps
         self.group_of: list[dict[str, Any]] = []  # what follows has one item for each parameter
         self.params: list[Array] = []
@@ -413,10 +422,17 @@ class Reference:
         start = options.get("initial_accumulator_value", 0.0)
         self.group_of.append(options)
         self.params.append(array.copy("K"))
-        self.state.append({"step": 0, **{name: np.full_like(array, start) for name in names}})
+        weights = storage.decode(self.params[-1], None)
+        self.state.append({"step": 0})
+        for name in names:
+            numbers = np.full_like(weights, start)
+            self.state[-1] |= storage.stored_state(name, numbers, options["state_dtype"])
+        if storage.is_bfloat16(array) and options["master_bits"] > 16:
+            low = np.int16 if options["master_bits"] == 32 else np.int8
+            self.state[-1]["param_low"] = np.zeros_like(weights, low)
         if self.rule.update is nadam:
             self.state[-1]["mu_product"] = 1.0
-        self.ema.append(None if options["ema_decay"] is None else array.copy("K"))
+        self.ema.append(None if options["ema_decay"] is None else weights.copy("K"))
 
     def step(self, grads: Sequence[Any], grad_scale: float = 1.0) -> None:
         with np.errstate(all="ignore"):
@@ -454,7 +470,7 @@ class Reference:
         k = self.rule.fold(grad.dtype, state["step"], o)
 
         flush = self.flush and not keeps_subnormals(self.rule, self.group_of[index])
-        arrays = [self.params[index], *(state.get(name) for name in self.rule.states)]
+        arrays = self._decoded(index)
         before: list[Any] = [None if array is None else Elements(array[rows], flush) for array in arrays]
         p, g = around(before[0], Elements(grad, flush), scale, o)
         after = self.rule.update(k, p, g, *before[1:])
@@ -463,6 +479,30 @@ class Reference:
         for array, elements in zip(arrays, after):
             if array is not None:
                 array[rows] = elements.values
+        self._encode(index, arrays)
+
+    def _decoded(self, index: int) -> list[Any]:
+        """Return the parameter and its states as the rule takes them. A state that is off is None."""
+        state, param = self.state[index], self.params[index]
+        arrays = [(state.get(name), state.get(f"{name}_scale")) for name in self.rule.states]
+        arrays.insert(0, (param, state.get("param_low")))
+        return [None if stored is None else storage.decode(stored, companion) for stored, companion in arrays]
+
+    def _encode(self, index: int, arrays: list[Any]) -> None:
+        """Store the parameter and its states where storage is narrow. Each has a slot for its random bits."""
+        state, param = self.state[index], self.params[index]
+        stochastic = self.group_of[index]["rounding"] == "stochastic"
+
+        def random(slot: int) -> Array | None:
+            return storage.r16(self.seed, state["step"], index, slot, 0, param.size) if stochastic else None
+
+        if storage.is_narrow(param):
+            storage.encode(arrays[0], param, state.get("param_low"), random(storage.WEIGHT_SLOT))
+        present = [(name, array) for name, array in zip(self.rule.states, arrays[1:]) if array is not None]
+        for slot, (name, array) in enumerate(present):
+            if storage.is_narrow(state[name]):
+                scales = state.get(f"{name}_scale")
+                storage.encode(array, state[name], scales, random(slot), name in storage.DIVISORS)
 
 
 def keeps_subnormals(rule: Rule, options: Mapping[str, Any]) -> bool:
@@ -483,12 +523,13 @@ def at(number: Any, t: int) -> float:
 
 
 def located(param: Array, grad: Any) -> tuple[Any, Array]:
-    """Where in the parameter a gradient belongs, and its elements in the parameter's dtype and layout."""
+    """Return the gradient's place in the parameter, and its elements in the parameter's layout, in full width."""
+    dtype = np.float32 if storage.is_narrow(param) else param.dtype
     if isinstance(grad, tuple):
         indices, values = grad
-        return summed_rows(indices, np.asarray(values, param.dtype))
-    elements = np.empty_like(param)
-    elements[...] = grad
+        return summed_rows(indices, np.asarray(storage.widened(values), dtype))
+    elements = np.empty_like(param, dtype)
+    elements[...] = storage.widened(grad)
     return ..., elements
 
 

@@ -1,0 +1,621 @@
+"""The executable specification of storage in fewer bits, compared with ml_dtypes, NumPy and its own promises.
+
+ONEPASS_ALL_PATTERNS=1 tries the conversions of all 2**32 bit patterns of float32, which takes some minutes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import mmap
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onepass import _reference_storage as storage
+from onepass._reference_storage import (
+    decode_bfloat16,
+    decode_float8,
+    encode_bfloat16,
+    encode_float8,
+    join,
+    join24,
+    mix,
+    r16,
+    random_bits,
+    split,
+    split24,
+    widen_float16,
+)
+from support import Array, assert_same_bits, bits, hostile, ordinary, small
+
+LARGEST = float(np.finfo(np.float32).max)
+
+
+def f32(*numbers: float) -> Array:
+    return np.array(numbers, np.float32)
+
+
+def patterns(*numbers: int) -> Array:
+    return np.array(numbers, np.uint32).view(np.float32)
+
+
+def every_upper_half() -> Array:
+    """Every bfloat16 with lower halves around the borders of rounding."""
+    upper = np.arange(2**16, dtype=np.uint32) << np.uint32(16)
+    lower = np.array([0, 1, 0x7F, 0x80, 0x81, 0x7FFF, 0x8000, 0x8001, 0xFF7F, 0xFF80, 0xFFFF], np.uint32)
+    return np.asarray((upper[:, None] | lower).ravel().view(np.float32))
+
+
+def chunks_of_patterns() -> Any:
+    """All patterns of float32 if the environment says so, a sample with a stride otherwise."""
+    if os.environ.get("ONEPASS_ALL_PATTERNS") == "1":
+        for start in range(0, 2**32, 2**22):
+            yield np.arange(start, start + 2**22, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    else:
+        yield np.arange(0, 2**32, 4093, dtype=np.uint64).astype(np.uint32).view(np.float32)
+        yield every_upper_half()
+
+
+def repeatable(count: int, slot: int = 0) -> Array:
+    return r16(1, 2, 3, slot, 0, count)
+
+
+# Random bits.
+
+
+def test_mix_is_the_output_step_of_splitmix64() -> None:
+    # The first outputs of the authors' splitmix64.c for the state 1234567.
+    state, outputs = 1234567, []
+    for _ in range(5):
+        outputs.append(mix(state))
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+    assert outputs == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+
+
+def test_random_bits_are_the_formula_of_the_page() -> None:
+    seed, t, param, q, i = 2**64 - 3, 5_000_000_007, 11, 1, 3 * 2**32 + 12_345
+    k = mix(mix(mix(mix(seed) ^ t) ^ (param << 8 | q)) ^ (i >> 32))
+    k0, k1 = k % 2**32, k >> 32
+    x = ((i % 2**32) * 0x9E3779B1 + k0) % 2**32
+    x ^= x >> 16
+    x = x * 0x7FEB352D % 2**32
+    x ^= k1
+    x ^= x >> 15
+    x = x * 0x846CA68B % 2**32
+    x ^= x >> 16
+    assert random_bits(seed, t, param, q, i, 1).tolist() == [x]
+    assert r16(seed, t, param, 2, i, 1).tolist() == [x & 0xFFFF]
+    assert r16(seed, t, param, 3, i, 1).tolist() == [x >> 16]
+
+
+def test_random_bits_do_not_depend_on_where_a_range_is_cut() -> None:
+    first, count = 2**33 - 700, 1500
+    whole = random_bits(1, 2, 3, 0, first, count)
+    assert whole.size == count and random_bits(1, 2, 3, 0, first, 0).size == 0
+    for cut in (1, 699, 700, 701, 1499):
+        parts = [random_bits(1, 2, 3, 0, first, cut), random_bits(1, 2, 3, 0, first + cut, count - cut)]
+        assert (np.concatenate(parts) == whole).all()
+
+
+def test_elements_beyond_two_to_the_32_have_other_bits() -> None:
+    assert abs(correlation(random_bits(1, 2, 3, 0, 0, 4096), random_bits(1, 2, 3, 0, 2**32, 4096))) < 0.1
+
+
+Hash = Callable[[int, int, int, int, int, int], Array]  # random_bits, or a broken one
+
+
+def correlation(a: Array, b: Array) -> float:
+    return float(np.corrcoef(a.astype(np.float64), b.astype(np.float64))[0, 1])
+
+
+def imbalance(a: Array, b: Array) -> float:
+    """Return how far the probability that a bit of a and b differs is from a half, for the worst of 32 bits."""
+    differ = np.unpackbits((a ^ b).view(np.uint8).reshape(-1, 4), axis=1)
+    return float(abs(differ.mean(axis=0) - 0.5).max())
+
+
+def weaknesses(random: Hash, n: int = 2**14) -> set[str]:
+    """Return the names of the statistical tests that a source of random bits fails, at six standard deviations."""
+    base = random(5, 7, 3, 0, 0, n)
+    found = set()
+    for byte in base.view(np.uint8).reshape(n, 4).T:
+        chi_square = np.sum((np.bincount(byte, minlength=256) - n / 256) ** 2) / (n / 256)
+        if abs(chi_square - 255) > 6 * 510**0.5:
+            found.add("uniformity")
+    others = {
+        "seed": [random(5 ^ 1 << bit, 7, 3, 0, 0, n) for bit in range(64)],
+        "step": [random(5, 7 ^ 1 << bit, 3, 0, 0, n) for bit in range(48)],
+        "parameter": [random(5, 7, 3 ^ 1 << bit, 0, 0, n) for bit in range(24)],
+        "pair of slots": [random(5, 7, 3, 1, 0, n)],
+        "element": [random(5, 7, 3, 0, 1 << bit, n) for bit in range(44)],
+        "neighbour": [random(5, 7, 3, 0, distance, n) for distance in (3, 127, 129, 1000)],
+    }
+    for name, streams in others.items():
+        for other in streams:
+            if imbalance(base, other) > 6 * 0.5 / n**0.5 or abs(correlation(base, other)) > 6 / n**0.5:
+                found.add(name)
+    low, high = base & np.uint32(0xFFFF), base >> np.uint32(16)
+    if abs(correlation(low, high)) > 6 / n**0.5:
+        found.add("slots of a pair")
+    steps = np.stack([random(5, t, 3, 0, 0, 64) for t in range(1, 1001)])  # an element sees a mean of a half over time
+    if abs(steps.mean(axis=0) / 2**32 - 0.5).max() > 6 / (12 * 1000) ** 0.5:
+        found.add("steps")
+    for other in (random(5, t, 3, 0, first, n) for t, first in [(8, 0), (9, 0), (7, 2**32), (8, n)]):
+        if np.intersect1d(base, other).size > 5:  # in whatever order; 0.06 are expected
+            found.add("numbers that come again")
+    return found
+
+
+BROKEN: dict[str, tuple[Hash, set[str]]] = {
+    "without the seed": (lambda s, t, p, q, i, n: random_bits(0, t, p, q, i, n), {"seed"}),
+    "without the step": (lambda s, t, p, q, i, n: random_bits(s, 0, p, q, i, n), {"step", "steps"}),
+    "without the parameter": (lambda s, t, p, q, i, n: random_bits(s, t, 0, q, i, n), {"parameter"}),
+    "without the slot": (lambda s, t, p, q, i, n: random_bits(s, t, p, 0, i, n), {"pair of slots"}),
+    "elements modulo 2**32": (lambda s, t, p, q, i, n: random_bits(s, t, p, q, i % 2**32, n), {"element"}),
+    "elements modulo 128": (
+        lambda s, t, p, q, i, n: random_bits(s, t, p, q, 0, 128)[np.arange(i, i + n) % 128],
+        {"uniformity", "element", "neighbour"},
+    ),
+    "a step that continues the one before": (
+        lambda s, t, p, q, i, n: random_bits(s, t >> 8, p, q, i + t % 256, n),
+        {"numbers that come again"},
+    ),
+    "the index without a hash": (
+        lambda s, t, p, q, i, n: np.arange(i, i + n, dtype=np.uint64).astype(np.uint32) * np.uint32(0x9E3779B1),
+        {"element", "step", "neighbour"},
+    ),
+    "halves that are equal": (
+        lambda s, t, p, q, i, n: r16(s, t, p, 2 * q, i, n) * np.uint32(0x10001),
+        {"slots of a pair"},
+    ),
+}
+
+
+def test_random_bits_pass_the_statistical_tests() -> None:
+    assert weaknesses(random_bits) == set()
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_source_that_uses_bits_twice_fails_the_statistical_tests(name: str) -> None:
+    random, expected = BROKEN[name]
+    assert expected <= weaknesses(random)
+
+
+def test_both_halves_of_the_key_decide_about_the_set_of_numbers() -> None:
+    """With one half, two steps whose keys differ by a small multiple of the factor would share most numbers."""
+    i, n = np.arange(2**16), 2**16
+    k0, k1, factor = 0x12345678, 0x9ABCDEF0, 0x9E3779B1
+    shifted = (k0 + 1000 * factor) % 2**32
+    same_half = np.intersect1d(storage.hashed(i, k1 << 32 | k0), storage.hashed(i, k1 << 32 | shifted))
+    assert same_half.size == n - 1000
+    other_half = np.intersect1d(storage.hashed(i, k1 << 32 | k0), storage.hashed(i, k1 + 1 << 32 | shifted))
+    assert other_half.size < 10
+
+
+# bfloat16.
+
+
+def test_nearest_bfloat16_is_the_cast_of_ml_dtypes() -> None:
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    for x in chunks_of_patterns():
+        with np.errstate(invalid="ignore"):
+            expected = x.astype(bfloat16).view(np.uint16)
+        actual = encode_bfloat16(x, None)
+        assert ((actual == expected) | np.isnan(x)).all()
+        assert (actual[np.isnan(x)] & 0x7FFF == 0x7FC0).all()
+
+
+def test_bfloat16_decodes_as_ml_dtypes_does() -> None:
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    codes = np.arange(2**16, dtype=np.uint16)
+    assert_same_bits([decode_bfloat16(codes)], [codes.view(bfloat16).astype(np.float32)])
+
+
+@pytest.mark.parametrize("r", [0, 1, 0x8000, 0xFFFF])
+def test_a_bfloat16_is_stored_exactly_whatever_the_random_bits(r: int) -> None:
+    codes = np.arange(2**16, dtype=np.uint16)
+    x = decode_bfloat16(codes)
+    number = ~np.isnan(x)
+    assert (encode_bfloat16(x, np.full(x.size, r, np.uint32))[number] == codes[number]).all()
+
+
+def test_stochastic_bfloat16_takes_one_of_both_neighbours() -> None:
+    x = hostile(np.random.default_rng(0), 100_000, np.float32)
+    rounded = encode_bfloat16(x, repeatable(x.size)).astype(np.int64)
+    below = bits(x).astype(np.int64) >> 16
+    finite = np.isfinite(x)
+    assert np.isin((rounded - below)[finite], [0, 1]).all()
+    assert (rounded[np.isinf(x)] == below[np.isinf(x)]).all()
+    assert np.isnan(decode_bfloat16(rounded[np.isnan(x)].astype(np.uint16))).all()
+
+
+def test_the_probability_of_the_upper_bfloat16_is_the_lower_half_of_the_bits() -> None:
+    r = np.arange(2**16, dtype=np.uint32)
+    for pattern in (0x3F800000, 0x3F800001, 0x3F80FFFF, 0xBF801234, 0x00001234, 0x807F8000, 0x7E00ABCD):
+        rounded = encode_bfloat16(np.full(2**16, patterns(pattern)), r).astype(np.int64)
+        assert (rounded - (pattern >> 16)).sum() == pattern & 0xFFFF
+
+
+def test_stochastic_bfloat16_never_becomes_infinite_and_nearest_does() -> None:
+    x = patterns(0x7F7FFFFF, 0xFF7FFFFF, 0x7F7F8000)
+    assert encode_bfloat16(x, np.full(3, 0xFFFF, np.uint32)).tolist() == [0x7F7F, 0xFF7F, 0x7F7F]
+    assert encode_bfloat16(x, None).tolist() == [0x7F80, 0xFF80, 0x7F80]
+
+
+def test_the_mean_of_stochastic_bfloat16_is_the_number() -> None:
+    x = ordinary(np.random.default_rng(1), 2**18, np.float32)
+    error = decode_bfloat16(encode_bfloat16(x, repeatable(x.size))).astype(np.float64) / x - 1
+    assert abs(error).max() <= 2**-7
+    assert abs(error.mean()) < 6 * 2**-7 / 2 / x.size**0.5
+
+
+# float8.
+
+
+def test_every_float8_code_decodes_as_in_ml_dtypes() -> None:
+    float8 = pytest.importorskip("ml_dtypes").float8_e4m3fn
+    codes = np.arange(256, dtype=np.uint8)
+    assert_same_bits([decode_float8(codes, f32(1, 1))], [codes.view(float8).astype(np.float32)])
+    assert_same_bits(
+        [decode_float8(codes, f32(0.5, 8))[::-1][:128]], [codes[:127:-1].view(float8).astype(np.float32) * 8]
+    )
+
+
+def test_the_rounding_of_float8_is_the_cast_of_ml_dtypes_where_the_scale_is_one() -> None:
+    float8 = pytest.importorskip("ml_dtypes").float8_e4m3fn
+    rng = np.random.default_rng(2)
+    x = np.ldexp(rng.uniform(-1, 1, (4000, 128)), rng.integers(-12, 9, (4000, 128))).astype(np.float32)
+    x = np.clip(x, -448, 448)
+    x[:, 5] = 448
+    codes, scales = encode_float8(x.ravel(), None, False)
+    assert (scales == 1).all()
+    # The sum with 2**-6 rounds elements that get subnormal codes to a multiple of 2**-29, which may make a tie.
+    summed = np.where(abs(x) < 2.0**-6, np.rint(x * 2.0**29) / 2.0**29, x)
+    assert (codes == summed.ravel().astype(float8).view(np.uint8)).all()
+    assert (codes != x.ravel().astype(float8).view(np.uint8)).sum() < 10
+
+
+@pytest.mark.parametrize("divisor", [False, True])
+@pytest.mark.parametrize("r", [None, 0, 0xFFFF, "random"])
+def test_encoding_a_decoded_group_changes_no_code_and_no_scale(r: Any, divisor: bool) -> None:
+    rng = np.random.default_rng(3)
+    draws = [ordinary(rng, 200_000, np.float32), hostile(rng, 200_000, np.float32), small(rng, 200_000, np.float32)]
+    draws.append(np.asarray(np.exp(rng.normal(0, 4, 200_000)), np.float32))
+    codes = np.arange(1280) % 127  # every code, with the largest in each group
+    draws.append(decode_float8(np.append(codes, 126).astype(np.uint8), np.repeat(np.float32(2.0**-117), 11)))
+    for x in draws:
+        x = abs(x) if divisor else x
+        random = repeatable(x.size) if r == "random" else None if r is None else np.full(x.size, r, np.uint32)
+        once = encode_float8(x, random, divisor)
+        again = encode_float8(decode_float8(*once), random, divisor)
+        assert (again[0] == once[0]).all() and (bits(again[1]) == bits(once[1])).all()
+
+
+def float8_code(x: np.float32, inverse: np.float32, random: int | None, divisor: bool) -> int:
+    """Return the code of one element, step by step as the page has it."""
+    pattern = int(x.view(np.uint32))
+    mag = pattern & 0x7FFFFFFF
+    if mag >= 0x7F800000:
+        return 127 | pattern >> 31 << 7
+    a = np.float32(0) if mag < 0x00800000 else abs(x)
+    z = a * inverse
+    w, offset = (z + np.float32(2.0**-6), 968) if z < 2.0**-6 else (z, 960)
+    number = int(np.float32(w).view(np.uint32))
+    r = 0x7FFFF + (number >> 20 & 1) if random is None else random << 4 | 8
+    code = min((number + r >> 20) - offset, 126)
+    return (1 if divisor and a > 0 and code < 1 else code) | pattern >> 31 << 7
+
+
+@pytest.mark.parametrize("divisor", [False, True])
+def test_codes_are_those_of_the_formula_at_the_borders_of_rounding(divisor: bool) -> None:
+    rng = np.random.default_rng(14)
+    values = decode_float8(np.arange(127, dtype=np.uint8), f32(1)).astype(np.float64)
+    borders = np.append((values[1:] + values[:-1]) / 2, [0, 448])
+    x = np.ldexp(rng.uniform(1, 2, 150), rng.integers(-107, 119, 150))[:, None] * borders
+    x = (x * (1 + rng.integers(-2, 3, x.shape) * 2.0**-24)).astype(np.float32)
+    x[:50] = hostile(rng, (50, 128), np.float32)
+    for r in (None, repeatable(x.size)):
+        codes, scales = encode_float8(x.ravel(), r, divisor)
+        for group, scale in enumerate(scales):
+            finite = abs(x[group][np.isfinite(x[group])])
+            assert scale == max(np.float32(finite.max() / np.float32(448)), np.float32(2.0**-117))
+        inverses = np.repeat(np.float32(1) / scales, 128)
+        randoms = [None] * x.size if r is None else r.tolist()
+        expected = [float8_code(*each, divisor) for each in zip(x.ravel(), inverses, randoms)]
+        assert codes.tolist() == expected
+
+
+@pytest.mark.parametrize("length", [0, 1, 127, 128, 129, 300])
+def test_a_last_group_may_be_shorter(length: int) -> None:
+    rng = np.random.default_rng(4)
+    x, random = ordinary(rng, length, np.float32), repeatable(length)
+    codes, scales = encode_float8(x, random, False)
+    assert codes.shape == (length,) and scales.shape == (-(-length // 128),)
+    assert codes.dtype == np.uint8 and scales.dtype == np.float32
+    for group, start in enumerate(range(0, length, 128)):  # each group on its own gives the same
+        own = encode_float8(x[start : start + 128], random[start : start + 128], False)
+        assert (own[0] == codes[start : start + 128]).all() and own[1] == scales[group]
+    assert decode_float8(codes, scales).shape == (length,)
+
+
+@pytest.mark.parametrize("r", [None, "random"])
+def test_the_error_of_float8_is_a_part_of_the_element_or_of_the_smallest_code(r: Any) -> None:
+    rng = np.random.default_rng(5)
+    x = (ordinary(rng, 128_000, np.float32) * np.exp(rng.normal(0, 3, 128_000))).astype(np.float32)
+    codes, scales = encode_float8(x, None if r is None else repeatable(x.size), False)
+    error = abs(decode_float8(codes, scales).astype(np.float64) - x)
+    step = np.maximum(abs(x) * 2**-3, np.repeat(scales, 128) * 2.0**-9)  # the distance of neighbouring codes
+    assert (error <= step * (0.5 if r is None else 1) * (1 + 1e-6)).all()
+
+
+def test_the_mean_of_stochastic_float8_is_the_number() -> None:
+    for x in (3.1, -0.77, 0.013, 2.0**-7, 0.0071, 1e-3, 448.0):
+        groups = np.full((1024, 128), x, np.float32)
+        groups[:, ::2] = 448  # for a scale of one
+        codes, scales = encode_float8(groups.ravel(), np.arange(2**16, dtype=np.uint32).repeat(2), False)
+        assert (scales == 1).all()
+        mean = decode_float8(codes, scales)[1::2].astype(np.float64).mean()
+        assert abs(mean - np.float32(x)) <= max(abs(x) * 2**-3, 2**-9) * 2**-16
+
+
+def test_the_largest_element_of_a_group_keeps_its_value_to_one_unit_in_the_last_place() -> None:
+    rng = np.random.default_rng(6)
+    x = np.zeros((20_000, 128), np.float32)
+    x[:, 7] = np.ldexp(rng.uniform(1, 2, 20_000), rng.integers(-107, 128, 20_000))
+    x[0, 7], x[1, 7] = LARGEST, np.nextafter(np.float32(LARGEST), np.float32(0))
+    for random in (None, np.full(x.size, 0, np.uint32), np.full(x.size, 0xFFFF, np.uint32)):
+        kept = decode_float8(*encode_float8(x.ravel(), random, True)).reshape(x.shape)[:, 7]
+        assert abs(bits(kept).astype(np.int64) - bits(x[:, 7])).max() <= 1
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_a_uniform_decay_is_followed_without_a_change_of_codes(rounding: str) -> None:
+    x = np.asarray(np.random.default_rng(7).uniform(0.01, 1, 512), np.float32)
+    codes, scales = first = encode_float8(x, None, True)
+    for t in range(2000):
+        random = None if rounding == "nearest" else r16(0, t, 0, 1, 0, 512)
+        codes, scales = encode_float8(decode_float8(codes, scales) * np.float32(0.999), random, True)
+    moved = codes.astype(int) - first[0]
+    assert abs(moved).max() <= (0 if rounding == "nearest" else 1) and (moved != 0).mean() < 0.3
+    assert np.allclose(scales, first[1] * np.float64(np.float32(0.999)) ** 2000, rtol=2e-5)
+
+
+def test_numbers_that_are_not_finite_harm_no_neighbour() -> None:
+    x = ordinary(np.random.default_rng(8), 384, np.float32)
+    expected = encode_float8(x, repeatable(384), False)
+    smallest = int(abs(x[128:256]).argmin()) + 128
+    for value in (np.nan, -np.nan, np.inf, -np.inf):
+        y = x.copy()
+        y[smallest] = value
+        codes, scales = encode_float8(y, repeatable(384), False)
+        assert codes[smallest] & 127 == 127 and (codes[smallest] >> 7 == np.signbit(y[smallest])).all()
+        assert (np.delete(codes, smallest) == np.delete(expected[0], smallest)).all() and (scales == expected[1]).all()
+        assert np.flatnonzero(np.isnan(decode_float8(codes, scales))).tolist() == [smallest]
+    codes, scales = encode_float8(np.full(128, np.nan, np.float32), None, True)
+    assert (codes == 127).all() and scales == np.float32(2.0**-117)
+
+
+def test_a_huge_element_makes_small_neighbours_zero_or_the_smallest_code_of_a_divisor() -> None:
+    x = np.ones(256, np.float32)
+    x[200], x[210], x[211] = 1e30, 0, -0.0
+    codes, _ = encode_float8(x, None, False)
+    assert codes[128:].tolist() == [126 if i == 200 else 128 if i == 211 else 0 for i in range(128, 256)]
+    assert (codes[:128] == 126).all()
+    codes, _ = encode_float8(x, None, True)
+    assert codes[128:].tolist() == [126 if i == 200 else {210: 0, 211: 128}.get(i, 1) for i in range(128, 256)]
+
+
+def test_tiny_numbers_have_the_smallest_scale() -> None:
+    smallest, tiny = np.float32(2.0**-117), np.finfo(np.float32).tiny
+    codes, scales = encode_float8(np.zeros(128, np.float32), None, True)
+    assert not codes.any() and scales == smallest  # an all-zero group
+    x = np.array([tiny, -tiny, tiny * 4, 1e-40, -1e-45, 0.0], np.float32)  # subnormal numbers count as zero
+    for divisor in (False, True):
+        codes, scales = encode_float8(x, None, divisor)
+        assert codes.tolist() == [1, 129, 4, 0, 128, 0] and scales == smallest
+        assert_same_bits([decode_float8(codes, scales)], [f32(tiny, -tiny, tiny * 4, 0, -0.0, 0)])
+    normal = np.ldexp(np.arange(1, 127), -126).astype(np.float32)
+    assert (decode_float8(*encode_float8(normal, None, False)) >= tiny).all()  # no product of a scale is subnormal
+
+
+def test_the_code_of_a_divisor_is_zero_only_for_zero() -> None:
+    rng = np.random.default_rng(9)
+    for values in (hostile, ordinary, small):
+        x = abs(values(rng, 50_000, np.float32))
+        for random in (None, np.zeros(x.size, np.uint32), repeatable(x.size)):
+            codes, scales = encode_float8(x, random, True)
+            assert ((codes == 0) == (x < np.finfo(np.float32).tiny)).all()
+            v = decode_float8(codes, scales)
+            assert (np.sqrt(v) > 0).sum() + np.isnan(v).sum() == (codes > 0).sum()
+
+
+def test_a_spike_makes_the_divisors_of_its_neighbours_too_large_for_some_thousand_steps() -> None:
+    """One gradient of 1e5 among ordinary ones: sqrt(v) of its group is too large, never too small, and recovers."""
+    codes, scales = encode_float8(np.ones(128, np.float32), None, True)
+    roots = []
+    rng = np.random.default_rng(10)
+    for t in range(1, 6001):
+        g = np.asarray(rng.choice([-1.0, 1.0], 128), np.float32)
+        g[3] = 1e5 if t == 1 else g[3]
+        v = np.float32(0.999) * decode_float8(codes, scales) + np.float32(0.001) * (g * g)
+        codes, scales = encode_float8(v, r16(0, t, 0, 1, 0, 128), True)
+        roots.append(float(np.median(np.sqrt(decode_float8(codes, scales))[10:])))
+    assert roots[0] > 5 and roots[1000] > 3 and min(roots) > 0.9
+    assert 0.9 < roots[-1] < 1.1
+    recovered = max(t for t, root in enumerate(roots) if root > 1.5)
+    assert 2000 < recovered < 5000
+
+
+# Second moments in fewer bits follow gradients whose sizes change.
+
+
+def test_stochastic_rounding_lets_second_moments_follow_and_nearest_freezes_them() -> None:
+    rng = np.random.default_rng(0)
+    n, beta, rest = 4096, np.float32(0.999), np.float32(1 - 0.999)
+    exact = np.zeros(n, np.float32)
+    float8 = {None: encode_float8(exact, None, True), 0: encode_float8(exact, None, True)}
+    bfloat16 = {None: encode_bfloat16(exact, None), 0: encode_bfloat16(exact, None)}
+    for t in range(1, 6001):
+        if t in (1, 3001):
+            sizes = np.exp(rng.normal(0, 1, n)) * np.where(rng.random(n) < 0.1, 1 / 50, 1)
+        g = (sizes * rng.standard_normal(n)).astype(np.float32)
+        change = rest * (g * g)
+        exact = beta * exact + change
+        for seed, r in ((None, None), (0, r16(0, t, 0, 0, 0, n))):
+            float8[seed] = encode_float8(beta * decode_float8(*float8[seed]) + change, r, True)
+            bfloat16[seed] = encode_bfloat16(beta * decode_bfloat16(bfloat16[seed]) + change, r)
+
+    def error(v: Array) -> float:
+        return float(np.median(abs(np.log(v / exact)) / 2))
+
+    errors = {
+        "float8 nearest": error(decode_float8(*float8[None])),
+        "float8 stochastic": error(decode_float8(*float8[0])),
+        "bfloat16 nearest": error(decode_bfloat16(bfloat16[None])),
+        "bfloat16 stochastic": error(decode_bfloat16(bfloat16[0])),
+    }
+
+    assert errors["float8 stochastic"] <= 0.12 and errors["bfloat16 stochastic"] <= 0.02, errors
+    assert errors["float8 nearest"] > 0.2 and errors["bfloat16 nearest"] > 0.2, errors
+
+
+# bfloat16 parameters and their lower bits.
+
+
+def test_split_loses_nothing_and_shows_the_nearest_bfloat16() -> None:
+    for x in chunks_of_patterns():
+        hi, low = split(x)
+        assert hi.dtype == np.uint16 and low.dtype == np.int16
+        joined, nan = join(hi, low), np.isnan(x)
+        assert ((bits(joined) == bits(x)) | nan).all()
+        assert (bits(joined)[nan] == 0x7FC00000).all()
+        # Ties go away from zero; elsewhere the upper half is the nearest bfloat16.
+        tie = bits(x) & 0xFFFF == 0x8000
+        assert ((hi == encode_bfloat16(x, None)) | nan | tie).all()
+        assert (hi[tie & ~nan] == (bits(x)[tie & ~nan] >> 16) + 1).all()
+
+
+def test_large_weights_show_as_infinity_and_are_kept() -> None:
+    x = patterns(0x7F7F7FFF, 0x7F7F8000, 0x7F7FFFFF, 0xFF7F8000)
+    hi, low = split(x)
+    assert hi.tolist() == [0x7F7F, 0x7F80, 0x7F80, 0xFF80]
+    assert_same_bits([join(hi, low)], [x])
+
+
+@pytest.mark.parametrize("zero", [0, 0x8000])
+def test_a_zero_written_over_a_weight_is_a_zero(zero: int) -> None:
+    hi = np.full(2**16, zero, np.uint16)
+    low = np.arange(-(2**15), 2**15).astype(np.int16)
+    expected = np.uint32(zero << 16) + np.where(low < 0, 0, low).astype(np.uint32)
+    assert (bits(join(hi, low)) == expected).all()
+    eight = np.arange(-128, 128).astype(np.int8)
+    expected = np.uint32(zero << 16) + (np.where(eight < 0, 0, eight).astype(np.uint32) << np.uint32(8))
+    assert (bits(join24(hi[:256], eight)) == expected).all()
+
+
+def test_no_number_splits_into_a_zero_and_a_negative_lower_half() -> None:
+    x = np.arange(2**17, dtype=np.uint32)
+    for sign in (np.uint32(0), np.uint32(2**31)):
+        for hi, low in (split((x | sign).view(np.float32)), split24((x | sign).view(np.float32), None)):
+            assert (low[hi & 0x7FFF == 0] >= 0).all()
+
+
+def test_a_written_weight_keeps_the_old_lower_half_within_half_a_unit() -> None:
+    rng = np.random.default_rng(11)
+    low = rng.integers(-(2**15), 2**15, 10_000).astype(np.int16)
+    hi = encode_bfloat16(ordinary(rng, 10_000, np.float32), None)
+    written = decode_bfloat16(hi)
+    assert (abs(join(hi, low).astype(np.float64) - written) <= np.ldexp(1.0, np.frexp(written)[1] - 9)).all()
+
+
+@pytest.mark.parametrize("r", [None, 0, 0xFF, 0xFFFF, "random"])
+def test_split24_keeps_sixteen_bits_of_the_significand(r: Any) -> None:
+    for x in [every_upper_half(), hostile(np.random.default_rng(12), 100_000, np.float32)]:
+        random = repeatable(x.size) if r == "random" else None if r is None else np.full(x.size, r, np.uint32)
+        hi, low8 = split24(x, random)
+        assert hi.dtype == np.uint16 and low8.dtype == np.int8
+        kept = join24(hi, low8)
+        before, after = bits(x).astype(np.int64), bits(kept).astype(np.int64)
+        finite = np.isfinite(x) & (np.isfinite(kept) | (r is not None))
+        assert np.isfinite(kept)[finite].all() and (after[finite] & 0xFF == 0).all()
+        moved = (after - before)[finite]
+        assert (abs(moved) <= (0x80 if r is None else 0xFF)).all()
+        assert (after[np.isinf(x)] == before[np.isinf(x)]).all() and np.isnan(kept[np.isnan(x)]).all()
+        again = split24(kept, random)  # what is stored stays, whatever the random bits
+        number = ~np.isnan(kept)
+        assert (again[0] == hi)[number].all() and (again[1] == low8)[number].all()
+
+
+def test_the_probability_of_the_upper_neighbour_in_split24_is_the_lowest_byte() -> None:
+    r = np.arange(2**16, dtype=np.uint32)
+    for pattern in (0x3F800000, 0x3F800001, 0x3F8012FF, 0xBF80FF34, 0x00001234):
+        kept = join24(*split24(np.full(2**16, patterns(pattern)), r))
+        assert (bits(kept).astype(np.int64) - (pattern & ~0xFF)).sum() == (pattern & 0xFF) * 2**16
+
+
+def test_split24_adds_the_upper_8_random_bits_or_a_half() -> None:
+    x = np.full(4, patterns(0x3F812380))
+    kept = join24(*split24(x, np.array([0x00FF, 0x7FFF, 0x8000, 0xFF00], np.uint32)))
+    assert bits(kept).tolist() == [0x3F812300, 0x3F812300, 0x3F812400, 0x3F812400]
+    halves = patterns(0x3F81237F, 0x3F812380, 0x3F812480, 0xBF812380)  # ties go away from zero
+    assert bits(join24(*split24(halves, None))).tolist() == [0x3F812300, 0x3F812400, 0x3F812500, 0xBF812400]
+
+
+def test_stochastic_split24_never_becomes_infinite() -> None:
+    hi, low8 = split24(f32(LARGEST, -LARGEST), np.full(2, 0xFFFF, np.uint32))
+    assert bits(join24(hi, low8)).tolist() == [0x7F7FFF00, 0xFF7FFF00] and hi.tolist() == [0x7F80, 0xFF80]
+
+
+def test_float16_is_widened_as_numpy_does() -> None:
+    codes = np.arange(2**16, dtype=np.uint16)
+    assert (bits(widen_float16(codes)) == bits(codes.view(np.float16).astype(np.float32))).all()
+
+
+@contextmanager
+def flushing() -> Iterator[None]:
+    """Set the flags of MXCSR that flush subnormal results and take subnormal operands for zero."""
+    if platform.machine() not in ("x86_64", "AMD64") or os.name != "posix":
+        pytest.skip("no machine code for this platform")
+    code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    code.write(bytes.fromhex("897c24fc0fae5424fcc3"))  # mov [rsp-4], edi; ldmxcsr [rsp-4]; ret
+    load = ctypes.CFUNCTYPE(None, ctypes.c_uint32)(ctypes.addressof(ctypes.c_char.from_buffer(code)))
+    load(0x1F80 | 0x8040)
+    try:
+        yield
+    finally:
+        load(0x1F80)
+
+
+def test_nothing_depends_on_whether_the_processor_flushes() -> None:
+    rng = np.random.default_rng(13)
+    x = np.concatenate([f(rng, 20_000, np.float32) for f in (hostile, small, ordinary)])
+    codes = np.arange(2**16, dtype=np.uint16)
+
+    def everything() -> list[Array]:
+        r = repeatable(x.size)
+        results = [widen_float16(codes), decode_bfloat16(codes)]
+        for random, divisor in itertools.product((None, r), (False, True)):
+            encoded = encode_float8(x, random, divisor)
+            results += [*encoded, decode_float8(*encoded), encode_bfloat16(x, random)]
+            halves = split24(x, random)
+            results += [*halves, join24(*halves)]
+        halves = split(x)
+        return [*results, *halves, join(*halves)]
+
+    gradual = everything()
+    with flushing():
+        assert np.array([2.0**-140], np.float32) * np.float32(1) == 0
+        flushed = everything()
+    assert all((bits(a) == bits(b)).all() for a, b in zip(gradual, flushed))
