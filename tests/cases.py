@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import onepass
+from onepass import _storage
 from support import hostile, ones, ordinary, small
 
 NUMBERS = {"ordinary": ordinary, "hostile": hostile, "small": small}  # functions that draw arrays
@@ -37,6 +38,8 @@ def growing(t: int) -> float:
     """A schedule of the decay of averages."""
     return t / (t + 9)
 
+
+STORAGE = {*_storage.OPTIONS}  # options with tests of their own: test_storage.py
 
 # Values of each option: one without effect or of common use, one that matters, and others.
 VALUES: dict[str, list[Any]] = {
@@ -75,7 +78,7 @@ TOGETHER: dict[frozenset[str], tuple[str, list[dict[str, Any]]]] = {
 
 def values_of(kind: str) -> dict[str, list[Any]]:
     """Return the values to try for each option of an optimizer. A mapping among them sets several options."""
-    names = CLASSES[kind]._spec.checks.keys()
+    names = CLASSES[kind]._spec.checks.keys() - STORAGE
     tied = {name for together in TOGETHER if together <= names for name in together}
     values = {name: VALUES[name] for name in names if name not in tied}  # KeyError: an option without values to try
     return values | dict(values for together, values in TOGETHER.items() if together <= names)

@@ -8,7 +8,7 @@ import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import numpy as np
 
-from cases import CLASSES
+from cases import CLASSES, STORAGE
 from onepass import _checks, schedules
 from support import Array
 
@@ -38,7 +38,7 @@ WHOLE: dict[str, Any] = {
 def by_check(kind: str) -> dict[str, Any]:
     """Return a strategy for each option of a group that does not depend on another option."""
     checks = CLASSES[kind]._spec.checks
-    return {name: BY_CHECK[check] for name, check in checks.items() if name not in {"nesterov", "ema_decay"}}
+    return {name: BY_CHECK[check] for name, check in checks.items() if name not in {"nesterov", "ema_decay", *STORAGE}}
 
 
 def drawn_options(data: Any, kind: str, averaged: bool) -> dict[str, Any]:

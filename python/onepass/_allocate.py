@@ -46,7 +46,9 @@ def all_zeros(like: list[tuple[Array, np.dtype[Any] | None]], folder: str | None
         start = end + (offset - address(block) - end) % _CACHE_LINE
         end = start + _nbytes(array, dtype)
         flat = block[start:end].view(np.float32 if dtype is None else dtype)
-        made.append(flat if dtype is None else flat.reshape(array.shape, order="C" if array.flags.c_contiguous else "F"))
+        made.append(
+            flat if dtype is None else flat.reshape(array.shape, order="C" if array.flags.c_contiguous else "F")
+        )
     return made
 
 

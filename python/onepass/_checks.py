@@ -110,12 +110,12 @@ def one_of(*choices: str) -> Check:
 eps_mode: Callable[[str, EpsMode], EpsMode] = one_of("paper", "hat")
 nonfinite: Callable[[str, Nonfinite], Nonfinite] = one_of("propagate", "skip", "raise")
 rounding: Callable[[str, Rounding], Rounding] = one_of("stochastic", "nearest")
-_narrow = one_of("bfloat16", "float8")
+_narrow: Check = one_of("bfloat16", "float8")
 
 
 def state_dtype(name: str, value: StateDtype) -> StateDtype:
     """The name of a storage of state, or None."""
-    return None if value is None else _narrow(name, value)  # type: ignore[return-value]
+    return None if value is None else _narrow(name, value)
 
 
 def master_bits(name: str, value: int) -> int:

@@ -11,8 +11,8 @@ from ._allocate import all_zeros
 from ._checks import finite, plural, real_floating, unit_interval_open
 from ._core import sum_rows
 from ._params import Form, ParameterRecord
-from ._types import Array
 from ._storage import value_dtype
+from ._types import Array
 from .sparse import SparseRows
 
 Fits = Callable[[int, Any], bool]  # signature of _core.Optimizer._fits

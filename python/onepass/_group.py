@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from ._core import CommonOptions
 from ._core import Group as CoreGroup
-from ._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS, STORAGE_OPTIONS, Option, Spec, suggestion
+from ._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS, Option, Spec, suggestion
+from ._storage import OPTIONS as STORAGE_OPTIONS
 from ._types import Array, Average, Betas, EpsMode, LearningRate, Rate, Rounding, StateDtype
 
 

@@ -73,9 +73,7 @@ class StateView(Mapping[Any, "dict[str, Any]"]):
     def __getitem__(self, key: Hashable) -> dict[str, Any]:
         record = self._optimizer._record
         index = record.index[key]
-        arrays = {
-            name: _storage.shown(name, array) for name, array in record.states[index].items() if name != "ema"
-        }
+        arrays = {name: _storage.shown(name, array) for name, array in record.states[index].items() if name != "ema"}
         return scalars(self._optimizer, index) | arrays
 
     def __iter__(self) -> Iterator[Any]:
@@ -167,7 +165,8 @@ def _storage_converted(state_dict: Any, own: Mapping[str, Any]) -> Any:
         index: _storage.converted(saved, mine) if isinstance(saved, Mapping) and mine is not None else saved
         for index, (saved, mine) in pairs.items()
     }
-    return {**state_dict, "state": new}
+    same = all(new[index] is states[index] for index in new)
+    return state_dict if same else {**state_dict, "state": new}
 
 
 def _loaded_rate(label: str, name: str, saved: Any, own: Any) -> Any:

@@ -39,7 +39,9 @@ def check_options(spec: Any, options: Mapping[str, Any]) -> None:
         return
     for name, reason in (("amsgrad", "a maximum of rounded values grows"), ("centered", "the difference cancels")):
         if options.get(name):
-            raise ValueError(f"state_dtype={state_dtype!r} does not work with {name}=True, {reason}: use state_dtype=None")
+            raise ValueError(
+                f"state_dtype={state_dtype!r} does not work with {name}=True, {reason}: use state_dtype=None"
+            )
     if spec.keeps_subnormals(options):
         raise ValueError(
             f"state_dtype={state_dtype!r} needs an eps of at least {spec.flush_from_eps}, got {options['eps']}: use "
@@ -178,10 +180,14 @@ def _wide(array: Array) -> np.dtype[Any]:
     return np.dtype(np.float32) if array.dtype in (np.uint8, np.uint16) else array.dtype
 
 
-def converted(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a parameter's saved state in the storage of the optimizer's own."""
+def converted(saved: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a parameter's saved state in the storage of the optimizer's own; itself, if nothing is to be converted."""
     result = {name: raw(value) for name, value in saved.items()}
-    for name in moments_of(own):
+    moments = moments_of(own)
+    equal = all(isinstance(x := result.get(name), np.ndarray) and x.dtype == own[name].dtype for name in moments)
+    if equal and ("param_low" in saved or "param_low" not in own):
+        return saved if all(result[name] is saved[name] for name in result) else result
+    for name in moments:
         found = result.get(name)
         if not isinstance(found, np.ndarray) or found.dtype == own[name].dtype or found.shape != own[name].shape:
             continue  # equal, or refused by the check of state dicts

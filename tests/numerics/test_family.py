@@ -381,6 +381,7 @@ def test_the_first_row_past_the_end_is_an_index_error() -> None:
 
 
 COMMON = {"maximize": False, "clip_norm": None, "clip_value": None, "nonfinite": "propagate", "ema_decay": None}
+STORAGE = {"state_dtype": None, "master_bits": 32, "rounding": "stochastic", "seed": 0}
 ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False}
 HERE = {"bias_correction": True, "eps_mode": "paper"}  # which PyTorch does not have
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -401,4 +402,4 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 def test_defaults_are_those_of_torch_and_of_the_paper_for_lion(kind: str) -> None:
     parameters = inspect.signature(getattr(onepass, kind)).parameters.values()
     found = {p.name: p.default for p in parameters if p.name != "params"}
-    assert found == DEFAULTS[kind] | COMMON | {"flush_denormals": True}
+    assert found == DEFAULTS[kind] | COMMON | STORAGE | {"flush_denormals": True}

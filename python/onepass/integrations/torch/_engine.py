@@ -9,8 +9,9 @@ import numpy as np
 
 from ... import _checks, _core
 from ..._group import core_options
-from ..._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS, STORAGE_OPTIONS
+from ..._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS
 from ..._state_dict import core_clip_norm
+from ..._storage import OPTIONS as STORAGE_OPTIONS
 from .. import needed
 from . import _tensors
 from ._compat import count_changes, exchange, is_distributed, local, rows_and_values, step_dtype
