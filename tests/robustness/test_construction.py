@@ -41,7 +41,7 @@ def test_an_optimizer_that_was_never_made_says_so(tmp_path: Path) -> None:
         partial(optimizer.save, tmp_path / "state.npz"),
         partial(optimizer.load_state_dict, {}),
         optimizer.state_dict,
-        partial(optimizer._add_group, _core.Optimizer._Form.array, None, [], [], [], [], {}),  # type: ignore[arg-type]
+        partial(optimizer._add_group, _core.Optimizer._Form.array, None, [], [], [], [], [], {}),  # type: ignore[arg-type]
         partial(optimizer._restore, [], [], 0.0, _core.Optimizer._Nonfinite.skip, 0, 0, 0, [], []),
         partial(optimizer._prepare_step, [], 1.0),
         partial(optimizer._commit_step, 0.0, None),
