@@ -362,8 +362,8 @@ bool step_once(const RuleEntry& rule, const double* options, const CommonOptions
     if (!rule.coefficients[parameter.dtype](options, common, step, packed)) return false;
   }
   const SweepFunction function = rule.sweeps[parameter.dtype][packed.extras];
-  Sweep sweep{function,       &packed, parameter.operands, nullptr,
-              parameter.size, flush_denormals && !common.keep_subnormals, 0};
+  Sweep sweep{
+      function, &packed, parameter.operands, nullptr, parameter.size, flush_denormals && !common.keep_subnormals, 0};
   run_sweeps(executor, &sweep, 1);
   return true;
 }

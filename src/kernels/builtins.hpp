@@ -19,6 +19,7 @@ extern "C" void* __cdecl memcpy(void*, const void*, std::size_t);
 #define ONEPASS_MEMCPY memcpy
 #define ONEPASS_INLINE __forceinline
 #define ONEPASS_NOINLINE __declspec(noinline)
+#define ONEPASS_PREFETCH(address) (static_cast<void>(address))
 #else
 #define ONEPASS_PRAGMA(text) _Pragma(#text)
 #define ONEPASS_SIMD ONEPASS_PRAGMA(omp simd)
@@ -31,6 +32,7 @@ extern "C" void* __cdecl memcpy(void*, const void*, std::size_t);
 #define ONEPASS_MEMCPY __builtin_memcpy
 #define ONEPASS_INLINE __attribute__((always_inline)) inline
 #define ONEPASS_NOINLINE __attribute__((noinline))
+#define ONEPASS_PREFETCH(address) __builtin_prefetch(address)
 #endif
 
 // CMakeLists.txt takes such flags back where CXXFLAGS or a build type set them; this notices where it could not.

@@ -26,35 +26,57 @@ inline float float_of(std::uint32_t bits) noexcept {
 constexpr std::uint32_t sign_bit = 0x80000000;
 constexpr std::uint32_t infinity_bits = 0x7F800000;
 constexpr std::uint32_t quiet_nan_bits = 0x7FC00000;
-constexpr std::uint32_t smallest_normal_bits = 0x00800000;
+constexpr std::int32_t infinity = 0x7F800000;
+constexpr std::int32_t smallest_normal = 0x00800000;
+constexpr std::uint32_t nan_code = 127;  // of float8
 
-// The random bits of a slot: one 32-bit number serves an even slot and the odd slot after it. Null: nearest.
-struct Rounding {
-  const std::uint32_t* random;
-  unsigned shift;
-  std::uint32_t bits(std::size_t i) const noexcept { return (random[i] >> shift) & 0xFFFF; }
+// Rounding: what is added to the bits of an element before the lower ones are cut off.
+struct Nearest {
+  static constexpr bool may_reach_infinity = true;
+  std::uint32_t for_bfloat16(std::uint32_t bits, std::size_t) const noexcept { return 0x7FFF + ((bits >> 16) & 1); }
+  std::uint32_t for_24_bits(std::size_t) const noexcept { return 0x80; }
+  std::uint32_t for_float8(std::uint32_t bits, std::size_t) const noexcept { return 0x7FFFF + ((bits >> 20) & 1); }
 };
+
+// Stochastic rounding takes 16 of each element's random bits: an even slot the lower half, an odd slot the upper half.
+template <bool odd>
+struct Stochastic {
+  static constexpr bool may_reach_infinity = false;
+  const std::uint32_t* random;
+  std::uint32_t for_bfloat16(std::uint32_t, std::size_t i) const noexcept {
+    return odd ? random[i] >> 16 : random[i] & 0xFFFF;
+  }
+  std::uint32_t for_24_bits(std::size_t i) const noexcept { return (odd ? random[i] >> 24 : random[i] >> 8) & 0xFF; }
+  std::uint32_t for_float8(std::uint32_t, std::size_t i) const noexcept {
+    return ((odd ? random[i] >> 12 : random[i] << 4) & 0xFFFF0) | 8;
+  }
+};
+
+inline Nearest advanced(Nearest rounding, std::size_t) noexcept { return rounding; }
+template <bool odd>
+Stochastic<odd> advanced(Stochastic<odd> rounding, std::size_t elements) noexcept {
+  return {rounding.random + elements};
+}
 
 // ---- bfloat16: the upper half of a float32 ----
 
-// Adds to the magnitude, so that cutting off the lower bits rounds. Random bits round no finite number to infinity.
-template <bool stochastic>
+template <class Rounding>
 std::uint32_t round_bfloat16(std::uint32_t bits, std::uint32_t added) noexcept {
   constexpr std::uint32_t largest_finite = 0x7F7FFFFF;
   const std::uint32_t magnitude = bits & ~sign_bit;
   const std::uint32_t rounded = magnitude + added;
-  const std::uint32_t finite = stochastic && rounded > largest_finite ? largest_finite : rounded;
+  const std::uint32_t limited = rounded < largest_finite ? rounded : largest_finite;
+  const std::uint32_t finite = Rounding::may_reach_infinity ? rounded : limited;
   const std::uint32_t special = magnitude > infinity_bits ? quiet_nan_bits : magnitude;
   return (bits & sign_bit) | (magnitude >= infinity_bits ? special : finite);
 }
 
-template <bool stochastic>
+template <class Rounding>
 void encode_bfloat16(const float* x, std::size_t count, const Rounding rounding, std::uint16_t* out) noexcept {
   ONEPASS_SIMD
   for (std::size_t i = 0; i < count; ++i) {
     const std::uint32_t bits = bits_of(x[i]);
-    const std::uint32_t added = stochastic ? rounding.bits(i) : 0x7FFF + ((bits >> 16) & 1);
-    out[i] = static_cast<std::uint16_t>(round_bfloat16<stochastic>(bits, added) >> 16);
+    out[i] = static_cast<std::uint16_t>(round_bfloat16<Rounding>(bits, rounding.for_bfloat16(bits, i)) >> 16);
   }
 }
 
@@ -80,73 +102,91 @@ inline void decode_float16(const std::uint16_t* in, std::size_t count, float* x)
 
 // ---- float8: e4m3fn codes, one scale for each group of elements ----
 
-// The magnitude's bits; 0 for subnormal numbers, infinity and NaN.
-inline std::int32_t magnitude_for_scale(float x) noexcept {
-  const auto magnitude = static_cast<std::int32_t>(bits_of(x) & ~sign_bit);
-  const std::int32_t normal = magnitude < static_cast<std::int32_t>(smallest_normal_bits) ? 0 : magnitude;
-  return normal < static_cast<std::int32_t>(infinity_bits) ? normal : 0;
+// As signed numbers, whose comparisons every instruction set has.
+inline std::int32_t magnitude_of(float x) noexcept { return static_cast<std::int32_t>(bits_of(x) & ~sign_bit); }
+
+inline std::int32_t largest_magnitude(const float* x, std::size_t count) noexcept {
+  std::int32_t largest = 0;
+  for (std::size_t i = 0; i < count; ++i) largest = magnitude_of(x[i]) > largest ? magnitude_of(x[i]) : largest;
+  return largest;
 }
 
-// Encodes one group. divisor: a rule divides by these elements or takes their root, so that none becomes 0. One loop for
-// all would be narrowed to bytes by GCC 12, which then could not vectorise it.
-template <bool stochastic>
-void encode_float8_group(const float* x, std::size_t count, const Rounding rounding, bool divisor, std::uint8_t* out,
-                         float* scale) noexcept {
-  std::int32_t magnitudes[scale_group];
-  ONEPASS_SIMD
-  for (std::size_t i = 0; i < count; ++i) magnitudes[i] = magnitude_for_scale(x[i]);
-  std::int32_t largest = 0;
-  for (std::size_t i = 0; i < count; ++i) largest = magnitudes[i] > largest ? magnitudes[i] : largest;
-  constexpr float smallest_scale = 0x1p-117F;
-  const float exact = float_of(static_cast<std::uint32_t>(largest)) / 448;
-  const float s = exact > smallest_scale ? exact : smallest_scale;
-  const float inverse = 1 / s;
-
-  std::int32_t codes[scale_group];
-  const std::int32_t smallest_code = divisor ? 1 : 0;
+// Codes with their signs, of finite numbers. divisor: a rule divides by them or takes their root, so that none becomes
+// 0. A loop that wrote bytes would be narrowed to bytes by GCC 12, which then could not vectorise it.
+template <bool divisor, class Rounding>
+void float8_codes(const float* x, std::size_t count, const Rounding rounding, float inverse,
+                  std::uint32_t* codes) noexcept {
   ONEPASS_SIMD
   for (std::size_t i = 0; i < count; ++i) {
-    const float z = float_of(static_cast<std::uint32_t>(magnitudes[i])) * inverse;
+    const float z = absolute(x[i]) * inverse;
     const bool low = z < 0x1p-6F;  // a subnormal code
     const std::uint32_t w = bits_of(low ? z + 0x1p-6F : z);
-    const std::uint32_t added = stochastic ? rounding.bits(i) << 4 | 8 : 0x7FFFF + ((w >> 20) & 1);
-    const std::int32_t code = static_cast<std::int32_t>((w + added) >> 20) - (low ? 968 : 960);
+    const std::int32_t code = static_cast<std::int32_t>((w + rounding.for_float8(w, i)) >> 20) - (low ? 968 : 960);
     const std::int32_t bounded = code < 126 ? code : 126;
-    const std::int32_t least = magnitudes[i] > 0 ? smallest_code : 0;
-    codes[i] = bounded < least ? least : bounded;
+    const std::int32_t least = magnitude_of(x[i]) >= smallest_normal ? 1 : 0;
+    const std::int32_t raised = divisor && bounded < least ? least : bounded;
+    codes[i] = static_cast<std::uint32_t>(raised) | (bits_of(x[i]) >> 24 & 128);
+  }
+}
+
+// Encodes one group of elements. Most have a scale that is far above the subnormal numbers, and no infinity or NaN.
+template <bool divisor, class Rounding>
+void encode_float8_group(const float* x, std::size_t count, const Rounding rounding, std::uint8_t* out,
+                         float* scale) noexcept {
+  constexpr std::int32_t ordinary = 0x13E00000;  // 448 times 2^-96: subnormal numbers are encoded as 0 without a test
+  float finite[scale_group];
+  const float* given = x;
+  std::int32_t largest = largest_magnitude(x, count);
+  const bool is_ordinary = largest >= ordinary && largest < infinity;
+  if (!is_ordinary) {
+    for (std::size_t i = 0; i < count; ++i) {
+      const bool counts = magnitude_of(x[i]) >= smallest_normal && magnitude_of(x[i]) < infinity;
+      finite[i] = float_of(counts ? bits_of(x[i]) : bits_of(x[i]) & sign_bit);
+    }
+    given = finite;
+    largest = largest_magnitude(finite, count);
+  }
+  const float exact = float_of(static_cast<std::uint32_t>(largest)) / 448;
+  const float s = exact > 0x1p-117F ? exact : 0x1p-117F;
+  std::uint32_t codes[scale_group];
+  float8_codes<divisor>(given, count, rounding, 1 / s, codes);
+  if (!is_ordinary) {
+    for (std::size_t i = 0; i < count; ++i) codes[i] |= magnitude_of(x[i]) >= infinity ? nan_code : 0;
   }
   ONEPASS_SIMD
-  for (std::size_t i = 0; i < count; ++i) {
-    const std::uint32_t bits = bits_of(x[i]);
-    const std::uint32_t code = (bits & ~sign_bit) >= infinity_bits ? 127 : static_cast<std::uint32_t>(codes[i]);
-    out[i] = static_cast<std::uint8_t>(code | bits >> 31 << 7);
-  }
+  for (std::size_t i = 0; i < count; ++i) out[i] = static_cast<std::uint8_t>(codes[i]);
   *scale = s;
 }
 
-template <bool stochastic>
-void encode_float8(const float* x, std::size_t count, const Rounding rounding, bool divisor, std::uint8_t* out,
-                   float* scales) noexcept {
+template <bool divisor, class Rounding>
+void encode_float8(const float* x, std::size_t count, Rounding rounding, std::uint8_t* out, float* scales) noexcept {
   for (std::size_t i = 0; i < count; i += scale_group) {
     const std::size_t group = count - i < scale_group ? count - i : scale_group;
-    const Rounding own = {stochastic ? rounding.random + i : nullptr, rounding.shift};
-    encode_float8_group<stochastic>(x + i, group, own, divisor, out + i, scales + i / scale_group);
+    encode_float8_group<divisor>(x + i, group, advanced(rounding, i), out + i, scales + i / scale_group);
+  }
+}
+
+inline void decode_float8_group(const std::uint8_t* in, float scale, std::size_t count, float* x) noexcept {
+  ONEPASS_SIMD
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::uint32_t code = in[i];
+    const std::uint32_t magnitude = (code & 127) << 20;
+    const bool low = magnitude < 8U << 20;
+    const float value = float_of(magnitude + (low ? 968U << 20 : 960U << 20)) - (low ? 0x1p-6F : 0);
+    x[i] = float_of(bits_of(value * scale) | (code & 128) << 24);
+  }
+  unsigned largest = 0;
+  for (std::size_t i = 0; i < count; ++i) largest = (in[i] & 127U) > largest ? in[i] & 127U : largest;
+  if (largest != nan_code) return;
+  for (std::size_t i = 0; i < count; ++i) {
+    if ((in[i] & 127U) == nan_code) x[i] = float_of(quiet_nan_bits | (in[i] & 128U) << 24);
   }
 }
 
 inline void decode_float8(const std::uint8_t* in, const float* scales, std::size_t count, float* x) noexcept {
-  for (std::size_t begin = 0; begin < count; begin += scale_group) {
-    const float scale = scales[begin / scale_group];
-    const std::size_t end = count - begin < scale_group ? count : begin + scale_group;
-    ONEPASS_SIMD
-    for (std::size_t i = begin; i < end; ++i) {
-      const std::uint32_t code = in[i];
-      const std::uint32_t magnitude = code & 127;
-      const bool low = magnitude < 8;
-      const float value = float_of((magnitude + (low ? 968 : 960)) << 20) - (low ? 0x1p-6F : 0);
-      const std::uint32_t result = magnitude == 127 ? quiet_nan_bits : bits_of(value * scale);
-      x[i] = float_of(result | (code & 128) << 24);
-    }
+  for (std::size_t i = 0; i < count; i += scale_group) {
+    const std::size_t group = count - i < scale_group ? count - i : scale_group;
+    decode_float8_group(in + i, scales[i / scale_group], group, x + i);
   }
 }
 
@@ -164,13 +204,12 @@ inline void split(const float* x, std::size_t count, std::uint16_t* high, std::i
 }
 
 // 24 bits, rounded as for bfloat16.
-template <bool stochastic>
+template <class Rounding>
 void split24(const float* x, std::size_t count, const Rounding rounding, std::uint16_t* high,
              std::int8_t* low) noexcept {
   ONEPASS_SIMD
   for (std::size_t i = 0; i < count; ++i) {
-    const std::uint32_t added = stochastic ? rounding.bits(i) >> 8 : 0x80;
-    const std::uint32_t kept = round_bfloat16<stochastic>(bits_of(x[i]), added) & 0xFFFFFF00;
+    const std::uint32_t kept = round_bfloat16<Rounding>(bits_of(x[i]), rounding.for_24_bits(i)) & 0xFFFFFF00;
     high[i] = static_cast<std::uint16_t>((kept + 0x8000) >> 16);
     low[i] = static_cast<std::int8_t>(static_cast<std::uint8_t>(kept >> 8));
   }

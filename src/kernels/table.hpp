@@ -40,9 +40,9 @@ struct NarrowStorage {
   Storage param;  // plain or bfloat16
   Storage grad;   // not float8
   Storage state[max_states];
-  bool divisor[max_states];  // a rule divides by this state or takes its root: encoding makes no element 0
-  float* scale[max_states];  // of float8 state, one for each scale_group elements
-  void* low;                 // the lower part of bfloat16 parameters: int16, int8, or null with 16 master bits
+  bool divisor[max_states];   // a rule divides by this state or takes its root: encoding makes no element 0
+  float* scale[max_states];   // of float8 state, one for each scale_group elements
+  void* low;                  // the lower part of bfloat16 parameters: int16, int8, or null with 16 master bits
   unsigned char master_bits;  // of bfloat16 parameters: 32, 24, 16
   bool stochastic;            // rounding; otherwise to nearest
   std::uint64_t first;        // index of the arrays' first element in the whole parameter, a multiple of scale_group

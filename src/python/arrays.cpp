@@ -58,12 +58,12 @@ Parameter describe_narrow(const py::array& param, const std::vector<py::array>& 
     }
     parameter.operands.state[k] = data_of(states[k]);
     parameter.storage.divisor[k] = narrow.divisors.at(k);
-    parameter.storage.state[k] =
-        type == NPY_FLOAT ? Storage::plain : type == NPY_UINT16 ? Storage::bfloat16 : Storage::float8;
+    parameter.storage.state[k] = type == NPY_FLOAT    ? Storage::plain
+                                 : type == NPY_UINT16 ? Storage::bfloat16
+                                                      : Storage::float8;
     if (type != NPY_UINT8) continue;
     const std::optional<py::array>& scale = narrow.scales.at(k);
-    if (!scale || dtype_of(*scale) != onepass::float32 ||
-        static_cast<std::size_t>(scale->size()) != scales_of(size)) {
+    if (!scale || dtype_of(*scale) != onepass::float32 || static_cast<std::size_t>(scale->size()) != scales_of(size)) {
       throw py::value_error("float8 state must have a scale for each group of elements");
     }
     parameter.storage.scale[k] = static_cast<float*>(data_of(*scale));

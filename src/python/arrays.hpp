@@ -47,9 +47,7 @@ inline std::optional<DType> dtype_of(py::handle array) {
 std::optional<Storage> storage_of(py::handle array);
 
 // The number of scales of so many float8 elements.
-constexpr std::size_t scales_of(std::size_t size) {
-  return (size + onepass::scale_group - 1) / onepass::scale_group;
-}
+constexpr std::size_t scales_of(std::size_t size) { return (size + onepass::scale_group - 1) / onepass::scale_group; }
 
 // Storage of one parameter's arrays where some are narrower than float32. The dtypes of the states say which: uint8 is
 // float8, uint16 is bfloat16.

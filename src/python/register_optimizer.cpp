@@ -102,8 +102,8 @@ void register_optimizer(py::module_& m) {
   m.attr("no_clip_norm") = no_clip_norm;
   m.attr("scale_group") = onepass::scale_group;
   py::class_<NarrowArrays>(m, "NarrowArrays")
-      .def(py::init<std::vector<std::optional<py::array>>, std::vector<bool>, std::optional<py::array>, unsigned char, bool,
-                    std::uint64_t>(),
+      .def(py::init<std::vector<std::optional<py::array>>, std::vector<bool>, std::optional<py::array>, unsigned char,
+                    bool, std::uint64_t>(),
            py::arg("scales"), py::arg("divisors"), py::arg("low"), py::arg("master_bits"), py::arg("stochastic"),
            py::arg("first") = 0);
   py::class_<Optimizer> optimizer(m, "Optimizer", py::custom_type_setup(&set_up_collection<Optimizer>));
@@ -128,7 +128,8 @@ void register_optimizer(py::module_& m) {
       .def("_add_group", method(&Optimizer::add_group), py::arg("form"), py::arg("group"), py::arg("keys"),
            py::arg("params"), py::arg("states"), py::arg("averages"), py::arg("narrow"), py::arg("record"))
       .def("_restore", method(&Optimizer::restore), py::arg("copies"), py::arg("options"), py::arg("clip_norm"),
-           py::arg("nonfinite"), py::arg("seed"), py::arg("step_count"), py::arg("skipped"), py::arg("steps"), py::arg("mu_products"))
+           py::arg("nonfinite"), py::arg("seed"), py::arg("step_count"), py::arg("skipped"), py::arg("steps"),
+           py::arg("mu_products"))
       .def("_locked", method(&Optimizer::locked), py::arg("function"))
       .def("_prepare_step", method(&Optimizer::prepare_step), py::arg("grads"), py::arg("grad_scale"))
       .def("_measure_step", method(&Optimizer::measure_step))
