@@ -11,13 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ... import _checkpoint, _checks
 from ..._gradients import nonfinite_gradient
 from ..._group import Group
 from ..._optimizer import Optimizer
 from ..._options import OPTIMIZER_CHECKS
-from ..._params import normalize_params
+from ..._params import GroupParams, normalize_params
 from ..._state_dict import prepare_load, with_checksums
+from ..._storage import is_bfloat16
 from ..._types import Array, LearningRate, Nonfinite, Params, Schedule
 from .. import needed
 from .agreement import OPTIONS, Fingerprint, refusal, together
@@ -98,6 +101,7 @@ class ShardedOptimizer:
             self._average = _checks.flag("average", average)
             chunk = _check_chunk(chunk)
             form, groups = normalize_params(params)
+            _check_storage(groups, options)
             record = create_record(form, isinstance(params, tuple), groups)
             layout = create_layout(record, [len(named) for named, _ in groups], comm.size, comm.rank, chunk)
             self._optimizer = kind(piece_groups(layout, groups), **options)
@@ -371,6 +375,17 @@ class ShardedOptimizer:
 def _check_kind(kind: Any) -> None:
     if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
         raise TypeError(f"kind must be an optimizer class such as onepass.AdamW, got {kind!r}")
+
+
+def _check_storage(groups: list[GroupParams], options: Mapping[str, Any]) -> None:
+    for arrays, own in groups:
+        given = {**options, **own}
+        narrow = [f"state_dtype={given['state_dtype']!r}"] if given.get("state_dtype") is not None else []
+        narrow += ["bfloat16 parameters" for x in arrays.values() if isinstance(x, np.ndarray) and is_bfloat16(x)]
+        if narrow:
+            raise ValueError(
+                f"ShardedOptimizer: expected float32 or float64 parameters and state, got {narrow[0]}: leave it out"
+            )
 
 
 def _check_chunk(chunk: Any) -> int:
