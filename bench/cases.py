@@ -13,7 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from . import distributed, loop, report, training
+import onepass
+
+from . import distributed, loop, narrow, report, training
 from .adapters import OnepassThinc, OnepassTorch, TorchNoOptimizer
 from .libraries import (
     DeepSpeed,
@@ -168,6 +170,8 @@ def gpt2(threads: int) -> Problem:
 
 
 GPT2, GPT2_ON_TWO = gpt2(1), gpt2(2)
+BITS_IN_CACHE, BITS = of(100_000, rule="AdamW"), of(64 * 10**6, rule="AdamW", threads=cores())
+AVX2 = onepass.config()["instruction_set"] != "avx512"  # narrower vectors: other targets for storage in fewer bits
 HUNDRED_THOUSAND, SIX_HUNDRED_THOUSAND = of(100_000), of(600_000)
 POLICY_LAYERS = (8, 64, 64, 4)
 POLICY_ITERATION = loop.policy(POLICY_LAYERS, threads=1)
@@ -259,6 +263,40 @@ CASES: dict[str, Case] = {
             Target(LARGE_64_ON_TWO, (StreamBaseline,), 0.93),
         ),
         budget=Budget(seconds=16, sessions=2),
+    ),
+    "bits": Case(
+        "AdamW with state in float8 compared with float32 and with other libraries' 8 bits, in cache and in memory",
+        problems=(BITS_IN_CACHE, BITS),
+        peers=(narrow.OnepassFloat8State, Onepass, TorchFused, narrow.Bitsandbytes8bit, narrow.Torchao8bit),
+        targets=(
+            Target(BITS_IN_CACHE, (Onepass,), 1 / 3 if AVX2 else 0.5),
+            Target(BITS, (Onepass,), 0.7 if AVX2 else 1),
+            Target(BITS, (TorchFused,), 1),
+            Target(BITS, (narrow.Bitsandbytes8bit,), 25),
+            Target(BITS, (narrow.Torchao8bit,), 20),
+        ),
+        budget=Budget(seconds=30, sessions=2),
+    ),
+    "bits-bfloat16": Case(
+        "AdamW with state in bfloat16 compared with float32",
+        problems=(BITS_IN_CACHE, BITS),
+        peers=(narrow.OnepassBfloat16State, Onepass, TorchFused),
+        targets=(
+            Target(BITS_IN_CACHE, (Onepass,), 1 / 3 if AVX2 else 0.5),
+            Target(BITS, (Onepass,), 1.1 if AVX2 else 1.25),
+        ),
+        budget=Budget(seconds=20, sessions=2),
+    ),
+    "bits-weights": Case(
+        "AdamW with weights and gradients in bfloat16 and state in float8 compared with float32",
+        problems=(BITS_IN_CACHE, BITS),
+        peers=(narrow.OnepassBfloat16Weights, narrow.OnepassBfloat16Weights24, Onepass, narrow.TorchFusedBfloat16),
+        targets=(
+            Target(BITS_IN_CACHE, (Onepass,), 1 / 3 if AVX2 else 0.5),
+            Target(BITS, (Onepass,), 0.7 if AVX2 else 1),
+            Target(BITS, (narrow.TorchFusedBfloat16,), 0.8),
+        ),
+        budget=Budget(seconds=30, sessions=2),
     ),
     "gpt2": Case(
         "the tensors of GPT-2 small, 124 million elements in all, one and two threads",
@@ -416,7 +454,7 @@ def run(case: Case, quick: bool = False, say: Callable[[str], None] = print) -> 
     if reason := first.why_missing():
         say(f"not measured: {reason}")
         return None
-    kinds, base = [], first if issubclass(first, Onepass) else Onepass
+    kinds, base = [], first if issubclass(first, Onepass) and first.tolerance is None else Onepass
     for kind in case.peers:
         if reason := kind.why_missing():
             say(f"{kind.name} is not measured: {reason}")

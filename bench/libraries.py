@@ -54,7 +54,7 @@ class TorchFused(Torch):
     """PyTorch's single-pass C++ kernel, for the rules that have one."""
 
     name = "torch fused"
-    rules = ("Adam", "AdamW", "Adagrad", "SGD")
+    rules: ClassVar[tuple[str, ...]] = ("Adam", "AdamW", "Adagrad", "SGD")
     form: ClassVar = {"fused": True}
 
 

@@ -87,6 +87,9 @@ class Peer(ABC):
     packages: ClassVar[tuple[str, ...]] = ()  # distributions whose versions are recorded
     eps_mode: ClassVar[str] = "paper"  # the place of epsilon, in onepass's terms
     takes_steps: ClassVar[bool] = True  # False: no result to check
+    tolerance: ClassVar[tuple[float, float] | None] = (
+        None  # relative and absolute, of changes; None: of rounding errors
+    )
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64")
     rules: ClassVar[tuple[str, ...]] = ("Adam",)
     own_threads: ClassVar[int | None] = None  # onepass's number of threads, in place of the problem's
