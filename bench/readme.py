@@ -16,7 +16,9 @@ from pathlib import Path
 from . import plots, records, report
 from .records import Point, Record, Statistic
 
-DOCUMENTS = tuple(records.ROOT / path for path in ("README.md", "docs/benchmarks.md", "docs/distributed.md"))
+DOCUMENTS = tuple(
+    records.ROOT / path for path in ("README.md", "docs/benchmarks.md", "docs/distributed.md", "docs/low-precision.md")
+)
 MARK = re.compile(r"<!-- ([A-Za-z0-9_=,. -]+): (begin|end) -->")
 COLUMNS = ("onepass", "torch fused", "Numba", "thinc", "in-place NumPy", "textbook NumPy", "pure Python")
 RULE_COLUMNS = ("torch fused", "torch foreach", "torch default")
@@ -309,17 +311,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .machine import describe, slug, software
 
         name = slug(describe(), software())
-    record = records.load(records.path_of(name))
     stale = 0
     for document, text in texts.items():
-        new = rewritten(text, record, name)
+        own = options.name or cited(text) or name
+        new = rewritten(text, records.load(records.path_of(own)), own)
         if options.check:
             print(f"{document.name} {'is current' if new == text else 'differs from its results file'}")
             stale += new != text
         else:
             document.write_text(new, encoding="utf-8")
     if not options.check:
-        plots.draw(record)
+        plots.draw(records.load(records.path_of(name)))
     return int(stale > 0)
 
 

@@ -22,6 +22,7 @@ from bench import (
     loop,
     machine,
     measure,
+    narrow,
     peer,
     peers,
     plots,
@@ -182,12 +183,15 @@ def test_a_peer_with_wrong_results_is_refused() -> None:
 
 
 LIBRARIES = {
-    "torch": ["TorchFused", "TorchForeach", "TorchDefault", "TorchClipAverage", "OnepassTorch"],
+    "torch": ["TorchFused", "TorchForeach", "TorchDefault", "TorchClipAverage", "TorchFusedBfloat16", "OnepassTorch"],
     "deepspeed": ["DeepSpeed"],
     "numba": ["Numba"],
     "optax": ["Optax"],
     "thinc": ["Thinc", "ThincOptimizer", "OnepassThinc"],
     "sklearn": ["ScikitLearn"],
+    "ml_dtypes": ["OnepassBfloat16Weights", "OnepassBfloat16Weights24"],
+    "bitsandbytes": ["Bitsandbytes8bit"],
+    "torchao": ["Torchao8bit"],
 }
 
 
@@ -195,7 +199,7 @@ def check_library(module: str) -> list[str] | str:
     """Return the peers that were checked, or the reason why one is missing."""
     checked = []
     for name in LIBRARIES[module]:
-        kind = getattr(libraries, name, None) or getattr(adapters, name)
+        kind = next(getattr(module, name) for module in (libraries, adapters, narrow) if hasattr(module, name))
         if reason := kind.why_missing():
             return str(reason)
         base = peers.OnepassClipAverage if kind is libraries.TorchClipAverage else peers.Onepass
