@@ -16,12 +16,12 @@
 #   make fuzz-api      the interface in random order beside the reference: EXAMPLES (1000) sequences of calls
 #   make soak          a billion elements of every rule on every instruction set (hours); make soak ELEMENTS=1e7: less
 #   make coverage      which lines and branches of python/onepass the tests reach
+#   make golden        write the results that the core's own tests must give
 #   make sanitize      the core's own tests, and the Python tests, under the address, undefined behaviour and thread sanitizers
 #   make valgrind      the core's own tests under valgrind
 #   make cross         the core's own tests on 64-bit Arm and a big-endian processor, emulated, and on 32-bit x86
-#   make digests       a table: which compilers, flags and processors give the same bits
 #   make fuzz          make fuzz-step and make fuzz-checkpoint, each for SECONDS=60
-#   make fuzz-step     random steps of the core beside scalar arithmetic
+#   make fuzz-step     random steps of the core compared with a model, one element at a time
 #   make fuzz-checkpoint   random checkpoints
 #   make coverage-cpp  lines and branches of the core that its own tests reach
 #   make toolchains    the same bits from every compiler here, optimising or not, and with the oldest CMake

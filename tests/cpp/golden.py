@@ -18,7 +18,17 @@ import numpy as np
 
 from onepass import _core, optimizers
 from onepass.__main__ import words
-from onepass._reference import RULES, SWITCHES, Array, Reference, defaults, keeps_subnormals, power, sum_of_squares
+from onepass._reference import (
+    RULES,
+    SWITCHES,
+    Array,
+    Reference,
+    defaults,
+    is_usable,
+    keeps_subnormals,
+    power,
+    sum_of_squares,
+)
 
 FOLDER = Path(__file__).parent / "golden"
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64)]  # in the order of the core's DType
@@ -114,7 +124,7 @@ def case(kind: str, switches: dict[str, Any], dtype: Any, flush: bool, seed: int
         clip_value = math.inf if options["clip_value"] is None else options["clip_value"]
         yield from [options["lr"], options["weight_decay"], clip_value, options["ema_decay"] or 0]
         yield from [options["decoupled_weight_decay"], options["maximize"], keeps_subnormals(rule, options), scale]
-        yield from [*spec.numbers(options), fits]
+        yield from [*spec.numbers(options), fits, is_usable(grad, scale, rule.squares)]
     yield from [reference.params[0], *([reference.ema[0]] if averaged else [])]
     yield from (reference.state[0][name] for name in [*states, *scalars])
 

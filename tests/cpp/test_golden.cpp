@@ -1,5 +1,5 @@
-// Steps, powers and sums of squares with the bits of the executable specification: of the golden files that golden.py
-// writes from python/onepass/_reference.py.
+// Steps, sums of squares and powers have the bits of the executable specification, python/onepass/_reference.py, from
+// which golden.py writes the golden files.
 #include <cmath>
 #include <fstream>
 #include <iterator>
@@ -33,11 +33,9 @@ class Golden {
   template <class T = double>
   T next() {
     if (bytes_.size() - at_ < sizeof(T)) throw std::runtime_error(name_ + ".bin ends early: make golden");
-    typename test::Format<T>::Bits bits = 0;
-    for (std::size_t i = 0; i < sizeof bits; ++i) {
-      bits |=
-          static_cast<decltype(bits)>(static_cast<decltype(bits)>(static_cast<unsigned char>(bytes_[at_++])) << 8 * i);
-    }
+    using Bits = typename test::Format<T>::Bits;
+    Bits bits = 0;
+    for (std::size_t i = 0; i < sizeof bits; ++i) bits |= static_cast<Bits>(bytes_[at_++]) << 8 * i;
     T value;
     std::memcpy(&value, &bits, sizeof value);
     return value;
@@ -46,12 +44,12 @@ class Golden {
 
  private:
   std::string name_;
-  std::vector<char> bytes_;
+  std::vector<unsigned char> bytes_;
   std::size_t at_ = 0;
 };
 
-// Whether this machine must give the bits of the specification where subnormal numbers count as zero: processors other
-// than x86 decide before rounding what is subnormal.
+// True where results must be those of the specification even if subnormal numbers count as zero. Processors other than
+// x86 decide before rounding what is subnormal.
 bool flushes_as_specified() {
 #if defined(ONEPASS_MXCSR)
   return test::flush_modes().size() == 2;
@@ -60,7 +58,7 @@ bool flushes_as_specified() {
 #endif
 }
 
-// What a case starts with.
+// The beginning of a case.
 struct Start {
   std::uint64_t seed;
   onepass::DType dtype;
@@ -85,6 +83,7 @@ Start read_start(const onepass::RuleEntry& rule, Golden& golden) {
 template <class T>
 void steps(const onepass::Kernels& table, const onepass::RuleEntry& rule, const Start& start, Golden& golden) {
   constexpr std::size_t size = 27;
+  const std::string context = test::words(table.instruction_set, rule.name, sizeof(T), "seed", start.seed);
   Random random(start.seed);
   Random places(start.seed);
   std::vector<Memory> memory;
@@ -140,10 +139,11 @@ void steps(const onepass::Kernels& table, const onepass::RuleEntry& rule, const 
     } catch (const onepass::Overflow&) {
       fits = false;
     }
-    CHECK_EQUAL(fits, expected, table.instruction_set, rule.name, sizeof(T), "seed", start.seed, "step", i);
+    CHECK_EQUAL(fits, expected, context, "step", i);
+    const bool usable = optimizer.measure(&gradient, grad_scale, false, true).first_nonfinite != 0;
+    CHECK_EQUAL(usable, golden.flag(), context, "step", i);
   }
 
-  const std::string context = test::words(table.instruction_set, rule.name, sizeof(T), "seed", start.seed);
   for (std::size_t k = 0; k < results.size(); ++k) {
     std::vector<T> expected(size);
     for (T& x : expected) x = golden.next<T>();
