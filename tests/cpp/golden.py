@@ -32,9 +32,7 @@ from onepass._reference import (
 
 FOLDER = Path(__file__).parent / "golden"
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64)]  # in the order of the core's DType
-SIZE = 27  # vectors and a tail on every instruction set; nine elements of each kind
-STEPS = 3  # with other options at each step
-CASES = 6  # of each rule, dtype and treatment of subnormal numbers
+SIZE = 25  # vectors and a tail on every instruction set; eight elements of each kind or more
 DECAYS = [0.0, 0.5, 0.9, 0.99, 0.999, 1 - 2.0**-53]
 CHOICES: dict[str, list[Any]] = {  # of each option; flags and decays are not listed
     "lr": [0.0, 1e-3, 0.1, 1.0, 1e6, 1e30],
@@ -46,7 +44,10 @@ CHOICES: dict[str, list[Any]] = {  # of each option; flags and decays are not li
     "lr_decay": [0.0, 0.1, 3.0],
     "momentum_decay": [0.0, 0.004, 0.1, 3.0],
 }
-BARE: dict[str, Any] = {"weight_decay": 0.0, "clip_value": None, "maximize": False}  # nothing around the rule
+BARE: dict[str, Any] = {"weight_decay": 0.0, "clip_value": None, "maximize": False, "ema_decay": None}
+# The cases of each rule, dtype and treatment of subnormal numbers: the number of steps, and options that are not drawn.
+# One step shows copies of subnormal numbers, which the next step flushes.
+CASES: list[tuple[int, dict[str, Any]]] = [(3, BARE), (1, {**BARE, "clip_value": 0.5}), (1, {}), *[(3, {})] * 4]
 COUNTS = [0, 0, 1, 10, 1000, 123456789, 1 << 40]
 LENGTHS = [*range(34), 127, 1000, 4095, 4096]
 POWERS = 2000
@@ -85,8 +86,10 @@ def rules() -> dict[str, tuple[str, dict[str, Any]]]:
     return found
 
 
-def case(kind: str, switches: dict[str, Any], dtype: Any, flush: bool, seed: int, bare: bool) -> Iterator[Any]:
-    """Yield what one optimizer starts from, the options of each step, and the results of all steps."""
+def case(
+    kind: str, switches: dict[str, Any], dtype: Any, flush: bool, seed: int, number: int, fixed: dict[str, Any]
+) -> Iterator[Any]:
+    """Yield what one optimizer starts from, the options of each of a number of steps, and the results of all steps."""
     spec, rule = getattr(optimizers, kind)._spec, RULES[kind]
     choice = iter((words(500, seed) >> np.uint64(32)).tolist())
 
@@ -100,22 +103,22 @@ def case(kind: str, switches: dict[str, Any], dtype: Any, flush: bool, seed: int
         return folded[-1]
 
     states = _core.rules[spec.rule_name(switches)][1]
-    param, average, *rest = arrays(2 + len(states) + STEPS, SIZE, np.arange(SIZE) % 3, dtype, seed)
-    averaged = pick([False, True]) and not bare
-    count = pick(COUNTS)
+    param, average, *rest = arrays(2 + len(states) + number, SIZE, np.arange(SIZE) % 3, dtype, seed)
+    averaged = "ema_decay" not in fixed and pick([False, True])
+    count = 0 if number == 1 else pick(COUNTS)
     scalars = {name: pick([0.25, 0.37, 0.9]) if count else 1.0 for name in spec.scalars}
     reference = Reference(kind, param, flush_denormals=flush, ema_decay=0.0 if averaged else None, **switches)
     reference.rule = rule._replace(fold=fold)
     reference.ema[0] = average if averaged else None
     reference.state[0] |= {"step": count, **scalars, **dict(zip(states, map(abs, rest)))}
-    yield from [seed, DTYPES.index(dtype), flush, averaged, count, *scalars.values()]
+    yield from [seed, DTYPES.index(dtype), flush, averaged, number, count, *scalars.values()]
     for grad in rest[len(states) :]:
         options = {}
         for name, default in defaults(kind).items():
             options[name] = pick(CHOICES.get(name, [False, True] if isinstance(default, bool) else DECAYS))
         options |= {name: on and pick(DECAYS) if name == "momentum" else on for name, on in switches.items()}
-        options |= {"ema_decay": options["ema_decay"] if averaged else None, **(BARE if bare else {})}
-        scale = 1.0 if bare else pick([1.0, 1.0, -0.125, 3e-3])
+        options |= {"ema_decay": options["ema_decay"] if averaged else None, **fixed}
+        scale = 1.0 if fixed else pick([1.0, 1.0, -0.125, 3e-3])
         next_one = copy.deepcopy(reference)
         next_one.groups[0].update(options)
         next_one.step([grad], scale)
@@ -130,9 +133,9 @@ def case(kind: str, switches: dict[str, Any], dtype: Any, flush: bool, seed: int
 
 
 def steps(kind: str, switches: dict[str, Any]) -> Iterator[Any]:
-    """Yield all cases of one rule; the first of each dtype and treatment of subnormal numbers is bare."""
-    for seed, (dtype, flush, number) in enumerate(itertools.product(DTYPES, [False, True], range(CASES)), 1):
-        yield from case(kind, switches, dtype, flush, seed, number == 0)
+    """Yield all cases of one rule."""
+    for seed, (dtype, flush, own) in enumerate(itertools.product(DTYPES, [False, True], CASES), 1):
+        yield from case(kind, switches, dtype, flush, seed, *own)
 
 
 def squares() -> Iterator[Any]:

@@ -64,7 +64,8 @@ struct Start {
   onepass::DType dtype;
   bool flush;
   bool averaged;
-  std::int64_t step;
+  int steps;
+  std::int64_t step;  // the count before them
   onepass::Scalars scalars = {};
 };
 
@@ -74,6 +75,7 @@ Start read_start(const onepass::RuleEntry& rule, Golden& golden) {
   start.dtype = golden.flag() ? onepass::float64 : onepass::float32;
   start.flush = golden.flag();
   start.averaged = golden.flag();
+  start.steps = static_cast<int>(golden.next());
   start.step = static_cast<std::int64_t>(golden.next());
   for (std::size_t k = 0; k < rule.scalar_count; ++k) start.scalars.values[k] = golden.next();
   return start;
@@ -82,7 +84,7 @@ Start read_start(const onepass::RuleEntry& rule, Golden& golden) {
 // Some steps of an optimizer with one parameter.
 template <class T>
 void steps(const onepass::Kernels& table, const onepass::RuleEntry& rule, const Start& start, Golden& golden) {
-  constexpr std::size_t size = 27;
+  constexpr std::size_t size = 25;
   const std::string context = test::words(table.instruction_set, rule.name, sizeof(T), "seed", start.seed);
   Random random(start.seed);
   Random places(start.seed);
@@ -117,7 +119,7 @@ void steps(const onepass::Kernels& table, const onepass::RuleEntry& rule, const 
   optimizer.add_group(group, {parameter});
   optimizer.restore(0, {start.step}, {start.scalars});
   std::int64_t step = start.step;
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < start.steps; ++i) {
     common.lr = golden.next();
     common.weight_decay = golden.next();
     common.clip_value = golden.next();
