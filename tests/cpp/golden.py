@@ -111,7 +111,7 @@ def case(
     reference.rule = rule._replace(fold=fold)
     reference.ema[0] = average if averaged else None
     reference.state[0] |= {"step": count, **scalars, **dict(zip(states, map(abs, rest)))}
-    yield from [seed, DTYPES.index(dtype), flush, averaged, number, count, *scalars.values()]
+    yield from [DTYPES.index(dtype), seed, flush, averaged, number, count, *scalars.values()]
     for grad in rest[len(states) :]:
         options = {}
         for name, default in defaults(kind).items():
