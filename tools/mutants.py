@@ -26,7 +26,7 @@ from tools.mutations import ROOT, Mutant, equivalent, generate
 
 KERNELS = "src/kernels/"
 CORE_TESTS = ["test_golden", "test_rules", "test_optimizer", "test_float_mode", "test_threads"]
-FEW_RULES_TESTS = ["test_golden", "test_rules single_elements", "test_rules squares"]  # tests that accept any table of rules
+FEW_RULES_TESTS = ["test_golden", "test_rules single_elements", "test_rules squares"]  # for any table of rules
 PYTHON_TESTS = ["power", "paper", "family", "rules", "bits", "optimizer", "wrong_input", "schedules", "shares"]
 SURVIVES = {"core": "survives the core's own tests", "module": "SURVIVES ALL TESTS"}
 TIMEOUT = 300  # seconds: detects mutants with endless loops

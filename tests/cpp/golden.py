@@ -163,8 +163,11 @@ def contents() -> dict[str, bytes]:
 
     def packed(parts: Iterable[Any]) -> bytes:
         with np.errstate(all="ignore"):
-            arrays = [np.asarray(part) if isinstance(part, np.ndarray) else np.float64(part) for part in parts]
-            return b"".join(array.astype(array.dtype.newbyteorder("<")).tobytes() for array in arrays)
+            return b"".join(little_endian(part if isinstance(part, np.ndarray) else np.float64(part)) for part in parts)
+
+    def little_endian(array: Any) -> bytes:
+        array = np.where(np.isnan(array), array.dtype.type("nan"), array)  # processors differ in the bits of NaNs
+        return bytes(array.astype(array.dtype.newbyteorder("<")).tobytes())
 
     found = {f"{rule}.bin": packed(steps(*own)) for rule, own in rules().items()}
     return found | {"squares.bin": packed(squares()), "powers.bin": packed(powers())}
