@@ -41,8 +41,8 @@ valgrind: $(call installed,build)
 	$(call core_build,valgrind,-DONEPASS_TOOL=valgrind "-DCMAKE_TEST_LAUNCHER=$(memcheck)")
 	ONEPASS_TEST_FLUSH=0 $(venv)/bin/ctest --test-dir build/core-valgrind --output-on-failure --no-tests=error $(ARGS)
 
-# 64-bit Arm and a big-endian machine, emulated, and 32-bit x86, which runs here but for its libraries. FLAGS=-O0 make cross:
-# with these flags of the compiler too.
+# 64-bit Arm and a big-endian machine, emulated, and 32-bit x86, which runs here but for its libraries. FLAGS: further
+# flags of the compiler.
 cross_processors := aarch64 s390x i686
 emulator = qemu-$(1);-L;/usr/$(1)-linux-gnu
 emulator_i686 := /usr/i686-linux-gnu/lib/ld-linux.so.2;--library-path;/usr/i686-linux-gnu/lib

@@ -48,8 +48,8 @@ class Golden {
   std::size_t at_ = 0;
 };
 
-// True where results must be those of the specification even if subnormal numbers count as zero. Processors other than
-// x86 decide before rounding what is subnormal.
+// True where the bits are those of the specification even if subnormal numbers count as zero. Processors other than x86
+// decide before rounding which results are subnormal.
 bool flushes_as_specified() {
 #if defined(ONEPASS_MXCSR)
   return test::flush_modes().size() == 2;
