@@ -25,10 +25,10 @@
 #     make test-mpi           the tests of training on several processes, with the MPI that pip installs (part of test-integrations)
 #     make bench-guard        count the instructions of the hot loops: no more than recorded
 #     make fuzz               make fuzz-step and make fuzz-checkpoint, each for SECONDS=60
-#     make fuzz-step          random steps of the core beside scalar arithmetic
+#     make fuzz-step          random steps of the core compared with a model, one element at a time
 #     make fuzz-checkpoint    random checkpoints
 #     make valgrind           the core's own tests under valgrind
-#     make digests            a table: which compilers, flags and processors give the same bits
+#     make golden             write the results that the core's own tests must give
 
 PYTHON ?= python3
 # make lint uses each of these that is there; clang-tidy speaks for Clang's warnings where it is not.

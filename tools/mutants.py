@@ -25,8 +25,8 @@ from pathlib import Path
 from tools.mutations import ROOT, Mutant, equivalent, generate
 
 KERNELS = "src/kernels/"
-CORE_TESTS = ["test_rules", "test_optimizer", "test_float_mode", "test_threads"]
-FEW_RULES_TESTS = ["test_rules scalar_arithmetic", "test_rules squares"]  # tests that accept any table of rules
+CORE_TESTS = ["test_golden", "test_rules", "test_optimizer", "test_float_mode", "test_threads"]
+FEW_RULES_TESTS = ["test_golden", "test_rules single_elements", "test_rules squares"]  # for any table of rules
 PYTHON_TESTS = [
     *(f"numerics/test_{name}.py" for name in ["power", "paper", "family", "rules", "bits", "prepared_steps"]),
     *(

@@ -1,6 +1,6 @@
 // A fuzzer of whole optimizers: bytes become groups, options, gradients and calls, in any order that the contract
-// allows; scalar arithmetic does the same beside it, and both must stay equal. Run by libFuzzer (make fuzz-step), or by
-// replay.cpp on the files of the corpus.
+// allows; a model does the same one element at a time, and both must stay equal. Run by libFuzzer (make fuzz-step), or
+// by replay.cpp on the files of the corpus.
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>

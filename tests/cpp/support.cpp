@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -153,11 +154,23 @@ std::vector<const onepass::Kernels*> tables() {
 
 const onepass::RuleEntry& rule_named(const std::string& name) { return onepass::find_rule(name); }
 
+const onepass::RuleEntry& baseline_rule(const std::string& name) {
+  const onepass::Kernels& table = onepass::kernels_baseline;
+  return *std::find_if(table.rules, table.rules + table.rule_count,
+                       [&](const auto& rule) { return rule.name == name; });
+}
+
 std::vector<bool> flush_modes() {
   const char* const wish = std::getenv("ONEPASS_TEST_FLUSH");
   const bool wanted = wish == nullptr || std::string(wish) != "0";
   if (onepass::FloatMode::can_flush && wanted) return {false, true};
   return {false};
+}
+
+void update_singly(onepass::SweepFunction sweep, const onepass::PackedCoefficients& packed, const onepass::Operands& x,
+                   std::size_t begin, std::size_t end, bool flush) {
+  const onepass::FloatMode mode(flush);
+  for (std::size_t i = begin; i < end; ++i) sweep(packed, x, i, i + 1);
 }
 
 std::vector<double> any_options(const onepass::RuleEntry& rule, Random& random) {

@@ -12,13 +12,13 @@
 
 namespace test {
 
-// Sebastiano Vigna's splitmix64: the same numbers on every machine.
+// Sebastiano Vigna's splitmix64: the same numbers on every machine, and as `words` in python/onepass/__main__.py.
 class Random {
  public:
-  explicit Random(std::uint64_t seed) : state_(seed) {}
+  explicit Random(std::uint64_t seed) : state_((seed << 32) * step) {}
 
   std::uint64_t next() {
-    std::uint64_t z = (state_ += 0x9e3779b97f4a7c15U);
+    std::uint64_t z = (state_ += step);
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9U;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebU;
     return z ^ (z >> 31);
@@ -36,6 +36,7 @@ class Random {
   }
 
  private:
+  static constexpr std::uint64_t step = 0x9e3779b97f4a7c15U;
   std::uint64_t state_;
 };
 
@@ -72,18 +73,20 @@ constexpr Values all_values[] = {Values::ordinary, Values::hostile, Values::smal
 const char* name_of(Values values);
 
 // One number: as they occur in training; or over the whole exponent range, with zeros of both signs, subnormal numbers,
-// infinities and NaNs among them; or such that squares and small multiples straddle the smallest normal number.
+// infinities and NaNs among them; or such that squares and small multiples straddle the smallest normal number. Made
+// from two words, as `draw` in golden.py makes it.
 template <class T>
 T draw(Values values, Random& random) {
   using F = Format<T>;
-  if (values == Values::ordinary) return static_cast<T>(random.between(-2, 2));
-  const bool negative = random.chance(2);
-  const std::uint64_t mantissa = random.next();
+  const std::uint64_t choice = random.next();
+  const std::uint64_t bits = random.next();
+  if (values == Values::ordinary) return static_cast<T>(static_cast<double>(bits >> 11) * 0x1p-51 - 2);
+  const bool negative = bits >> 63 != 0;
   if (values == Values::small) {
-    const int one = F::exponents / 2;  // the exponent's bits of 1
-    return from_bits<T>(negative, random.pick({0, 0, 1, 2, 3, 6, one / 2, one / 2 + 1}), mantissa);
+    const int exponents[] = {0, 0, 1, 2, 3, 6, F::exponents / 4, F::exponents / 4 + 1};
+    return from_bits<T>(negative, exponents[choice % 8], bits);
   }
-  switch (random.below(50)) {
+  switch (choice % 50) {
     case 0:
     case 1:
     case 2:
@@ -95,11 +98,11 @@ T draw(Values values, Random& random) {
       return from_bits<T>(negative, F::exponents, std::uint64_t{1} << (F::mantissa - 1));
     case 6:
     case 7:
-      return from_bits<T>(negative, 0, mantissa);
+      return from_bits<T>(negative, 0, bits);
     case 8:
       return from_bits<T>(negative, F::exponents - 1, ~std::uint64_t{0});
     default:
-      return from_bits<T>(negative, static_cast<int>(random.below(F::exponents)), mantissa);
+      return from_bits<T>(negative, static_cast<int>((choice >> 32) % F::exponents), bits);
   }
 }
 
@@ -133,13 +136,18 @@ class Memory {
   unsigned char* data_;
 };
 
-// Every table that this processor can use.
+// Every table that this processor can use; the first is the baseline.
 std::vector<const onepass::Kernels*> tables();
 const onepass::RuleEntry& rule_named(const std::string& name);
+const onepass::RuleEntry& baseline_rule(const std::string& name);
 
-// Whether to treat subnormal numbers as zero: no and yes; no alone where the processor cannot, or where
-// ONEPASS_TEST_FLUSH=0 says so (valgrind does not).
+// Both treatments of subnormal numbers: gradual underflow, and zero in their place. Only the first where the processor
+// has no other, or where ONEPASS_TEST_FLUSH=0 (valgrind has no other).
 std::vector<bool> flush_modes();
+
+// Updates elements [begin, end), each by a sweep of its own: no vectors, no cache lines, no threads.
+void update_singly(onepass::SweepFunction sweep, const onepass::PackedCoefficients& packed, const onepass::Operands& x,
+                   std::size_t begin, std::size_t end, bool flush);
 
 // Reasonable and less reasonable options of a rule and of all rules.
 std::vector<double> any_options(const onepass::RuleEntry& rule, Random& random);

@@ -1,4 +1,4 @@
-// Steps of whole optimizers beside scalar arithmetic: groups, missing gradients, rows, overflow, norms, counts.
+// Steps of whole optimizers compared with a model: groups, missing gradients, rows, overflow, norms, counts.
 #include <cmath>
 #include <limits>
 #include <new>
@@ -46,7 +46,7 @@ onepass::CommonOptions plain(double lr) {
 
 }  // namespace
 
-TEST(steps_of_every_rule_with_groups_rows_and_missing_gradients_have_the_bits_of_scalar_arithmetic) {
+TEST(steps_of_every_rule_with_groups_rows_and_missing_gradients_have_the_bits_of_single_elements) {
   Random random(10);
   for (const bool flush : test::flush_modes()) {
     for (const Values values : test::all_values) {

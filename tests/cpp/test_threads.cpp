@@ -60,7 +60,7 @@ struct Large {
 
 }  // namespace
 
-TEST(any_number_of_threads_gives_the_bits_of_scalar_arithmetic) {
+TEST(any_number_of_threads_gives_the_bits_of_single_elements) {
   for (const int count : {1, 2, 3, 5, 16}) {
     const Threads threads(count);
     Random random(30);

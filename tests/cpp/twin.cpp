@@ -1,11 +1,11 @@
 #include "twin.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
 #include "check.hpp"
 #include "core/float_mode.hpp"
-#include "reference.hpp"
 
 namespace test {
 namespace {
@@ -26,28 +26,23 @@ void fill(onepass::DType dtype, void* data, std::size_t count, Values values, bo
   }
 }
 
-bool is_a_mean_square(const std::string& state) {
-  return state.find("sq") != std::string::npos || state.find("square") != std::string::npos || state == "sum" ||
-         state == "acc_delta" || state == "exp_inf";
-}
-
 }  // namespace
 
 void Twin::add_group(const std::string& rule_name, const std::vector<double>& options,
                      const onepass::CommonOptions& common, const std::vector<Shape>& shapes, Values values,
                      Random& random) {
-  const onepass::RuleEntry& rule = rule_named(rule_name);
-  Group group{&rule, options, common, std::make_shared<onepass::Group>(rule, options, common)};
+  const onepass::RuleEntry& rule = baseline_rule(rule_name);
+  Group group{&rule, options, common, std::make_shared<onepass::Group>(rule_named(rule_name), options, common)};
   std::vector<onepass::Parameter> described;
   for (const Shape& shape : shapes) {
-    Parameter parameter{shape, groups_.size(), {}, rule.state_count};
-    if (rule_name == "nadam") parameter.scalars.values[0] = 1;  // the product of no momenta
+    Parameter parameter{shape, groups_.size(), {}};
+    for (std::size_t k = 0; k < rule.scalar_count; ++k) parameter.scalars.values[k] = rule.scalars[k].initial;
     const std::size_t item = onepass::bytes_of(shape.dtype);
     const std::size_t bytes = parameter.size() * item;
     const std::size_t arrays = 1 + rule.state_count + (common.averaged ? 1 : 0);
     for (std::size_t k = 0; k < arrays; ++k) {
       auto memory = std::make_unique<Memory>(bytes, item, any_place(random));
-      const bool positive = k > 0 && k <= rule.state_count && is_a_mean_square(rule.states[k - 1]);
+      const bool positive = k > 0 && k <= rule.state_count;
       fill(shape.dtype, memory->data(), parameter.size(), values, positive, random);
       const auto* const data = static_cast<const unsigned char*>(memory->data());
       Bytes copy(data, data + bytes);
@@ -117,28 +112,22 @@ onepass::GradientStats Twin::measure(const std::vector<Given>& gradients, double
   CHECK_EQUAL(float_mode(), before);
 
   const onepass::FloatMode mode(false);
+  const onepass::Kernels& table = *tables()[0];
   double squares = 0;
   std::size_t first = onepass::GradientStats::none;
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     if (all[i].data == nullptr) continue;
-    const Parameter& parameter = parameters_[i];
-    const std::size_t size = all[i].rows == nullptr ? parameter.size() : all[i].row_count * parameter.shape.row_size;
-    const bool squared = groups_[parameter.group].rule->squares_gradient;
+    const auto& [dtype, rows, row_size] = parameters_[i].shape;
+    const std::size_t size = (all[i].rows == nullptr ? rows : all[i].row_count) * row_size;
+    const bool squared = groups_[parameters_[i].group].rule->squares_gradient;
     bool good = true;
-    // A sum of this gradient alone, added block by block to those before.
-    const auto look = [&](auto* grad) {
-      for (std::size_t from = 0; from < size; from += 4096) {
-        const std::size_t count = size - from < 4096 ? size - from : 4096;
-        if (norm) squares = squares + test::squares(grad + from, count);
-      }
-      if (finite) good = test::finite(grad, size, grad_scale, squared) && std::isfinite(squares);
-    };
-    if (parameter.shape.dtype == onepass::float32) {
-      look(static_cast<const float*>(all[i].data));
-    } else {
-      look(static_cast<const double*>(all[i].data));
+    for (std::size_t from = 0; norm && from < size; from += 4096) {
+      squares = squares + table.squares[dtype](all[i].data, from, std::min<std::size_t>(size, from + 4096));
     }
-    if (!good && first == onepass::GradientStats::none) first = i;
+    for (std::size_t k = 0; finite && k < size; ++k) {
+      good = good && table.finite[dtype](all[i].data, grad_scale, squared, k, k + 1);
+    }
+    if (finite && (!good || !std::isfinite(squares)) && first == onepass::GradientStats::none) first = i;
   }
   const double expected = std::fabs(grad_scale) * std::sqrt(squares);
   CHECK_BITS(measured.norm, expected);
@@ -169,10 +158,9 @@ bool Twin::plan(const std::vector<Given>& gradients, double grad_scale) {
     const Parameter& own = parameters_[i];
     const Group& group = groups_[own.group];
     onepass::StepContext context{group.common.lr, own.step + 1, grad_scale, own.scalars};
-    const bool fits =
-        own.shape.dtype == onepass::float32
-            ? static_cast<bool>(make_element<float>(*group.rule, group.options.data(), group.common, context))
-            : static_cast<bool>(make_element<double>(*group.rule, group.options.data(), group.common, context));
+    Planned planned{i, {}, all[i].data, gradients[i].rows, {}};
+    const auto coefficients = group.rule->coefficients[own.shape.dtype];
+    const bool fits = coefficients(group.options.data(), group.common, context, planned.packed);
     if (!fits) {
       CHECK(!good, "parameter", i, "overflows at step", own.step + 1, group.rule->name);
       CHECK_EQUAL(parameter, i);
@@ -180,11 +168,9 @@ bool Twin::plan(const std::vector<Given>& gradients, double grad_scale) {
       compare("after an overflow");
       return false;
     }
-    Planned planned{i, context.scalars, all[i].data, {}, group.options, group.common, grad_scale};
-    if (all[i].rows == nullptr) {
-      for (std::size_t r = 0; r < own.shape.rows; ++r) planned.rows.push_back(static_cast<std::int64_t>(r));
-    } else {
-      planned.rows = gradients[i].rows;
+    planned.scalars = context.scalars;
+    for (std::size_t r = 0; all[i].rows == nullptr && r < own.shape.rows; ++r) {
+      planned.rows.push_back(static_cast<std::int64_t>(r));
     }
     elements += planned.rows.size() * own.shape.row_size;
     planned_.push_back(std::move(planned));
@@ -194,33 +180,23 @@ bool Twin::plan(const std::vector<Given>& gradients, double grad_scale) {
   return good;
 }
 
-template <class T>
-void Twin::update(const Planned& planned) {
-  Parameter& own = parameters_[planned.parameter];
-  onepass::StepContext step{planned.common.lr, own.step + 1, planned.grad_scale, own.scalars};
-  const Element<T> element = make_element<T>(*groups_[own.group].rule, planned.options.data(), planned.common, step);
-  const std::size_t row_bytes = own.shape.row_size * sizeof(T);
-  for (std::size_t r = 0; r < planned.rows.size(); ++r) {
-    const std::size_t at = static_cast<std::size_t>(planned.rows[r]) * row_bytes;
-    onepass::Operands x = {};
-    x.param = own.arrays[0].model.data() + at;
-    x.grad = static_cast<const unsigned char*>(planned.grad) + r * row_bytes;
-    for (std::size_t k = 0; k < own.states; ++k) x.state[k] = own.arrays[1 + k].model.data() + at;
-    if (planned.common.averaged) x.average = own.arrays.back().model.data() + at;
-    test::update(element, x, 0, own.shape.row_size, flush_);
-  }
-}
-
 void Twin::apply() {
   const std::uint64_t before = float_mode();
   core_.apply();
   CHECK_EQUAL(float_mode(), before);
   for (const Planned& planned : planned_) {
     Parameter& own = parameters_[planned.parameter];
-    if (own.shape.dtype == onepass::float32) {
-      update<float>(planned);
-    } else {
-      update<double>(planned);
+    const Group& group = groups_[own.group];
+    const onepass::SweepFunction sweep = group.rule->sweeps[own.shape.dtype][planned.packed.extras];
+    const std::size_t row_bytes = own.shape.row_size * onepass::bytes_of(own.shape.dtype);
+    for (std::size_t r = 0; r < planned.rows.size(); ++r) {
+      const std::size_t at = static_cast<std::size_t>(planned.rows[r]) * row_bytes;
+      onepass::Operands x = {};
+      x.param = own.arrays[0].model.data() + at;
+      x.grad = static_cast<const unsigned char*>(planned.grad) + r * row_bytes;
+      for (std::size_t k = 0; k < group.rule->state_count; ++k) x.state[k] = own.arrays[1 + k].model.data() + at;
+      if (group.common.averaged) x.average = own.arrays.back().model.data() + at;
+      update_singly(sweep, planned.packed, x, 0, own.shape.row_size, flush_);
     }
     ++own.step;
     own.scalars = planned.scalars;

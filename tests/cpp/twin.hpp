@@ -1,4 +1,6 @@
-// An optimizer of the core and the same in scalar arithmetic, side by side: whatever is done to both, they stay equal.
+// An optimizer of the core and a model of it, side by side: whatever is done to both, they stay equal. The model takes
+// its arithmetic from the baseline kernels, which golden files check, and updates one element at a time. It does by
+// itself what the optimizer does: rows, counts, groups, the order of sums.
 #pragma once
 
 #include <cstddef>
@@ -34,7 +36,7 @@ class Twin {
 
   explicit Twin(bool flush) : core_(flush), flush_(flush) {}
 
-  // Parameters, state and averages start as numbers of this kind (what rules take roots of is never below zero).
+  // Parameters, state and averages start as numbers of this kind; no state is below zero, as rules take roots.
   void add_group(const std::string& rule, const std::vector<double>& options, const onepass::CommonOptions& common,
                  const std::vector<Shape>& shapes, Values values, Random& random);
   void set(std::size_t group, const std::vector<double>& options, const onepass::CommonOptions& common);
@@ -72,30 +74,25 @@ class Twin {
     Shape shape;
     std::size_t group;
     std::vector<Array> arrays;  // the parameter, its state, and its average if there is one
-    std::size_t states;
     std::int64_t step = 0;
     onepass::Scalars scalars = {};
     std::size_t size() const { return shape.rows * shape.row_size; }
   };
   struct Group {
-    const onepass::RuleEntry* rule;
+    const onepass::RuleEntry* rule;  // of the baseline
     std::vector<double> options;
     onepass::CommonOptions common;
     std::shared_ptr<onepass::Group> core;
   };
   struct Planned {
     std::size_t parameter;
-    onepass::Scalars scalars;
+    onepass::Scalars scalars;  // after the step
     const void* grad;
     std::vector<std::int64_t> rows;
-    std::vector<double> options;
-    onepass::CommonOptions common;
-    double grad_scale;
+    onepass::PackedCoefficients packed;
   };
 
   static std::vector<onepass::Gradient> seen(const std::vector<Given>& gradients);
-  template <class T>
-  void update(const Planned& planned);
 
   onepass::Optimizer core_;
   bool flush_;
