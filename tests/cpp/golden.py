@@ -1,6 +1,6 @@
 """Write the golden files of the core's tests: the results of `onepass._reference` (`make golden`).
 
-One file for each rule of the core, one for powers, one for sums of squares. A file is a list of little-endian numbers:
+One file for each rule of the core, and one each for powers, sums of squares and narrow storage. A file is a list of little-endian numbers:
 doubles, and the elements of arrays in their own dtype, in the order in which `test_golden.cpp` reads them. The files
 hold no inputs: `draw` in `support.hpp` and `draw` below make the same numbers from the same words.
 """
@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from onepass import _core, optimizers
+from onepass import _reference_storage as storage
 from onepass.__main__ import words
 from onepass._reference import (
     RULES,
+    STORAGE,
     SWITCHES,
     Array,
     Reference,
@@ -51,6 +53,7 @@ CASES: list[tuple[int, dict[str, Any]]] = [(3, BARE), (1, {**BARE, "clip_value":
 COUNTS = [0, 0, 1, 10, 1000, 123456789, 1 << 40]
 LENGTHS = [*range(34), 127, 1000, 4095, 4096]
 POWERS = 2000
+NARROW_SIZE = 300  # three groups that share a scale, the last one shorter
 
 
 def draw(kind: Any, choice: Array, bits: Array, dtype: Any) -> Array:
@@ -115,6 +118,8 @@ def case(
     for grad in rest[len(states) :]:
         options = {}
         for name, default in defaults(kind).items():
+            if name in STORAGE:
+                continue
             options[name] = pick(CHOICES.get(name, [False, True] if isinstance(default, bool) else DECAYS))
         options |= {name: on and pick(DECAYS) if name == "momentum" else on for name, on in switches.items()}
         options |= {"ema_decay": options["ema_decay"] if averaged else None, **fixed}
@@ -146,6 +151,35 @@ def squares() -> Iterator[Any]:
         yield from [DTYPES.index(dtype), kind, length, sum_of_squares(finite) if length else 0]
 
 
+def narrow() -> Iterator[Any]:
+    """Yield narrow storage of gradients: two states and a bfloat16 parameter, and the states decoded again."""
+    states, grads, masters = [np.uint16, np.uint8], ["<f4", "bfloat16", "<f2"], [32, 24, 16]
+    for case, (state, grad, master, stochastic) in enumerate(itertools.product(states, grads, masters, [True, False])):
+        seed, t, first = case + 1, 3 * case + 1, [0, 640, 2**32 - 128][case % 3]
+        yield from [states.index(state), grads.index(grad), master, stochastic, seed, t, case, first]
+        if grad == "<f4":
+            x = arrays(1, NARROW_SIZE, np.arange(NARROW_SIZE) % 3, DTYPES[0], seed)[0]
+        else:
+            bits = (words(NARROW_SIZE, seed) & np.uint64(0xFFFF)).astype(np.uint16)
+            x = storage.decode_bfloat16(bits) if grad == "bfloat16" else storage.widen_float16(bits)
+        random = [storage.r16(seed, t, case, slot, first, x.size) if stochastic else None for slot in range(4)]
+        for r, divisor in zip(random, [False, True]):
+            if state is np.uint8:
+                codes, scales = storage.encode_float8(x, r, divisor)
+                yield from [codes, scales]
+                decoded = storage.decode_float8(codes, scales)
+            else:
+                codes = storage.encode_bfloat16(x, r)
+                yield codes
+                decoded = storage.decode_bfloat16(codes)
+            if master == 16:  # enough of them, and they are the largest arrays
+                yield decoded
+        if master == 16:
+            yield storage.encode_bfloat16(x, random[3])
+        else:
+            yield from storage.split(x) if master == 32 else storage.split24(x, random[3])
+
+
 def powers() -> Iterator[Any]:
     """Yield powers of any numbers below 1 with small exponents, and of numbers close to 1 with large ones.
 
@@ -166,11 +200,15 @@ def contents() -> dict[str, bytes]:
             return b"".join(little_endian(part if isinstance(part, np.ndarray) else np.float64(part)) for part in parts)
 
     def little_endian(array: Any) -> bytes:
-        array = np.where(np.isnan(array), array.dtype.type("nan"), array)  # processors differ in the bits of NaNs
+        if array.dtype.kind == "f":  # processors differ in the bits of NaNs
+            array = np.where(np.isnan(array), array.dtype.type("nan"), array)
         return bytes(array.astype(array.dtype.newbyteorder("<")).tobytes())
 
     found = {f"{rule}.bin": packed(steps(*own)) for rule, own in rules().items()}
-    return found | {"squares.bin": packed(squares()), "powers.bin": packed(powers())}
+    return found | {f"{name}.bin": packed(parts()) for name, parts in OTHERS.items()}
+
+
+OTHERS = {"squares": squares, "powers": powers, "narrow": narrow}
 
 
 if __name__ == "__main__":

@@ -30,12 +30,17 @@ class Golden {
 
   bool empty() const { return at_ == bytes_.size(); }
 
+  template <class Bits>
+  Bits next_bits() {
+    if (bytes_.size() - at_ < sizeof(Bits)) throw std::runtime_error(name_ + ".bin ends early: make golden");
+    std::uint64_t bits = 0;
+    for (std::size_t i = 0; i < sizeof(Bits); ++i) bits |= static_cast<std::uint64_t>(bytes_[at_++]) << 8 * i;
+    return static_cast<Bits>(bits);
+  }
+
   template <class T = double>
   T next() {
-    if (bytes_.size() - at_ < sizeof(T)) throw std::runtime_error(name_ + ".bin ends early: make golden");
-    using Bits = typename test::Format<T>::Bits;
-    Bits bits = 0;
-    for (std::size_t i = 0; i < sizeof bits; ++i) bits |= static_cast<Bits>(bytes_[at_++]) << 8 * i;
+    const auto bits = next_bits<typename test::Format<T>::Bits>();
     T value;
     std::memcpy(&value, &bits, sizeof value);
     return value;
@@ -151,6 +156,99 @@ TEST(steps_of_every_rule_and_table_have_the_bits_of_the_specification) {
         const auto run = dtype == onepass::float32 ? &steps<float> : &steps<double>;
         run(*table, rule, dtype, golden);
       }
+    }
+  }
+}
+
+namespace {
+
+using onepass::Storage;
+
+// A sweep that stores the gradient in the parameter and in two states.
+void copy_gradient(const onepass::PackedCoefficients&, const onepass::Operands& x, std::size_t begin, std::size_t end) {
+  for (std::size_t i = begin; i < end; ++i) {
+    const float g = static_cast<const float*>(x.grad)[i];
+    for (void* const to : {x.param, x.state[0], x.state[1]}) static_cast<float*>(to)[i] = g;
+  }
+}
+
+template <class T>
+void check_numbers(const Memory& memory, std::size_t count, Golden& golden, const std::string& context) {
+  const T* const actual = static_cast<const T*>(memory.data());
+  for (std::size_t i = 0; i < count; ++i) {
+    CHECK_EQUAL(unsigned{actual[i]}, unsigned{golden.next_bits<T>()}, context, "element", i);
+  }
+  CHECK(memory.untouched_around(), context);
+}
+
+// One sweep over narrow storage: `narrow` of golden.py.
+void narrow(const onepass::Kernels& table, bool flush, Golden& golden) {
+  constexpr std::size_t size = 300;
+  constexpr std::size_t scales = (size + onepass::scale_group - 1) / onepass::scale_group;
+  const Storage state = golden.flag() ? Storage::float8 : Storage::bfloat16;
+  const Storage grads[] = {Storage::plain, Storage::bfloat16, Storage::float16};
+  onepass::NarrowStorage storage = {};
+  storage.param = Storage::bfloat16;
+  storage.grad = grads[static_cast<std::size_t>(golden.next())];
+  storage.state[0] = storage.state[1] = state;
+  storage.divisor[1] = true;
+  storage.master_bits = static_cast<unsigned char>(golden.next());
+  storage.stochastic = golden.flag();
+  for (std::uint64_t* const number : {&storage.key.seed, &storage.key.step, &storage.key.parameter, &storage.first}) {
+    *number = static_cast<std::uint64_t>(golden.next());
+  }
+  const std::string context = test::words(table.instruction_set, "narrow", storage.key.seed, "flush", flush);
+
+  Random random(storage.key.seed);
+  Random places(storage.key.seed);
+  const auto array = [&](std::size_t count, std::size_t item) {
+    return Memory(count * item, item, test::any_place(places));
+  };
+  const bool plain = storage.grad == Storage::plain;
+  const Memory grad = array(size, plain ? sizeof(float) : sizeof(std::uint16_t));
+  for (std::size_t i = 0; i < size; ++i) {
+    if (plain) {
+      static_cast<float*>(grad.data())[i] = test::draw<float>(test::all_values[i % 3], random);
+    } else {
+      static_cast<std::uint16_t*>(grad.data())[i] = static_cast<std::uint16_t>(random.next());
+    }
+  }
+  const std::size_t item = state == Storage::float8 ? 1 : 2;
+  const Memory states[] = {array(size, item), array(size, item)};
+  const Memory all_scales[] = {array(scales, sizeof(float)), array(scales, sizeof(float))};
+  const Memory param = array(size, sizeof(std::uint16_t));
+  const Memory low = array(size, storage.master_bits == 32 ? 2 : 1);
+  onepass::Operands operands = {param.data(), grad.data(), {states[0].data(), states[1].data()}, nullptr};
+  storage.low = low.data();
+  for (std::size_t k = 0; k < 2; ++k) storage.scale[k] = static_cast<float*>(all_scales[k].data());
+  {
+    const onepass::FloatMode mode(flush);
+    table.narrow_sweep(&copy_gradient, {}, operands, storage, 0, 256);  // cut where threads may cut
+    table.narrow_sweep(&copy_gradient, {}, operands, storage, 256, size);
+  }
+  for (std::size_t k = 0; k < 2; ++k) {
+    if (state == Storage::float8) {
+      check_numbers<std::uint8_t>(states[k], size, golden, context);
+      for (std::size_t i = 0; i < scales; ++i) CHECK_BITS(storage.scale[k][i], golden.next<float>(), context);
+    } else {
+      check_numbers<std::uint16_t>(states[k], size, golden, context);
+    }
+    if (storage.master_bits != 16) continue;  // golden.py says why
+    std::vector<float> decoded(size);
+    table.decode(state, states[k].data(), storage.scale[k], 0, size, decoded.data());
+    for (const float x : decoded) CHECK_BITS(x, golden.next<float>(), context);
+  }
+  check_numbers<std::uint16_t>(param, size, golden, context);
+  if (storage.master_bits == 32) check_numbers<std::uint16_t>(low, size, golden, context);
+  if (storage.master_bits == 24) check_numbers<std::uint8_t>(low, size, golden, context);
+}
+
+}  // namespace
+
+TEST(narrow_storage_has_the_bits_of_the_specification) {
+  for (const onepass::Kernels* table : test::tables()) {
+    for (const bool flush : test::flush_modes()) {
+      for (Golden golden("narrow"); !golden.empty();) narrow(*table, flush, golden);
     }
   }
 }
