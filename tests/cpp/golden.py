@@ -1,8 +1,9 @@
 """Write the golden files of the core's tests: the results of `onepass._reference` (`make golden`).
 
-One file for each rule of the core, and one each for powers, sums of squares and narrow storage. A file is a list of little-endian numbers:
-doubles, and the elements of arrays in their own dtype, in the order in which `test_golden.cpp` reads them. The files
-hold no inputs: `draw` in `support.hpp` and `draw` below make the same numbers from the same words.
+One file for each rule of the core, and one each for powers, sums of squares and narrow storage. A file is a list of
+little-endian numbers: doubles, and the elements of arrays in their own dtype, in the order in which `test_golden.cpp`
+reads them. The files hold no inputs: `draw` in `support.hpp` and `draw` below make the same numbers from the same
+words.
 """
 
 from __future__ import annotations
