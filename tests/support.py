@@ -19,6 +19,13 @@ import pytest
 import onepass
 from onepass import _reference_storage as reference_storage
 
+try:
+    import ml_dtypes
+except ImportError:  # a test that needs it calls pytest.importorskip
+    BFLOAT16: Any = None
+else:
+    BFLOAT16 = ml_dtypes.bfloat16
+
 Array = npt.NDArray[Any]
 DTYPES = [np.float32, np.float64]
 # AddressSanitizer must be the first preloaded library, and reserves more memory than a limit allows.

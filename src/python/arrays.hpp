@@ -47,9 +47,7 @@ inline std::optional<DType> dtype_of(py::handle array) {
 std::optional<Storage> storage_of(py::handle array);
 
 // The number of scales of so many float8 elements.
-constexpr std::size_t scales_of(std::size_t size) {
-  return (size + onepass::scale_group - 1) / onepass::scale_group;
-}
+constexpr std::size_t scales_of(std::size_t size) { return (size + onepass::scale_group - 1) / onepass::scale_group; }
 
 // Storage of one parameter's arrays where some are narrower than float32. The dtypes of the states say which: uint8 is
 // float8, uint16 is bfloat16.
@@ -78,7 +76,7 @@ struct ParameterRecord {
   py::array param;
   std::vector<py::array> states;  // and all other arrays that the step writes
   std::vector<npy_intp> shape;
-  int order;                       // NumPy's flags of the contiguous orders that the parameter has
+  int order;  // NumPy's flags of the contiguous orders that the parameter has
   // The last gradient that was found to overlap no array of the optimizer.
   const void* disjoint = nullptr;
   std::size_t disjoint_bytes = 0;
