@@ -39,10 +39,11 @@ def made(bits_of_weights: int | None, order: Any = "C", **options: Any) -> onepa
 
 
 def train(optimizer: onepass.Optimizer, steps: int) -> None:
-    """Take steps along gradients that depend only on the number of the step."""
+    """Take steps along gradients of very different sizes, which depend only on the number of the step."""
     for _ in range(steps):
         rng = np.random.default_rng(optimizer.step_count)
-        optimizer.step([ordinary(rng, p.shape, np.float32) for p in optimizer.params])
+        sizes = [np.asarray(10 ** rng.uniform(-5, 1, p.shape), np.float32) for p in optimizer.params]
+        optimizer.step([size * ordinary(rng, size.shape, np.float32) for size in sizes])
 
 
 def arrays(optimizer: onepass.Optimizer, params: bool = True) -> list[Array]:
