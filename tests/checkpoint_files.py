@@ -36,6 +36,9 @@ def state_of(*parameters: Any, names: Any = None, **scalars: Any) -> StateDict:
         "clip_value": None,
         "clip_norm": float("inf"),
         "eps_mode": "paper",
+        "state_dtype": None,
+        "master_bits": 32,
+        "rounding": "stochastic",
     }
     states = {i: {"step": 12, "exp_avg": a, "exp_avg_sq": np.asarray(-a), **scalars} for i, a in enumerate(parameters)}
     own = {"version": 1, "optimizer": "AdamW", "step_count": 2**53, "skipped": 0}

@@ -10,9 +10,13 @@ import numpy as np
 
 from cases import CLASSES, STORAGE
 from onepass import _checks, schedules
-from support import Array
+from support import BFLOAT16, Array
 
 SHAPES = [(), (0,), (1,), (7,), (33,), (3, 2), (4, 5), (0, 3), (2, 3, 4), (70,)]
+NARROW_SHAPES = [(4096,), (4100,), (4481,), (65, 64)]  # large enough for narrow state
+PARAMETERS: list[Any] = [np.float32, np.float64, *([BFLOAT16] if BFLOAT16 else [])]
+GRADIENTS: list[Any] = [np.float16, np.longdouble, *PARAMETERS]
+STATES = [None, "bfloat16", "float8"]
 SCHEDULES = [schedules.inverse_sqrt(0.1), schedules.linear(0.5, 0.1, 5), schedules.warmup(0.2, 3)]
 AVERAGES = [0.0, 0.5, 0.999, schedules.linear(0.5, 0.9, 8)]
 decays = st.sampled_from([0.0, 0.5, 0.9, 0.999]) | st.floats(0, 0.9999)
@@ -41,11 +45,28 @@ def by_check(kind: str) -> dict[str, Any]:
     return {name: BY_CHECK[check] for name, check in checks.items() if name not in {"nesterov", "ema_decay", *STORAGE}}
 
 
-def drawn_options(data: Any, kind: str, averaged: bool) -> dict[str, Any]:
+def is_refused(kind: str, options: Any) -> bool:
+    """Return True if the storage of state cannot serve these options."""
+    state_dtype = options.get("state_dtype")
+    if state_dtype is None:
+        return False
+    first = options.get("betas", (0, 0))[kind == "Lion"]
+    noisy = first > 0.99 or options.get("momentum", 0) > 0.99 or options.get("rho", 0) > 0.95
+    tiny = options.get("eps", 1.0) < (1e-32 if kind == "Adadelta" else 1e-16)
+    return bool(options.get("amsgrad") or options.get("centered") or tiny or (state_dtype == "float8" and noisy))
+
+
+def drawn_options(data: Any, kind: str, averaged: bool, state_dtype: str | None = None) -> dict[str, Any]:
     """Draw some options of a group; the average has its own flag, since all groups or none have one."""
     strategies = by_check(kind)
     chosen = data.draw(st.lists(st.sampled_from([*strategies]), unique=True), "options")
     options = {name: data.draw(strategies[name], name) for name in chosen}
+    storage = {"state_dtype": state_dtype}
+    options = {name: value for name, value in options.items() if not is_refused(kind, {name: value, **storage})}
+    if state_dtype is not None:
+        options |= storage
+    if data.draw(st.booleans(), "nearest"):
+        options["rounding"] = "nearest"
     if kind == "SGD" and options.get("momentum") and not options.get("dampening"):
         options["nesterov"] = data.draw(st.booleans(), "nesterov")
     if averaged:

@@ -17,6 +17,14 @@ import numpy.typing as npt
 import pytest
 
 import onepass
+from onepass import _reference_storage as reference_storage
+
+try:
+    import ml_dtypes
+except ImportError:  # a test that needs it calls pytest.importorskip
+    BFLOAT16: Any = None
+else:
+    BFLOAT16 = ml_dtypes.bfloat16
 
 Array = npt.NDArray[Any]
 DTYPES = [np.float32, np.float64]
@@ -46,6 +54,36 @@ def assert_same_bits(actual: Iterable[Array], expected: Iterable[Array], context
                 f"array {which}: {count} of {a.size} elements differ, the first at {first}: "
                 f"{a.flat[first]!r} should be {b.flat[first]!r} ({context})"
             )
+
+
+def comparable(array: Array) -> Array:
+    """Return narrow numbers as float32, other arrays unchanged. Only patterns of NaN become equal."""
+    if array.dtype.itemsize == 2 and array.dtype != np.int16:
+        numbers = reference_storage.decode_bfloat16(bits(array).ravel())
+    elif array.dtype.itemsize == 1 and array.dtype != np.int8:
+        codes = bits(array).ravel()
+        numbers = reference_storage.decode_float8(codes, np.ones(-(-codes.size // 128), np.float32))
+    else:
+        return array
+    return numbers.reshape(array.shape)
+
+
+def assert_is_reference(optimizer: onepass.Optimizer, reference: Any, context: object = "") -> None:
+    """Compare parameters, state, averages and counts of an optimizer with those of a `Reference`, to the bit."""
+    params = [param for group in optimizer.groups for param in group.params]
+    assert_same_bits(map(comparable, params), map(comparable, reference.params), f"parameters, {context}")
+    states = zip(snapshot(optimizer), reference.state, reference.ema, strict=True)
+    for index, (own, expected, average) in enumerate(states):
+        expected = expected if average is None else {**expected, "ema": average}
+        assert own.keys() == expected.keys()
+        for name, value in expected.items():
+            if isinstance(value, np.ndarray):
+                assert own[name].flags.f_contiguous == value.flags.f_contiguous
+                assert_same_bits([comparable(own[name])], [comparable(value)], f"{name} of {index}, {context}")
+            else:
+                assert own[name] == value, name
+    assert (optimizer.step_count, optimizer.skipped) == (reference.step_count, reference.skipped)
+    assert repr(optimizer.grad_norm) == repr(reference.grad_norm)
 
 
 def ordinary(rng: np.random.Generator, size: Any, dtype: Any) -> Array:

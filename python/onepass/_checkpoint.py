@@ -26,7 +26,7 @@ from numpy.lib import format as npy
 
 from . import schedules
 from ._checks import plural
-from ._storage import in_storage
+from ._storage import LOW_DTYPES, check_scales, in_storage
 
 Array = npt.NDArray[Any]
 StateDict = Mapping[str, Any]
@@ -107,23 +107,28 @@ def check(state_dict: StateDict, like: StateDict) -> None:
 
 
 def upgraded(state_dict: Any) -> Any:
-    """Return a state dict with today's options: ``ema_decay`` was ``ema``, and all storage was as the parameters'."""
+    """Return a state dict with today's options.
+
+    In earlier versions ``ema_decay`` was ``ema``, and there were no options of storage and no seed.
+    """
     groups = state_dict.get("param_groups") if isinstance(state_dict, Mapping) else None
-    if not isinstance(groups, (list, tuple)) or not any(map(_is_old, groups)):
+    if not isinstance(groups, (list, tuple)) or not all(isinstance(group, Mapping) for group in groups):
         return state_dict
-    new = {"ema": "ema_decay"}
-    renamed = [
-        {**_OLD_OPTIONS, **{new.get(key, key): group[key] for key in group}} if _is_old(group) else group
-        for group in groups
-    ]
-    return {"seed": 0, **state_dict, "param_groups": renamed}
+    new = [_upgraded_group(group) for group in groups]
+    if all(group is old for group, old in zip(new, groups)):
+        return state_dict
+    return {"seed": 0, **state_dict, "param_groups": new}
 
 
-def _is_old(group: Any) -> bool:
-    return isinstance(group, Mapping) and "ema" in group and "ema_decay" not in group
+def _upgraded_group(group: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not _EARLIER_STORAGE.keys() & group.keys():
+        group = {**group, **_EARLIER_STORAGE}
+    if "ema" in group and "ema_decay" not in group:
+        group = {"ema_decay" if key == "ema" else key: value for key, value in group.items()}
+    return group
 
 
-_OLD_OPTIONS = {"state_dtype": None, "master_bits": 32, "rounding": "stochastic"}
+_EARLIER_STORAGE = {"state_dtype": None, "master_bits": 32, "rounding": "stochastic"}
 
 
 def _check_type(label: str, value: Any, kinds: Any, what: str) -> None:
@@ -142,6 +147,10 @@ def _check_keys(label: str, found: Any, wanted: Iterable[Any]) -> None:
 def _other_options(missing: Iterable[Any], unknown: Iterable[Any]) -> str:
     """Return the reason if an option explains why arrays are missing or unknown, else an empty string."""
     options = {"max_exp_avg_sq": "amsgrad", "ema": "ema_decay", "momentum_buffer": "momentum", "grad_avg": "centered"}
+    if "param_low" in unknown:
+        return (
+            "it holds lower bits of bfloat16 parameters: create the optimizer with such parameters and its master_bits"
+        )
     for name in sorted(missing, key=str):
         if name in options:
             return f"it was saved without {options[name]}: create the optimizer without {options[name]}"
@@ -206,16 +215,29 @@ def _check_entry(label: str, name: str, value: Any, own: Any) -> None:
         _check_type(label, value, kinds, "a NumPy array")
         dtype = value.dtype if isinstance(value, _Stored) else value.dtype.str
         if dtype != own.dtype.str:
-            found = {"<f4": "float32", "<f8": "float64"}.get(dtype, dtype)
-            raise ValueError(f"{label}: expected the parameter's dtype {own.dtype.name}, got {found}")
+            if name == "param_low" and dtype in _MASTER_BITS:
+                bits = _MASTER_BITS[own.dtype.str]
+                raise ValueError(f"{label}: expected that of master_bits={bits}, got master_bits={_MASTER_BITS[dtype]}")
+            of = "the parameter's dtype" if own.dtype.kind == "f" else "dtype"
+            raise ValueError(f"{label}: expected {of} {_dtype_name(own.dtype.str)}, got {_dtype_name(dtype)}")
         if value.shape != own.shape:
             raise ValueError(f"{label} must have shape {own.shape}, got {value.shape}")
+        if name.endswith("_scale") and isinstance(value, np.ndarray):
+            check_scales(label, value, own.size)
     elif name == "step":
         _check_count(label, value)
     else:
         _check_type(label, value, float, "a float")
         if not math.isfinite(value):
             raise ValueError(f"{label} must be finite, got {value!r}")
+
+
+_MASTER_BITS = {np.dtype(dtype).str: bits for bits, dtype in LOW_DTYPES.items()}
+_DTYPE_NAMES = {"<f4": "float32", "<f8": "float64", "<u2": "bfloat16 (as uint16)", "|u1": "float8 (as uint8)"}
+
+
+def _dtype_name(dtype: str) -> str:
+    return _DTYPE_NAMES.get(dtype, dtype)
 
 
 def _labels(like: StateDict) -> dict[int, str]:
@@ -409,7 +431,7 @@ def _load(
     if _SCALARS not in infos:
         raise ValueError(f"not a onepass checkpoint (missing member {_SCALARS!r})")
     found = _load_scalars(archive, infos[_SCALARS])
-    like = _stored_like(like, found)
+    like = _stored_like(like, found, infos)
     wanted = {_member(*key): (*key, own) for key, own in _arrays(like).items()}
     params = {_member(index, "param") for index in like["state"]}
     if params <= wanted.keys() and not params & infos.keys():
@@ -425,7 +447,11 @@ def _load(
         if infos[member].file_size != found["state"][index][name].start + own.nbytes:
             raise ValueError(f"{member} has {infos[member].file_size} bytes, wrong for {own.shape} {own.dtype}")
     for member, (index, name, own) in wanted.items():
-        array = _read_array(archive, infos[member], found["state"][index][name], room(own))
+        place = room(own)
+        stored = found["state"][index][name]
+        if own.dtype == np.uint8 and stored.fortran_order == own.flags.c_contiguous and own.ndim > 1:
+            place = np.empty(own.shape, own.dtype, "F" if stored.fortran_order else "C")  # in the order of the scales
+        array = _read_array(archive, infos[member], stored, place)
         found["state"][index][name] = take(index, name, array)
     for group in found["param_groups"]:
         options = {name: value for name, value in group.items() if name not in ("params", "param_names")}
@@ -433,8 +459,8 @@ def _load(
     return found
 
 
-def _stored_like(like: StateDict, found: dict[str, Any]) -> StateDict:
-    """Return the optimizer's own state dict with moments as in the file, which may store them otherwise."""
+def _stored_like(like: StateDict, found: dict[str, Any], members: Iterable[str]) -> StateDict:
+    """Return the optimizer's own state dict with arrays as in the file, which may store them otherwise."""
     saved = found.get("param_groups")
     if not isinstance(saved, list) or not all(isinstance(group, dict) for group in saved):
         return like
@@ -442,6 +468,8 @@ def _stored_like(like: StateDict, found: dict[str, Any]) -> StateDict:
     for own, group in zip(like["param_groups"], saved):
         for index in own["params"]:
             states[index] = in_storage(states[index], group)
+            if _member(index, "param_low") not in members:  # of float32 parameters, or with master_bits=16
+                states[index].pop("param_low", None)
     return {**like, "state": states}
 
 

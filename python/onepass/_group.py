@@ -94,10 +94,9 @@ eps_mode='paper', maximize=False, clip_value=None, ema_decay=None)
         values = {**old, **{name: spec.checks[name](name, value) for name, value in changes.items()}}
         spec.check(values)
         if spec.buffers(values) != spec.buffers(old):
-            fixed = (name for name in changes if spec.buffers({**old, name: values[name]}) != spec.buffers(old))
-            raise AttributeError(
-                f"{next(fixed)} cannot be changed after construction: it determines which state buffers exist"
-            )
+            fixed = next(name for name in changes if spec.buffers({**old, name: values[name]}) != spec.buffers(old))
+            reason = "how numbers are stored" if fixed in STORAGE_OPTIONS else "which state buffers exist"
+            raise AttributeError(f"{fixed} cannot be changed after construction: it determines {reason}")
         return values
 
     def _set(self, changes: Mapping[str, Any]) -> None:

@@ -122,6 +122,9 @@ def initial_states(group: Group, spec: Spec, folder: str | None) -> list[dict[st
     states = [{name: next(rooms) for name in own} for own in dtypes]
     first = spec.initial_value(group)
     for array, state in zip(group.params, states):
+        for name in state:
+            if name.endswith("_scale"):
+                state[name].fill(_storage.SCALES[0])
         if "ema" in state:
             np.copyto(state["ema"], _storage.widened(array))
         for name in moments if first else ():

@@ -184,6 +184,7 @@ def widen_float16(bits: Array) -> Array:
 def widened(grad: Any) -> Array:
     """Return a gradient of 16 bits an element in float32, any other as an array."""
     grad = np.asarray(grad)
+    grad = grad if grad.dtype.isnative else grad.astype(grad.dtype.newbyteorder("="))
     if is_bfloat16(grad):
         return decode_bfloat16(grad.view(np.uint16))
     return widen_float16(grad.view(np.uint16)) if grad.dtype == np.float16 else grad

@@ -98,7 +98,8 @@ def named_params(record: ParameterRecord, indices: range) -> dict[str, Any]:
 def copy_arrays(state_dict: dict[str, Any]) -> dict[str, Any]:
     """Replace the arrays of a state dict by copies."""
     for state in state_dict["state"].values():
-        state.update({name: value.copy() for name, value in state.items() if isinstance(value, np.ndarray)})
+        # In the order of memory: float8 numbers and their scales belong together.
+        state.update({name: value.copy(order="K") for name, value in state.items() if isinstance(value, np.ndarray)})
     return state_dict
 
 
@@ -133,6 +134,8 @@ def prepare_load(
     options: list[CoreOptions] = []
     for index, (group, saved) in enumerate(zip(record.groups, state_dict["param_groups"])):
         known = group._values
+        for name in _storage.OPTIONS:  # they describe what was saved: the optimizer keeps its own
+            group._spec.checks[name](f"{name} of group {index}", saved[name])
         changes = {name: saved[name] for name in known if name not in _storage.OPTIONS} | given
         for name in {"lr", "ema_decay"} - given.keys():
             changes[name] = _loaded_rate(f"{name} of group {index}", name, saved[name], known[name])
@@ -162,7 +165,9 @@ def _storage_converted(state_dict: Any, own: Mapping[str, Any]) -> Any:
         return state_dict
     pairs = {index: (saved, own["state"].get(index)) for index, saved in states.items()}
     new = {
-        index: _storage.converted(saved, mine) if isinstance(saved, Mapping) and mine is not None else saved
+        index: _storage.converted(saved, mine, f"parameter {index}")
+        if isinstance(saved, Mapping) and mine is not None
+        else saved
         for index, (saved, mine) in pairs.items()
     }
     same = all(new[index] is states[index] for index in new)

@@ -19,6 +19,7 @@ DTYPES = {"bfloat16": np.uint16, "float8": np.uint8}  # of the stored bits, by s
 LOW_DTYPES = {32: np.int16, 24: np.int8}  # of the lower part of bfloat16 parameters, by master_bits
 OPTIONS = ("state_dtype", "master_bits", "rounding")  # the options of a group that decide how its arrays are stored
 SIGNED = {"exp_avg", "grad_avg", "momentum_buffer"}  # all other state divides, or has its root taken
+SCALES = 2.0**-117, float(np.finfo(np.float32).max / np.float32(448))  # the smallest and the largest
 FLOAT8_LIMITS = {"betas": 0.99, "momentum": 0.99, "rho": 0.95}  # above them float8 noise is too large
 
 
@@ -66,10 +67,14 @@ def check_params(options: Mapping[str, Any], params: Iterable[tuple[str, Array]]
         raise ValueError(f"state_dtype={state_dtype!r} needs flush_denormals=True: use state_dtype=None")
     for label, array in arrays:
         if state_dtype is not None and array.dtype == np.float64:
-            raise ValueError(f"{label}: state_dtype={state_dtype!r} needs float32 or bfloat16 parameters, got float64")
+            raise ValueError(
+                f"{label}: state_dtype={state_dtype!r} needs float32 or bfloat16 parameters, got float64: use "
+                "state_dtype=None"
+            )
     if options["master_bits"] != 32 and not any(is_bfloat16(array) for _, array in arrays):
         raise ValueError(
-            f"master_bits={options['master_bits']} needs bfloat16 parameters, got {arrays[0][1].dtype}: leave it out"
+            f"master_bits={options['master_bits']} needs bfloat16 parameters, got {arrays[0][1].dtype}: use "
+            "master_bits=32"
         )
 
 
@@ -165,8 +170,9 @@ def in_storage(own: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, 
     entries = {name: value for name, value in own.items() if not name.endswith("_scale")}
     for name in moments_of(own):
         array = own[name]
-        narrow = options.get("state_dtype") in DTYPES and array.size >= NARROW_FROM and array.dtype != np.float64
-        dtype = np.dtype(DTYPES[options["state_dtype"]]) if narrow else _wide(array)
+        given = [dtype for name, dtype in DTYPES.items() if name == options.get("state_dtype")]
+        narrow = given and array.size >= NARROW_FROM and array.dtype != np.float64
+        dtype = np.dtype(given[0]) if narrow else _wide(array)
         if dtype == array.dtype:
             entries |= {key: own[key] for key in (name, f"{name}_scale") if key in own}
             continue
@@ -180,28 +186,47 @@ def _wide(array: Array) -> np.dtype[Any]:
     return np.dtype(np.float32) if array.dtype in (np.uint8, np.uint16) else array.dtype
 
 
-def converted(saved: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
+def converted(saved: Mapping[str, Any], own: Mapping[str, Any], label: str) -> Mapping[str, Any]:
     """Return a parameter's saved state in the storage of the optimizer's own; itself, if nothing is to be converted."""
     result = {name: raw(value) for name, value in saved.items()}
-    moments = moments_of(own)
-    equal = all(isinstance(x := result.get(name), np.ndarray) and x.dtype == own[name].dtype for name in moments)
-    if equal and ("param_low" in saved or "param_low" not in own):
-        return saved if all(result[name] is saved[name] for name in result) else result
-    for name in moments:
+    for name in moments_of(own):
         found = result.get(name)
-        if not isinstance(found, np.ndarray) or found.dtype == own[name].dtype or found.shape != own[name].shape:
-            continue  # equal, or refused by the check of state dicts
+        if not isinstance(found, np.ndarray) or found.shape != own[name].shape or _is_stored_as(own[name], found):
+            continue  # nothing to convert, or refused by the check of state dicts
         scales = result.pop(f"{name}_scale", None)
-        if found.dtype not in (np.uint8, np.uint16, np.float32) or (found.dtype == np.uint8 and scales is None):
+        if found.dtype == np.uint8:
+            check_scales(f"{name}_scale of {label}", scales, scale_count(found))
+        elif found.dtype not in (np.uint16, np.float32):
             continue
-        values = decoded(np.ascontiguousarray(found) if not found.flags.forc else found, scales)
-        if own[name].dtype in (np.uint8, np.uint16):
-            values = np.asarray(values, order="C" if own[name].flags.c_contiguous else "F")
-            keys = [key for key in (name, f"{name}_scale") if key in own]
-            result |= {key: np.empty_like(own[key]) for key in keys}
-            encode_into(name, values, result)
-        elif own[name].dtype == np.float32:
-            result[name] = values
-    if "param_low" in own and "param_low" not in saved:  # saved by a training of float32 parameters
+        values = decoded(found if found.flags.forc else np.ascontiguousarray(found), scales)
+        result |= _encoded(name, values, own)
+    if "param_low" in own and "param_low" not in saved:  # from float32 parameters, or with master_bits=16
         result["param_low"] = np.zeros_like(own["param_low"])
-    return result
+    same = result.keys() == saved.keys() and all(result[name] is saved[name] for name in result)
+    return saved if same else result
+
+
+def _is_stored_as(own: Array, found: Array) -> bool:
+    """Return True if saved numbers can be copied into the optimizer's own array, with their scales if they have any."""
+    same_order = found.flags.c_contiguous == own.flags.c_contiguous if found.flags.forc else own.flags.c_contiguous
+    return found.dtype == own.dtype and (found.dtype != np.uint8 or own.ndim < 2 or same_order)
+
+
+def _encoded(name: str, values: Array, own: Mapping[str, Any]) -> dict[str, Array]:
+    """Return float32 numbers in the storage of the optimizer's own moment."""
+    if own[name].dtype not in (np.uint8, np.uint16):
+        return {name: values}  # if the optimizer's own are float64, refused by the check of state dicts
+    encoded = {key: np.empty_like(own[key]) for key in (name, f"{name}_scale") if key in own}
+    order: Any = "C" if own[name].flags.c_contiguous else "F"
+    encode_into(name, np.asarray(values, order=order), encoded)
+    return encoded
+
+
+def check_scales(label: str, scales: Any, count: int) -> None:
+    """Refuse anything but so many scales of float8 numbers."""
+    if not isinstance(scales, np.ndarray) or scales.dtype != np.float32 or scales.shape != (count,):
+        found = f"{scales.dtype} of shape {scales.shape}" if isinstance(scales, np.ndarray) else type(scales).__name__
+        raise ValueError(f"{label}: expected float32 of shape {(count,)}, got {found}")
+    outside = scales[~((scales >= SCALES[0]) & (scales <= SCALES[1]))]
+    if outside.size:
+        raise ValueError(f"{label}: expected numbers from 2**-117 to {SCALES[1]:.3g}, got {outside[0]}")

@@ -12,6 +12,7 @@ from . import _checks, _core
 from ._allocate import zeros_like
 from ._checks import check_disjoint, check_storage
 from ._gradients import cast_into, checked_gradient
+from ._storage import is_bfloat16
 from ._types import Array, Betas, EpsMode
 from .optimizers import Adam
 
@@ -83,6 +84,10 @@ def adam_step(
         states["max_exp_avg_sq"] = max_exp_avg_sq
     check_storage("param", param)
     param = np.asarray(param)  # subclasses may override these attributes
+    if is_bfloat16(param):
+        raise TypeError(
+            "param must be of dtype float32 or float64, got bfloat16: use an optimizer, such as onepass.Adam"
+        )
     for name, given in states.items():
         check_storage(name, given)
         states[name] = array = np.asarray(given)

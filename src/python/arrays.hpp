@@ -76,8 +76,10 @@ struct ParameterRecord {
   py::array param;
   std::vector<py::array> states;  // and all other arrays that the step writes
   std::vector<npy_intp> shape;
-  int order;                       // NumPy's flags of the contiguous orders that the parameter has
-  const void* disjoint = nullptr;  // the last address of a gradient that was found to overlap no array of the optimizer
+  int order;  // NumPy's flags of the contiguous orders that the parameter has
+  // The last gradient that was found to overlap no array of the optimizer.
+  const void* disjoint = nullptr;
+  std::size_t disjoint_bytes = 0;
 };
 
 // The memory of all parameters and state: finds gradients that overlap it.

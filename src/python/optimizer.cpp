@@ -172,15 +172,16 @@ bool Optimizer::fits(std::size_t i, PyObject* gradient) {
   const bool readable = core_.parameters()[i].dtype == onepass::float32 ? storage_of(gradient).has_value()
                                                                         : dtype_of(gradient) == onepass::float64;
   if (!readable) return false;
-  return is_disjoint(i, PyArray_DATA(array));
+  return is_disjoint(i, PyArray_DATA(array), static_cast<std::size_t>(PyArray_NBYTES(array)));
 }
 
 // Return true if a gradient of parameter i at this address overlaps no parameter and no state.
-bool Optimizer::is_disjoint(std::size_t i, const void* data) {
-  if (data == records_[i].disjoint) return true;
-  const Parameter& parameter = core_.parameters()[i];
-  if (ranges_.overlap(data, parameter.size * onepass::bytes_of(parameter.dtype))) return false;
-  records_[i].disjoint = data;  // permanently: the arrays keep their addresses
+bool Optimizer::is_disjoint(std::size_t i, const void* data, std::size_t bytes) {
+  ParameterRecord& record = records_[i];
+  if (data == record.disjoint && bytes <= record.disjoint_bytes) return true;
+  if (ranges_.overlap(data, bytes)) return false;
+  record.disjoint = data;  // permanently: the arrays keep their addresses
+  record.disjoint_bytes = bytes;
   return true;
 }
 

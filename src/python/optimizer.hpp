@@ -129,7 +129,7 @@ class Optimizer {
   bool collect_mapping(py::handle grads);
   bool take_pointers(bool prepared);
   Gradient sparse_rows(std::size_t i, const py::tuple& pair) const;
-  bool is_disjoint(std::size_t i, const void* data);
+  bool is_disjoint(std::size_t i, const void* data, std::size_t bytes);
   void check_parameter(std::size_t i);
   void plan(double scale);
   void finish(const StepInputs& inputs);

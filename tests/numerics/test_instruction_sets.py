@@ -17,6 +17,11 @@ from onepass import _core
 
 HERE = Path(__file__).parent
 IN_USE = _core.instruction_set
+STORAGE_TESTS = [
+    "test_storage.py::test_every_storage_gives_the_bits_of_the_reference",
+    "test_storage.py::test_every_length_gives_the_bits_of_the_reference",
+    "test_storage.py::test_hostile_numbers_give_the_bits_of_the_reference",
+]
 
 
 def python(*arguments: str, isa: str | None) -> subprocess.CompletedProcess[str]:
@@ -33,7 +38,7 @@ def test_the_kernel_tests_pass_under_every_instruction_set(isa: str) -> None:
     """In processes of their own. A child runs only the tests of the kernels, so this does not recurse."""
     if isa == IN_USE:
         return  # this very run
-    tests = ["test_bits.py", "test_paper.py", "test_power.py"]
+    tests = ["test_bits.py", "test_paper.py", "test_power.py", *STORAGE_TESTS]
     result = python("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, isa=isa)
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"\d+ passed", result.stdout)

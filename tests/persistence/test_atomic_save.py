@@ -113,7 +113,7 @@ import onepass
 from onepass import _checkpoint
 def state(n):
     arrays = {name: np.full(SIZE, n, np.float32) for name in ("exp_avg", "exp_avg_sq")}
-    groups = [{"params": [0], "lr": 0.1}]
+    groups = [{"params": [0], "lr": 0.1, "state_dtype": None}]
     own = {"version": 1, "optimizer": "Adam", "step_count": n, "skipped": 0}
     return {**own, "state": {0: {"step": n, **arrays}}, "param_groups": groups}
 """

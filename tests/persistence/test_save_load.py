@@ -77,7 +77,7 @@ def test_many_parameters_and_groups_come_back(tmp_path: Path, groups: int) -> No
 def test_the_longest_numbers_fit_where_the_shortest_were(tmp_path: Path) -> None:
     like, state = (state_of(*np.zeros((5000, 0))) for _ in range(2))
     for own, step, lr in [(like, 0, 0.0), (state, 2**53, 2.2250738585072014e-308)]:
-        own["param_groups"] = [{"params": [i], "lr": lr, "betas": (lr, lr)} for i in range(5000)]
+        own["param_groups"] = [{"params": [i], "lr": lr, "betas": (lr, lr), "state_dtype": None} for i in range(5000)]
         own["state"] = {i: {"step": step} for i in range(5000)}
     _checkpoint.write(tmp_path / "x", state)
     assert_equal(_checkpoint.read(tmp_path / "x", like), state)

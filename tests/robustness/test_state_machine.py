@@ -22,8 +22,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import onepass
 from cases import NUMBERS
 from onepass._reference import RULES, Reference
-from strategies import AVERAGES, FIXED, SHAPES, WHOLE, by_check, drawn_options
-from support import MODE, Array, assert_same_bits, mode, refused
+from strategies import (
+    AVERAGES,
+    FIXED,
+    GRADIENTS,
+    NARROW_SHAPES,
+    PARAMETERS,
+    SHAPES,
+    STATES,
+    WHOLE,
+    by_check,
+    drawn_options,
+    is_refused,
+)
+from support import BFLOAT16, MODE, Array, assert_same_bits, comparable, mode, refused
 
 EXAMPLES = int(os.environ.get("ONEPASS_API_EXAMPLES", "0"))
 
@@ -44,51 +56,82 @@ class Machine(RuleBasedStateMachine):
         self.form = data.draw(st.sampled_from(["array", "list", "tuple", "mapping", "groups"]), "form")
         averaged = data.draw(st.booleans(), "averaged")
         count = 1 if self.form == "array" else data.draw(st.integers(1, 4), "parameters")
-        arrays = [self.parameter(data) for _ in range(count)]
-        options = drawn_options(data, kind, averaged)
+        state_dtype = data.draw(st.sampled_from(STATES), "state_dtype")
+        options = drawn_options(data, kind, averaged, state_dtype)
+        own: dict[str, Any] = {}  # options of a second group
+        if self.form == "groups" and count > 1:
+            own = {"lr": data.draw(by_check(kind)["lr"], "own lr"), "weight_decay": 0.25}
+            other = {**options, "state_dtype": data.draw(st.sampled_from(STATES), "own state_dtype")}
+            if not is_refused(kind, other):
+                own["state_dtype"] = other["state_dtype"]
+        seconds = own.get("state_dtype", state_dtype)
+        arrays = [self.parameter(data, seconds if own and i else state_dtype) for i in range(count)]
+        narrow = state_dtype is not None or seconds is not None
         whole = {name: data.draw(values, name) for name, values in WHOLE.items()}
-        whole["flush_denormals"] = data.draw(st.booleans(), "flush_denormals")
+        whole["flush_denormals"] = narrow or data.draw(st.booleans(), "flush_denormals")
+        whole["seed"] = data.draw(st.integers(0, 2**64 - 1), "seed")
+        if own:
+            own["master_bits"] = self.master_bits(data, arrays[1:])
+        first = {"master_bits": self.master_bits(data, arrays[:1] if own else arrays)}
         given: Any = {
             "array": lambda: arrays[0],
             "list": lambda: arrays,
             "tuple": lambda: tuple(arrays),
             "mapping": lambda: {f"p{i}": a for i, a in enumerate(arrays)},
-            "groups": lambda: [{"params": arrays[:1]}, {"params": arrays[1:]}] if count > 1 else [{"params": arrays}],
+            "groups": lambda: [{"params": arrays}],
         }[self.form]()
         modelled: Any = arrays
-        if self.form == "groups" and count > 1:
-            own = {"lr": data.draw(by_check(kind)["lr"], "own lr"), "weight_decay": 0.25}
-            given[1] |= own
-            modelled = [{"params": arrays[:1]}, {"params": arrays[1:], **own}]
+        if own:
+            given = modelled = [{"params": arrays[:1], **first}, {"params": arrays[1:], **own}]
+        else:
+            options |= first
         self.model = Reference(kind, modelled, **options, **whole)
         self.opt = getattr(onepass, kind)(given, **options, **whole)
         self.arrays = arrays
 
-    def parameter(self, data: Any) -> Array:
-        shape, dtype = data.draw(st.sampled_from(SHAPES)), data.draw(st.sampled_from([np.float32, np.float64]))
+    def parameter(self, data: Any, state_dtype: str | None) -> Array:
+        shape = data.draw(st.sampled_from(SHAPES if state_dtype is None else SHAPES[:4] + NARROW_SHAPES))
+        dtypes = [dtype for dtype in PARAMETERS if state_dtype is None or dtype is not np.float64]
         values = NUMBERS[data.draw(st.sampled_from(["ordinary", "ordinary", "hostile", "small"]))]
-        return np.array(values(self.rng, shape, dtype), order=data.draw(st.sampled_from("CF")))
+        array = self.numbers(values, shape, data.draw(st.sampled_from(dtypes)))
+        return np.array(array, order=data.draw(st.sampled_from("CF")))
+
+    def numbers(self, values: Any, shape: Any, dtype: Any) -> Array:
+        """Draw numbers of a dtype, of bfloat16 as float32 numbers that are converted."""
+        if dtype != BFLOAT16 or BFLOAT16 is None:
+            return np.asarray(values(self.rng, shape, dtype))
+        with np.errstate(all="ignore"):
+            return np.asarray(values(self.rng, shape, np.float32)).astype(dtype)
+
+    def master_bits(self, data: Any, arrays: list[Array]) -> int:
+        has_bfloat16 = BFLOAT16 is not None and any(array.dtype == BFLOAT16 for array in arrays)
+        return int(data.draw(st.sampled_from([32, 24, 16]), "master_bits")) if has_bfloat16 else 32
+
+    def takes_rows(self, index: int) -> bool:
+        param, state = self.arrays[index], self.model.state[index]
+        stored = [param, *(value for value in state.values() if isinstance(value, np.ndarray))]
+        return bool(param.ndim) and param.flags.c_contiguous and all(array.dtype.kind == "f" for array in stored)
 
     # Gradients: what the optimizer is handed, and what the model is.
 
-    def gradient(self, data: Any, param: Array) -> tuple[Any, Any]:
+    def gradient(self, data: Any, index: int) -> tuple[Any, Any]:
+        param = self.arrays[index]
         values = NUMBERS[data.draw(st.sampled_from(["ordinary", "ordinary", "ordinary", "hostile", "small"]))]
         how = data.draw(st.sampled_from(["same", "same", "none", "dtype", "strided", "swapped", "itself", "rows"]))
         if how == "none":
             return None, None
         if how == "itself":
             return param, param.copy()
-        if how == "rows" and param.ndim and param.flags.c_contiguous:
+        if how == "rows" and self.takes_rows(index):
             size = int(self.rng.integers(0, 2 * param.shape[0] + 1))
             indices = self.rng.integers(0, max(param.shape[0], 1), size if param.shape[0] else 0)
             rows = np.asarray(values(self.rng, (len(indices), *param.shape[1:]), param.dtype))
             return onepass.SparseRows(indices, rows), (indices, rows)
         if how == "dtype":
             with np.errstate(all="ignore"):
-                other = data.draw(st.sampled_from([np.float16, np.float32, np.float64, np.longdouble]))
-                array = np.asarray(values(self.rng, param.shape, param.dtype)).astype(other)
+                array = self.numbers(values, param.shape, param.dtype).astype(data.draw(st.sampled_from(GRADIENTS)))
             return array, array
-        array = np.asarray(values(self.rng, param.shape, param.dtype))
+        array = self.numbers(values, param.shape, param.dtype)
         if how == "strided":
             wide = np.empty((2, *param.shape), param.dtype).T
             wide[..., 0] = array.T
@@ -104,7 +147,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=st.data(), scale=st.sampled_from([1.0, 1.0, 0.5, -3e-3, 0.0, 1000.0]))
     def step(self, data: Any, scale: float) -> None:
-        pairs = [self.gradient(data, param) for param in self.arrays]
+        pairs = [self.gradient(data, index) for index in range(len(self.arrays))]
         grads, modelled = [p[0] for p in pairs], [p[1] for p in pairs]
         if self.model.nonfinite == "raise":
             before = copy.deepcopy(self.model)
@@ -136,6 +179,9 @@ class Machine(RuleBasedStateMachine):
         elif name == "dampening" and options["nesterov"] and value:
             with refused(ValueError, "nesterov needs", self.opt):
                 group.dampening = value
+        elif is_refused(self.kind, {**options, name: value}):
+            with refused(ValueError, "state_dtype=", self.opt):
+                group[name] = value
         else:
             group[name] = options[name] = value
 
@@ -148,9 +194,10 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.arrays) < 6)
     @rule(data=st.data())
     def add_group(self, data: Any) -> None:
-        array = self.parameter(data)
         first = self.model.groups[0]
+        array = self.parameter(data, first["state_dtype"])
         options = {"lr": data.draw(by_check(self.kind)["lr"]), "weight_decay": 0.125}
+        options["master_bits"] = self.master_bits(data, [array])
         given = {f"p{len(self.arrays)}": array} if self.form == "mapping" else array
         self.opt.add_group(given, **options)
         self.model.groups.append({**first, **options})
@@ -180,11 +227,12 @@ class Machine(RuleBasedStateMachine):
         pairs = [(a[name], b[name]) for a, b in zip(model.groups, self.model.groups) for name in ("lr", "ema_decay")]
         loses_a_schedule = any(callable(own) and own != loaded for loaded, own in pairs)
         if len(model.groups) != len(self.model.groups) or loses_a_schedule:
-            with refused(ValueError, "", self.opt):
+            with refused(ValueError, "", self.opt), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of other parameters
                 load(saved, params=params)
             return
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other parameters
+            warnings.simplefilter("ignore")
             load(saved, params=params)
         old, self.model = self.model, copy.deepcopy(model)
         self.model.flush, self.model.grad_norm = old.flush, old.grad_norm
@@ -206,7 +254,7 @@ class Machine(RuleBasedStateMachine):
         data=st.data(), wrong=st.sampled_from(["shape", "dtype", "object", "count", "scale", "nan", "row", "schedule"])
     )
     def step_wrongly(self, data: Any, wrong: str) -> None:
-        grads: list[Any] = [np.ones(p.shape, p.dtype) for p in self.arrays]
+        grads: list[Any] = [np.ones(p.shape, np.float32) for p in self.arrays]
         last, scale, error = self.arrays[-1], 1.0, ValueError
         if wrong == "shape":
             grads[-1] = np.ones((*last.shape, 2), last.dtype)
@@ -228,7 +276,7 @@ class Machine(RuleBasedStateMachine):
             grads[rows[-1]] = onepass.SparseRows(
                 [self.arrays[rows[-1]].shape[0]], np.ones((1, *self.arrays[rows[-1]].shape[1:]))
             )
-            error = IndexError
+            error = IndexError if self.takes_rows(rows[-1]) else ValueError
         elif wrong == "schedule":
             group, lr = self.opt.groups[-1], self.opt.groups[-1].lr
             group.lr = data.draw(
@@ -251,6 +299,9 @@ class Machine(RuleBasedStateMachine):
                 (ValueError, "ema_decay", 1.0),
                 (TypeError, "maximize", 1),
                 (AttributeError, "rate", 1),
+                (ValueError, "rounding", "up"),
+                (ValueError, "master_bits", 8),
+                (TypeError, "state_dtype", 8),
                 (AttributeError, "params", []),
             ]
         )
@@ -266,11 +317,13 @@ class Machine(RuleBasedStateMachine):
             setattr(self.opt, *wrong)
 
     @rule(
-        wrong=st.sampled_from(["again", "overlap", "int", "read-only", "strided", "option", "range", "ema", "nothing"])
+        wrong=st.sampled_from(
+            ["again", "overlap", "int", "read-only", "strided", "option", "range", "ema", "nothing", "storage"]
+        )
     )
     def add_wrongly(self, wrong: str) -> None:
         options: dict[str, Any] = {}
-        array: Any = np.ones(3)
+        array: Any = np.ones(3, np.float32)
         error: type[Exception] = ValueError
         if wrong in ("again", "overlap"):
             sized = [a for a in self.arrays if a.size]
@@ -282,14 +335,17 @@ class Machine(RuleBasedStateMachine):
         elif wrong == "read-only":
             array.flags.writeable = False
         elif wrong == "strided":
-            array = np.ones(6)[::2]
+            array = np.ones(6, np.float32)[::2]
         elif wrong == "option":
             options, error = {"nothing": 1}, TypeError
         elif wrong == "range":
             options = {"lr": -1}
         elif wrong == "ema":
             options = {"ema_decay": 0.5 if self.model.groups[0]["ema_decay"] is None else None}
-        arrays = [] if wrong == "nothing" else [np.ones(2), array]
+        elif wrong == "storage":
+            array = np.ones(3)
+            options = {"state_dtype": "bfloat16"}
+        arrays = [] if wrong == "nothing" else [np.ones(2, np.float32), array]
         given = {f"q{i}": a for i, a in enumerate(arrays)} if self.form == "mapping" else arrays
         with refused(error, "", self.opt):
             self.opt.add_group(given, **options)
@@ -349,12 +405,12 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "opt"):
             return
         opt, model = self.opt, self.model
-        assert_same_bits(self.arrays, model.params, "parameters")
+        assert_same_bits(map(comparable, self.arrays), map(comparable, model.params), "parameters")
         for own, expected in zip(opt.state.values(), model.state, strict=True):
             assert own.keys() == expected.keys()
             for name, value in expected.items():
                 if isinstance(value, np.ndarray):
-                    assert_same_bits([own[name]], [value], name)
+                    assert_same_bits([comparable(own[name])], [comparable(value)], name)
                 else:
                     assert own[name] == value, name
         if model.groups[0]["ema_decay"] is None:
@@ -362,11 +418,12 @@ class Machine(RuleBasedStateMachine):
         else:
             averages = opt.ema.values() if isinstance(opt.ema, dict) else [opt.ema] if len(model.ema) == 1 else opt.ema
             assert_same_bits([np.asarray(a) for a in flat(averages)], model.ema, "averages")
-        assert (opt.step_count, opt.skipped, opt.clip_norm, opt.nonfinite) == (
+        assert (opt.step_count, opt.skipped, opt.clip_norm, opt.nonfinite, opt.seed) == (
             model.step_count,
             model.skipped,
             model.clip_norm,
             model.nonfinite,
+            model.seed,
         )
         assert repr(opt.grad_norm) == repr(model.grad_norm)
         for group, options in zip(opt.groups, model.groups, strict=True):
