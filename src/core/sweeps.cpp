@@ -45,13 +45,15 @@ void run_part(const void* context, std::size_t begin, std::size_t end) noexcept 
 // Carries out sweeps that treat subnormal numbers alike.
 void run_alike(const Executor& executor, Sweep* sweeps, std::size_t count) noexcept {
   std::size_t total = 0;
+  std::uint64_t elements = 0;
   for (Sweep* sweep = sweeps; sweep != sweeps + count; ++sweep) {
     sweep->begin = total;
     total += grains(*sweep);
+    elements += sweep->size;
   }
   const Sweeps all{sweeps, sweeps + count};
-  constexpr std::uint64_t bytes_per_grain = grain * 7 * sizeof(float);  // Adam's streams
-  run_parts(executor, &run_part, &all, total, total * bytes_per_grain);
+  constexpr std::uint64_t bytes_per_element = 7 * sizeof(float);  // Adam's streams
+  run_parts(executor, &run_part, &all, total, elements * bytes_per_element);
 }
 
 }  // namespace

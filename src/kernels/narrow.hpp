@@ -96,21 +96,25 @@ struct NarrowBuffers {
 inline void narrow_chunk_sweep(SweepFunction sweep, const PackedCoefficients& packed, const Operands& x,
                                const NarrowStorage& storage, std::size_t begin, std::size_t count,
                                NarrowBuffers& near) {
-  Operands operands = {element<float>(x.param, begin), element<float>(x.grad, begin), {}, nullptr};
+  Operands operands = {near.param, near.grad, {}, nullptr};
   if (x.average != nullptr) operands.average = element<float>(x.average, begin);
-  if (storage.param != Storage::plain) {
+  if (storage.param == Storage::plain) {
+    operands.param = element<float>(x.param, begin);
+  } else {
     join_param(storage, x.param, begin, count, near.param);
-    operands.param = near.param;
   }
-  if (storage.grad != Storage::plain) {
+  if (storage.grad == Storage::plain) {
+    operands.grad = element<float>(x.grad, begin);
+  } else {
     decode(storage.grad, x.grad, nullptr, begin, begin + count, near.grad);
-    operands.grad = near.grad;
   }
   for (std::size_t k = 0; k < max_states && x.state[k] != nullptr; ++k) {
-    operands.state[k] = element<float>(x.state[k], begin);
-    if (storage.state[k] == Storage::plain) continue;
-    decode(storage.state[k], x.state[k], storage.scale[k], begin, begin + count, near.state[k]);
-    operands.state[k] = near.state[k];
+    if (storage.state[k] == Storage::plain) {
+      operands.state[k] = element<float>(x.state[k], begin);
+    } else {
+      decode(storage.state[k], x.state[k], storage.scale[k], begin, begin + count, near.state[k]);
+      operands.state[k] = near.state[k];
+    }
   }
 
   sweep(packed, operands, 0, count);

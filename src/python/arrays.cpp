@@ -11,13 +11,11 @@ void import_numpy() {
   if (PyArray_ImportNumPyAPI() < 0) throw py::error_already_set();
 }
 
-std::optional<Storage> storage_of(py::handle array) {
-  PyArrayObject* const a = as_array(array);
-  if (!PyArray_ISNOTSWAPPED(a)) return std::nullopt;
-  if (PyArray_TYPE(a) == NPY_FLOAT) return Storage::plain;
-  if (PyArray_TYPE(a) == NPY_HALF) return Storage::float16;
-  if (PyArray_TYPE(a) < NPY_USERDEF) return std::nullopt;
-  const std::string_view name = PyArray_DESCR(a)->typeobj->tp_name;  // "ml_dtypes.bfloat16"
+std::optional<Storage> narrow_storage_of(PyArrayObject* array) {
+  if (!PyArray_ISNOTSWAPPED(array)) return std::nullopt;
+  if (PyArray_TYPE(array) == NPY_HALF) return Storage::float16;
+  if (PyArray_TYPE(array) < NPY_USERDEF) return std::nullopt;
+  const std::string_view name = PyArray_DESCR(array)->typeobj->tp_name;  // "ml_dtypes.bfloat16"
   const std::size_t dot = name.rfind('.');
   if (name.substr(dot == std::string_view::npos ? 0 : dot + 1) == "bfloat16") return Storage::bfloat16;
   return std::nullopt;
@@ -25,55 +23,59 @@ std::optional<Storage> storage_of(py::handle array) {
 
 namespace {
 
-void* low_part(const NarrowArrays& narrow, std::size_t size) {
-  if (narrow.master_bits == 16) return nullptr;
-  const int type = narrow.master_bits == 32 ? NPY_INT16 : NPY_INT8;
-  if (!narrow.low || PyArray_TYPE(as_array(*narrow.low)) != type ||
-      static_cast<std::size_t>(narrow.low->size()) != size) {
-    throw py::value_error("the lower part must have the size of its parameter");
+// The memory of an array that a step writes, or an exception.
+void* checked_data(const py::array& array, int type, std::size_t size) {
+  PyArrayObject* const a = as_array(array);
+  if (PyArray_TYPE(a) != type || static_cast<std::size_t>(PyArray_SIZE(a)) != size || !is_contiguous(array) ||
+      !PyArray_ISBEHAVED(a)) {
+    throw py::value_error("narrow state: an array has another dtype, size or layout than its parameter needs");
   }
-  return data_of(*narrow.low);
+  return PyArray_DATA(a);
 }
 
 Parameter describe_narrow(const py::array& param, const std::vector<py::array>& states,
                           const std::optional<py::array>& average, const NarrowArrays& narrow) {
-  const std::optional<Storage> storage = storage_of(param);
+  const std::optional<Storage> storage = storage_of(param, onepass::float32);
   if (!storage || *storage == Storage::float16) throw py::type_error("parameters must be float32 or bfloat16");
   const auto size = static_cast<std::size_t>(param.size());
+  const auto rows = static_cast<std::size_t>(param.ndim() == 0 ? 1 : param.shape(0));
   Parameter parameter = {};
   parameter.dtype = onepass::float32;
   parameter.size = size;
+  parameter.row_size = rows == 0 ? 0 : size / rows;
   parameter.operands.param = data_of(param);
   parameter.is_narrow = true;
   parameter.storage.param = *storage;
-  parameter.storage.master_bits = narrow.master_bits;
   parameter.storage.stochastic = narrow.stochastic;
   parameter.storage.first = narrow.first;
-  if (*storage == Storage::bfloat16) parameter.storage.low = low_part(narrow, size);
+  if (narrow.first % onepass::scale_group != 0) throw py::value_error("first must be a multiple of scale_group");
+  if (*storage == Storage::bfloat16) {
+    const unsigned bits = narrow.master_bits;
+    if (bits != 32 && bits != 24 && bits != 16) throw py::value_error("master_bits must be 32, 24 or 16");
+    parameter.storage.master_bits = narrow.master_bits;
+    if (bits != 16) {
+      if (!narrow.low) throw py::value_error("the lower part of a parameter is missing");
+      parameter.storage.low = checked_data(*narrow.low, bits == 32 ? NPY_INT16 : NPY_INT8, size);
+    }
+  }
+  if (narrow.scales.size() != states.size() || narrow.divisors.size() != states.size()) {
+    throw py::value_error("one entry for each state");
+  }
   for (std::size_t k = 0; k < states.size(); ++k) {
     const int type = PyArray_TYPE(as_array(states[k]));
-    const bool known = type == NPY_FLOAT || type == NPY_UINT16 || type == NPY_UINT8;
-    if (!known || static_cast<std::size_t>(states[k].size()) != size) {
-      throw py::value_error("state must be float32, uint16 or uint8, and have the size of its parameter");
+    if (type != NPY_FLOAT && type != NPY_UINT16 && type != NPY_UINT8) {
+      throw py::value_error("state must be float32, uint16 or uint8");
     }
-    parameter.operands.state[k] = data_of(states[k]);
-    parameter.storage.divisor[k] = narrow.divisors.at(k);
+    parameter.operands.state[k] = checked_data(states[k], type, size);
+    parameter.storage.divisor[k] = narrow.divisors[k];
     parameter.storage.state[k] = type == NPY_FLOAT    ? Storage::plain
                                  : type == NPY_UINT16 ? Storage::bfloat16
                                                       : Storage::float8;
     if (type != NPY_UINT8) continue;
-    const std::optional<py::array>& scale = narrow.scales.at(k);
-    if (!scale || dtype_of(*scale) != onepass::float32 || static_cast<std::size_t>(scale->size()) != scales_of(size)) {
-      throw py::value_error("float8 state must have a scale for each group of elements");
-    }
-    parameter.storage.scale[k] = static_cast<float*>(data_of(*scale));
+    if (!narrow.scales[k]) throw py::value_error("the scales of a state are missing");
+    parameter.storage.scale[k] = static_cast<float*>(checked_data(*narrow.scales[k], NPY_FLOAT, scales_of(size)));
   }
-  if (average) {
-    if (dtype_of(*average) != onepass::float32 || static_cast<std::size_t>(average->size()) != size) {
-      throw py::value_error("the average must be float32 and have the size of its parameter");
-    }
-    parameter.operands.average = data_of(*average);
-  }
+  if (average) parameter.operands.average = checked_data(*average, NPY_FLOAT, size);
   return parameter;
 }
 

@@ -44,7 +44,13 @@ inline std::optional<DType> dtype_of(py::handle array) {
 
 // The storage of numbers that the core computes with in float32: float32, float16, or bfloat16 of ml_dtypes, in native
 // byte order; any other dtype is none.
-std::optional<Storage> storage_of(py::handle array);
+std::optional<Storage> narrow_storage_of(PyArrayObject* array);
+
+// The storage of numbers that the core computes with in this dtype.
+inline std::optional<Storage> storage_of(py::handle array, DType dtype) {
+  if (dtype_of(array) == dtype) return Storage::plain;
+  return dtype == onepass::float32 ? narrow_storage_of(as_array(array)) : std::nullopt;
+}
 
 // The number of scales of so many float8 elements.
 constexpr std::size_t scales_of(std::size_t size) { return (size + onepass::scale_group - 1) / onepass::scale_group; }

@@ -55,32 +55,44 @@ py::array array_at(std::uintptr_t address, const py::dtype& dtype, std::vector<p
   return py::array(dtype, std::move(shape), std::move(strides), reinterpret_cast<const void*>(address), owner);
 }
 
-// Decodes contiguous narrow elements into float32: uint16 is bfloat16, uint8 is float8 with scales.
-py::array_t<float> decode(const py::array& array, const std::optional<py::array_t<float, py::array::c_style>>& scales) {
+// The storage of an array of bfloat16 (uint16) or float8 (uint8) numbers, and its scales.
+std::pair<Storage, float*> checked_narrow(const py::array& array, const std::optional<py::array>& scales, bool writes) {
+  const auto good = [&](const py::array& a, int type, std::size_t size) {
+    return PyArray_TYPE(as_array(a)) == type && static_cast<std::size_t>(a.size()) == size && is_contiguous(a) &&
+           (writes ? PyArray_ISBEHAVED(as_array(a)) : PyArray_ISBEHAVED_RO(as_array(a)));
+  };
   const auto size = static_cast<std::size_t>(array.size());
-  const bool is_float8 = PyArray_TYPE(as_array(array)) == NPY_UINT8;
-  if (!is_contiguous(array) || (!is_float8 && PyArray_TYPE(as_array(array)) != NPY_UINT16) ||
-      (is_float8 && (!scales || static_cast<std::size_t>(scales->size()) != scales_of(size)))) {
-    throw py::value_error("expected contiguous uint16, or uint8 with scales");
+  if (good(array, NPY_UINT16, size)) return {Storage::bfloat16, nullptr};
+  if (good(array, NPY_UINT8, size) && scales && good(*scales, NPY_FLOAT, scales_of(size))) {
+    return {Storage::float8, static_cast<float*>(data_of(*scales))};
   }
+  throw py::value_error("expected contiguous, aligned uint16, or uint8 with a float32 scale for each group");
+}
+
+// Decodes narrow numbers into float32.
+py::array_t<float> decode(const py::array& array, const std::optional<py::array>& scales) {
+  const auto [storage, first_scale] = checked_narrow(array, scales, false);
+  const auto size = static_cast<std::size_t>(array.size());
   py::array_t<float> result(static_cast<py::ssize_t>(size));
-  onepass::kernels().decode(is_float8 ? Storage::float8 : Storage::bfloat16, data_of(array),
-                            is_float8 ? scales->data() : nullptr, 0, size, result.mutable_data());
+  const void* const data = data_of(array);
+  float* const out = result.mutable_data();
+  without_gil_if(size >= release_gil_from, [&, storage = storage, first_scale = first_scale] {
+    onepass::kernels().decode(storage, data, first_scale, 0, size, out);
+  });
   return result;
 }
 
-// Encodes one-dimensional float32 elements to nearest, into uint16 or into uint8 and scales.
-void encode(const py::array_t<float, py::array::c_style>& values, bool divisor, py::array& array,
-            std::optional<py::array_t<float, py::array::c_style>> scales) {
+// Encodes float32 numbers to nearest into an array of as many narrow ones.
+void encode(const py::array_t<float, py::array::c_style | py::array::forcecast>& values, bool divisor,
+            const py::array& array, const std::optional<py::array>& scales) {
+  const auto [storage, first_scale] = checked_narrow(array, scales, true);
   const auto size = static_cast<std::size_t>(values.size());
-  const bool is_float8 = PyArray_TYPE(as_array(array)) == NPY_UINT8;
-  if (!is_contiguous(array) || !array.writeable() || static_cast<std::size_t>(array.size()) != size ||
-      (!is_float8 && PyArray_TYPE(as_array(array)) != NPY_UINT16) ||
-      (is_float8 && (!scales || static_cast<std::size_t>(scales->size()) != scales_of(size)))) {
-    throw py::value_error("expected contiguous uint16, or uint8 with scales, of the size of the values");
-  }
-  onepass::kernels().encode(is_float8 ? Storage::float8 : Storage::bfloat16, values.data(), size, divisor,
-                            data_of(array), is_float8 ? scales->mutable_data() : nullptr);
+  if (static_cast<std::size_t>(array.size()) != size) throw py::value_error("expected as many values as numbers");
+  const float* const data = values.data();
+  void* const out = data_of(array);
+  without_gil_if(size >= release_gil_from, [&, storage = storage, first_scale = first_scale] {
+    onepass::kernels().encode(storage, data, size, divisor, out, first_scale);
+  });
 }
 
 // The L2 norm of a contiguous array, with the bits that clip_norm finds for one gradient.

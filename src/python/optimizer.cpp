@@ -152,9 +152,9 @@ bool Optimizer::take_pointers(bool prepared) {
     if (prepared && PyTuple_CheckExact(gradient.ptr())) {
       check_parameter(i);
       pointers_[i] = sparse_rows(i, py::reinterpret_borrow<py::tuple>(gradient));
-    } else if (fits(i, gradient.ptr())) {
+    } else if (const std::optional<Storage> storage = readable_storage(i, gradient.ptr())) {
       pointers_[i].data = data_of(gradient);
-      if (core_.parameters()[i].dtype == onepass::float32) pointers_[i].storage = *storage_of(gradient);
+      pointers_[i].storage = *storage;
     } else {
       return false;
     }
@@ -162,17 +162,20 @@ bool Optimizer::take_pointers(bool prepared) {
   return true;
 }
 
-bool Optimizer::fits(std::size_t i, PyObject* gradient) {
+std::optional<Storage> Optimizer::readable_storage(std::size_t i, PyObject* gradient) {
   check_parameter(i);
-  if (!PyArray_CheckExact(gradient)) return false;
+  if (!PyArray_CheckExact(gradient)) return std::nullopt;
   PyArrayObject* const array = as_array(gradient);
   const ParameterRecord& record = records_[i];
-  if ((PyArray_FLAGS(array) & record.order) == 0 || (PyArray_FLAGS(array) & NPY_ARRAY_ALIGNED) == 0) return false;
-  if (!record.has_shape(array)) return false;
-  const bool readable = core_.parameters()[i].dtype == onepass::float32 ? storage_of(gradient).has_value()
-                                                                        : dtype_of(gradient) == onepass::float64;
-  if (!readable) return false;
-  return is_disjoint(i, PyArray_DATA(array), static_cast<std::size_t>(PyArray_NBYTES(array)));
+  if ((PyArray_FLAGS(array) & record.order) == 0 || (PyArray_FLAGS(array) & NPY_ARRAY_ALIGNED) == 0) {
+    return std::nullopt;
+  }
+  if (!record.has_shape(array)) return std::nullopt;
+  const std::optional<Storage> storage = storage_of(gradient, core_.parameters()[i].dtype);
+  if (!storage || !is_disjoint(i, PyArray_DATA(array), static_cast<std::size_t>(PyArray_NBYTES(array)))) {
+    return std::nullopt;
+  }
+  return storage;
 }
 
 // Return true if a gradient of parameter i at this address overlaps no parameter and no state.
@@ -208,10 +211,10 @@ void Optimizer::check_parameter(std::size_t i) {
   const ParameterRecord& record = records_[i];
   const Parameter& parameter = core_.parameters()[i];
   PyArrayObject* const array = as_array(record.param);
-  const bool same = PyArray_DATA(array) == parameter.operands.param && record.has_shape(array) &&
-                    (PyArray_FLAGS(array) & any_order) == record.order &&
-                    (parameter.is_narrow ? storage_of(record.param) == parameter.storage.param
-                                         : dtype_of(record.param) == parameter.dtype);
+  const bool same =
+      PyArray_DATA(array) == parameter.operands.param && record.has_shape(array) &&
+      (PyArray_FLAGS(array) & any_order) == record.order &&
+      storage_of(record.param, parameter.dtype) == (parameter.is_narrow ? parameter.storage.param : Storage::plain);
   if (!same) explain("reallocated_parameter", i);
   if ((PyArray_FLAGS(array) & NPY_ARRAY_WRITEABLE) == 0) explain("read_only_parameter", i);
 }

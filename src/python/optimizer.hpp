@@ -71,7 +71,7 @@ class Optimizer {
 
   // Return true if the core can read this object as the gradient of parameter i without a conversion. Throw if the
   // array of the parameter has changed.
-  bool fits(std::size_t i, PyObject* gradient);
+  bool fits(std::size_t i, PyObject* gradient) { return readable_storage(i, gradient).has_value(); }
 
   std::size_t parameter_count() const { return records_.size(); }
   std::int64_t step_count();
@@ -128,6 +128,7 @@ class Optimizer {
   bool collect_sequence(py::handle grads);
   bool collect_mapping(py::handle grads);
   bool take_pointers(bool prepared);
+  std::optional<Storage> readable_storage(std::size_t i, PyObject* gradient);
   Gradient sparse_rows(std::size_t i, const py::tuple& pair) const;
   bool is_disjoint(std::size_t i, const void* data, std::size_t bytes);
   void check_parameter(std::size_t i);
