@@ -371,13 +371,15 @@ def read(
     path: PathLike,
     like: StateDict,
     take: Callable[[int, str, Array], Any] = lambda index, name, array: array,
-    room: Callable[[Array], Array] = np.empty_like,
+    rooms: Callable[[list[Array]], Iterable[Array]] = lambda arrays: map(np.empty_like, arrays),
+    any_storage: bool = True,
 ) -> dict[str, Any]:
     """Read a state dict that an optimizer whose own is `like` can take.
 
     Names, shapes, dtypes and sizes are checked before the first array is allocated, every checksum is verified, and
     nothing in the file is evaluated or unpickled. What is kept of an array is what `take` makes of its parameter's
-    index, its name and itself; `room` says where it is read to, given the optimizer's own.
+    index, its name and itself; `rooms` says where arrays like these are read to. any_storage: moments may be stored in
+    more or in fewer bits than the optimizer's own.
 
     Raises:
         OSError: the file cannot be opened.
@@ -388,7 +390,7 @@ def read(
         try:
             file.longest = _LONGEST + 4 * len(_scalars(like)) + 256 * len(_arrays(like))
             with zipfile.ZipFile(file) as archive:
-                return _load(archive, like, take, room)
+                return _load(archive, like, take, rooms, any_storage)
         except MemoryError:
             raise
         except Exception as error:  # zipfile raises a dozen kinds
@@ -423,7 +425,8 @@ def _load(
     archive: zipfile.ZipFile,
     like: StateDict,
     take: Callable[[int, str, Array], Any],
-    room: Callable[[Array], Array],
+    rooms: Callable[[list[Array]], Iterable[Array]],
+    any_storage: bool,
 ) -> dict[str, Any]:
     infos = {info.filename: info for info in archive.infolist()}
     if len(infos) != len(archive.infolist()):
@@ -431,7 +434,7 @@ def _load(
     if _SCALARS not in infos:
         raise ValueError(f"not a onepass checkpoint (missing member {_SCALARS!r})")
     found = _load_scalars(archive, infos[_SCALARS])
-    like = _stored_like(like, found, infos)
+    like = _stored_like(like, found, infos) if any_storage else like
     wanted = {_member(*key): (*key, own) for key, own in _arrays(like).items()}
     params = {_member(index, "param") for index in like["state"]}
     if params <= wanted.keys() and not params & infos.keys():
@@ -446,12 +449,9 @@ def _load(
     for member, (index, name, own) in wanted.items():
         if infos[member].file_size != found["state"][index][name].start + own.nbytes:
             raise ValueError(f"{member} has {infos[member].file_size} bytes, wrong for {own.shape} {own.dtype}")
-    for member, (index, name, own) in wanted.items():
-        place = room(own)
-        stored = found["state"][index][name]
-        if own.dtype == np.uint8 and stored.fortran_order == own.flags.c_contiguous and own.ndim > 1:
-            place = np.empty(own.shape, own.dtype, "F" if stored.fortran_order else "C")  # in the order of the scales
-        array = _read_array(archive, infos[member], stored, place)
+    arrays = [_in_file_order(own, found["state"][index][name]) for index, name, own in wanted.values()]
+    for (member, (index, name, _)), room in zip(wanted.items(), rooms(arrays)):
+        array = _read_array(archive, infos[member], found["state"][index][name], room)
         found["state"][index][name] = take(index, name, array)
     for group in found["param_groups"]:
         options = {name: value for name, value in group.items() if name not in ("params", "param_names")}
@@ -497,6 +497,13 @@ def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Stored:
     dtype, fortran_order, shape = match.groups()
     numbers = tuple(int(number) for number in shape.split(b",") if number.strip())
     return _Stored(numbers, dtype.decode("ascii"), fortran_order == b"True", npy.MAGIC_LEN + 2 + length)
+
+
+def _in_file_order(own: Array, stored: _Stored) -> Array:
+    """Return an array like the optimizer's own; float8 numbers in the file's order, in which their scales are."""
+    if own.dtype != np.uint8 or own.ndim < 2 or stored.fortran_order != own.flags.c_contiguous:
+        return own
+    return np.empty(own.shape, own.dtype, "F" if stored.fortran_order else "C")
 
 
 def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, stored: _Stored, array: Array) -> Array:

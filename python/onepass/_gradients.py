@@ -11,7 +11,7 @@ from ._allocate import all_zeros
 from ._checks import finite, plural, real_floating, unit_interval_open
 from ._core import sum_rows
 from ._params import Form, ParameterRecord
-from ._storage import value_dtype
+from ._storage import is_bfloat16, value_dtype
 from ._types import Array
 from .sparse import SparseRows
 
@@ -62,8 +62,9 @@ def convert(
     """Return a gradient that the core can read: itself, a copy in scratch memory, or two arrays for sparse rows."""
     label = record.gradient_label(index)
     if isinstance(grad, SparseRows):
-        dtypes = [record.params[index].dtype, *(state.dtype for state in record.states[index].values())]
-        return coalesced(label, grad, record.params[index], any(dtype.kind not in "f" for dtype in dtypes))
+        group = next(group for group, indices in record.ranges() if index in indices)
+        narrow = group.state_dtype is not None or is_bfloat16(record.params[index])
+        return coalesced(label, grad, record.params[index], narrow)
     if isinstance(grad, (list, tuple, Mapping)) and not hasattr(grad, "tocsr"):
         single = "pass the gradient itself, as the parameter was" if record.form is Form.array else ""
         if hint := single or _flat_hint(record, grad):

@@ -106,7 +106,9 @@ def create_groups(
     for group, (named, _) in zip(created, groups):
         labelled = [(label(form, key), array) for key, array in named.items()]
         _storage.check_params(group, labelled, flush_denormals)
-    averaged = [group.ema_decay is not None for group in (*record.groups, *created)]
+    groups_now = (*record.groups, *created)
+    _storage.check_master_bits(groups_now, (array for group in groups_now for array in group.params))
+    averaged = [group.ema_decay is not None for group in groups_now]
     if any(averaged) and not all(averaged):
         raise ValueError("ema_decay must be set for all groups or for none")
     return created

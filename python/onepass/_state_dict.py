@@ -270,13 +270,7 @@ def read(optimizer: Any, path: str | os.PathLike[str], params: bool) -> dict[str
     """Read a state dict that fits the optimizer's own from a file; its arrays lie where the optimizer keeps state."""
     from . import _checkpoint
 
-    own = snapshot(optimizer, params)
-    rooms: dict[int, Array] = {}
+    def rooms(arrays: list[Array]) -> list[Array]:  # all at once: with a folder for state that is one file
+        return all_zeros_like(arrays, optimizer._state_folder)
 
-    def room(array: Array) -> Array:
-        if not rooms:  # all at once: with a folder for state that is one file
-            arrays = _checkpoint.arrays(own)
-            rooms.update(zip(map(id, arrays), all_zeros_like(arrays, optimizer._state_folder)))
-        return rooms.get(id(array), array)  # of another storage: an empty array made for it
-
-    return _checkpoint.read(path, own, room=room)
+    return _checkpoint.read(path, snapshot(optimizer, params), rooms=rooms)

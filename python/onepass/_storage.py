@@ -71,11 +71,14 @@ def check_params(options: Mapping[str, Any], params: Iterable[tuple[str, Array]]
                 f"{label}: state_dtype={state_dtype!r} needs float32 or bfloat16 parameters, got float64: use "
                 "state_dtype=None"
             )
-    if options["master_bits"] != 32 and not any(is_bfloat16(array) for _, array in arrays):
-        raise ValueError(
-            f"master_bits={options['master_bits']} needs bfloat16 parameters, got {arrays[0][1].dtype}: use "
-            "master_bits=32"
-        )
+
+
+def check_master_bits(groups: Iterable[Mapping[str, Any]], params: Iterable[Array]) -> None:
+    """Refuse ``master_bits`` where no parameter of the optimizer is in bfloat16."""
+    bits = [group["master_bits"] for group in groups if group["master_bits"] != 32]
+    arrays = [*params]
+    if bits and not any(map(is_bfloat16, arrays)):
+        raise ValueError(f"master_bits={bits[0]} needs bfloat16 parameters, got {arrays[0].dtype}: use master_bits=32")
 
 
 def moment_dtype(options: Mapping[str, Any], array: Array) -> np.dtype[Any]:
@@ -143,9 +146,9 @@ def widened(array: Array) -> Array:
 def shown(name: str, array: Array) -> Array:
     """Return a view of stored state in the dtype of ml_dtypes, if that library is imported."""
     library = sys.modules.get("ml_dtypes")
-    if library is None or array.dtype not in (np.uint8, np.uint16):
-        return array.view()
-    return array.view(library.float8_e4m3fn if array.dtype == np.uint8 else library.bfloat16)
+    names = {np.dtype(np.uint8): "float8_e4m3fn", np.dtype(np.uint16): "bfloat16"}
+    dtype = getattr(library, names.get(array.dtype, ""), None)  # an old ml_dtypes has no float8_e4m3fn
+    return array.view() if dtype is None else array.view(dtype)
 
 
 def raw(array: Any) -> Any:

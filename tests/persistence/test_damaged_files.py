@@ -66,7 +66,7 @@ def test_no_memory_is_no_damage(saved: Path) -> None:
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        _checkpoint.read(saved, small_state(), room=exhausted)
+        _checkpoint.read(saved, small_state(), rooms=exhausted)
 
 
 def test_a_missing_file_is_file_not_found(tmp_path: Path) -> None:

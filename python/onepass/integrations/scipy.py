@@ -45,6 +45,7 @@ import onepass
 
 from .._checks import plural
 from .._options import OPTIMIZER_CHECKS, suggestion
+from .._storage import OPTIONS as STORAGE_OPTIONS
 from . import needed
 
 with needed("scipy"):
@@ -59,7 +60,7 @@ _DEFAULTS: dict[str, Any] = {
     "ftol": 0.0,
     "disp": False,
 }  # options of the search
-_REFUSED = ("ema_decay", "maximize", "nonfinite")  # options of optimizers
+_REFUSED = ("ema_decay", "maximize", "nonfinite", *STORAGE_OPTIONS, "seed")  # x is float64
 _MESSAGES = {
     0: "The gradient is within gtol.",
     1: "Maximum number of iterations has been exceeded.",

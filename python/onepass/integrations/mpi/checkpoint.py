@@ -7,6 +7,7 @@ import operator
 import os
 import re
 import secrets
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -104,11 +105,16 @@ def read_path(layout: Layout, optimizer: Optimizer, path: str | os.PathLike[str]
         if whole.is_dir():
             return read_set(layout, optimizer, whole)
         schema = whole_schema(layout, optimizer)
-        found = _checkpoint.read(path, schema, splitter(layout), lambda array: allocate_like(optimizer, array))
+        found = _checkpoint.read(path, schema, splitter(layout), rooms(optimizer), any_storage=False)
         warn_of_other_params(layout.record, path, found)
         return split_state_dict(layout, optimizer, found, lambda index, name, parts: parts)
     except TypeError as error:
         raise ValueError(f"cannot load {os.fspath(path)!r}: {error}") from error
+
+
+def rooms(optimizer: Optimizer) -> Callable[[list[Array]], Iterator[Array]]:
+    """Return a function that allocates one array after the other: of a large file, one at a time is in memory."""
+    return lambda arrays: (allocate_like(optimizer, array) for array in arrays)
 
 
 def read_set(layout: Layout, optimizer: Optimizer, folder: Path) -> StateDict:
@@ -126,7 +132,7 @@ def read_set(layout: Layout, optimizer: Optimizer, folder: Path) -> StateDict:
             _copy_common(layout, states, pieces[index], name, array)
 
         schema = _share_schema(layout, own, pieces)
-        found = _checkpoint.read(folder / name, schema, take, lambda array: allocate_like(optimizer, array))
+        found = _checkpoint.read(folder / name, schema, take, rooms(optimizer), any_storage=False)
         scalars = {
             piece.parameter: {key: value for key, value in found["state"][index].items() if value is not None}
             for index, piece in enumerate(pieces)
