@@ -108,9 +108,9 @@ class Machine(RuleBasedStateMachine):
         return int(data.draw(st.sampled_from([32, 24, 16]), "master_bits")) if has_bfloat16 else 32
 
     def takes_rows(self, index: int) -> bool:
-        param, state = self.arrays[index], self.model.state[index]
-        stored = [param, *(value for value in state.values() if isinstance(value, np.ndarray))]
-        return bool(param.ndim) and param.flags.c_contiguous and all(array.dtype.kind == "f" for array in stored)
+        param, group = self.arrays[index], self.model.group_of[index]
+        narrow = group["state_dtype"] is not None or param.dtype.kind != "f"
+        return bool(param.ndim) and param.flags.c_contiguous and not narrow
 
     # Gradients: what the optimizer is handed, and what the model is.
 
