@@ -39,6 +39,11 @@ class Group {
 
 constexpr std::size_t bytes_of(DType dtype) { return dtype == float32 ? sizeof(float) : sizeof(double); }
 
+// Bytes of a stored element; dtype: of the arithmetic.
+constexpr std::size_t bytes_of(Storage storage, DType dtype) {
+  return storage == Storage::plain ? bytes_of(dtype) : storage == Storage::float8 ? 1 : 2;
+}
+
 struct Parameter {
   DType dtype;
   std::size_t size;      // elements

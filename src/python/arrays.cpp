@@ -37,7 +37,8 @@ void* low_part(const NarrowArrays& narrow, std::size_t size) {
 
 Parameter describe_narrow(const py::array& param, const std::vector<py::array>& states,
                           const std::optional<py::array>& average, const NarrowArrays& narrow) {
-  const std::optional<Storage> storage = storage_of(param);
+  const bool is_raw = PyArray_TYPE(as_array(param)) == NPY_UINT16;  // the bits of a bfloat16 tensor
+  const std::optional<Storage> storage = is_raw ? Storage::bfloat16 : storage_of(param);
   if (!storage || *storage == Storage::float16) throw py::type_error("parameters must be float32 or bfloat16");
   const auto size = static_cast<std::size_t>(param.size());
   Parameter parameter = {};
@@ -58,12 +59,12 @@ Parameter describe_narrow(const py::array& param, const std::vector<py::array>& 
     }
     parameter.operands.state[k] = data_of(states[k]);
     parameter.storage.divisor[k] = narrow.divisors.at(k);
-    parameter.storage.state[k] =
-        type == NPY_FLOAT ? Storage::plain : type == NPY_UINT16 ? Storage::bfloat16 : Storage::float8;
+    parameter.storage.state[k] = type == NPY_FLOAT    ? Storage::plain
+                                 : type == NPY_UINT16 ? Storage::bfloat16
+                                                      : Storage::float8;
     if (type != NPY_UINT8) continue;
     const std::optional<py::array>& scale = narrow.scales.at(k);
-    if (!scale || dtype_of(*scale) != onepass::float32 ||
-        static_cast<std::size_t>(scale->size()) != scales_of(size)) {
+    if (!scale || dtype_of(*scale) != onepass::float32 || static_cast<std::size_t>(scale->size()) != scales_of(size)) {
       throw py::value_error("float8 state must have a scale for each group of elements");
     }
     parameter.storage.scale[k] = static_cast<float*>(data_of(*scale));
