@@ -41,7 +41,8 @@ constexpr std::size_t bytes_of(DType dtype) { return dtype == float32 ? sizeof(f
 
 // Bytes of a stored element; dtype: of the arithmetic.
 constexpr std::size_t bytes_of(Storage storage, DType dtype) {
-  return storage == Storage::plain ? bytes_of(dtype) : storage == Storage::float8 ? 1 : 2;
+  if (storage == Storage::plain) return bytes_of(dtype);
+  return storage == Storage::float8 ? 1 : 2;
 }
 
 struct Parameter {

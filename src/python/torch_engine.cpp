@@ -194,19 +194,26 @@ bool TorchEngine::collect_state(PyObject* state) {
     Held& held = held_[i];
     if (!held.gradient) continue;
     if (entries_[i].first != i) held.dict = held_[entries_[i].first].dict;
-    const std::vector<py::object>& names = state_names_[entries_[i].group];
-    if (names.empty() && scalar_names_.empty() && !entries_[i].is_narrow) continue;
-    if (!held.dict || !PyDict_Check(held.dict.ptr())) return false;
-    for (std::size_t k = 0; k < names.size(); ++k) {
-      held.tensors[k] = find(held.dict, names[k]);
-      if (!held.tensors[k]) return false;
-    }
-    for (std::size_t k = 0; k < scalar_names_.size(); ++k) {
-      held.scalars[k] = find(held.dict, scalar_names_[k]);
-      if (!held.scalars[k]) return false;
-    }
-    if (entries_[i].is_narrow) collect_storage(i);
+    if (!collect_tensors(i)) return false;
   }
+  return true;
+}
+
+// Fill held_ with the state of a parameter. Return false if some is missing.
+bool TorchEngine::collect_tensors(std::size_t i) {
+  Held& held = held_[i];
+  const std::vector<py::object>& names = state_names_[entries_[i].group];
+  if (names.empty() && scalar_names_.empty() && !entries_[i].is_narrow) return true;
+  if (!held.dict || !PyDict_Check(held.dict.ptr())) return false;
+  for (std::size_t k = 0; k < names.size(); ++k) {
+    held.tensors[k] = find(held.dict, names[k]);
+    if (!held.tensors[k]) return false;
+  }
+  for (std::size_t k = 0; k < scalar_names_.size(); ++k) {
+    held.scalars[k] = find(held.dict, scalar_names_[k]);
+    if (!held.scalars[k]) return false;
+  }
+  if (entries_[i].is_narrow) collect_storage(i);
   return true;
 }
 

@@ -123,11 +123,15 @@ class TorchEngine {
   bool collect(PyObject* state, PyObject* substitutes, std::size_t only);
   bool collect_gradient(std::size_t i);
   bool collect_state(PyObject* state);
+  bool collect_tensors(std::size_t i);
   void collect_storage(std::size_t i);
   Found locate();
   bool locate_tensors(std::size_t i);
   bool locate_memory(std::size_t i, const DLTensor& view, void*& place, const py::object& tensor, bool is_known);
+  class Finder;
   bool locate_narrow(std::size_t i, const DLTensor& view);
+  bool find_narrow(std::size_t i, Parameter& parameter, Finder& finder) const;
+  bool locate_narrow_gradient(std::size_t i);
   bool locate_gradient(std::size_t i);
   bool take_gradient(std::size_t i, const DLTensor& view);
   bool locate_rows(std::size_t i, const DLTensor& param);
@@ -137,6 +141,7 @@ class TorchEngine {
   bool are_gradients_disjoint();
   void forget();
   void update_ranges();
+  void add_ranges(std::size_t i);
   bool is_disjoint(std::size_t i, const void* data, std::size_t bytes) const;
   bool finish(const Executor& executor);
   void apply_in_order(double scale, const Executor& executor);

@@ -210,6 +210,26 @@ void TorchEngine::forget() {
   has_moved_ = true;
 }
 
+// Add the memory of a parameter and of its state to ranges_.
+void TorchEngine::add_ranges(std::size_t i) {
+  const Parameter& parameter = core_.parameters()[i];
+  const NarrowStorage& storage = parameter.storage;
+  const auto add = [&](const void* data, std::size_t bytes) {
+    if (data == nullptr || bytes == 0) return;
+    const auto begin = reinterpret_cast<std::uintptr_t>(data);
+    ranges_.push_back({begin, begin + bytes, i});
+  };
+  const auto add_elements = [&](const void* data, Storage stored) {
+    add(data, parameter.size * onepass::bytes_of(parameter.is_narrow ? stored : Storage::plain, parameter.dtype));
+  };
+  add_elements(parameter.operands.param, storage.param);
+  for (std::size_t k = 0; k < onepass::max_states; ++k) add_elements(parameter.operands.state[k], storage.state[k]);
+  add_elements(parameter.operands.average, Storage::plain);
+  if (!parameter.is_narrow) return;
+  for (const float* const scales : storage.scale) add(scales, scales_of(parameter.size) * sizeof(float));
+  add(storage.low, parameter.size * (storage.master_bits == 32 ? 2U : 1U));
+}
+
 // Fill ranges_ with the memory of the parameters of this step.
 void TorchEngine::update_ranges() {
   ranges_.clear();
@@ -217,22 +237,7 @@ void TorchEngine::update_ranges() {
     entries_[i].disjoint = nullptr;
     entries_[i].is_in_ranges = pointers_[i].data != nullptr;
     if (!entries_[i].is_in_ranges) continue;
-    const Parameter& parameter = core_.parameters()[i];
-    const NarrowStorage& storage = parameter.storage;
-    const auto add = [&](const void* data, std::size_t bytes) {
-      if (data == nullptr || bytes == 0) return;
-      const auto begin = reinterpret_cast<std::uintptr_t>(data);
-      ranges_.push_back({begin, begin + bytes, i});
-    };
-    const auto add_elements = [&](const void* data, Storage stored) {
-      add(data, parameter.size * onepass::bytes_of(parameter.is_narrow ? stored : Storage::plain, parameter.dtype));
-    };
-    add_elements(parameter.operands.param, storage.param);
-    for (std::size_t k = 0; k < onepass::max_states; ++k) add_elements(parameter.operands.state[k], storage.state[k]);
-    add_elements(parameter.operands.average, Storage::plain);
-    if (!parameter.is_narrow) continue;
-    for (const float* const scales : storage.scale) add(scales, scales_of(parameter.size) * sizeof(float));
-    add(storage.low, parameter.size * (storage.master_bits == 32 ? 2U : 1U));
+    add_ranges(i);
   }
   std::sort(ranges_.begin(), ranges_.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
   std::vector<const void*> counts;

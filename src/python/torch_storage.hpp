@@ -27,7 +27,6 @@ struct TorchStorage {
   bool is_narrow(const std::optional<DLTensor>& param) const {
     return moments != Storage::plain || (param && param->storage() == Storage::bfloat16);
   }
-  bool has_low() const { return master_bits != 16; }
 };
 
 void register_torch_storage(py::module_& m);
