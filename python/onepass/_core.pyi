@@ -189,12 +189,25 @@ class TorchGroup:
         common: CommonOptions,
     ) -> None: ...
 
+class TorchStorage:
+    def __init__(
+        self,
+        moments: str,
+        narrow_from: int,
+        scales: list[str],
+        divisors: list[bool],
+        low: str,
+        master_bits: int,
+        stochastic: bool,
+    ) -> None: ...
+
 class TorchEngine:
     def __init__(
         self,
         groups: list[TorchGroup],
         state: dict[Any, Any],
         states: list[list[str]],
+        storages: list[TorchStorage],
         scalars: list[str],
         exchange: Any,
         tensor_type: type,
@@ -212,6 +225,7 @@ class TorchEngine:
     def grad_norm(self) -> float | None: ...
     def set_clip_norm(self, clip_norm: float) -> None: ...
     def set_nonfinite(self, nonfinite: Optimizer._Nonfinite) -> None: ...
+    def set_seed(self, seed: int) -> None: ...
     def clear_gradients(self, groups: list[dict[str, Any]]) -> bool: ...
     def takes(self, groups: list[dict[str, Any]], state: Any) -> bool: ...
     def renew(self, group: int, places: dict[str, list[int]], options: list[float], common: CommonOptions) -> None: ...

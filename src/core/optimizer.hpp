@@ -39,6 +39,12 @@ class Group {
 
 constexpr std::size_t bytes_of(DType dtype) { return dtype == float32 ? sizeof(float) : sizeof(double); }
 
+// Bytes of a stored element; dtype: of the arithmetic.
+constexpr std::size_t bytes_of(Storage storage, DType dtype) {
+  if (storage == Storage::plain) return bytes_of(dtype);
+  return storage == Storage::float8 ? 1 : 2;
+}
+
 struct Parameter {
   DType dtype;
   std::size_t size;      // elements

@@ -35,7 +35,8 @@ void* checked_data(const py::array& array, int type, std::size_t size) {
 
 Parameter describe_narrow(const py::array& param, const std::vector<py::array>& states,
                           const std::optional<py::array>& average, const NarrowArrays& narrow) {
-  const std::optional<Storage> storage = storage_of(param, onepass::float32);
+  const bool is_raw = PyArray_TYPE(as_array(param)) == NPY_UINT16;  // the bits of a bfloat16 tensor
+  const std::optional<Storage> storage = is_raw ? Storage::bfloat16 : storage_of(param, onepass::float32);
   if (!storage || *storage == Storage::float16) throw py::type_error("parameters must be float32 or bfloat16");
   const auto size = static_cast<std::size_t>(param.size());
   const auto rows = static_cast<std::size_t>(param.ndim() == 0 ? 1 : param.shape(0));

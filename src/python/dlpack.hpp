@@ -17,6 +17,8 @@ struct DLTensor {
   static constexpr std::int32_t cpu = 1;
   static constexpr std::uint8_t integer = 0;
   static constexpr std::uint8_t floating = 2;
+  static constexpr std::uint8_t bfloat = 4;
+  static constexpr std::uint8_t float8_e4m3fn = 10;
 
   void* data;
   std::int32_t device_type;
@@ -45,9 +47,20 @@ struct DLTensor {
     return std::nullopt;
   }
 
-  // True for 64-bit integers in the CPU's memory.
-  bool is_int64() const noexcept {
-    return device_type == cpu && type_code == integer && type_bits == 64 && type_lanes == 1;
+  // The storage of numbers that the core computes with in float32, in the CPU's memory; any other dtype or place is
+  // none.
+  std::optional<Storage> storage() const noexcept {
+    if (device_type != cpu || type_lanes != 1) return std::nullopt;
+    if (type_code == floating && type_bits == 32) return Storage::plain;
+    if (type_code == floating && type_bits == 16) return Storage::float16;
+    if (type_code == bfloat && type_bits == 16) return Storage::bfloat16;
+    if (type_code == float8_e4m3fn && type_bits == 8) return Storage::float8;
+    return std::nullopt;
+  }
+
+  // True for signed integers of so many bits in the CPU's memory.
+  bool is_integer(std::uint8_t bits) const noexcept {
+    return device_type == cpu && type_code == integer && type_bits == bits && type_lanes == 1;
   }
 
   // True if the elements fill the memory from the address on, in the order of the axes.
@@ -81,15 +94,29 @@ struct DLTensor {
 class TensorLayout {
  public:
   TensorLayout() = default;
-  explicit TensorLayout(const DLTensor& tensor) : dtype_(tensor.dtype()), elements_(tensor.size()) {
+  explicit TensorLayout(const DLTensor& tensor) : TensorLayout(tensor, tensor.dtype()) {}
+
+  // A layout without a dtype, which matches no tensor.
+  static TensorLayout shape_of(const DLTensor& tensor) { return {tensor, std::nullopt}; }
+
+  // True if the tensor has this layout. Strides that reach no second element may differ.
+  bool matches(const DLTensor& tensor) const noexcept {
+    return dtype_ && tensor.dtype() == dtype_ && has_axes_of(tensor);
+  }
+
+  // True if the tensor has this layout with any dtype.
+  bool fits(const DLTensor& tensor) const noexcept { return is_known_ && has_axes_of(tensor); }
+
+ private:
+  TensorLayout(const DLTensor& tensor, std::optional<DType> dtype)
+      : dtype_(dtype), is_known_(true), elements_(tensor.size()) {
     for (std::int32_t axis = 0; axis < tensor.ndim; ++axis) {
       axes_.push_back({tensor.shape[axis], tensor.strides[axis]});
     }
   }
 
-  // True if the tensor has this layout. Strides that reach no second element may differ.
-  bool matches(const DLTensor& tensor) const noexcept {
-    if (!dtype_ || tensor.dtype() != dtype_ || static_cast<std::size_t>(tensor.ndim) != axes_.size()) return false;
+  bool has_axes_of(const DLTensor& tensor) const noexcept {
+    if (static_cast<std::size_t>(tensor.ndim) != axes_.size()) return false;
     for (std::size_t axis = 0; axis < axes_.size(); ++axis) {
       if (tensor.shape[axis] != axes_[axis].extent) return false;
       if (axes_[axis].extent > 1 && elements_ != 0 && tensor.strides[axis] != axes_[axis].stride) return false;
@@ -97,12 +124,12 @@ class TensorLayout {
     return true;
   }
 
- private:
   struct Axis {
     std::int64_t extent;
     std::int64_t stride;
   };
   std::optional<DType> dtype_;  // none: matches nothing
+  bool is_known_ = false;       // false: fits nothing
   std::size_t elements_ = 0;
   std::vector<Axis> axes_;
 };

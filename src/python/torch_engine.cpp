@@ -22,11 +22,13 @@ py::object borrow(PyObject* object) { return py::reinterpret_borrow<py::object>(
 }  // namespace
 
 TorchEngine::TorchEngine(std::vector<py::object> groups, py::object state, std::vector<std::vector<py::object>> states,
-                         std::vector<py::object> scalars, TensorViewer viewer, py::object get_num_threads,
-                         py::object count_changes, py::object explain, py::object rows_and_values, bool flush_denormals)
+                         std::vector<TorchStorage> storages, std::vector<py::object> scalars, TensorViewer viewer,
+                         py::object get_num_threads, py::object count_changes, py::object explain,
+                         py::object rows_and_values, bool flush_denormals)
     : groups_(std::move(groups)),
       state_(std::move(state)),
       state_names_(std::move(states)),
+      storages_(std::move(storages)),
       scalar_names_(std::move(scalars)),
       viewer_(std::move(viewer)),
       get_num_threads_(std::move(get_num_threads)),
@@ -36,8 +38,9 @@ TorchEngine::TorchEngine(std::vector<py::object> groups, py::object state, std::
       grad_name_(py::reinterpret_steal<py::object>(PyUnicode_InternFromString("grad"))),
       core_(flush_denormals) {
   if (!PyDict_Check(state_.ptr())) throw py::type_error("state: expected a dict");
-  if (state_names_.size() != groups_.size() || scalar_names_.size() > onepass::max_scalars + 1) {
-    throw py::value_error("one list of state names for each group");
+  if (state_names_.size() != groups_.size() || storages_.size() != groups_.size() ||
+      scalar_names_.size() > onepass::max_scalars + 1) {
+    throw py::value_error("one list of state names and one storage for each group");
   }
   for (std::size_t g = 0; g < groups_.size(); ++g) {
     const TorchGroup* const group = try_group(groups_[g]);
@@ -49,6 +52,7 @@ TorchEngine::TorchEngine(std::vector<py::object> groups, py::object state, std::
       entry.tensor = tensor.ptr();
       entry.group = g;
       entry.first = first;
+      entry.is_narrow = storages_[g].is_narrow(viewer_.view(entry.tensor));
       entries_.push_back(std::move(entry));
     }
     core_.add_group(group->core(), unknown);
@@ -72,6 +76,7 @@ bool TorchEngine::step(PyObject* groups, PyObject* state, PyObject* substitutes,
       TorchEngine& engine;
       ~Release() {
         for (Held& held : engine.held_) held = {};
+        engine.held_storage_.clear();
       }
     } at_exit{*this};
     if (!step_locked(groups, state, substitutes, only)) return false;
@@ -189,18 +194,26 @@ bool TorchEngine::collect_state(PyObject* state) {
     Held& held = held_[i];
     if (!held.gradient) continue;
     if (entries_[i].first != i) held.dict = held_[entries_[i].first].dict;
-    const std::vector<py::object>& names = state_names_[entries_[i].group];
-    if (names.empty() && scalar_names_.empty()) continue;
-    if (!held.dict || !PyDict_Check(held.dict.ptr())) return false;
-    for (std::size_t k = 0; k < names.size(); ++k) {
-      held.tensors[k] = find(held.dict, names[k]);
-      if (!held.tensors[k]) return false;
-    }
-    for (std::size_t k = 0; k < scalar_names_.size(); ++k) {
-      held.scalars[k] = find(held.dict, scalar_names_[k]);
-      if (!held.scalars[k]) return false;
-    }
+    if (!collect_tensors(i)) return false;
   }
+  return true;
+}
+
+// Fill held_ with the state of a parameter. Return false if some is missing.
+bool TorchEngine::collect_tensors(std::size_t i) {
+  Held& held = held_[i];
+  const std::vector<py::object>& names = state_names_[entries_[i].group];
+  if (names.empty() && scalar_names_.empty() && !entries_[i].is_narrow) return true;
+  if (!held.dict || !PyDict_Check(held.dict.ptr())) return false;
+  for (std::size_t k = 0; k < names.size(); ++k) {
+    held.tensors[k] = find(held.dict, names[k]);
+    if (!held.tensors[k]) return false;
+  }
+  for (std::size_t k = 0; k < scalar_names_.size(); ++k) {
+    held.scalars[k] = find(held.dict, scalar_names_[k]);
+    if (!held.scalars[k]) return false;
+  }
+  if (entries_[i].is_narrow) collect_storage(i);
   return true;
 }
 
@@ -334,25 +347,27 @@ PyObject* step_engine(PyObject* self, PyObject* const* arguments, Py_ssize_t cou
 
 void register_torch(py::module_& m) {
   register_torch_group(m);
+  register_torch_storage(m);
   py::class_<TorchEngine> engine(m, "TorchEngine", py::custom_type_setup(&set_up_collection<TorchEngine>));
   engine
       .def(py::init([](std::vector<py::object> groups, py::object state, std::vector<std::vector<py::object>> states,
-                       std::vector<py::object> scalars, const py::object& exchange, py::object tensor_type,
-                       py::object get_num_threads, py::object count_changes, py::object explain,
+                       std::vector<TorchStorage> storages, std::vector<py::object> scalars, const py::object& exchange,
+                       py::object tensor_type, py::object get_num_threads, py::object count_changes, py::object explain,
                        py::object rows_and_values, bool flush_denormals) {
-             return std::make_unique<TorchEngine>(std::move(groups), std::move(state), std::move(states),
-                                                  std::move(scalars), TensorViewer(exchange, std::move(tensor_type)),
-                                                  std::move(get_num_threads), std::move(count_changes),
-                                                  std::move(explain), std::move(rows_and_values), flush_denormals);
+             return std::make_unique<TorchEngine>(
+                 std::move(groups), std::move(state), std::move(states), std::move(storages), std::move(scalars),
+                 TensorViewer(exchange, std::move(tensor_type)), std::move(get_num_threads), std::move(count_changes),
+                 std::move(explain), std::move(rows_and_values), flush_denormals);
            }),
-           py::arg("groups"), py::arg("state"), py::arg("states"), py::arg("scalars"), py::arg("exchange"),
-           py::arg("tensor_type"), py::arg("get_num_threads"), py::arg("count_changes"), py::arg("explain"),
-           py::arg("rows_and_values"), py::arg("flush_denormals"))
+           py::arg("groups"), py::arg("state"), py::arg("states"), py::arg("storages"), py::arg("scalars"),
+           py::arg("exchange"), py::arg("tensor_type"), py::arg("get_num_threads"), py::arg("count_changes"),
+           py::arg("explain"), py::arg("rows_and_values"), py::arg("flush_denormals"))
       .def("takes", &TorchEngine::takes, py::arg("groups"), py::arg("state"))
       .def("renew", &TorchEngine::renew, py::arg("group"), py::arg("places"), py::arg("options"), py::arg("common"))
       .def("clear_gradients", &TorchEngine::clear_gradients)
       .def("set_clip_norm", &TorchEngine::set_clip_norm)
       .def("set_nonfinite", &TorchEngine::set_nonfinite)
+      .def("set_seed", &TorchEngine::set_seed)
       .def_property_readonly("step_count", &TorchEngine::step_count)
       .def_property_readonly("skipped", &TorchEngine::skipped)
       .def_property_readonly("grad_norm", &TorchEngine::grad_norm);

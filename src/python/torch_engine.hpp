@@ -18,6 +18,7 @@
 #include "python/step_lock.hpp"
 #include "python/tensor_view.hpp"
 #include "python/torch_group.hpp"
+#include "python/torch_storage.hpp"
 
 namespace onepass::python {
 
@@ -29,17 +30,20 @@ class TorchEngine {
  public:
   // groups: one TorchGroup for each parameter group. state: the optimizer's state dict. states: for each group, the
   // names of the state tensors in the order of the core's rule, followed by the name of the average, if there is one.
+  // storages: for each group, how its state is stored.
   // scalars: names of the one-element tensors that the rule reads and writes, "step" first. rows_and_values: a function
   // that returns the two tensors of a sparse gradient of rows, or None for other gradients.
   TorchEngine(std::vector<py::object> groups, py::object state, std::vector<std::vector<py::object>> states,
-              std::vector<py::object> scalars, TensorViewer viewer, py::object get_num_threads,
-              py::object count_changes, py::object explain, py::object rows_and_values, bool flush_denormals);
+              std::vector<TorchStorage> storages, std::vector<py::object> scalars, TensorViewer viewer,
+              py::object get_num_threads, py::object count_changes, py::object explain, py::object rows_and_values,
+              bool flush_denormals);
 
   // Step along the tensors' gradients. Return false, without changes, if the step needs the slow path in Python.
   //
   // only: the parameter to step, or every_parameter.
   // substitutes: None, or for each parameter None or arrays in place of its tensors: (param, gradient or pair of rows
-  // and values, list of states, average or None, float64 array of scalars). The arrays have one layout.
+  // and values, list of states, average or None, float64 array of scalars, NarrowArrays or None). The arrays have one
+  // layout; the bits of bfloat16 numbers are uint16.
   static constexpr std::size_t every_parameter = SIZE_MAX;
   bool step(PyObject* groups, PyObject* state, PyObject* substitutes, std::size_t only);
 
@@ -55,6 +59,7 @@ class TorchEngine {
 
   void set_clip_norm(double clip_norm) { clip_norm_ = clip_norm; }
   void set_nonfinite(Nonfinite nonfinite) { nonfinite_ = nonfinite; }
+  void set_seed(std::uint64_t seed) { core_.set_seed(seed); }
   // The number of steps that were taken.
   std::int64_t step_count() const { return step_count_; }
   std::int64_t skipped() const { return skipped_; }
@@ -82,6 +87,11 @@ class TorchEngine {
     bool gradient_is_checked = false;
     std::array<Count, onepass::max_scalars + 1> counts = {};
   };
+  // Python objects of one parameter whose arrays may be narrower than float32, during one step.
+  struct HeldStorage {
+    std::array<py::object, onepass::max_states> scales;
+    py::object low;
+  };
   struct Entry {
     PyObject* tensor = nullptr;  // borrowed from the group's tuple
     std::size_t group = 0;
@@ -93,6 +103,7 @@ class TorchEngine {
     bool is_in_ranges = false;
     bool is_odd = false;     // its last step needed a substitute
     bool is_sparse = false;  // its last gradient was sparse
+    bool is_narrow = false;  // it is bfloat16, or its group has narrow state; its layout then has no dtype
     onepass::RowSums sums;   // memory of its sparse gradients
   };
   struct Unchecked {
@@ -112,10 +123,17 @@ class TorchEngine {
   bool collect(PyObject* state, PyObject* substitutes, std::size_t only);
   bool collect_gradient(std::size_t i);
   bool collect_state(PyObject* state);
+  bool collect_tensors(std::size_t i);
+  void collect_storage(std::size_t i);
   Found locate();
   bool locate_tensors(std::size_t i);
   bool locate_memory(std::size_t i, const DLTensor& view, void*& place, const py::object& tensor, bool is_known);
+  class Finder;
+  bool locate_narrow(std::size_t i, const DLTensor& view);
+  bool find_narrow(std::size_t i, Parameter& parameter, Finder& finder) const;
+  bool locate_narrow_gradient(std::size_t i);
   bool locate_gradient(std::size_t i);
+  bool take_gradient(std::size_t i, const DLTensor& view);
   bool locate_rows(std::size_t i, const DLTensor& param);
   bool locate_counts(std::size_t i);
   void use_substitute(std::size_t i);
@@ -123,6 +141,7 @@ class TorchEngine {
   bool are_gradients_disjoint();
   void forget();
   void update_ranges();
+  void add_ranges(std::size_t i);
   bool is_disjoint(std::size_t i, const void* data, std::size_t bytes) const;
   bool finish(const Executor& executor);
   void apply_in_order(double scale, const Executor& executor);
@@ -133,6 +152,7 @@ class TorchEngine {
   std::vector<py::object> groups_;
   py::object state_;
   std::vector<std::vector<py::object>> state_names_;
+  std::vector<TorchStorage> storages_;
   std::vector<py::object> scalar_names_;
   TensorViewer viewer_;
   py::object get_num_threads_;
@@ -145,6 +165,7 @@ class TorchEngine {
   py::tuple tensors_;                                 // the tensors of all entries
   std::unordered_map<PyObject*, std::size_t> index_;  // index of the first parameter with a tensor
   std::vector<Held> held_;
+  std::vector<HeldStorage> held_storage_;  // empty where no parameter is narrow
   std::vector<Unchecked> unchecked_;
   std::vector<Gradient> pointers_;
   struct Range {

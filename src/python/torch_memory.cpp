@@ -49,7 +49,7 @@ bool TorchEngine::are_gradients_disjoint() {
     if (!held_[i].gradient || parameter.size == 0 || gradient.data == entries_[i].disjoint) continue;
     const bool has_rows = gradient.rows != nullptr;
     const std::size_t size = has_rows ? gradient.row_count * parameter.row_size : parameter.size;
-    if (!is_disjoint(i, gradient.data, size * onepass::bytes_of(parameter.dtype))) return false;
+    if (!is_disjoint(i, gradient.data, size * onepass::bytes_of(gradient.storage, parameter.dtype))) return false;
     if (!has_rows) entries_[i].disjoint = gradient.data;
   }
   return true;
@@ -61,29 +61,32 @@ bool TorchEngine::locate_tensors(std::size_t i) {
   const std::optional<DLTensor> view = viewer_.view(entry.tensor);
   if (!view) return false;
   const std::optional<DType> dtype = view->dtype();
-  if (!dtype) return false;
+  if (!dtype) return locate_narrow(i, *view);
   const bool is_known = entry.layout.matches(*view);
   if (!is_known) {
+    if (entry.is_narrow) return locate_narrow(i, *view);
     if (!view->is_dense()) return false;
     entry.layout = TensorLayout(*view);
   }
-  Parameter parameter = core_.parameters()[i];
-  parameter.dtype = *dtype;
-  parameter.size = view->size();
-  parameter.row_size =
-      view->ndim == 0 || view->shape[0] == 0 ? 0 : parameter.size / static_cast<std::size_t>(view->shape[0]);
+  Operands operands = core_.parameters()[i].operands;
   const std::size_t unchecked = unchecked_.size();
-  if (!locate_memory(i, *view, parameter.operands.param, py::reinterpret_borrow<py::object>(entry.tensor), is_known))
+  if (!locate_memory(i, *view, operands.param, py::reinterpret_borrow<py::object>(entry.tensor), is_known))
     return false;
   const std::size_t states = rule(entry.group).state_count;
   for (std::size_t k = 0; k < state_names_[entry.group].size(); ++k) {
     const py::object& tensor = held_[i].tensors[k];
     const std::optional<DLTensor> state = viewer_.view(tensor.ptr());
-    void*& place = k < states ? parameter.operands.state[k] : parameter.operands.average;
+    void*& place = k < states ? operands.state[k] : operands.average;
     if (!state || !locate_memory(i, *state, place, tensor, is_known)) return false;
   }
   if (!is_known || unchecked_.size() != unchecked) {
     has_moved_ = true;
+    Parameter parameter = {};
+    parameter.dtype = *dtype;
+    parameter.size = view->size();
+    parameter.row_size =
+        view->ndim == 0 || view->shape[0] == 0 ? 0 : parameter.size / static_cast<std::size_t>(view->shape[0]);
+    parameter.operands = operands;
     core_.set_memory(i, parameter);
   }
   has_moved_ = has_moved_ || !entry.is_in_ranges;
@@ -103,13 +106,16 @@ bool TorchEngine::locate_memory(std::size_t i, const DLTensor& view, void*& plac
 }
 
 bool TorchEngine::locate_gradient(std::size_t i) {
-  Entry& entry = entries_[i];
+  const std::optional<DLTensor> view = viewer_.view(held_[i].gradient.ptr());
+  return view && entries_[i].layout.matches(*view) && take_gradient(i, *view);
+}
+
+bool TorchEngine::take_gradient(std::size_t i, const DLTensor& view) {
+  const Entry& entry = entries_[i];
   const Held& held = held_[i];
-  const std::optional<DLTensor> view = viewer_.view(held.gradient.ptr());
-  if (!view || !entry.layout.matches(*view)) return false;
-  const std::size_t size = view->size();
-  if (size != 0 && view->data == nullptr) return false;
-  const void* const data = size == 0 ? &nothing : view->address();
+  const std::size_t size = view.size();
+  if (size != 0 && view.data == nullptr) return false;
+  const void* const data = size == 0 ? &nothing : view.address();
   pointers_[i].data = data;
   // is_neg takes long, and contiguous tensors are practically never lazily negated, except the imaginary part of one
   // conjugate number: check gradients of more elements once for each address.
@@ -125,7 +131,7 @@ bool TorchEngine::locate_rows(std::size_t i, const DLTensor& param) {
   const std::optional<DLTensor> elements = viewer_.view(held_[i].values.ptr());
   const Parameter& parameter = core_.parameters()[i];
   if (!rows || !elements || param.ndim == 0 || !param.is_contiguous()) return false;
-  if (!rows->is_int64() || rows->ndim != 2 || rows->shape[0] != 1 || !rows->is_contiguous()) return false;
+  if (!rows->is_integer(64) || rows->ndim != 2 || rows->shape[0] != 1 || !rows->is_contiguous()) return false;
   if (elements->dtype() != parameter.dtype || elements->ndim != param.ndim || !elements->is_contiguous() ||
       elements->shape[0] != rows->shape[1] ||
       !std::equal(param.shape + 1, param.shape + param.ndim, elements->shape + 1)) {
@@ -153,14 +159,14 @@ bool TorchEngine::locate_counts(std::size_t i) {
 
 // Have the core take the arrays of a substitute, which Python has checked.
 void TorchEngine::use_substitute(std::size_t i) {
-  const auto [param, gradient, states, average, scalars] =
+  const auto [param, gradient, states, average, scalars, narrow] =
       held_[i]
           .substitute.cast<std::tuple<py::array, py::object, std::vector<py::array>, std::optional<py::array>,
-                                      py::array_t<double, py::array::c_style>>>();
+                                      py::array_t<double, py::array::c_style>, std::optional<NarrowArrays>>>();
   Entry& entry = entries_[i];
   entry.layout = {};
   entry.gradient = entry.disjoint = nullptr;
-  core_.set_memory(i, describe(param, states, average));
+  core_.set_memory(i, describe(param, states, average, narrow));
   has_moved_ = true;
   entry.is_sparse = PyTuple_CheckExact(gradient.ptr()) != 0;
   if (entry.is_sparse) {
@@ -204,6 +210,26 @@ void TorchEngine::forget() {
   has_moved_ = true;
 }
 
+// Add the memory of a parameter and of its state to ranges_.
+void TorchEngine::add_ranges(std::size_t i) {
+  const Parameter& parameter = core_.parameters()[i];
+  const NarrowStorage& storage = parameter.storage;
+  const auto add = [&](const void* data, std::size_t bytes) {
+    if (data == nullptr || bytes == 0) return;
+    const auto begin = reinterpret_cast<std::uintptr_t>(data);
+    ranges_.push_back({begin, begin + bytes, i});
+  };
+  const auto add_elements = [&](const void* data, Storage stored) {
+    add(data, parameter.size * onepass::bytes_of(parameter.is_narrow ? stored : Storage::plain, parameter.dtype));
+  };
+  add_elements(parameter.operands.param, storage.param);
+  for (std::size_t k = 0; k < onepass::max_states; ++k) add_elements(parameter.operands.state[k], storage.state[k]);
+  add_elements(parameter.operands.average, Storage::plain);
+  if (!parameter.is_narrow) return;
+  for (const float* const scales : storage.scale) add(scales, scales_of(parameter.size) * sizeof(float));
+  add(storage.low, parameter.size * (storage.master_bits == 32 ? 2U : 1U));
+}
+
 // Fill ranges_ with the memory of the parameters of this step.
 void TorchEngine::update_ranges() {
   ranges_.clear();
@@ -211,16 +237,7 @@ void TorchEngine::update_ranges() {
     entries_[i].disjoint = nullptr;
     entries_[i].is_in_ranges = pointers_[i].data != nullptr;
     if (!entries_[i].is_in_ranges) continue;
-    const Parameter& parameter = core_.parameters()[i];
-    const std::size_t bytes = parameter.size * onepass::bytes_of(parameter.dtype);
-    const auto add = [&](const void* data) {
-      if (data == nullptr || bytes == 0) return;
-      const auto begin = reinterpret_cast<std::uintptr_t>(data);
-      ranges_.push_back({begin, begin + bytes, i});
-    };
-    add(parameter.operands.param);
-    for (const void* const state : parameter.operands.state) add(state);
-    add(parameter.operands.average);
+    add_ranges(i);
   }
   std::sort(ranges_.begin(), ranges_.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
   std::vector<const void*> counts;

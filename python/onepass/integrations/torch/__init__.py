@@ -41,12 +41,14 @@ import onepass
 from ... import _checks
 from .. import needed
 from ._backward import step_in_backward
+from ._cast import cast_model
 from ._optimizer import OnePass
 
 with needed("torch"):
     import torch
 
-__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RMSprop", "step_in_backward"]
+__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RMSprop"]
+__all__ += ["cast_model", "step_in_backward"]
 
 
 class _CoreAdam(onepass.Adam):

@@ -9,19 +9,19 @@ import numpy as np
 
 from ... import _checks, _core
 from ..._group import core_options
-from ..._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS
+from ..._options import OPTIMIZER_CHECKS
 from ..._state_dict import core_clip_norm
+from ..._storage import FLOAT8_LIMITS
 from ..._storage import OPTIONS as STORAGE_OPTIONS
 from .. import needed
-from . import _tensors
+from . import _storage, _tensors
 from ._compat import count_changes, exchange, is_distributed, local, rows_and_values, step_dtype
 
 with needed("torch"):
     import torch
 
 # Options that may be missing in groups.
-STORAGE = {name: COMMON_DEFAULTS[name] for name in STORAGE_OPTIONS}  # type: ignore[literal-required]
-DEFAULTS = {"bias_correction": True, "eps_mode": "paper", "clip_value": None, "ema_decay": None}
+DEFAULTS = {"bias_correction": True, "eps_mode": "paper", "clip_value": None, "ema_decay": None, **_storage.DEFAULTS}
 
 _CHANGED = "parameters, gradients or state were changed while the step was prepared: do not change them during a step"
 
@@ -32,8 +32,9 @@ class Engine:
     def __init__(self, optimizer: Any) -> None:
         self.spec = optimizer._kind._spec
         self.state = optimizer.state
-        self.defaults = {**DEFAULTS, **STORAGE, **optimizer._missing}
-        self.own = optimizer._own_defaults().keys()
+        self.defaults = {**DEFAULTS, **optimizer._missing}
+        self.flush_denormals = optimizer.flush_denormals
+        self.own = optimizer._own_defaults().keys() - {"seed"}
         self.param_groups = [*optimizer.param_groups]
         self.tensors = [tuple(group["params"]) for group in self.param_groups]
         self.each = [(g, tensor) for g, tensors in enumerate(self.tensors) for tensor in tensors]
@@ -41,8 +42,13 @@ class Engine:
         self.rules = [self.spec.rule_name(values) for values in self.values]
         self.averaged = [values["ema_decay"] is not None for values in self.values]
         averages = [["ema"] if averaged else [] for averaged in self.averaged]
-        self.states = [[*_core.rules[rule][1], *average] for rule, average in zip(self.rules, averages)]
-        self.scalars = [] if self.spec.name == "SGD" else ["step", *self.spec.scalars]
+        self.moments = [[*_core.rules[rule][1]] for rule in self.rules]
+        self.states = [[*moments, *average] for moments, average in zip(self.moments, averages)]
+        # PyTorch's SGD counts no steps, but random bits depend on the count.
+        counted = self.spec.name != "SGD" or any(
+            values["state_dtype"] is not None or values["master_bits"] != 32 for values in self.values
+        )
+        self.scalars = ["step", *self.spec.scalars] if counted else []
         self.groups = [
             _core.TorchGroup(
                 group, tensors, rule, self._places(values, rule), {"momentum"}, *core_options(self.spec, values)
@@ -54,6 +60,7 @@ class Engine:
             self.groups,
             optimizer.state,
             self.states,
+            [_storage.core_storage(values, moments) for values, moments in zip(self.values, self.moments)],
             self.scalars,
             exchange,
             torch.Tensor,
@@ -65,6 +72,8 @@ class Engine:
         )
         self.core.set_clip_norm(core_clip_norm(optimizer.clip_norm))
         self.core.set_nonfinite(_core.Optimizer._Nonfinite[optimizer.nonfinite])
+        self.seed = optimizer.seed
+        self.core.set_seed(self.seed)
 
     def _read(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of a group, with tensors converted to numbers."""
@@ -72,7 +81,10 @@ class Engine:
         for name in self.own & group.keys():
             self.spec.checks[name](name, group[name])
         options = {name: group[name] if name in group else self.defaults[name] for name in self.spec.checks}
-        return {name: _plain(value, self.spec.checks[name] is _checks.flag) for name, value in options.items()}
+        values = {name: _plain(value, self.spec.checks[name] is _checks.flag) for name, value in options.items()}
+        values["master_bits"] = int(values["master_bits"])
+        _storage.check_group(self.spec, values, self.flush_denormals)
+        return values
 
     def _places(self, values: Mapping[str, Any], rule: str) -> dict[str, list[int]]:
         """Return the indices of each option among the core's numbers: see _core.TorchGroup."""
@@ -80,18 +92,31 @@ class Engine:
         places = {}
         for name, value in values.items():
             parts = ["beta1", "beta2"] if name == "betas" else [name]
-            is_number = not isinstance(value, (bool, str)) and value is not None and name not in {"eps", *self.own}
+            is_checked = name in {"eps", *self.own} or (values["state_dtype"] == "float8" and name in FLOAT8_LIMITS)
+            is_number = not isinstance(value, (bool, str)) and value is not None and not is_checked
             places[name] = [names.index(part) for part in parts] if is_number and parts[0] in names else []
-        return {**places, "capturable": [], "differentiable": []}
+        return {**places, "capturable": [], "differentiable": [], "seed": []}
 
     def renew(self, optimizer: Any) -> bool:
         """Read the groups again. Return False if the core needs a new engine for the groups."""
-        if optimizer.state is not self.state or len(optimizer.param_groups) != len(self.groups):
+        if (
+            optimizer.seed != self.seed
+            or optimizer.state is not self.state
+            or len(optimizer.param_groups) != len(self.groups)
+        ):
             return False
         for g, group in enumerate(optimizer.param_groups):
             if group is not self.param_groups[g] or not _are_same(group["params"], self.tensors[g]):
                 return False
             values = self._read(group)
+            if changed := [name for name in STORAGE_OPTIONS if values[name] != self.values[g][name]]:
+                if any(self.state.get(tensor) for tensor in self.tensors[g]):
+                    kept, new = self.values[g][changed[0]], values[changed[0]]
+                    raise ValueError(
+                        f"{changed[0]} is fixed once there is state: expected {kept!r}, got {new!r} (create another "
+                        "optimizer and load the state dict)"
+                    )
+                return False
             if self.spec.rule_name(values) != self.rules[g] or (values["ema_decay"] is not None) != self.averaged[g]:
                 return False
             self.values[g] = values
@@ -149,13 +174,14 @@ class Engine:
     def _initialize(self, optimizer: Any, new: dict[torch.Tensor, list[str]], only: int | None) -> None:
         """Create missing state. Fill new with the tensors without state, and the names of their new state."""
         for i, (g, tensor) in enumerate(self.each):
-            names, label = self.states[g], self.labels[i]
-            if only not in (None, i):
+            label, options, arrays = self.labels[i], self.values[g], self.moments[g]
+            if only not in (None, i) or tensor.grad is None:
                 continue
-            if tensor.grad is None or not (names or self.scalars) or tensor in new:
+            _storage.check_tensor(label, options, tensor)
+            dtypes = _storage.state_dtypes(options, tensor, arrays)
+            if not (dtypes or self.scalars) or tensor in new:
                 continue
             state = optimizer.state.get(tensor, {})
-            arrays = [name for name in names if name != "ema"]
             begun = [name for name in arrays if state.get(name) is not None]
             if not begun:
                 _tensors.check_steppable(label, local(tensor))
@@ -165,14 +191,16 @@ class Engine:
             made = {}
             for name in self.scalars:
                 if not isinstance(state.get(name), torch.Tensor):
-                    initial = 0.0 if name == "step" else 1.0
+                    was_counted = name != "step" or (self.spec.name == "SGD" and begun)
+                    initial = 1.0 if was_counted else 0.0
                     made[name] = torch.tensor(float(state.get(name, initial)), dtype=step_dtype())
-            for name in arrays if not begun else []:
-                made[name] = _tensors.zeros_like(tensor)
-                if self.spec.initial:
-                    made[name].fill_(self.spec.initial_value(self.values[g]))
-            if "ema" in names and state.get("ema") is None:
-                made["ema"] = _tensors.zeros_like(tensor).copy_(tensor)
+            for name, dtype in dtypes.items():
+                if state.get(name) is None and not (begun and name not in {"ema", "param_low"}):
+                    made[name] = _tensors.zeros_like(tensor, dtype)
+            for name in arrays if self.spec.initial and not begun else []:
+                _fill(name, self.spec.initial_value(options), made)
+            if "ema" in made:
+                made["ema"].copy_(tensor)
             if not begun:
                 new[tensor] = [*made]
             optimizer.state[tensor].update(made)
@@ -193,19 +221,40 @@ class Engine:
                 )
             # SGD counts no steps, and its first step copies the gradient into the momentum.
             counted = not self.scalars and tensor in new and bool(self.states[g])
-            if not everything and exchange is not None and not counted and _tensors.is_plain(tensor, tensor.grad):
+            if not everything and exchange is not None and not counted and self._is_plain(g, tensor):
                 result.append(None)
                 continue
             if tensor not in made or counted:  # as in PyTorch, a tensor that occurs twice has two first steps
                 state = optimizer.state.get(tensor, {})
                 if not all(name in state for name in (*self.states[g], *self.scalars)):
                     raise RuntimeError(_CHANGED)  # by another thread
-                states = [state[name] for name in self.states[g] if name != "ema"]
+                states = [state[name] for name in self.moments[g]]
                 average = state["ema"] if self.averaged[g] else None
                 scalars = [state[name] for name in self.scalars]
-                made[tensor] = _tensors.substitute(self.labels[i], tensor, states, average, scalars, tensor in new)
+                label, options = self.labels[i], self.values[g]
+                narrow = _storage.narrow_tensors(label, options, tensor, state, self.moments[g])
+                made[tensor] = _tensors.substitute(label, tensor, states, average, scalars, tensor in new, narrow)
             result.append(made[tensor])
         return result
+
+    def _is_plain(self, g: int, tensor: torch.Tensor) -> bool:
+        """Return True if the core may be able to read a parameter and its gradient in place."""
+        return _tensors.is_plain(tensor, tensor.grad, _storage.is_narrow(self.values[g], tensor))
+
+
+def _fill(name: str, value: float, state: Mapping[str, torch.Tensor]) -> None:
+    """Fill a moment with a value."""
+    if state[name].dtype in _storage.DTYPES.values():
+        _storage.encode_into(name, torch.full_like(state[name], value, dtype=torch.float32), state)
+    else:
+        state[name].fill_(value)
+
+
+def group_options(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a group that decide on its storage, with numbers in place of tensors."""
+    names = {*STORAGE_OPTIONS, "ema_decay", "amsgrad", "centered", "eps", *FLOAT8_LIMITS}
+    values = {name: _plain(group[name], False) for name in names & group.keys()}
+    return {**DEFAULTS, **values, "master_bits": int(values.get("master_bits", 32))}
 
 
 def refuse(group: Mapping[str, Any]) -> None:
@@ -214,10 +263,8 @@ def refuse(group: Mapping[str, Any]) -> None:
     for name, reason in reasons.items():
         if group.get(name):
             raise ValueError(f"{name}=True is not possible: {reason}; leave it out")
-    if whole := [name for name in OPTIMIZER_CHECKS if name in group]:
+    if whole := [name for name in OPTIMIZER_CHECKS if name in group and name != "seed"]:
         raise ValueError(f"{whole[0]} applies to the whole optimizer, not to a group: pass it to the constructor")
-    if narrow := [name for name in STORAGE_OPTIONS if name in group]:
-        raise ValueError(f"{narrow[0]} is not available for PyTorch's tensors yet: leave it out")
     if functions := [name for name in ("lr", "ema_decay") if callable(group.get(name))]:
         raise TypeError(f"{functions[0]}: expected a number, got a function (use a scheduler of torch.optim)")
 

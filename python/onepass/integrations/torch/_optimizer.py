@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from threading import RLock
 from typing import Any, ClassVar
 
+from ... import _core
 from ..._optimizer import Optimizer as CoreOptimizer
 from ..._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS
+from ..._storage import OPTIONS as STORAGE_OPTIONS
 from .. import needed
+from . import _storage
 from ._compat import global_post_hooks, global_pre_hooks, leave_uncompiled, profiler_enabled
-from ._engine import DEFAULTS, Engine, refuse
+from ._engine import DEFAULTS, Engine, group_options, refuse
 
 with needed("torch"):
     import torch
@@ -48,7 +52,7 @@ class OnePass(torch.optim.Optimizer):
 
     def __init__(self, params: Any, *args: Any, **options: Any) -> None:
         """Take PyTorch's arguments and onepass's options. See the class."""
-        checks = self._kind._spec.checks
+        checks = self._own_checks()
         refuse({"lr": args[0] if args else options.get("lr")})
         self._own = {name: checks[name](name, options.pop(name)) for name in self._own_defaults() if name in options}
         self._whole = {
@@ -59,14 +63,24 @@ class OnePass(torch.optim.Optimizer):
         super().__init__(params, *args, **options)
         self.defaults.update(self._own)
         leave_uncompiled()
+        _storage.check_master_bits(self._own, (param for group in self.param_groups for param in group["params"]))
         for group in self.param_groups:
             refuse(group)
+            for param in group["params"]:  # PyTorch's Adagrad makes its state here, in the parameter's dtype
+                if _storage.is_narrow(group_options(group), param):
+                    self.state.pop(param, None)
 
     @classmethod
     def _own_defaults(cls) -> dict[str, Any]:
         """Return the defaults of the group options that only onepass has."""
         checks = cls._kind._spec.checks
-        return {name: default for name, default in DEFAULTS.items() if name in checks and name not in cls._missing}
+        own = {name: default for name, default in DEFAULTS.items() if name in checks and name not in cls._missing}
+        return {**own, "seed": COMMON_DEFAULTS["seed"]}
+
+    @classmethod
+    def _own_checks(cls) -> dict[str, Any]:
+        """Return the checks of the group options."""
+        return {**cls._kind._spec.checks, "seed": OPTIMIZER_CHECKS["seed"]}
 
     # ---- Steps ----
 
@@ -164,6 +178,20 @@ class OnePass(torch.optim.Optimizer):
         """True if subnormal numbers count as zero while stepping."""
         return self._whole["flush_denormals"]  # type: ignore[no-any-return]
 
+    @property
+    def seed(self) -> int:
+        """The seed of stochastic rounding. All groups share it, so that state dicts hold it."""
+        seeds = {group["seed"] for group in self.param_groups if "seed" in group}
+        if len(seeds) > 1:
+            raise ValueError(f"seed: expected one for all groups, got {sorted(seeds)} (set optimizer.seed)")
+        return OPTIMIZER_CHECKS["seed"]("seed", *seeds or {COMMON_DEFAULTS["seed"]})  # type: ignore[no-any-return]
+
+    @seed.setter
+    def seed(self, value: int) -> None:
+        checked = OPTIMIZER_CHECKS["seed"]("seed", value)
+        for group in self.param_groups:
+            group["seed"] = checked
+
     def _set_whole(self, name: str, value: Any) -> None:
         checked = OPTIMIZER_CHECKS[name](name, value)
         if self._in_backward is not None and checked != _whole_defaults()[name]:
@@ -236,6 +264,7 @@ class OnePass(torch.optim.Optimizer):
             )
         super().add_param_group(param_group)
         group = self.param_groups[-1]
+        checks = self._own_checks()
         try:
             refuse(group)
             own = [*self._own_defaults(), *OPTIMIZER_CHECKS]
@@ -244,32 +273,81 @@ class OnePass(torch.optim.Optimizer):
                     raise TypeError(f"unexpected option {name!r} of a group: did you mean {close[0]!r}?")
             for name in self._own_defaults():
                 if name in group:
-                    self._kind._spec.checks[name](name, group[name])
+                    checks[name](name, group[name])
                 elif name in self._own:
                     group[name] = self._own[name]
+            self._check_storage(group, self._whole["flush_denormals"])
+            if "master_bits" in param_group:
+                _storage.check_master_bits(param_group, group["params"])
+            if group.keys() & {*STORAGE_OPTIONS}:
+                group.setdefault("seed", self.seed)
+            self.seed  # noqa: B018 refuses a group with another
         except BaseException:
             del self.param_groups[-1]
             raise
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict of this class or of PyTorch's class. Missing options of onepass keep their values."""
+        """Load a state dict of this class or of PyTorch's class. Missing options of onepass keep their values.
+
+        The options of storage stay as they are: state in another storage is converted.
+        """
         own = [{name: group[name] for name in self._own_defaults() if name in group} for group in self.param_groups]
-        super().load_state_dict(state_dict)
+        handle = self.register_load_state_dict_pre_hook(OnePass._with_own_storage)  # after the hooks of the user
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        seeds = [group["seed"] for group in self.param_groups if "seed" in group]
         for group, options in zip(self.param_groups, own):
             for name, value in options.items():
-                group.setdefault(name, value)
+                group.setdefault(name, seeds[0] if name == "seed" and seeds else value)
+
+    def _with_own_storage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Return a state dict with this optimizer's options of storage, and with state converted to them."""
+        spec, groups, state = self._kind._spec, [], dict(state_dict["state"])
+        for group, saved in zip(self.param_groups, state_dict["param_groups"]):
+            options = group_options(group)
+            rule = spec.rule_name({**DEFAULTS, **self._missing, **group, **saved})
+            for param, index in zip(group["params"], saved["params"]):
+                label, moments = f"parameter {index}", [*_core.rules[rule][1]]
+                if (loaded := _storage.loaded(label, options, param, moments, state.get(index))) is not None:
+                    state[index] = loaded
+            kept = {name: value for name, value in saved.items() if name not in STORAGE_OPTIONS}
+            groups.append({**kept, **{name: group[name] for name in STORAGE_OPTIONS if name in group}})
+        return {**state_dict, "state": state, "param_groups": [*groups, *state_dict["param_groups"][len(groups) :]]}
+
+    def decoded_state_dict(self) -> dict[str, Any]:
+        """Return a state dict in the layout of torch.optim: a copy, with float32 tensors in place of narrow ones."""
+        result = self.state_dict()
+        own = {*STORAGE_OPTIONS, "seed"}
+        groups = [{name: value for name, value in group.items() if name not in own} for group in result["param_groups"]]
+        state = {index: _storage.decoded_state(state) for index, state in result["state"].items()}
+        return {**result, "state": state, "param_groups": groups}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_own": self._own, "_whole": self._whole}
+        result = {**super().__getstate__(), "_own": self._own, "_whole": self._whole}
+        state = {param: _storage.with_codes_as(torch.uint8, state) for param, state in result["state"].items()}
+        return {**result, "state": defaultdict(dict, state)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        whole = state.get("_whole", self.__dict__.get("_whole", {}))
         for group in state["param_groups"]:
             refuse(group)
+            self._check_storage(group, whole.get("flush_denormals", True))
+        for tensor, of_tensor in state["state"].items():
+            if isinstance(of_tensor, _storage.Loaded):
+                state["state"][tensor] = of_tensor.state
+            elif isinstance(of_tensor, dict) and any(f"{name}_scale" in of_tensor for name in of_tensor):
+                state["state"][tensor] = _storage.with_codes_as(torch.float8_e4m3fn, of_tensor)
         super().__setstate__(state)
         self._slow_lock = RLock()
         self.__dict__.setdefault("_own", {})  # missing in pickles of earlier versions
         self.__dict__.setdefault("_whole", _whole_defaults())
         self._forget()
+
+    def _check_storage(self, group: dict[str, Any], flush_denormals: bool) -> None:
+        """Refuse options of a group that narrow state cannot serve."""
+        _storage.check_group(self._kind._spec, group_options(group), flush_denormals)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -282,4 +360,4 @@ class OnePass(torch.optim.Optimizer):
 
 def _whole_defaults() -> dict[str, Any]:
     defaults: Mapping[str, Any] = COMMON_DEFAULTS
-    return {name: defaults[name] for name in OPTIMIZER_CHECKS}
+    return {name: defaults[name] for name in OPTIMIZER_CHECKS if name != "seed"}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ... import _core
-from ..._allocate import all_zeros_like, state_folder
+from ..._allocate import all_zeros, state_folder
 from ..._types import Array
 from .. import needed
 from ._compat import is_distributed, local, local_gradient, rows_and_values
@@ -16,13 +16,23 @@ from ._compat import is_distributed, local, local_gradient, rows_and_values
 with needed("torch"):
     import torch
 
+# The dtypes of arrays with the memory of a tensor.
+ARRAY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+    torch.bfloat16: np.dtype(np.uint16),
+    torch.float8_e4m3fn: np.dtype(np.uint8),
+    torch.int16: np.dtype(np.int16),
+    torch.int8: np.dtype(np.int8),
+}
+
 
 def check_steppable(label: str, tensor: torch.Tensor) -> None:
     """Refuse a tensor with a gradient that onepass cannot step."""
     if tensor.device.type != "cpu":
         raise ValueError(f"{label} is on {tensor.device}: expected a CPU tensor (use torch.optim for other devices)")
-    if tensor.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{label}: expected dtype float32 or float64, got {tensor.dtype}: use model.float()")
+    if tensor.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        raise TypeError(f"{label}: expected dtype float32, float64 or bfloat16, got {tensor.dtype}: use model.float()")
     if tensor.layout != torch.strided:
         raise ValueError(f"{label}: expected a dense tensor, got layout {tensor.layout}")
     if not has_memory(tensor):
@@ -52,37 +62,56 @@ def is_dense(tensor: torch.Tensor) -> bool:
     return tensor.permute(order).is_contiguous() and not tensor.is_neg()
 
 
-def is_plain(tensor: torch.Tensor, gradient: torch.Tensor) -> bool:
+def is_plain(tensor: torch.Tensor, gradient: torch.Tensor, narrow: bool) -> bool:
     """Return True if the engine may be able to read a tensor and its gradient in place."""
+    widened = (torch.float32, torch.float16, torch.bfloat16) if narrow else ()
     return (
         not is_distributed(tensor)
         and gradient.layout == torch.strided
-        and gradient.dtype == tensor.dtype
+        and (gradient.dtype == tensor.dtype or gradient.dtype in widened)
         and gradient.device == tensor.device
         and gradient.stride() == tensor.stride()
     )
 
 
-def zeros_like(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor of zeros like a parameter, in memory or in files: see `onepass.state_dir`."""
-    if is_distributed(tensor) or not is_dense(tensor):
-        return torch.zeros_like(tensor, memory_format=torch.preserve_format)
-    dtype = np.float64 if tensor.dtype == torch.float64 else np.float32
-    flat = _as_array(tensor, flat=True) if tensor.numel() else np.empty(0, dtype)
-    zeros = torch.from_numpy(all_zeros_like([flat], state_folder())[0])
-    return zeros.as_strided(tensor.size(), tensor.stride())
+def zeros_like(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """Return a tensor of zeros like a parameter, in memory or in files: see `onepass.state_dir`.
+
+    None instead of a dtype: a float32 tensor with one element for each scale of float8 numbers.
+    """
+    if dtype is not None and (is_distributed(tensor) or not is_dense(tensor)):
+        return torch.zeros_like(tensor, dtype=dtype, memory_format=torch.preserve_format)
+    own = ARRAY_DTYPES[tensor.dtype]
+    flat = as_array(tensor, flat=True) if tensor.numel() else np.empty(0, own)
+    (zeros,) = all_zeros([(flat, None if dtype is None else ARRAY_DTYPES[dtype])], state_folder())
+    if dtype is None:
+        return torch.from_numpy(zeros)
+    return torch.from_numpy(zeros).view(dtype).as_strided(tensor.size(), tensor.stride())
 
 
-def _as_array(tensor: torch.Tensor, flat: bool) -> Array:
-    """Return a dense tensor's memory as an array.
+def as_array(tensor: torch.Tensor, flat: bool) -> Array:
+    """Return a dense tensor's memory as an array, with the bits of bfloat16 and float8 numbers as integers.
 
     ``numpy()`` would do the same, but would make the tensor permanently non-resizable.
     """
-    dtype = np.dtype(np.float64 if tensor.dtype == torch.float64 else np.float32)
+    dtype = ARRAY_DTYPES[tensor.dtype]
     shape, strides = ((tensor.numel(),), (1,)) if flat else (tensor.shape, tensor.stride())
     # A separate tensor keeps the memory alive: arrays hide the objects that they refer to from the garbage collector.
     owner = tensor.detach()
     return _core.array_at(owner.data_ptr(), dtype, [*shape], [n * dtype.itemsize for n in strides], owner)
+
+
+@dataclass
+class Narrow:
+    """Storage of a parameter in fewer bits. The lists have an item for each moment."""
+
+    dtypes: list[torch.dtype]
+    scales: list[torch.Tensor | None]
+    divisors: list[bool]
+    low: torch.Tensor | None
+    low_dtype: torch.dtype | None
+    master_bits: int
+    stochastic: bool
 
 
 @dataclass
@@ -101,6 +130,7 @@ def substitute(
     average: torch.Tensor | None,
     scalars: list[torch.Tensor],
     first: bool,
+    narrow: Narrow | None,
 ) -> Substitute:
     """Return arrays for a parameter, its gradient and its state, all with the same layout.
 
@@ -122,32 +152,58 @@ def substitute(
     elif not is_dense(own):
         own = copied(own, torch.empty_like(own))
     plain = own.is_contiguous()
-    arrays = []
-    for state in map(local, [*states, *([] if average is None else [average])]):
-        if state.shape != own.shape or state.dtype != own.dtype or state.device != own.device:
+
+    def array_of(state: torch.Tensor, dtype: torch.dtype) -> Array:
+        if state.shape != own.shape or state.dtype != dtype or state.device != own.device:
             found = f"{[*state.shape]}, {state.dtype} on {state.device}"
-            raise ValueError(f"the state of {label}: expected {[*own.shape]}, {own.dtype} on {own.device}, got {found}")
+            hint = "" if narrow is None else " (options of storage are fixed: load a state dict to convert the state)"
+            raise ValueError(
+                f"the state of {label}: expected {[*own.shape]}, {dtype} on {own.device}, got {found}{hint}"
+            )
         if not has_memory(state):
             raise ValueError(f"the state of {label} has no memory: expected ordinary tensors")
         check_expanded(f"the state of {label}", state)
         same = state.stride() == own.stride() and not state.is_neg()
-        arrays.append(_as_array(state if same else copied(state, torch.empty_like(own)), not plain))
-    param = _as_array(own, not plain)
+        if not same and dtype == torch.float8_e4m3fn:  # groups of elements that share a scale lie side by side
+            raise ValueError(
+                f"the state of {label}: expected the strides {own.stride()}, got {state.stride()} (load a state dict "
+                "to convert the state)"
+            )
+        return as_array(state if same else copied(state, torch.empty_like(own, dtype=dtype)), not plain)
+
+    wide = torch.float32 if narrow else own.dtype
+    dtypes = narrow.dtypes if narrow else [own.dtype] * len(states)
+    arrays = [array_of(local(state), dtype) for state, dtype in zip(states, dtypes)]
+    average_array = None if average is None else array_of(local(average), wide)
+    param = as_array(own, not plain)
     counts = np.array([float(scalar) for scalar in scalars] or [float(not first)], np.float64)
     if scalars:
         copies += zip(scalars, torch.from_numpy(counts).unbind())
-    average_array = None if average is None else arrays.pop()
-    values = _dense_gradient(label, own, gradient, plain) if sparse is None else _rows(label, own, *sparse)
-    return Substitute((param, values, arrays, average_array, counts), copies, average)
+    values = _dense_gradient(label, own, gradient, wide) if sparse is None else _rows(label, own, *sparse)
+    stored = None
+    if narrow is not None:
+        low = None if narrow.low is None or narrow.low_dtype is None else array_of(narrow.low, narrow.low_dtype)
+        scales = [None if one is None else _scales(label, own, one) for one in narrow.scales]
+        stored = _core.NarrowArrays(scales, narrow.divisors, low, narrow.master_bits, narrow.stochastic)
+    return Substitute((param, values, arrays, average_array, counts, stored), copies, average)
 
 
-def _dense_gradient(label: str, own: torch.Tensor, gradient: torch.Tensor, plain: bool) -> Array:
-    """Return a gradient as an array with the parameter's layout."""
+def _scales(label: str, own: torch.Tensor, scales: torch.Tensor) -> Array:
+    """Return the scales of float8 state as an array."""
+    count = -(-own.numel() // _core.scale_group)
+    if scales.shape != (count,) or scales.dtype != torch.float32 or not scales.is_contiguous():
+        found = f"{[*scales.shape]}, {scales.dtype}"
+        raise ValueError(f"the scales of the state of {label}: expected [{count}], torch.float32, got {found}")
+    return as_array(scales, flat=True)
+
+
+def _dense_gradient(label: str, own: torch.Tensor, gradient: torch.Tensor, dtype: torch.dtype) -> Array:
+    """Return a gradient as an array with the parameter's layout, in the dtype of the arithmetic."""
     if gradient.layout != torch.strided:
         gradient = gradient.to_dense()
     if not has_memory(gradient) and not gradient._is_zerotensor():
         raise ValueError(f"the gradient of {label} has no memory: expected an ordinary tensor")
-    return _as_array(torch.empty_like(own).copy_(gradient), not plain)
+    return as_array(torch.empty_like(own, dtype=dtype).copy_(gradient), not own.is_contiguous())
 
 
 def _rows(label: str, own: torch.Tensor, indices: torch.Tensor, values: torch.Tensor) -> tuple[Array, Array]:
@@ -158,7 +214,7 @@ def _rows(label: str, own: torch.Tensor, indices: torch.Tensor, values: torch.Te
     values = values.to(own.dtype).contiguous()
     if not indices.numel():
         return np.empty(0, np.int64), np.empty(0, np.float32)
-    array = _as_array(values, flat=False)
+    array = as_array(values, flat=False)
     rows, sums = _core.sum_rows(indices[0].contiguous().numpy(), array)
     if rows[0] < 0 or rows[-1] >= own.shape[0]:
         last = own.shape[0] - 1

@@ -1,0 +1,236 @@
+"""Storage of state and of bfloat16 parameters in fewer bits, in tensors of PyTorch's own dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ... import _core
+from ..._options import COMMON_DEFAULTS
+from ..._storage import NARROW_FROM, OPTIONS, SIGNED, check_options
+from .. import needed
+from . import _tensors
+from ._compat import is_distributed
+
+with needed("torch"):
+    import torch
+
+DEFAULTS: dict[str, Any] = {name: COMMON_DEFAULTS[name] for name in OPTIONS}  # type: ignore[literal-required]
+DTYPES = {"bfloat16": torch.bfloat16, "float8": torch.float8_e4m3fn}  # of the moments, by state_dtype
+LOW_DTYPES = {32: torch.int16, 24: torch.int8}  # of the lower part of bfloat16 parameters, by master_bits
+
+
+def is_narrow(options: Mapping[str, Any], tensor: torch.Tensor) -> bool:
+    """Return True if tensors of a parameter may be narrower than float32."""
+    return tensor.dtype == torch.bfloat16 or options["state_dtype"] is not None
+
+
+def value_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """Return the dtype of the arithmetic with a parameter."""
+    return torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype
+
+
+def moment_dtype(options: Mapping[str, Any], tensor: torch.Tensor) -> torch.dtype:
+    """Return the dtype of a parameter's moments."""
+    narrow = options["state_dtype"] is not None and tensor.numel() >= NARROW_FROM
+    return DTYPES[options["state_dtype"]] if narrow else value_dtype(tensor)
+
+
+def state_dtypes(
+    options: Mapping[str, Any], tensor: torch.Tensor, moments: Iterable[str]
+) -> dict[str, torch.dtype | None]:
+    """Return the dtype of each tensor of a parameter's state; None: a tensor of scales."""
+    stored = moment_dtype(options, tensor)
+    dtypes: dict[str, torch.dtype | None] = {}
+    for name in moments:
+        dtypes[name] = stored
+        if stored == torch.float8_e4m3fn:
+            dtypes[f"{name}_scale"] = None
+    if tensor.dtype == torch.bfloat16 and options["master_bits"] in LOW_DTYPES:
+        dtypes["param_low"] = LOW_DTYPES[options["master_bits"]]
+    if options["ema_decay"] is not None:
+        dtypes["ema"] = value_dtype(tensor)
+    return dtypes
+
+
+# ---- What the core needs to know ----
+
+
+def core_storage(options: Mapping[str, Any], moments: list[str]) -> _core.TorchStorage:
+    """Return the storage of a group as the core's engine takes it."""
+    return _core.TorchStorage(
+        options["state_dtype"] or "",
+        NARROW_FROM,
+        [f"{name}_scale" for name in moments],
+        [name not in SIGNED for name in moments],
+        "param_low",
+        options["master_bits"],
+        options["rounding"] == "stochastic",
+    )
+
+
+def narrow_tensors(
+    label: str, options: Mapping[str, Any], tensor: torch.Tensor, state: Mapping[str, Any], moments: list[str]
+) -> _tensors.Narrow | None:
+    """Return the tensors of a parameter that only narrow storage has, or None if all are of the parameter's dtype."""
+    if tensor.dtype != torch.bfloat16 and moment_dtype(options, tensor) == tensor.dtype:
+        return None
+    dtypes = state_dtypes(options, tensor, moments)
+    if missing := [name for name in dtypes if state.get(name) is None]:
+        raise KeyError(f"the state of {label} has no tensor {missing[0]!r} (was it created with other options?)")
+    return _tensors.Narrow(
+        [dtypes[name] for name in moments],
+        [state.get(f"{name}_scale") if f"{name}_scale" in dtypes else None for name in moments],
+        [name not in SIGNED for name in moments],
+        state["param_low"] if "param_low" in dtypes else None,
+        dtypes.get("param_low"),
+        options["master_bits"],
+        options["rounding"] == "stochastic",
+    )
+
+
+# ---- Refusals ----
+
+
+def check_group(spec: Any, options: Mapping[str, Any], flush_denormals: bool) -> None:
+    """Refuse options of a group that narrow state cannot serve."""
+    if options["state_dtype"] is None:
+        return
+    check_options(spec, options)
+    if not flush_denormals:
+        raise ValueError(f"state_dtype={options['state_dtype']!r} needs flush_denormals=True: use state_dtype=None")
+
+
+def check_master_bits(options: Mapping[str, Any], tensors: Iterable[torch.Tensor]) -> None:
+    """Refuse master_bits without a bfloat16 parameter."""
+    bits = options.get("master_bits", 32)
+    if bits != 32 and torch.bfloat16 not in (dtypes := [tensor.dtype for tensor in tensors]):
+        found = str(dtypes[0]).removeprefix("torch.") if dtypes else "none"
+        raise ValueError(f"master_bits={bits} needs bfloat16 parameters, got {found}: leave it out")
+
+
+def check_tensor(label: str, options: Mapping[str, Any], tensor: torch.Tensor) -> None:
+    """Refuse a parameter with a gradient that the options of its group do not suit."""
+    state_dtype = options["state_dtype"]
+    if state_dtype is not None and tensor.dtype == torch.float64:
+        raise ValueError(f"{label}: state_dtype={state_dtype!r} needs float32 or bfloat16 parameters, got float64")
+    if not is_narrow(options, tensor):
+        return
+    if is_distributed(tensor):
+        raise ValueError(f"{label} is a DTensor: expected float32 or float64 with state_dtype=None, got {tensor.dtype}")
+    if tensor.grad is not None and tensor.grad.layout != torch.strided:
+        raise ValueError(
+            f"the gradient of {label}: expected a dense gradient for bfloat16 parameters and for state in fewer bits, "
+            f"got layout {tensor.grad.layout} (use float32 parameters and state_dtype=None)"
+        )
+
+
+# ---- Conversions ----
+
+
+def decoded(stored: torch.Tensor, scales: torch.Tensor | None = None) -> torch.Tensor:
+    """Return a copy of a moment in float32, or in its own dtype if it is not narrow."""
+    if scales is None or not stored.numel():
+        narrow = stored.dtype in DTYPES.values()
+        return stored.to(torch.float32 if narrow else stored.dtype, copy=True)
+    if not _tensors.is_dense(stored) or scales.shape != (scale_count(stored),):
+        raise ValueError(f"float8 state: expected {scale_count(stored)} scales, got shape {[*scales.shape]}")
+    values = _core.decode(_tensors.as_array(stored, True), scales.detach().contiguous().numpy())
+    return torch.from_numpy(values).as_strided(stored.size(), stored.stride())
+
+
+def scale_count(tensor: torch.Tensor) -> int:
+    """Return the number of scales of float8 state with this tensor's size."""
+    return int(-(-tensor.numel() // _core.scale_group))
+
+
+def encode_into(name: str, values: torch.Tensor, state: Mapping[str, Any]) -> None:
+    """Encode float32 numbers to nearest into the tensors of a moment with the same layout."""
+    if values.numel():
+        scales = state.get(f"{name}_scale")
+        codes = _tensors.as_array(state[name], True)
+        _core.encode(
+            _tensors.as_array(values, True), name not in SIGNED, codes, None if scales is None else scales.numpy()
+        )
+
+
+def decoded_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a parameter's state as torch.optim has it, with copies of all tensors."""
+    scales = {f"{name}_scale" for name in state}
+    result = {}
+    for name, value in state.items():
+        if name in scales or name == "param_low":
+            continue
+        result[name] = decoded(value, state.get(f"{name}_scale")) if isinstance(value, torch.Tensor) else value
+    return result
+
+
+def with_codes_as(dtype: torch.dtype, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return state with its float8 codes as uint8, or the reverse: pickle cannot read tensors of float8."""
+    return {name: value.view(dtype) if f"{name}_scale" in state else value for name, value in state.items()}
+
+
+@dataclass
+class Loaded:
+    """State of a parameter in its final storage. PyTorch would cast tensors that are not wrapped in an object."""
+
+    state: dict[str, Any]
+
+
+def loaded(
+    label: str, options: Mapping[str, Any], tensor: torch.Tensor, moments: list[str], saved: Any
+) -> Loaded | None:
+    """Return saved state in the storage of a parameter, or None if PyTorch's own loading does the same."""
+    if not isinstance(saved, Mapping) or tensor.device.type != "cpu" or is_distributed(tensor):
+        return None
+    is_saved_narrow = "param_low" in saved or any(f"{name}_scale" in saved for name in moments)
+    if not is_narrow(options, tensor) and not is_saved_narrow:
+        return None
+    if "state1" in saved and moments and moments[0] not in saved:
+        raise ValueError(
+            f"the state of {label}: expected {moments[0]!r}, got {', '.join(map(repr, saved))} (state of bitsandbytes? "
+            "decode it into float32 tensors with the names of torch.optim)"
+        )
+    result = dict(saved)
+    for name in moments:
+        value, scales = result.get(name), result.pop(f"{name}_scale", None)
+        if isinstance(value, torch.Tensor):
+            result |= _stored(label, name, value, scales, tensor, moment_dtype(options, tensor))
+    low = result.pop("param_low", None)
+    if (dtype := state_dtypes(options, tensor, ()).get("param_low")) is not None:
+        result["param_low"] = _tensors.zeros_like(tensor, dtype) if low is None else _low_part(low, dtype)
+    if isinstance(result.get("ema"), torch.Tensor):
+        result["ema"] = result["ema"].to(value_dtype(tensor))
+    return Loaded(result)
+
+
+def _stored(
+    label: str, name: str, value: torch.Tensor, scales: torch.Tensor | None, tensor: torch.Tensor, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of a moment in another storage; those given, if nothing is to be converted."""
+    if value.shape != tensor.shape:
+        raise ValueError(f"the state of {label}: expected {name!r} of shape {[*tensor.shape]}, got {[*value.shape]}")
+    made = torch.empty_like(tensor, dtype=dtype)
+    if dtype == torch.float8_e4m3fn:
+        if value.dtype == dtype and scales is not None and value.stride() == made.stride():
+            return {name: value, f"{name}_scale": scales}
+    elif value.dtype == dtype:
+        return {name: value}
+    values = torch.empty_like(tensor, dtype=torch.float32).copy_(decoded(value, scales))
+    if dtype not in DTYPES.values():
+        return {name: values.to(dtype)}
+    result = {name: made}
+    if dtype == torch.float8_e4m3fn:
+        result[f"{name}_scale"] = torch.zeros(scale_count(made))
+    encode_into(name, values, result)
+    return result
+
+
+def _low_part(low: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the lower part of bfloat16 parameters for other master_bits."""
+    if low.dtype == dtype:
+        return low
+    if dtype == torch.int16:
+        return low.to(dtype) << 8
+    return ((low.to(torch.int32) + 0x80) >> 8).clamp(max=127).to(dtype)
