@@ -95,7 +95,7 @@ lint: install $(call installed,lint)
 	$(venv)/bin/check-jsonschema --builtin-schema vendor.github-workflows $(workflows)
 	$(venv)/bin/check-jsonschema --builtin-schema custom.github-workflows-require-timeout $(workflows)
 	$(venv)/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
-	$(venv)/bin/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
+	$(venv)/bin/check-jsonschema --builtin-schema vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
 	$(venv)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(venv)/bin/zizmor -q --offline .github
 	$(python) -m tools.platforms

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import onepass
-from onepass import _storage
+import onepass._reference
+from onepass import _core, _storage
 from support import hostile, ones, ordinary, small
 
 NUMBERS = {"ordinary": ordinary, "hostile": hostile, "small": small}  # functions that draw arrays
@@ -46,7 +48,7 @@ VALUES: dict[str, list[Any]] = {
     "lr": [0.01, shrinking],
     "betas": [(0.9, 0.999), (0.5, 0.25), (0.0, 0.0)],
     "eps": [1e-8, 0.1, 0.0],
-    "weight_decay": [0.0, 0.02],
+    "weight_decay": [0.0, 0.02, 0.3],
     "amsgrad": [False, True],
     "bias_correction": [True, False],
     "eps_mode": ["paper", "hat"],
@@ -72,7 +74,16 @@ TOGETHER: dict[frozenset[str], tuple[str, list[dict[str, Any]]]] = {
             {"momentum": 0.9},
             {"momentum": 0.9, "dampening": 0.9},
         ],
-    )
+    ),
+    frozenset({"weight_decay", "decoupled_weight_decay"}): (
+        "weight_decay",
+        [
+            {"weight_decay": 0.0},
+            {"weight_decay": 0.02},
+            {"weight_decay": 0.3},
+            {"weight_decay": 0.3, "decoupled_weight_decay": True},
+        ],
+    ),
 }
 
 
@@ -88,9 +99,24 @@ def all_set(kind: str, *without: str) -> dict[str, Any]:
     """Return one choice of options that has every buffer and takes every line; as ``lr`` the default."""
     options: dict[str, Any] = {}
     for name, values in values_of(kind).items():
-        if name not in {"lr", "maximize", "bias_correction", *without}:
+        if name not in {"lr", "maximize", "bias_correction", "eps_mode", *without}:
             options |= values[1] if isinstance(values[1], dict) else {name: values[1]}
     return options
+
+
+def rules(*without: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return for each rule of the core a class and options that choose it, all others as in `all_set`."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for kind, cls in CLASSES.items():
+        switches = [name for name in ("amsgrad", "centered", "momentum") if name in cls._spec.checks]
+        for on in itertools.product([True, False], repeat=len(switches)):
+            options = all_set(kind, *without)
+            off = [name for name, is_on in zip(switches, on) if not is_on]
+            options = {name: value for name, value in options.items() if name not in {*off, "nesterov" if off else ""}}
+            rule = cls._spec.rule_name({**onepass._reference.defaults(kind), **options})
+            found.setdefault(rule, (kind, options))
+    assert found.keys() == _core.rules.keys()
+    return found
 
 
 def one_by_one(kind: str, *without: str) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ F = np.float32
 
 
 def optimizers() -> list[Any]:
-    """Small ones of different state."""
+    """Return small optimizers with different state."""
     return [
         onepass.Adam({"w": np.zeros(3, F), "b": np.zeros(())}, ema_decay=0.5),
         onepass.NAdam(np.zeros((2, 2))),
@@ -25,7 +25,7 @@ def optimizers() -> list[Any]:
 
 
 def state_of(optimizer: Any) -> list[Any]:
-    """All that loading may change, to be compared."""
+    """Return everything that loading may change, for comparison."""
     return [repr(plain(optimizer.state_dict())), repr(optimizer), repr(optimizer.groups)]
 
 

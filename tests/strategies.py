@@ -67,7 +67,7 @@ def drawn_options(data: Any, kind: str, averaged: bool, state_dtype: str | None 
         options |= storage
     if data.draw(st.booleans(), "nearest"):
         options["rounding"] = "nearest"
-    if kind == "SGD" and options.get("momentum") and not options.get("dampening"):
+    if "nesterov" in CLASSES[kind]._spec.checks and options.get("momentum") and not options.get("dampening"):
         options["nesterov"] = data.draw(st.booleans(), "nesterov")
     if averaged:
         options["ema_decay"] = data.draw(st.sampled_from(AVERAGES), "ema")

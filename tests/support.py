@@ -1,4 +1,4 @@
-"""What several tests share: numbers to try, equality of bits, and errors that change nothing."""
+"""Helpers of several tests: numbers to try, equality of bits, and errors that change nothing."""
 
 from __future__ import annotations
 

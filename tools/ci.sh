@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What every change must pass, on a fresh machine: installs what it needs, then lints, builds the documentation, and tests,
-# alone and beside other libraries. Two lanes share the cores: compiling beside downloads, and tests beside tests, each
-# of which takes one core. What the lanes print is in build/ci.
+# The checks of every change, on a fresh machine: installs what it needs, then lints, builds the documentation, and tests,
+# alone and with other libraries. Two lanes share the cores: the sanitizers run during the downloads, and the tests of the
+# library during those with other libraries, each of which keeps one core busy. Output of background lanes: build/ci.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 missing=()
 command -v g++ >/dev/null || missing+=(g++)
 command -v clang++ >/dev/null || missing+=(clang)
-[ -e "$(clang++ -print-file-name=libclang_rt.asan-x86_64.a 2>/dev/null)" ] || missing+=(libclang-rt-dev)  # sanitizers
+[ -e "$(clang++ -print-file-name="libclang_rt.asan-$(uname -m).a" 2>/dev/null)" ] || missing+=(libclang-rt-dev)  # sanitizers
 command -v make >/dev/null || missing+=(make)
 command -v readelf >/dev/null || missing+=(binutils)
 python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
@@ -20,37 +20,42 @@ if ((${#missing[@]})); then
 fi
 
 mkdir -p build/ci
-pids=()
+set -m # a process group for each lane, so that all of it can be ended
+lanes=()
+trap 'for lane in "${lanes[@]}"; do kill -- "-${lane%%:*}" 2>/dev/null || true; done' EXIT
 
 # start NAME COMMAND...: run a command in the background.
 start() {
-  "${@:2}" >"build/ci/$1.log" 2>&1 &
-  pids+=("$!:$1")
+  "${@:2}" >"build/ci/$1.log" 2>&1 </dev/null &
+  lanes+=("$!:$1")
 }
 
-# Wait for all background commands; print those that failed whole, and of the others the last line.
+# finish NAME: wait for a lane; print pytest's summary, or everything if the lane failed.
 finish() {
-  local failed=0 lane
-  for lane in "${pids[@]}"; do
-    if wait "${lane%%:*}"; then
-      echo "${lane#*:}: $(tail -n 1 "build/ci/${lane#*:}.log")"
+  local lane status=0
+  for lane in "${lanes[@]}"; do
+    [ "${lane#*:}" = "$1" ] || continue
+    wait "${lane%%:*}" || status=$?
+    if ((status)); then
+      cat "build/ci/$1.log"
     else
-      cat "build/ci/${lane#*:}.log"
-      failed=1
+      sed -n '/short test summary info/,$p' "build/ci/$1.log"
     fi
   done
-  pids=()
-  return $failed
+  return $status
 }
 
 groups=(lint test types examples docs integrations clients mpi)
 make .venv/.installed-build
 start sanitize make sanitize-core
 make "${groups[@]/#/.venv/.installed-}"
-finish
+make venv=.venv-spacy .venv-spacy/.installed-test .venv-spacy/.installed-spacy
+finish sanitize
 make lint REQUIRE_CXXS="g++ clang++"
 make bench-guard
-start docs make docs
-start test make test
-make test-integrations
-finish
+make docs
+start test make test ARGS="-o cache_dir=build/ci/cache"
+status=0
+make test-integrations || status=$?
+finish test || status=$?
+exit $status

@@ -19,7 +19,7 @@ from fuzz_target import Target
 
 def main() -> None:
     """Fuzz until libFuzzer stops."""
-    # Whose coverage guides it: what reads files here, the archive's reader and the metadata's.
+    # Coverage of these guides the fuzzer: the readers of files, of the archive and of the metadata.
     import json.decoder
 
     import atheris

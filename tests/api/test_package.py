@@ -6,6 +6,7 @@ import doctest
 import importlib
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import onepass
 from onepass import _core
 
+README = Path(__file__).parents[2] / "README.md"
 MODULES = ["onepass", *(f"onepass.{m.name}" for m in pkgutil.iter_modules(onepass.__path__) if m.name != "__main__")]
 
 
@@ -61,3 +63,12 @@ def test_importing_onepass_leaves_out_what_few_need() -> None:
     assert onepass.schedules.linear(1.0, 0.0, 2)(1) == 1
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = onepass.nothing
+
+
+@pytest.mark.skipif(not README.exists(), reason="README is missing")
+def test_the_code_of_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # one of the programs saves a file
+    snippets = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert snippets
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), {})

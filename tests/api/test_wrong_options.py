@@ -114,13 +114,23 @@ def test_wrong_options_later(name: str, value: Any, error: type[Exception], mess
         setattr(optimizer if name in WHOLE else optimizer.groups[0], name, value)
 
 
-# Values out of range, by the check that refuses them.
-OUT_OF_RANGE: dict[Any, list[Any]] = {
-    _checks.non_negative: [-1e-9, NAN, INF],
-    _checks.learning_rate: [-1e-9, NAN, INF],
-    _checks.unit_interval: [-0.1, 1.1, NAN, INF],
-    _checks.finite: [NAN, INF, -INF],
-    _checks.betas: [(0.9, 1.0), (-0.1, 0)],
+# Values out of range with the message about them, by the check that refuses them.
+FINITE = [(NAN, "must be finite, got nan"), (INF, "must be finite, got inf"), (-INF, "must be finite, got -inf")]
+NEGATIVE = (-1e-9, "must be at least 0, got -1e-09")
+AVERAGE = [(1.0, "must be at least 0 and less than 1, got 1.0"), (-0.5, "must be at least 0 and less than 1, got -0.5")]
+OUT_OF_RANGE: dict[Any, list[tuple[Any, str]]] = {
+    _checks.non_negative: [NEGATIVE, *FINITE],
+    _checks.learning_rate: [NEGATIVE, *FINITE],
+    _checks.unit_interval: [(x, f"must be at least 0 and at most 1, got {x}") for x in (-0.1, 1.1)] + FINITE,
+    _checks.finite: FINITE,
+    _checks.positive_or_none: [(0.0, "must be above 0 or None, got 0.0"), (NAN, "must be finite, got nan")],
+    _checks.betas: [((0.9, 1.0), "must be at least 0 and less than 1, got 1.0"), ((-0.1, 0), "at least 0")],
+    _checks.ema_decay: [*AVERAGE, (NAN, "must be finite, got nan")],
+    _checks.master_bits: [(8, "must be 32, 24 or 16, got 8")],
+    _checks.flag: [],
+    _checks.eps_mode: [("tf", "must be 'paper' or 'hat', got 'tf'")],
+    _checks.state_dtype: [("float16", "must be 'bfloat16' or 'float8', got 'float16'")],
+    _checks.rounding: [("up", "must be 'stochastic' or 'nearest', got 'up'")],
 }
 WORDS = {"eps_mode", "state_dtype", "rounding"}
 NEEDED = {"momentum": 0.5}  # by dampening and nesterov, and so that momentum can be set later
@@ -131,12 +141,15 @@ def test_wrong_options_of_each_optimizer(cls: Any, name: str) -> None:
     w = ones(3)
     options = {key: value for key, value in NEEDED.items() if key in cls._spec.checks}
     optimizer = cls([ones(3)], **options)
-    for value in OUT_OF_RANGE.get(cls._spec.checks[name], []):
-        with refused(ValueError, name, arrays=[w]):
+    check = cls._spec.checks[name]
+    for value, message in OUT_OF_RANGE[check]:
+        with refused(ValueError, message, arrays=[w]) as caught:
             cls(w, **{**options, name: value})
-        with refused(ValueError, name, optimizer):
+        assert str(caught.value).startswith(name)
+        with refused(ValueError, message, optimizer):
             setattr(optimizer.groups[0], name, value)
-    for value in [1, None, "yes"] if cls._spec.checks[name] is _checks.flag else ["0.5", 1j]:
+    may_be_none = check in (_checks.positive_or_none, _checks.ema_decay, _checks.state_dtype)
+    for value in [1, "yes", None] if check is _checks.flag else ["0.5", 1j, *[None] * (not may_be_none)]:
         error = ValueError if name in WORDS and value == "0.5" else TypeError
         with refused(error, name, arrays=[w]):
             cls(w, **{**options, name: value})

@@ -71,11 +71,10 @@ coverage-cpp: $(call installed,build) $(call installed,coverage-cpp)
 	$(venv)/bin/gcovr --root . --filter src/ --exclude-throw-branches --print-summary --txt build/coverage-cpp.txt --html-details build/coverage-cpp.html build/core-coverage
 	@cat build/coverage-cpp.txt
 
-# The Python tests, with a module that AddressSanitizer and UndefinedBehaviorSanitizer look into. Left out: one that limits
-# the address space, of which AddressSanitizer takes terabytes (test_no_threads.cpp does the same without). CPython's own
-# leaks are not looked for.
+# The Python tests, with a module that AddressSanitizer and UndefinedBehaviorSanitizer look into. CPython's own leaks are
+# not looked for.
 sanitize-python:
 	$(call need,g++,g++)
 	SKBUILD_CMAKE_DEFINE="ONEPASS_FLAGS=$(sanitize_flags)" $(MAKE) venv=.venv-asan install .venv-asan/.installed-test .venv-asan/.installed-examples
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
-	  .venv-asan/bin/python -m pytest -p no:cacheprovider --deselect tests/test_threads.py::test_threads_that_cannot_be_made_are_done_without $(ARGS)
+	  .venv-asan/bin/python -m pytest -p no:cacheprovider $(ARGS)

@@ -219,7 +219,7 @@ def test_the_callers_rounding_mode_does_not_matter_to_adam_step() -> None:
     assert_same_bits(arrays, expected)
 
 
-def test_the_reference_is_not_alone_with_its_opinion() -> None:
+def test_reference_matches_exact_fractions() -> None:
     """Three elements worked out with exact fractions, so that kernel and reference cannot share a mistake."""
     from fractions import Fraction
 

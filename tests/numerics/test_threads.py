@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 import onepass
-from cases import CLASSES, all_set
-from support import DTYPES, Array, assert_same_bits, ordinary
+from cases import rules
+from support import DTYPES, Array, assert_same_bits, ordinary, unsanitized
+
+RULES = rules("ema_decay")
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +34,7 @@ def trained(kind: str, dtype: Any, threads: int, **options: Any) -> list[Array]:
     rng = np.random.default_rng(0)
     sizes = [1_200_003, 5, 0, 700_001, 4097, *[100] * 50]
     params = [ordinary(rng, size, dtype) for size in sizes]
-    optimizer = getattr(onepass, kind)(params, **all_set(kind, "ema_decay"), **options)
+    optimizer = getattr(onepass, kind)(params, **options)
     grads = [ordinary(rng, size, dtype) for size in sizes]
     for _ in range(3):
         optimizer.step(grads)
@@ -43,9 +45,10 @@ def trained(kind: str, dtype: Any, threads: int, **options: Any) -> list[Array]:
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", CLASSES)
-def test_any_number_of_threads_gives_the_same_bits(kind: str, dtype: Any, clip_norm: float | None) -> None:
-    options: dict[str, Any] = {} if clip_norm is None else {"clip_norm": clip_norm, "ema_decay": 0.9}
+@pytest.mark.parametrize(("kind", "chosen"), RULES.values(), ids=RULES)
+def test_any_number_of_threads_gives_the_same_bits(kind: str, chosen: Any, dtype: Any, clip_norm: float | None) -> None:
+    more = {} if clip_norm is None else {"clip_norm": clip_norm, "ema_decay": 0.9}
+    options: dict[str, Any] = {**chosen, **more}
     alone = trained(kind, dtype, 1, **options)
     for threads in (2, 3, 5, 16):
         assert_same_bits(trained(kind, dtype, threads, **options), alone, threads)
@@ -228,6 +231,7 @@ def test_wrong_numbers_of_threads(count: Any, error: type[Exception]) -> None:
     assert onepass.get_num_threads() == 3
 
 
+@unsanitized
 def test_threads_that_cannot_be_made_are_done_without() -> None:
     code = """
 import resource, threading, numpy as np, onepass

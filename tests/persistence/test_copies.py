@@ -50,7 +50,7 @@ class Mine(onepass.SGD):
         self.seen: list[int] = []
 
 
-def test_what_a_users_subclass_added_survives() -> None:
+def test_attributes_of_a_users_subclass_survive() -> None:
     optimizer = Mine(2, "hello")
     optimizer.seen.append(3)
     optimizer.step(ones(2))
@@ -98,7 +98,7 @@ class Stated(Mine):
 
 
 @pytest.mark.parametrize("again", [lambda optimizer: pickle.loads(pickle.dumps(optimizer)), copy.deepcopy])
-def test_what_a_users_subclass_keeps_in_slots_or_says_of_its_state_survives(again: Any) -> None:
+def test_slots_and_getstate_of_a_users_subclass_survive(again: Any) -> None:
     slotted = Slotted(2, "hello")
     other = again(slotted)
     assert other.hidden() == ["hello"] and other.hidden() is not slotted.hidden() and not hasattr(other, "empty")

@@ -187,7 +187,7 @@ def test_a_member_that_is_shorter_than_its_array_is_refused(tmp_path: Path) -> N
     refused(path, state, "state/0/exp_avg.npy ends too early", EOFError)
 
 
-def test_what_the_zip_reader_said_is_the_cause(saved: Path) -> None:
+def test_zip_reader_error_is_the_cause(saved: Path) -> None:
     data = bytearray(saved.read_bytes())
     data[data.index(np.float32(-2).tobytes())] ^= 1
     saved.write_bytes(data)

@@ -83,7 +83,7 @@ def test_a_state_dict_that_does_not_fit_changes_nothing(case: str) -> None:
         ("Lion", {"ema_decay": 0.9}),
     ],
 )
-def test_what_one_keeps_and_the_other_does_not_is_refused(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_loading_state_with_different_buffers_is_refused(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
     make = getattr(onepass, kind)
     pair = make([ones(2)], lr=0.5), make([ones(2)], **options)
     for own, other in [pair, pair[::-1]]:

@@ -1,4 +1,4 @@
-"""Tests of the repository's pages, examples, benchmarks and tools; left out beside an installed package."""
+"""Tests of the repository: pages, examples, benchmarks, tools; left out where only the package is installed."""
 
 from __future__ import annotations
 

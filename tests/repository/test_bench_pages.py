@@ -138,6 +138,7 @@ def test_a_page_without_a_whole_block_of_a_known_name_is_refused(text: str) -> N
 def test_the_pages_show_every_case_of_the_results_file_that_they_cite() -> None:
     pages = {path.name: path.read_text(encoding="utf-8") for path in readme.DOCUMENTS}
     names = {page: readme.cited(text) for page, text in pages.items()}
+    assert {*names.values()} - {None} <= {path.stem for path in records.RESULTS.glob("*.json")}
     for path in records.RESULTS.glob("*.json"):
         record = records.load(path)
         assert not any(case["quick"] for case in record["cases"].values()), path.name

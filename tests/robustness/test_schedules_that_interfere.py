@@ -145,7 +145,7 @@ def test_a_schedule_without_memory_is_not_to_blame(when: str) -> None:
         optimizer.step([ones(2)])
 
 
-def test_a_schedule_is_asked_before_gradients_are_measured() -> None:
+def test_schedules_run_before_gradients_are_measured() -> None:
     w, g = np.ones(2), np.ones(2)
 
     def spoiling(t: int) -> float:
