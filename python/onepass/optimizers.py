@@ -198,8 +198,8 @@ class Adamax(Optimizer):
         betas: the decays of the first moment and of the infinity norm, in [0, 1).
         eps: added to the size of the gradient.
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
-        maximize, clip_norm, clip_value, nonfinite, ema_decay, state_dtype, master_bits, rounding, seed,
-            flush_denormals: as in `Adam`.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
+        state_dtype, master_bits, rounding, seed: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
@@ -253,8 +253,8 @@ class NAdam(Optimizer):
         weight_decay: adds ``weight_decay·p`` to the gradient (L2), or is decoupled.
         momentum_decay: how fast the momentum rises to ``beta1``.
         decoupled_weight_decay: weight decay shrinks the parameter instead, as in `AdamW`.
-        maximize, clip_norm, clip_value, nonfinite, ema_decay, state_dtype, master_bits, rounding, seed,
-            flush_denormals: as in `Adam`.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
+        state_dtype, master_bits, rounding, seed: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
@@ -326,8 +326,8 @@ class RMSprop(Optimizer):
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
         momentum: the decay of the steps' sum. On (above 0) or off is fixed at construction.
         centered: divide by the standard deviation. PyTorch does not take the maximum with 0 and may give NaN.
-        maximize, clip_norm, clip_value, nonfinite, ema_decay, state_dtype, master_bits, rounding, seed,
-            flush_denormals: as in `Adam`.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
+        state_dtype, master_bits, rounding, seed: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
@@ -389,8 +389,8 @@ class Adagrad(Optimizer):
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
         initial_accumulator_value: the initial value of the sums.
         eps: added to the denominator for numerical stability.
-        maximize, clip_norm, clip_value, nonfinite, ema_decay, state_dtype, master_bits, rounding, seed,
-            flush_denormals: as in `Adam`.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
+        state_dtype, master_bits, rounding, seed: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
@@ -450,8 +450,8 @@ class Adadelta(Optimizer):
         rho: the decay of both averages, in [0, 1].
         eps: added under the roots; it gives the first steps their size.
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
-        maximize, clip_norm, clip_value, nonfinite, ema_decay, state_dtype, master_bits, rounding, seed,
-            flush_denormals: as in `Adam`.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
+        state_dtype, master_bits, rounding, seed: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
@@ -508,8 +508,8 @@ class SGD(Optimizer):
         dampening: the share of the gradient that does not enter the momentum.
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
         nesterov: use Nesterov momentum. It needs a momentum above 0 and no dampening.
-        maximize, clip_norm, clip_value, nonfinite, ema_decay, state_dtype, master_bits, rounding, seed,
-            flush_denormals: as in `Adam`.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
+        state_dtype, master_bits, rounding, seed: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`; ValueError: nesterov without momentum or with dampening.
@@ -571,8 +571,8 @@ class Lion(Optimizer):
         lr: the learning rate, or a function of the step that returns one.
         betas: the momentum's share in the step, and its decay; in [0, 1).
         weight_decay: decoupled weight decay; each step multiplies the parameter by ``1 − lr·weight_decay``.
-        maximize, clip_norm, clip_value, nonfinite, ema_decay, state_dtype, master_bits, rounding, seed,
-            flush_denormals: as in `Adam`.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
+        state_dtype, master_bits, rounding, seed: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
