@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from comparison.figure import FAINT, GRID, INK
-from low_precision.report import PLAIN, interval
+from low_precision.report import PLAIN, failures, interval
 from train_digits import need
 
 # Okabe and Ito's colours, distinct for colour-blind readers; nearest is dashed.
@@ -84,7 +84,11 @@ def losses(axes: Any, task: dict[str, Any]) -> None:
     if math.isfinite(half):
         axes.axvspan(middle - half, middle + half, color=GRID, zorder=0)
     for place, name in enumerate(names):
-        mean, half = interval(task["storages"][name]["training"])
+        found = task["storages"][name]["training"]
+        if failures(found):
+            axes.text(middle, place, f"diverged, {failures(found)} of {len(found)} seeds", color=PEER, va="center")
+            continue
+        mean, half = interval(found)
         colour = COLOURS.get("weights" if "weights" in name else name.split(" ")[0], PEER)
         error = half if math.isfinite(half) else None
         face = "white" if "nearest" in name else colour

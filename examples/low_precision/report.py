@@ -30,10 +30,20 @@ def relative(values: Sequence[float], base: Sequence[float]) -> tuple[float, flo
     return mean * scale, half * scale
 
 
-def verdict(losses: Sequence[float], plain: Sequence[float]) -> str:
-    """Say where a mean loss lies: inside the 95 % interval of float32's mean, below it or above it."""
+def failures(losses: Sequence[float | None]) -> int:
+    """Count the seeds with which a training diverged: JSON has null for its loss."""
+    return sum(value is None for value in losses)
+
+
+def finite(losses: Sequence[float | None]) -> list[float]:
+    """Return the losses, or infinities if a training diverged."""
+    return [math.inf] * len(losses) if failures(losses) else [value for value in losses if value is not None]
+
+
+def verdict(losses: Sequence[float | None], plain: Sequence[float]) -> str:
+    """Compare a mean loss with the 95 % interval of float32's mean: inside, below or above."""
     mean, half = interval(plain)
-    own = float(np.mean(losses))
+    own = float(np.mean(finite(losses)))
     return "inside" if abs(own - mean) <= half else "below" if own < mean else "above"
 
 
@@ -43,9 +53,11 @@ def percent(mean: float, half: float) -> str:
     return f"{rounded:+.1f} %" + (f" ± {half:.1f}" if math.isfinite(half) else "")
 
 
-def loss(values: Sequence[float]) -> str:
+def loss(values: Sequence[float | None]) -> str:
     """Format a mean loss with its interval; both have the same number of decimals."""
-    mean, half = interval(values)
+    if failed := failures(values):
+        return f"diverged, {failed} of {len(values)} seeds"
+    mean, half = interval(finite(values))
     decimals = max(0, 2 - math.floor(math.log10(mean)))
     return f"{mean:.{decimals}f}" + (f" ± {half:.{decimals}f}" if math.isfinite(half) else "")
 
@@ -95,7 +107,8 @@ def convergence(results: dict[str, Any]) -> str:
         for name, found in task["storages"].items():
             first = name == PLAIN
             own, root = found["training"], [*filter(None, found["root"])]
-            where = ["", ""] if first else [percent(*relative(own, plain)), verdict(own, plain)]
+            difference = "" if first or failures(own) else percent(*relative(own, plain))
+            where = [difference, "" if first else verdict(own, plain)]
             ratio = f"{np.mean(root):.2f}" if root else ""
             rows.append([task["title"] if first else "", name, loss(own), *where, loss(found["held_out"]), ratio])
     return f"{markdown(rows)}\n\n{explain(results)}"
