@@ -1,6 +1,6 @@
 """Training with state and weights in fewer bits, compared with float32.
 
-    python examples/low_precision/run.py            # about ten minutes on one core; --quick: a few seconds, as a trial
+    python examples/low_precision/run.py     # about twelve minutes on one core; --quick: a few seconds, as a trial
 
 Adam trains a character transformer, a perceptron, logistic regression on bags of words and a small convolutional
 network with float32, bfloat16 and float8 state, with stochastic rounding and to nearest, with bfloat16 weights
