@@ -90,6 +90,18 @@ def test_a_storage_is_judged_by_the_interval_of_float32(run: ModuleType, shift: 
     assert ("does not hold" in text) == (where != "inside")
 
 
+def test_a_diverging_run_is_reported_and_drawn(run: ModuleType, tmp_path: Path) -> None:
+    found = results()
+    storages = found["tasks"][0]["storages"]
+    storages["bfloat16 state"]["training"][1] = run.number(math.inf)
+    storages["float8 state"]["training"] = [100 * loss for loss in storages["float32"]["training"]]
+    assert run.report.verdict(storages["bfloat16 state"]["training"], storages["float32"]["training"]) == "above"
+    row = next(line for line in run.report.convergence(found).splitlines() if "| bfloat16 state  " in line)
+    assert "diverged, 1 of 5 seeds" in row and "above" in row
+    assert "holds on 3 of 4 tasks" in run.report.criterion(found) and "+9900.0 %" in run.report.criterion(found)
+    run.draw(found, tmp_path / "x.png")
+
+
 def test_one_seed_has_no_interval(run: ModuleType) -> None:
     assert run.report.interval([2.0]) == (2.0, math.inf) and run.report.loss([2.0]) == "2.00"
     assert run.report.verdict([3.0], [2.0]) == "inside" and run.report.percent(-0.04, math.inf) == "+0.0 %"
