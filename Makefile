@@ -19,6 +19,7 @@
 #     make coverage           which lines and branches of python/onepass the tests reach
 #     make coverage-cpp       lines and branches of the core that its own tests reach
 #     make comparison         the Adam paper's comparison of five optimizers; writes its tables and figure into docs/
+#     make low-precision      training with state and weights in fewer bits; writes its tables and figure into docs/
 #     make bench-mpi          the benchmarks of several processes and of state on disk; the tables of docs/distributed.md
 #   Parts of these, and rare:
 #     make test-spacy         the tests beside spaCy and the thinc that it brings (part of test-integrations)
@@ -39,7 +40,7 @@ python := $(venv)/bin/python
 # Where a target's packages are noted once they are installed.
 installed = $(venv)/.installed-$(1)
 
-.PHONY: help demo comparison test test-integrations test-spacy test-mpi bench bench-mpi bench-guard docs lint format mutants toolchains wheel clean install
+.PHONY: help demo comparison low-precision test test-integrations test-spacy test-mpi bench bench-mpi bench-guard docs lint format mutants toolchains wheel clean install
 .PHONY: fuzz fuzz-checkpoint fuzz-api soak coverage
 
 help:
@@ -50,6 +51,9 @@ demo: install $(call installed,examples)
 
 comparison: install $(call installed,examples)
 	$(python) examples/comparison/run.py $(or $(ARGS),--out docs/images/comparison.png --page docs/comparison.md)
+
+low-precision: install $(call installed,examples) $(call installed,low-precision)
+	$(python) examples/low_precision/run.py $(or $(ARGS),--out docs/images/low_precision.png --page docs/low-precision.md)
 
 test: install $(call installed,test) $(call installed,types) $(call installed,examples)
 	$(python) -m pytest $(ARGS)

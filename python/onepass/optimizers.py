@@ -44,8 +44,9 @@ class Adam(Optimizer):
     ``clip_norm`` on are additions, and subnormal numbers, in parameters and gradients too, count as zero by default.
 
     Args:
-        params: an array, a sequence of arrays or a mapping of names to arrays, of dtype float32 or float64, contiguous
-            (C or Fortran order) and writeable. They are updated in place. State takes two arrays of each one's size.
+        params: an array, a sequence of arrays or a mapping of names to arrays, of dtype float32, float64 or ml_dtypes'
+            bfloat16, contiguous (C or Fortran order) and writeable. They are updated in place. State takes two arrays
+            of each one's size.
             Or groups: a list of mappings with an entry "params" (an array, a sequence, or in every group a mapping of
             names to arrays) and the options that differ, as ``[{"params": [w], "weight_decay": 0.1}, {"params": b}]``.
         lr: the learning rate, or a function of ``t`` that returns one.
@@ -65,6 +66,13 @@ class Adam(Optimizer):
         ema_decay: the decay of a running average of the parameters, ``e ← e + (1 − ema_decay)·(p − e)``, or a function
             of ``t`` that returns one. The averages start as copies, are written in the same pass and read as ``ema``.
             None: off.
+        state_dtype: the storage of the moments: ``"bfloat16"``, or ``"float8"`` with a scale for each 128 elements.
+            None: the parameter's dtype (float32 for bfloat16). Tensors of fewer than 4,096 elements keep float32 state.
+            Float8 needs a first beta of at most 0.99. Fixed at construction.
+        master_bits: the bits of a bfloat16 parameter, 32, 24 or 16. The state keeps those that bfloat16 does not have;
+            32 trains with the bits of a float32 parameter. Fixed at construction.
+        rounding: ``"stochastic"`` or ``"nearest"``, of moments and parameters in fewer bits. Fixed at construction.
+        seed: the seed of stochastic rounding, in 0 … 2^64 − 1, for the whole optimizer.
         flush_denormals: treat subnormal numbers as zero while stepping. They are numerically irrelevant here and slow
             on most CPUs.
 
@@ -132,7 +140,7 @@ class AdamW(Adam):
     Args:
         params: as in `Adam`, and so are the other arguments that are not named here: ``lr``, ``betas``, ``eps``,
             ``amsgrad``, and by name ``bias_correction``, ``eps_mode``, ``maximize``, ``clip_norm``, ``clip_value``,
-            ``nonfinite``, ``ema_decay``, ``flush_denormals``.
+            ``nonfinite``, ``ema_decay``, ``state_dtype``, ``master_bits``, ``rounding``, ``seed``, ``flush_denormals``.
         weight_decay: decoupled weight decay; each step multiplies the parameter by ``1 − lr·weight_decay``.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019); defaults as ``torch.optim.AdamW``.
@@ -191,6 +199,7 @@ class Adamax(Optimizer):
         eps: added to the size of the gradient.
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
         maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
+        state_dtype, master_bits, rounding, seed: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
@@ -245,6 +254,7 @@ class NAdam(Optimizer):
         momentum_decay: how fast the momentum rises to ``beta1``.
         decoupled_weight_decay: weight decay shrinks the parameter instead, as in `AdamW`.
         maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
+        state_dtype, master_bits, rounding, seed: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
@@ -317,6 +327,7 @@ class RMSprop(Optimizer):
         momentum: the decay of the steps' sum. On (above 0) or off is fixed at construction.
         centered: divide by the standard deviation. PyTorch does not take the maximum with 0 and may give NaN.
         maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
+        state_dtype, master_bits, rounding, seed: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
@@ -379,6 +390,7 @@ class Adagrad(Optimizer):
         initial_accumulator_value: the initial value of the sums.
         eps: added to the denominator for numerical stability.
         maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
+        state_dtype, master_bits, rounding, seed: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
@@ -439,6 +451,7 @@ class Adadelta(Optimizer):
         eps: added under the roots; it gives the first steps their size.
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
         maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
+        state_dtype, master_bits, rounding, seed: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
@@ -496,6 +509,7 @@ class SGD(Optimizer):
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
         nesterov: use Nesterov momentum. It needs a momentum above 0 and no dampening.
         maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
+        state_dtype, master_bits, rounding, seed: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`; ValueError: nesterov without momentum or with dampening.
@@ -558,6 +572,7 @@ class Lion(Optimizer):
         betas: the momentum's share in the step, and its decay; in [0, 1).
         weight_decay: decoupled weight decay; each step multiplies the parameter by ``1 − lr·weight_decay``.
         maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
+        state_dtype, master_bits, rounding, seed: as in `Adam`.
 
     Raises:
         TypeError, ValueError: as `Adam`.
