@@ -290,6 +290,9 @@ def test_sparse_rows_are_refused_with_narrow_storage(param: Any, options: Any) -
         optimizer.step([ones(3), rows])
     wide = onepass.Adam([ones(3, 2), ones(64, 64)], state_dtype="float8")
     wide.step([onepass.SparseRows([1], ones(1, 2)), ones(64, 64)])  # small arrays have float32 state
+    w = ones(64, 64)
+    onepass.SGD(w, lr=0.5, state_dtype="float8").step(rows)  # and plain SGD has no state
+    assert (w[1] == 0.5).all() and (np.delete(w, 1, axis=0) == 1).all()
 
 
 @pytest.mark.parametrize("master_bits", [32, 24, 16])
