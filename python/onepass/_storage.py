@@ -109,7 +109,7 @@ def state_dtypes(options: Mapping[str, Any], array: Array, moments: Iterable[str
 
 def describe(options: Mapping[str, Any], array: Array, state: Mapping[str, Array], moments: list[str]) -> Any:
     """Return the narrow arrays of a parameter as the core takes them, or None if all are of one dtype."""
-    if not is_bfloat16(array) and moment_dtype(options, array) == array.dtype:
+    if not is_bfloat16(array) and all(state[name].dtype == array.dtype for name in moments):
         return None
     return NarrowArrays(
         [state.get(f"{name}_scale") for name in moments],

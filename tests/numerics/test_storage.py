@@ -259,3 +259,17 @@ def test_a_spike_makes_the_steps_of_its_group_smaller_and_of_no_other() -> None:
     assert abs(roots[0][200] / roots[1][200] - 1) < 1e-2
     others = np.r_[0:128, 256:size]
     assert (abs(roots[0][others] / roots[1][others] - 1) < 0.1).all()
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("master_bits", [32, 24, 16])
+def test_stochastic_rounding_makes_no_infinity_and_a_written_zero_stays_one(master_bits: int) -> None:
+    largest = np.full(4300, np.inf, BFLOAT16).view(np.uint16) - np.uint16(1)
+    pair = Pair("SGD", [largest.view(BFLOAT16)], lr=1.0, momentum=0.5, state_dtype="bfloat16", master_bits=master_bits)
+    pair.step([np.full(4300, -1e36, np.float32)])  # beyond the largest bfloat16
+    assert np.isfinite(pair.params[0].astype(np.float32)).all() == (master_bits == 16)  # else the upper half shows Inf
+    pair.step([np.full(4300, 3.402e38, np.float32)])
+    assert np.isfinite(pair.optimizer.decoded_state(0)["momentum_buffer"]).all()
+    for array in (pair.params[0], pair.reference.params[0]):
+        array[...] = 0
+    pair.step([np.zeros(4300, np.float32)])

@@ -171,7 +171,9 @@ class Machine(RuleBasedStateMachine):
         value = data.draw(strategies[name])
         kept = {"momentum", "ema_decay"}
         if name in kept and (value in (0.0, None)) != (options[name] in (0.0, None)) and name == "momentum":
-            with refused(AttributeError, "it determines which state buffers exist", self.opt):
+            nesterov = bool(options.get("nesterov"))  # which needs momentum
+            message = "nesterov needs" if nesterov else "it determines which state buffers exist"
+            with refused(ValueError if nesterov else AttributeError, message, self.opt):
                 group.momentum = value
         elif name == "ema_decay" and options["ema_decay"] is None:
             with refused(AttributeError, "it determines which state buffers exist", self.opt):
