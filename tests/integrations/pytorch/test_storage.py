@@ -173,6 +173,30 @@ def test_steps_on_the_slow_path_have_the_same_bits(dtype: Any, grad_dtype: Any, 
     assert_equal_bits(pair[0], optimizers[0], pair[1], optimizers[1])
 
 
+def test_bits_are_the_same_without_the_exchange_interface(import_again: Any) -> None:
+    pair = make_params(torch.bfloat16), make_params(torch.bfloat16)
+    optimizers = [module.AdamW(p, state_dtype="float8") for module, p in zip((ours, import_again(exchange=None)), pair)]
+    for params, optimizer in zip(pair, optimizers):
+        train(optimizer, params, range(3))
+    assert optimizers[1].slow_steps == 3
+    assert_equal_bits(pair[0], optimizers[0], pair[1], optimizers[1])
+
+
+@needs_exchange
+def test_weights_may_be_cast_and_replaced_between_steps() -> None:
+    (param,) = make_params(shapes=[(65, 80)])
+    optimizer = ours.AdamW([param], lr=0.01)
+    train(optimizer, [param], range(2))
+    param.grad, param.data = None, param.data.to(torch.bfloat16)
+    train(optimizer, [param], range(2, 4))
+    assert optimizer.state[param]["param_low"].any()
+    slow = optimizer.slow_steps
+    train(optimizer, [param], range(4, 6))
+    param.grad, param.data = None, param.data.float()
+    train(optimizer, [param], range(6, 8))
+    assert optimizer.state[param]["step"] == 8 and slow == 2 and optimizer.slow_steps == 3
+
+
 def test_parameter_with_gaps_is_stepped() -> None:
     buffer = torch.zeros(80, 130, dtype=torch.bfloat16)
     (plain,) = make_params(torch.bfloat16, [(80, 65)])

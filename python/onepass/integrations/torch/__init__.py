@@ -8,15 +8,17 @@ fewer, if you set a smaller number with `onepass.set_num_threads`. The kernels t
 ``flush_denormals=False``.
 
 The tensors are the only state: you may replace, load and change them, and move them into shared memory, at any time
-between steps. A parameter with a gradient must be on the CPU and have dtype float32 or float64; a parameter without a
-gradient may have any device and dtype. ``capturable`` and ``differentiable`` are refused; ``foreach`` and ``fused``
-select among PyTorch's own implementations, none of which runs here. A sparse gradient updates only its own rows, in the
-parameter and in the state: momentum does not move the remaining rows. (PyTorch's SGD moves all rows; PyTorch's Adam,
-Adamax, NAdam, RMSprop and Adadelta refuse sparse gradients.)
+between steps. A parameter with a gradient must be on the CPU and have dtype float32, float64 or bfloat16; a parameter
+without a gradient may have any device and dtype. ``capturable`` and ``differentiable`` are refused; ``foreach`` and
+``fused`` select among PyTorch's own implementations, none of which runs here. A sparse gradient updates only its own
+rows, in the parameter and in the state: momentum does not move the remaining rows. (PyTorch's SGD moves all rows;
+PyTorch's Adam, Adamax, NAdam, RMSprop and Adadelta refuse sparse gradients.)
 
 Every class also takes onepass's own options by keyword: ``clip_norm``, ``clip_value``, ``nonfinite``, ``ema_decay``
 (see ``optimizer.ema`` and ``optimizer.averaged()``), ``flush_denormals``, and Adam's ``eps_mode`` and
-``bias_correction``. The defaults are PyTorch's.
+``bias_correction``. The defaults are PyTorch's. ``state_dtype``, ``master_bits``, ``rounding`` and ``seed`` store state
+and bfloat16 parameters in fewer bits, in tensors of PyTorch's dtypes (see ``optimizer.decoded_state_dict()`` and
+`cast_model`).
 
 ``optimizer.slow_steps`` counts the steps that leave the fast path, such as the first step or a step with a sparse
 gradient.
