@@ -63,8 +63,14 @@ def convert(
     label = record.gradient_label(index)
     if isinstance(grad, SparseRows):
         group = next(group for group, indices in record.ranges() if index in indices)
-        narrow = group.state_dtype is not None or is_bfloat16(record.params[index])
-        return coalesced(label, grad, record.params[index], narrow)
+        if is_bfloat16(record.params[index]):
+            raise ValueError(f"{label}: SparseRows requires float32 or float64 parameters, got bfloat16")
+        if group.state_dtype is not None:
+            raise ValueError(
+                f"{label}: SparseRows requires state_dtype=None, got {group.state_dtype!r}: put this parameter into a "
+                "group with state_dtype=None"
+            )
+        return coalesced(label, grad, record.params[index])
     if isinstance(grad, (list, tuple, Mapping)) and not hasattr(grad, "tocsr"):
         single = "pass the gradient itself, as the parameter was" if record.form is Form.array else ""
         if hint := single or _flat_hint(record, grad):
@@ -77,11 +83,9 @@ def convert(
     return cast_into(scratch[index], array)
 
 
-def coalesced(label: str, sparse: SparseRows, param: Array, narrow: bool = False) -> tuple[Array, Array]:
+def coalesced(label: str, sparse: SparseRows, param: Array) -> tuple[Array, Array]:
     """Return copies of the rows in ascending order, each once, and of their values in the parameter's dtype."""
     param = np.asarray(param)
-    if narrow:
-        raise ValueError(f"{label}: SparseRows requires float32 or float64 parameters and state: use state_dtype=None")
     if param.ndim == 0 or not param.flags.c_contiguous:
         raise ValueError(
             f"{label}: SparseRows requires a parameter in C order: create the parameter with order='C', "

@@ -285,7 +285,8 @@ def test_state_is_live() -> None:
 def test_sparse_rows_are_refused_with_narrow_storage(param: Any, options: Any) -> None:
     optimizer = onepass.Adam([ones(3), param(64, 64)], **options)
     rows = onepass.SparseRows([1], ones(1, 64))
-    message = "gradient 1: SparseRows requires float32 or float64 parameters and state: use state_dtype=None"
+    needs = "state_dtype=None, got" if "state_dtype" in options else "float32 or float64 parameters, got bfloat16"
+    message = f"gradient 1: SparseRows requires {needs}"
     with refused(ValueError, message, optimizer):
         optimizer.step([ones(3), rows])
     groups: Any = [{"params": ones(3, 2), "state_dtype": None}, {"params": ones(64, 64)}]
