@@ -373,6 +373,30 @@ def test_state_of_bitsandbytes_that_is_not_decoded_is_refused() -> None:
         optimizer.load_state_dict(state_dict)
 
 
+def test_state_dict_with_an_impossible_option_is_refused_and_nothing_changes() -> None:
+    params = make_params()
+    optimizer = ours.AdamW(params, state_dtype="float8", seed=4)
+    train(optimizer, params, range(2))
+    before = copy.deepcopy((params, optimizer))
+    theirs = torch.optim.AdamW(params, amsgrad=True)
+    train(theirs, params, range(1))
+    for p, q in zip(params, before[0]):
+        p.data.copy_(q.data)
+    with pytest.raises(ValueError, match="does not work with amsgrad=True"):
+        optimizer.load_state_dict(theirs.state_dict())
+    assert optimizer.seed == 4 and not optimizer.param_groups[0]["amsgrad"]
+    assert_equal_bits(params, optimizer, *before)
+
+
+def test_seed_of_a_state_dict_replaces_the_optimizers_own() -> None:
+    params = make_params()
+    saved = ours.AdamW([{"params": params[:1], "state_dtype": "bfloat16"}, {"params": params[1:]}])
+    optimizer = ours.AdamW([{"params": params[:1]}, {"params": params[1:]}], seed=9, state_dtype="float8")
+    optimizer.load_state_dict(saved.state_dict())
+    assert optimizer.seed == 0
+    assert [group["state_dtype"] for group in optimizer.param_groups] == ["float8", "float8"]
+
+
 # ---- Refusals ----
 
 
