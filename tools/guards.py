@@ -123,7 +123,8 @@ def imports_of(name: str, path: Path) -> set[str]:
 STUBS = {
     "cstddef": "#include <stddef.h>\nnamespace std { using ::size_t; }\n",
     "cstdint": "#include <stdint.h>\n#define U(type) using ::type;\n"
-    "namespace std { U(int64_t) U(uint32_t) U(uint64_t) U(uintptr_t) }\n#undef U\n",
+    "namespace std { U(int8_t) U(int16_t) U(int32_t) U(int64_t) U(uint8_t) U(uint16_t) U(uint32_t) U(uint64_t)\n"
+    "U(uintptr_t) }\n#undef U\n",
 }
 
 
@@ -157,7 +158,14 @@ def check_microsoft(source: Path) -> list[str]:
         ran = subprocess.run(command, capture_output=True, text=True)
         if ran.returncode or ran.stderr:
             return [*problems, f"as Microsoft's compiler: {ran.stderr}"]
-        calls = set(re.findall(r" U (\S+)", output("nm", item))) - {"sqrt", "sqrtf", "memcpy", "memset", "_fltused"}
+        calls = set(re.findall(r" U (\S+)", output("nm", item))) - {
+            "sqrt",
+            "sqrtf",
+            "memcpy",
+            "memset",
+            "_fltused",
+            "__chkstk",
+        }
         problems += [
             f"as Microsoft's compiler: calls {name}"
             for name in calls

@@ -13,7 +13,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from ._core import scale_group
 from ._types import Array
 
 _CACHE_LINE = 64  # bytes
@@ -32,28 +31,22 @@ def all_zeros_like(arrays: list[Array], folder: str | None = None) -> list[Array
     return all_zeros([(array, np.asarray(array).dtype) for array in arrays], folder)
 
 
-def all_zeros(like: list[tuple[Array, np.dtype[Any] | None]], folder: str | None = None) -> list[Array]:
-    """Return zeros like each array, with another dtype; None: one float32 for each scale of float8 numbers.
+def all_zeros(like: list[tuple[Array, np.dtype[Any]]], folder: str | None = None) -> list[Array]:
+    """Return zeros like each array, with another dtype.
 
     An array of the same item size lies as far from a cache line's start as the array it is like.
     """
     plain = [(np.asarray(array), dtype) for array, dtype in like]  # subclasses may override these attributes
-    size = sum(_nbytes(array, dtype) + 2 * _CACHE_LINE for array, dtype in plain)
+    size = sum(array.size * dtype.itemsize + 2 * _CACHE_LINE for array, dtype in plain)
     block = np.zeros(size, np.uint8) if folder is None or not size else _mapped(size, folder)
     made, end = [], 0
     for array, dtype in plain:
-        offset = address(array) if dtype is not None and dtype.itemsize == array.itemsize else 0
+        offset = address(array) if dtype.itemsize == array.itemsize else 0
         start = end + (offset - address(block) - end) % _CACHE_LINE
-        end = start + _nbytes(array, dtype)
-        flat = block[start:end].view(np.float32 if dtype is None else dtype)
-        made.append(
-            flat if dtype is None else flat.reshape(array.shape, order="C" if array.flags.c_contiguous else "F")
-        )
+        end = start + array.size * dtype.itemsize
+        flat = block[start:end].view(dtype)
+        made.append(flat.reshape(array.shape, order="C" if array.flags.c_contiguous else "F"))
     return made
-
-
-def _nbytes(array: Array, dtype: np.dtype[Any] | None) -> int:
-    return 4 * -(-array.size // scale_group) if dtype is None else array.size * dtype.itemsize
 
 
 def _mapped(size: int, folder: str) -> Array:

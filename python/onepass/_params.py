@@ -117,11 +117,9 @@ def create_groups(
 def initial_states(group: Group, spec: Spec, folder: str | None) -> list[dict[str, Array]]:
     """Return the state of a group's parameters before the first step: arrays by name, "ema" among them."""
     moments = rules[spec.rule_name(group)][1]
-    dtypes = [_storage.state_dtypes(group, array, moments) for array in group.params]
-    rooms = iter(
-        all_zeros([(array, dtype) for array, own in zip(group.params, dtypes) for dtype in own.values()], folder)
-    )
-    states = [{name: next(rooms) for name in own} for own in dtypes]
+    layouts = [_storage.state_layout(group, array, moments) for array in group.params]
+    rooms = iter(all_zeros([like for layout in layouts for like in layout.values()], folder))
+    states = [{name: next(rooms) for name in layout} for layout in layouts]
     first = spec.initial_value(group)
     for array, state in zip(group.params, states):
         for name in state:

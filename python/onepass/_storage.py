@@ -92,19 +92,21 @@ def scale_count(array: Array) -> int:
     return -(-array.size // scale_group)
 
 
-def state_dtypes(options: Mapping[str, Any], array: Array, moments: Iterable[str]) -> dict[str, np.dtype[Any] | None]:
-    """Return the dtype of each array of a parameter's state in the parameter's shape; None: an array of scales."""
+def state_layout(
+    options: Mapping[str, Any], array: Array, moments: Iterable[str]
+) -> dict[str, tuple[Array, np.dtype[Any]]]:
+    """Return for each array of a parameter's state an array of its shape and order, and its dtype."""
     stored = moment_dtype(options, array)
-    dtypes: dict[str, np.dtype[Any] | None] = {}
+    layout = {}
     for name in moments:
-        dtypes[name] = stored
+        layout[name] = array, stored
         if stored == np.uint8:
-            dtypes[f"{name}_scale"] = None
+            layout[f"{name}_scale"] = np.empty(scale_count(array), np.float32), np.dtype(np.float32)
     if is_bfloat16(array) and options["master_bits"] in LOW_DTYPES:
-        dtypes["param_low"] = np.dtype(LOW_DTYPES[options["master_bits"]])
+        layout["param_low"] = array, np.dtype(LOW_DTYPES[options["master_bits"]])
     if options["ema_decay"] is not None:
-        dtypes["ema"] = value_dtype(array)
-    return dtypes
+        layout["ema"] = array, value_dtype(array)
+    return layout
 
 
 def describe(options: Mapping[str, Any], array: Array, state: Mapping[str, Array], moments: list[str]) -> Any:

@@ -29,8 +29,7 @@ const T* element(const void* array, std::size_t index) noexcept {
 void decode(Storage storage, const void* array, const float* scales, std::size_t begin, std::size_t end, float* out) {
   const std::size_t count = end - begin;
   switch (storage) {
-    case Storage::plain:
-      copy_bytes(out, element<float>(array, begin), count * sizeof(float));
+    case Storage::plain:  // nothing to decode
       break;
     case Storage::bfloat16:
       decode_bfloat16(element<std::uint16_t>(array, begin), count, out);

@@ -171,10 +171,11 @@ std::optional<Storage> Optimizer::readable_storage(std::size_t i, PyObject* grad
     return std::nullopt;
   }
   if (!record.has_shape(array)) return std::nullopt;
-  const std::optional<Storage> storage = storage_of(gradient, core_.parameters()[i].dtype);
-  if (!storage || !is_disjoint(i, PyArray_DATA(array), static_cast<std::size_t>(PyArray_NBYTES(array)))) {
-    return std::nullopt;
-  }
+  const Parameter& parameter = core_.parameters()[i];
+  const std::optional<Storage> storage = storage_of(gradient, parameter.dtype);
+  if (!storage) return std::nullopt;
+  const std::size_t bytes = parameter.size * onepass::bytes_of(*storage, parameter.dtype);
+  if (!is_disjoint(i, PyArray_DATA(array), bytes)) return std::nullopt;
   return storage;
 }
 
@@ -211,10 +212,10 @@ void Optimizer::check_parameter(std::size_t i) {
   const ParameterRecord& record = records_[i];
   const Parameter& parameter = core_.parameters()[i];
   PyArrayObject* const array = as_array(record.param);
-  const bool same =
-      PyArray_DATA(array) == parameter.operands.param && record.has_shape(array) &&
-      (PyArray_FLAGS(array) & any_order) == record.order &&
-      storage_of(record.param, parameter.dtype) == (parameter.is_narrow ? parameter.storage.param : Storage::plain);
+  const bool same = PyArray_DATA(array) == parameter.operands.param && record.has_shape(array) &&
+                    (PyArray_FLAGS(array) & any_order) == record.order &&
+                    (parameter.is_narrow ? storage_of(record.param, parameter.dtype) == parameter.storage.param
+                                         : dtype_of(record.param) == parameter.dtype);
   if (!same) explain("reallocated_parameter", i);
   if ((PyArray_FLAGS(array) & NPY_ARRAY_WRITEABLE) == 0) explain("read_only_parameter", i);
 }

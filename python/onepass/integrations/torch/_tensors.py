@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ... import _core
-from ..._allocate import all_zeros, state_folder
+from ..._allocate import all_zeros, all_zeros_like, state_folder
+from ..._storage import scale_count
 from ..._types import Array
 from .. import needed
 from ._compat import is_distributed, local, local_gradient, rows_and_values
@@ -83,9 +84,9 @@ def zeros_like(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
         return torch.zeros_like(tensor, dtype=dtype, memory_format=torch.preserve_format)
     own = ARRAY_DTYPES[tensor.dtype]
     flat = as_array(tensor, flat=True) if tensor.numel() else np.empty(0, own)
-    (zeros,) = all_zeros([(flat, None if dtype is None else ARRAY_DTYPES[dtype])], state_folder())
     if dtype is None:
-        return torch.from_numpy(zeros)
+        return torch.from_numpy(all_zeros_like([np.empty(scale_count(flat), np.float32)], state_folder())[0])
+    (zeros,) = all_zeros([(flat, ARRAY_DTYPES[dtype])], state_folder())
     return torch.from_numpy(zeros).view(dtype).as_strided(tensor.size(), tensor.stride())
 
 
