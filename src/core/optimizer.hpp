@@ -46,13 +46,13 @@ constexpr std::size_t bytes_of(Storage storage, DType dtype) {
 }
 
 struct Parameter {
-  DType dtype;
-  std::size_t size;      // elements
-  std::size_t row_size;  // elements of each of its rows
-  Operands operands;     // the gradient comes with each step
-  std::size_t group;
-  std::int64_t step;  // number of its updates
-  Scalars scalars;
+  DType dtype = float32;
+  std::size_t size = 0;      // elements
+  std::size_t row_size = 0;  // elements of each of its rows
+  Operands operands = {};    // the gradient comes with each step
+  std::size_t group = 0;
+  std::int64_t step = 0;  // number of its updates
+  Scalars scalars = {};
   bool is_narrow = false;  // an array is narrower than the dtype of the arithmetic
   NarrowStorage storage = {};
 };

@@ -12,13 +12,13 @@ namespace onepass {
 namespace {
 
 inline std::uint32_t bits_of(float x) noexcept {
-  std::uint32_t bits;
+  std::uint32_t bits = 0;
   copy_bytes(&bits, &x, sizeof bits);
   return bits;
 }
 
 inline float float_of(std::uint32_t bits) noexcept {
-  float x;
+  float x = 0;
   copy_bytes(&x, &bits, sizeof x);
   return x;
 }
@@ -33,9 +33,9 @@ constexpr std::uint32_t nan_code = 127;  // of float8
 // Rounding: what is added to the bits of an element before the lower ones are cut off.
 struct Nearest {
   static constexpr bool may_reach_infinity = true;
-  std::uint32_t for_bfloat16(std::uint32_t bits, std::size_t) const noexcept { return 0x7FFF + ((bits >> 16) & 1); }
-  std::uint32_t for_24_bits(std::size_t) const noexcept { return 0x80; }
-  std::uint32_t for_float8(std::uint32_t bits, std::size_t) const noexcept { return 0x7FFFF + ((bits >> 20) & 1); }
+  static std::uint32_t for_bfloat16(std::uint32_t bits, std::size_t) noexcept { return 0x7FFF + ((bits >> 16) & 1); }
+  static std::uint32_t for_24_bits(std::size_t) noexcept { return 0x80; }
+  static std::uint32_t for_float8(std::uint32_t bits, std::size_t) noexcept { return 0x7FFFF + ((bits >> 20) & 1); }
 };
 
 // Stochastic rounding takes 16 of each element's random bits: an even slot the lower half, an odd slot the upper half.
@@ -222,7 +222,7 @@ void join(const std::uint16_t* high, const Low* low, std::size_t count, float* x
   ONEPASS_SIMD
   for (std::size_t i = 0; i < count; ++i) {
     const std::uint32_t upper = high[i];
-    const std::int32_t signed_low = low[i];
+    const std::int32_t signed_low = low[i];  // NOLINT(bugprone-signed-char-misuse): a number, of 8 bits or 16
     const bool ignored = (upper & 0x7FFF) == 0 && signed_low < 0;
     const std::uint32_t lower = ignored ? 0 : static_cast<std::uint32_t>(signed_low) << shift;
     x[i] = float_of((upper << 16) + lower);

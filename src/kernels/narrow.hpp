@@ -92,9 +92,9 @@ struct NarrowBuffers {
   alignas(64) std::uint32_t random[narrow_chunk];
 };
 
-inline void narrow_chunk_sweep(SweepFunction sweep, const PackedCoefficients& packed, const Operands& x,
-                               const NarrowStorage& storage, std::size_t begin, std::size_t count,
-                               NarrowBuffers& near) {
+// Decodes a chunk into the buffers; arrays that are not narrow are used where they lie.
+inline Operands decoded(const Operands& x, const NarrowStorage& storage, std::size_t begin, std::size_t count,
+                        NarrowBuffers& near) {
   Operands operands = {near.param, near.grad, {}, nullptr};
   if (x.average != nullptr) operands.average = element<float>(x.average, begin);
   if (storage.param == Storage::plain) {
@@ -115,9 +115,12 @@ inline void narrow_chunk_sweep(SweepFunction sweep, const PackedCoefficients& pa
       operands.state[k] = near.state[k];
     }
   }
+  return operands;
+}
 
-  sweep(packed, operands, 0, count);
-
+// Encodes the chunk in the buffers.
+inline void encode_chunk(const Operands& x, const NarrowStorage& storage, std::size_t begin, std::size_t count,
+                         NarrowBuffers& near) {
   // Calls encode with the rounding of a slot.
   unsigned drawn = max_states;  // the use of the random bits that are there: none
   const auto rounded = [&](unsigned slot, auto encode) {
@@ -147,7 +150,8 @@ inline void narrow_chunk_sweep(SweepFunction sweep, const PackedCoefficients& pa
 }
 
 constexpr std::size_t bytes_of(Storage storage) noexcept {
-  return storage == Storage::plain ? sizeof(float) : storage == Storage::float8 ? 1 : 2;
+  if (storage == Storage::plain) return sizeof(float);
+  return storage == Storage::float8 ? 1 : 2;
 }
 
 inline void prefetch(const void* array, std::size_t index, std::size_t count, Storage storage) noexcept {
@@ -168,6 +172,7 @@ inline void prefetch_chunk(const Operands& x, const NarrowStorage& storage, std:
 
 void narrow_sweep(SweepFunction sweep, const PackedCoefficients& packed, const Operands& operands,
                   const NarrowStorage& storage, std::size_t begin, std::size_t end) {
+  // Kilobytes that are written before they are read: NOLINTNEXTLINE(cppcoreguidelines-pro-type-member-init)
   NarrowBuffers near;
   for (std::size_t from = begin; from < end;) {
     // A chunk ends where the upper half of the element's index changes, on which the random bits depend.
@@ -175,7 +180,8 @@ void narrow_sweep(SweepFunction sweep, const PackedCoefficients& packed, const O
     std::size_t count = end - from < narrow_chunk ? end - from : narrow_chunk;
     if (count > until_carry) count = static_cast<std::size_t>(until_carry);
     if (end - from >= 2 * narrow_chunk) prefetch_chunk(operands, storage, from + narrow_chunk, narrow_chunk);
-    narrow_chunk_sweep(sweep, packed, operands, storage, from, count, near);
+    sweep(packed, decoded(operands, storage, from, count, near), 0, count);
+    encode_chunk(operands, storage, from, count, near);
     from += count;
   }
 }

@@ -23,14 +23,49 @@ std::optional<Storage> narrow_storage_of(PyArrayObject* array) {
 
 namespace {
 
+// The elements of each row of a parameter.
+std::size_t row_size_of(const py::array& param) {
+  const auto rows = static_cast<std::size_t>(param.ndim() == 0 ? 1 : param.shape(0));
+  return rows == 0 ? 0 : static_cast<std::size_t>(param.size()) / rows;
+}
+
 // The memory of an array that a step writes, or an exception.
-void* checked_data(const py::array& array, int type, std::size_t size) {
-  PyArrayObject* const a = as_array(array);
-  if (PyArray_TYPE(a) != type || static_cast<std::size_t>(PyArray_SIZE(a)) != size || !is_contiguous(array) ||
-      !PyArray_ISBEHAVED(a)) {
-    throw py::value_error("narrow state: an array has another dtype, size or layout than its parameter needs");
-  }
+void* checked_data(const std::optional<py::array>& array, int type, std::size_t size) {
+  PyArrayObject* const a = array ? as_array(*array) : nullptr;
+  const bool good = a != nullptr && PyArray_TYPE(a) == type && static_cast<std::size_t>(PyArray_SIZE(a)) == size &&
+                    (PyArray_FLAGS(a) & any_order) != 0 && PyArray_ISBEHAVED(a);
+  if (!good) throw py::value_error("narrow state: an array is missing, or of another dtype, size or layout");
   return PyArray_DATA(a);
+}
+
+// Describes a bfloat16 parameter's lower part.
+void describe_low(NarrowStorage& storage, const NarrowArrays& narrow, std::size_t size) {
+  const unsigned bits = narrow.master_bits;
+  if (bits != 32 && bits != 24 && bits != 16) throw py::value_error("master_bits must be 32, 24 or 16");
+  storage.master_bits = narrow.master_bits;
+  if (bits != 16) storage.low = checked_data(narrow.low, bits == 32 ? NPY_INT16 : NPY_INT8, size);
+}
+
+// Describes state k.
+void describe_state(Parameter& parameter, std::size_t k, const py::array& state, const NarrowArrays& narrow) {
+  NarrowStorage& storage = parameter.storage;
+  const int type = PyArray_TYPE(as_array(state));
+  switch (type) {
+    case NPY_FLOAT:
+      storage.state[k] = Storage::plain;
+      break;
+    case NPY_UINT16:
+      storage.state[k] = Storage::bfloat16;
+      break;
+    case NPY_UINT8:
+      storage.state[k] = Storage::float8;
+      storage.scale[k] = static_cast<float*>(checked_data(narrow.scales.at(k), NPY_FLOAT, scales_of(parameter.size)));
+      break;
+    default:
+      throw py::value_error("state must be float32, uint16 or uint8");
+  }
+  parameter.operands.state[k] = checked_data(state, type, parameter.size);
+  storage.divisor[k] = narrow.divisors.at(k);
 }
 
 Parameter describe_narrow(const py::array& param, const std::vector<py::array>& states,
@@ -38,45 +73,19 @@ Parameter describe_narrow(const py::array& param, const std::vector<py::array>& 
   const bool is_raw = PyArray_TYPE(as_array(param)) == NPY_UINT16;  // the bits of a bfloat16 tensor
   const std::optional<Storage> storage = is_raw ? Storage::bfloat16 : storage_of(param, onepass::float32);
   if (!storage || *storage == Storage::float16) throw py::type_error("parameters must be float32 or bfloat16");
-  const auto size = static_cast<std::size_t>(param.size());
-  const auto rows = static_cast<std::size_t>(param.ndim() == 0 ? 1 : param.shape(0));
-  Parameter parameter = {};
+  if (narrow.first % onepass::scale_group != 0) throw py::value_error("first must be a multiple of scale_group");
+  Parameter parameter;
   parameter.dtype = onepass::float32;
-  parameter.size = size;
-  parameter.row_size = rows == 0 ? 0 : size / rows;
+  parameter.size = static_cast<std::size_t>(param.size());
+  parameter.row_size = row_size_of(param);
   parameter.operands.param = data_of(param);
   parameter.is_narrow = true;
   parameter.storage.param = *storage;
   parameter.storage.stochastic = narrow.stochastic;
   parameter.storage.first = narrow.first;
-  if (narrow.first % onepass::scale_group != 0) throw py::value_error("first must be a multiple of scale_group");
-  if (*storage == Storage::bfloat16) {
-    const unsigned bits = narrow.master_bits;
-    if (bits != 32 && bits != 24 && bits != 16) throw py::value_error("master_bits must be 32, 24 or 16");
-    parameter.storage.master_bits = narrow.master_bits;
-    if (bits != 16) {
-      if (!narrow.low) throw py::value_error("the lower part of a parameter is missing");
-      parameter.storage.low = checked_data(*narrow.low, bits == 32 ? NPY_INT16 : NPY_INT8, size);
-    }
-  }
-  if (narrow.scales.size() != states.size() || narrow.divisors.size() != states.size()) {
-    throw py::value_error("one entry for each state");
-  }
-  for (std::size_t k = 0; k < states.size(); ++k) {
-    const int type = PyArray_TYPE(as_array(states[k]));
-    if (type != NPY_FLOAT && type != NPY_UINT16 && type != NPY_UINT8) {
-      throw py::value_error("state must be float32, uint16 or uint8");
-    }
-    parameter.operands.state[k] = checked_data(states[k], type, size);
-    parameter.storage.divisor[k] = narrow.divisors[k];
-    parameter.storage.state[k] = type == NPY_FLOAT    ? Storage::plain
-                                 : type == NPY_UINT16 ? Storage::bfloat16
-                                                      : Storage::float8;
-    if (type != NPY_UINT8) continue;
-    if (!narrow.scales[k]) throw py::value_error("the scales of a state are missing");
-    parameter.storage.scale[k] = static_cast<float*>(checked_data(*narrow.scales[k], NPY_FLOAT, scales_of(size)));
-  }
-  if (average) parameter.operands.average = checked_data(*average, NPY_FLOAT, size);
+  if (*storage == Storage::bfloat16) describe_low(parameter.storage, narrow, parameter.size);
+  for (std::size_t k = 0; k < states.size(); ++k) describe_state(parameter, k, states[k], narrow);
+  if (average) parameter.operands.average = checked_data(average, NPY_FLOAT, parameter.size);
   return parameter;
 }
 
@@ -94,12 +103,10 @@ Parameter describe(const py::array& param, const std::vector<py::array>& states,
     }
     return data_of(state);
   };
-  const auto size = static_cast<std::size_t>(param.size());
-  const auto rows = static_cast<std::size_t>(param.ndim() == 0 ? 1 : param.shape(0));
-  Parameter parameter = {};
+  Parameter parameter;
   parameter.dtype = *dtype;
-  parameter.size = size;
-  parameter.row_size = rows == 0 ? 0 : size / rows;
+  parameter.size = static_cast<std::size_t>(param.size());
+  parameter.row_size = row_size_of(param);
   parameter.operands.param = data_of(param);
   for (std::size_t k = 0; k < states.size(); ++k) parameter.operands.state[k] = checked_data(states[k]);
   if (average) parameter.operands.average = checked_data(*average);
