@@ -1,0 +1,190 @@
+"""State dicts of state and weights in fewer bits."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import onepass.integrations.torch as ours
+from integrations.pytorch.storage_helpers import (
+    as_array,
+    assert_equal_bits,
+    for_each_case,
+    for_each_storage,
+    make_params,
+    train,
+)
+from onepass import _storage
+
+
+def through_file(state_dict: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(state_dict, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@for_each_storage
+@for_each_case
+def test_resumed_training_has_the_same_bits(
+    name: str, options: dict[str, Any], dtype: Any, grad_dtype: Any, storage: dict[str, Any]
+) -> None:
+    params = make_params(dtype)
+    options = {"lr": 0.01, **options, **storage}
+    optimizer = getattr(ours, name)(params, **options)
+    train(optimizer, params, range(2))
+    copies = [copy.deepcopy((params, optimizer)), pickle.loads(pickle.dumps((params, optimizer)))]
+    others = make_params(dtype)
+    resumed = getattr(ours, name)(others, **{**options, "seed": 1})
+    resumed.load_state_dict(through_file(optimizer.state_dict()))
+    for param, other in zip(params, others):
+        other.data.copy_(param.data)
+    if "state_dtype" in storage or "master_bits" in storage:
+        assert resumed.seed == optimizer.seed == storage.get("seed", 0)
+    for each in ((params, optimizer), (others, resumed), *copies):
+        train(each[1], each[0], range(2, 4))
+    assert_equal_bits(params, optimizer, others, resumed)
+    for copied, other in copies:
+        assert_equal_bits(params, optimizer, copied, other)
+
+
+@for_each_storage
+@for_each_case
+def test_state_of_pytorch_is_encoded_to_nearest(
+    name: str, options: dict[str, Any], dtype: Any, grad_dtype: Any, storage: dict[str, Any]
+) -> None:
+    if name == "Lion":
+        pytest.skip("torch.optim has no Lion")
+    storage = {option: value for option, value in storage.items() if option != "ema_decay"}
+    options = {k: v for k, v in options.items() if k not in {"clip_norm", "nonfinite"}}
+    params = make_params(dtype)
+    theirs = getattr(torch.optim, name)(params, lr=0.01, **options)
+    train(theirs, params, range(2))
+    mine = getattr(ours, name)(params, lr=0.01, **storage)
+    mine.load_state_dict(theirs.state_dict())
+    for param in params:
+        state = theirs.state.get(param, {})
+        for key, value in state.items():
+            if key in ("step", "mu_product"):
+                assert mine.state[param][key] == value
+                continue
+            found = mine.state[param][key]
+            values = as_array(value.float())
+            if found.dtype == torch.float32:
+                assert np.array_equal(as_array(found), values)
+                continue
+            expected = {key: np.empty(value.numel(), np.uint16 if found.dtype == torch.bfloat16 else np.uint8)}
+            if found.dtype == torch.float8_e4m3fn:
+                expected[f"{key}_scale"] = np.empty(-(-value.numel() // 128), np.float32)
+            _storage.encode_into(key, values, expected)
+            for name_, array in expected.items():
+                assert as_array(mine.state[param][name_]).tobytes() == array.tobytes()
+    train(mine, params, range(2, 4))
+    steps = [state["step"] for state in mine.state.values() if "step" in state]
+    assert all(step == 4 for step in steps) or name == "SGD"
+
+
+@for_each_storage
+def test_decoded_state_loads_in_pytorch_and_in_other_storage(
+    dtype: Any, grad_dtype: Any, storage: dict[str, Any]
+) -> None:
+    params = make_params(dtype)
+    optimizer = ours.AdamW(params, lr=0.01, **storage)
+    train(optimizer, params, range(2))
+    decoded = optimizer.decoded_state_dict()
+    assert not decoded["param_groups"][0].keys() & {"state_dtype", "master_bits", "rounding", "seed"}
+    theirs, wide = torch.optim.AdamW(params), ours.AdamW(params)
+    theirs.load_state_dict(decoded)
+    wide.load_state_dict(through_file(optimizer.state_dict()))
+    for i, param in enumerate(params):
+        state = decoded["state"][i]
+        assert state.keys() - {"ema"} == {"step", "exp_avg", "exp_avg_sq"}
+        for key in ("exp_avg", "exp_avg_sq"):
+            stored = optimizer.state[param][key]
+            scales = optimizer.state[param].get(f"{key}_scale")
+            codes = _storage.raw(as_array(stored))
+            expected = _storage.decoded(codes, None if scales is None else scales.numpy())
+            for found in (state[key], wide.state[param][key]):
+                assert found.dtype == torch.float32 and found.stride() == param.stride()
+                assert np.array_equal(as_array(found), expected)
+    train(theirs, params, range(2, 3))
+    train(wide, params, range(3, 4))
+    again = ours.AdamW(params, **storage)
+    again.load_state_dict(wide.state_dict())
+    train(again, params, range(4, 5))
+    assert all(state["step"] == 4 for state in again.state.values())
+
+
+def test_codes_in_another_layout_are_encoded_again() -> None:
+    first, second = make_params(shapes=[(64, 65)]), make_params(shapes=[(64, 65)])
+    second[0].data = second[0].data.t().contiguous().t()
+    a, b = (ours.AdamW(params, state_dtype="float8") for params in (first, second))
+    train(a, first, range(2))
+    b.load_state_dict(a.state_dict())
+    assert b.state[second[0]]["exp_avg"].stride() == second[0].stride()
+    error = (a.decoded_state_dict()["state"][0]["exp_avg"] - b.decoded_state_dict()["state"][0]["exp_avg"]).abs()
+    assert 0 < error.max() < 0.1 * a.state[first[0]]["exp_avg_scale"].max() * 448
+    train(b, second, range(2, 3))
+    b.state[second[0]]["exp_avg"] = a.state[first[0]]["exp_avg"]
+    with pytest.raises(ValueError, match=r"the state of parameter 0: expected the strides \(1, 64\)"):
+        train(b, second, range(3, 4))
+
+
+@pytest.mark.parametrize(("saved", "own"), [(32, 24), (24, 32), (32, 16), (16, 32)])
+def test_master_bits_may_change_with_a_state_dict(saved: int, own: int) -> None:
+    params = make_params(torch.bfloat16)
+    first = ours.AdamW(params, lr=0.01, master_bits=saved)
+    train(first, params, range(3))
+    second = ours.AdamW(params, lr=0.01, master_bits=own)
+    second.load_state_dict(first.state_dict())
+    low = [state.get("param_low") for state in second.state.values()]
+    kept = first.state[params[0]].get("param_low")
+    if (saved, own) == (24, 32):
+        assert torch.equal(low[0], kept.to(torch.int16) << 8)
+    elif (saved, own) == (32, 24):
+        assert (low[0].to(torch.int32) * 256 - kept).abs().max() <= 255
+    elif own == 16:
+        assert low == [None] * len(params)
+    else:
+        assert not any(one.any() for one in low)
+    train(second, params, range(3, 4))
+
+
+def test_state_of_bitsandbytes_that_is_not_decoded_is_refused() -> None:
+    params = make_params()
+    optimizer = ours.AdamW(params, state_dtype="float8")
+    state_dict = optimizer.state_dict()
+    state_dict["state"] = {0: {"step": 1, "state1": torch.zeros(65, 80, dtype=torch.uint8)}}
+    with pytest.raises(ValueError, match="the state of parameter 0: expected 'exp_avg', got 'step', 'state1'"):
+        optimizer.load_state_dict(state_dict)
+
+
+def test_state_dict_with_an_impossible_option_is_refused_and_nothing_changes() -> None:
+    params = make_params()
+    optimizer = ours.AdamW(params, state_dtype="float8", seed=4)
+    train(optimizer, params, range(2))
+    before = copy.deepcopy((params, optimizer))
+    theirs = torch.optim.AdamW(params, amsgrad=True)
+    train(theirs, params, range(1))
+    for p, q in zip(params, before[0]):
+        p.data.copy_(q.data)
+    with pytest.raises(ValueError, match="does not work with amsgrad=True"):
+        optimizer.load_state_dict(theirs.state_dict())
+    assert optimizer.seed == 4 and not optimizer.param_groups[0]["amsgrad"]
+    assert_equal_bits(params, optimizer, *before)
+
+
+def test_seed_of_a_state_dict_replaces_the_optimizers_own() -> None:
+    params = make_params()
+    saved = ours.AdamW([{"params": params[:1], "state_dtype": "bfloat16"}, {"params": params[1:]}])
+    optimizer = ours.AdamW([{"params": params[:1]}, {"params": params[1:]}], seed=9, state_dtype="float8")
+    optimizer.load_state_dict(saved.state_dict())
+    assert optimizer.seed == 0
+    assert [group["state_dtype"] for group in optimizer.param_groups] == ["float8", "float8"]
