@@ -1,38 +1,38 @@
-# Every target is self-sufficient: it makes the virtual environment that it needs (in .venv) from Python >= 3.10 alone.
+# Every target is self-sufficient: it creates the virtual environment that it needs (.venv), from only Python >= 3.10.
 #
 #   Everyday:
-#     make test               the tests, two to three minutes on two cores
-#     make lint               format, style, types, compiler warnings, what the machine code must be
+#     make test               run the tests, two to three minutes on two cores
+#     make lint               check format, style, types, compiler warnings and machine code
 #     make format             format the Python and the C++
-#     make docs               the documentation site, in build/docs/
+#     make docs               build the documentation site in build/docs/
 #     make demo               train on handwritten digits with onepass and with textbook NumPy, and compare
-#     make test-integrations  the tests beside other libraries, which it installs (PyTorch, optax, Lightning and more)
-#     make bench              all benchmarks, and the images and tables of README and docs; make bench CASE=small: one of them
+#     make test-integrations  run the tests with other libraries, which it installs (PyTorch, optax, Lightning and more)
+#     make bench              run all benchmarks and write their images and tables; make bench CASE=small: one benchmark
 #   Before a release:
-#     make wheel              for each Python here: a wheel, checked, installed and tested with the oldest and newest NumPy
-#     make sanitize           the core's own tests, and the Python tests, under the address, undefined behaviour and thread sanitizers
-#     make cross              the core's own tests on 64-bit Arm and a big-endian processor, emulated, and on 32-bit x86
-#     make toolchains         the same bits from every compiler here, optimising or not, and with the oldest CMake
-#     make mutants            break the sources in one place at a time: a test must fail; SAMPLE=100: so many; ONLY=adam: files
-#     make fuzz-api           the interface in random order beside the reference: EXAMPLES (1000) sequences of calls
-#     make soak               a billion elements of every rule on every instruction set (hours); make soak ELEMENTS=1e7: less
-#     make coverage           which lines and branches of python/onepass the tests reach
-#     make coverage-cpp       lines and branches of the core that its own tests reach
-#     make comparison         the Adam paper's comparison of five optimizers; writes its tables and figure into docs/
-#     make low-precision      training with state and weights in fewer bits; writes its tables and figure into docs/
-#     make bench-mpi          the benchmarks of several processes and of state on disk; the tables of docs/distributed.md
-#   Parts of these, and rare:
-#     make test-spacy         the tests beside spaCy and the thinc that it brings (part of test-integrations)
-#     make test-mpi           the tests of training on several processes, with the MPI that pip installs (part of test-integrations)
-#     make bench-guard        count the instructions of the hot loops: no more than recorded
-#     make fuzz               make fuzz-step and make fuzz-checkpoint, each for SECONDS=60
-#     make fuzz-step          random steps of the core compared with a model, one element at a time
-#     make fuzz-checkpoint    random checkpoints
-#     make valgrind           the core's own tests under valgrind
-#     make golden             write the results that the core's own tests must give
+#     make wheel              build, check and test a wheel for each installed Python, with the oldest and newest NumPy
+#     make sanitize           run the core's own tests and the Python tests under AddressSanitizer and other sanitizers
+#     make cross              run the core's own tests on 64-bit Arm and s390x (big-endian), emulated, and 32-bit x86
+#     make toolchains         check that every installed compiler, optimising or not, and the oldest CMake give equal bits
+#     make mutants            break the sources in one place at a time; check that a test fails; SAMPLE=100, ONLY=adam
+#     make fuzz-api           compare random sequences of calls with the reference: EXAMPLES (1000) sequences
+#     make soak               step a billion elements with every rule on every instruction set (hours); or ELEMENTS=1e7
+#     make coverage           measure the lines and branches of python/onepass that the tests reach
+#     make coverage-cpp       measure the lines and branches of the core that its own tests reach
+#     make comparison         compare five optimizers as in the Adam paper; write the tables and figure into docs/
+#     make low-precision      train with state and weights in fewer bits; write the tables and figure into docs/
+#     make bench-mpi          run the benchmarks of several processes and of state on disk; write their tables
+#   Parts of these commands, and rarely used commands:
+#     make test-spacy         run the tests with spaCy and its version of thinc (part of test-integrations)
+#     make test-mpi           run the tests of training on several processes, with pip's MPI (part of test-integrations)
+#     make bench-guard        count the instructions of the hot loops; fail if there are more than recorded
+#     make fuzz               run make fuzz-step and make fuzz-checkpoint, each for SECONDS=60
+#     make fuzz-step          compare random steps of the core with a model that updates one element at a time
+#     make fuzz-checkpoint    load random checkpoints
+#     make valgrind           run the core's own tests under valgrind
+#     make golden             write the expected results of the core's own tests
 
 PYTHON ?= python3
-# make lint uses each of these that is there; clang-tidy speaks for Clang's warnings where it is not.
+# make lint uses the installed ones of these compilers; without clang++, clang-tidy reports Clang's warnings.
 CXXS ?= $(shell for cxx in g++ clang++; do command -v $$cxx; done)
 
 venv := .venv

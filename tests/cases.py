@@ -14,7 +14,7 @@ from support import hostile, ones, ordinary, small
 
 NUMBERS = {"ordinary": ordinary, "hostile": hostile, "small": small}  # functions that draw arrays
 
-# Parameters in every form.
+# Parameters in every accepted form.
 FORMS: dict[str, Callable[[], Any]] = {
     "array": lambda: ones(2),
     "list": lambda: [ones(2), ones(3)],
@@ -43,7 +43,7 @@ def growing(t: int) -> float:
 
 STORAGE = {*_storage.OPTIONS}  # options with tests of their own: test_storage.py
 
-# Values of each option: one without effect or of common use, one that matters, and others.
+# Values of each option: first one without effect or in common use, then one with an effect, then others.
 VALUES: dict[str, list[Any]] = {
     "lr": [0.01, shrinking],
     "betas": [(0.9, 0.999), (0.5, 0.25), (0.0, 0.0)],
@@ -64,7 +64,7 @@ VALUES: dict[str, list[Any]] = {
     "clip_value": [None, 1.5],
     "ema_decay": [None, 0.9, growing],
 }
-# Options that depend on each other: values of one, each with those of the others.
+# Options that depend on each other: the name of one option, and combinations of values of all these options.
 TOGETHER: dict[frozenset[str], tuple[str, list[dict[str, Any]]]] = {
     frozenset({"momentum", "dampening", "nesterov"}): (
         "momentum",
@@ -88,7 +88,7 @@ TOGETHER: dict[frozenset[str], tuple[str, list[dict[str, Any]]]] = {
 
 
 def values_of(kind: str) -> dict[str, list[Any]]:
-    """Return the values to try for each option of an optimizer. A mapping among them sets several options."""
+    """Return the values to try for each option of an optimizer. A value that is a mapping sets several options."""
     names = CLASSES[kind]._spec.checks.keys() - STORAGE
     tied = {name for together in TOGETHER if together <= names for name in together}
     values = {name: VALUES[name] for name in names if name not in tied}  # KeyError: an option without values to try
@@ -96,7 +96,7 @@ def values_of(kind: str) -> dict[str, list[Any]]:
 
 
 def all_set(kind: str, *without: str) -> dict[str, Any]:
-    """Return one choice of options that has every buffer and takes every line; as ``lr`` the default."""
+    """Return options that create every buffer and reach every line, with the default ``lr``."""
     options: dict[str, Any] = {}
     for name, values in values_of(kind).items():
         if name not in {"lr", "maximize", "bias_correction", "eps_mode", *without}:
@@ -105,7 +105,7 @@ def all_set(kind: str, *without: str) -> dict[str, Any]:
 
 
 def rules(*without: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Return for each rule of the core a class and options that choose it, all others as in `all_set`."""
+    """Return, for each rule of the core, a class and options that select the rule, otherwise as in `all_set`."""
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for kind, cls in CLASSES.items():
         switches = [name for name in ("amsgrad", "centered", "momentum") if name in cls._spec.checks]
@@ -120,7 +120,7 @@ def rules(*without: str) -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def one_by_one(kind: str, *without: str) -> list[dict[str, Any]]:
-    """Return options of which each differs in one from the default."""
+    """Return sets of options, each of which changes one option from its default."""
     changed: list[dict[str, Any]] = [{}]
     for name, values in values_of(kind).items():
         if name not in without:

@@ -21,7 +21,7 @@ SCHEDULES = [schedules.inverse_sqrt(0.1), schedules.linear(0.5, 0.1, 5), schedul
 AVERAGES = [0.0, 0.5, 0.999, schedules.linear(0.5, 0.9, 8)]
 decays = st.sampled_from([0.0, 0.5, 0.9, 0.999]) | st.floats(0, 0.9999)
 
-# Values of a group's option, by the check that the option has.
+# Strategies for the values of a group's options, by the function that checks the option.
 BY_CHECK: dict[Any, Any] = {
     _checks.learning_rate: st.sampled_from([0.0, 1e-3, 1.0, *SCHEDULES]) | st.floats(0, 10),
     _checks.betas: st.tuples(decays, decays),
@@ -46,7 +46,7 @@ def by_check(kind: str) -> dict[str, Any]:
 
 
 def is_refused(kind: str, options: Any) -> bool:
-    """Return True if the storage of state cannot serve these options."""
+    """Return True if the storage of state does not work with these options."""
     state_dtype = options.get("state_dtype")
     if state_dtype is None:
         return False
@@ -57,7 +57,7 @@ def is_refused(kind: str, options: Any) -> bool:
 
 
 def drawn_options(data: Any, kind: str, averaged: bool, state_dtype: str | None = None) -> dict[str, Any]:
-    """Draw some options of a group; the average has its own flag, since all groups or none have one."""
+    """Draw some options of a group. ``averaged`` adds a running average, which all groups or none must have."""
     strategies = by_check(kind)
     chosen = data.draw(st.lists(st.sampled_from([*strategies]), unique=True), "options")
     options = {name: data.draw(strategies[name], name) for name in chosen}
@@ -76,7 +76,7 @@ def drawn_options(data: Any, kind: str, averaged: bool, state_dtype: str | None 
 
 @st.composite
 def stored(draw: st.DrawFn, shape: tuple[int, ...], dtype: Any) -> Array:
-    """An array of that shape and dtype in any layout: strided, reversed, transposed, misaligned."""
+    """Draw an array of the given shape and dtype in any layout: strided, reversed, transposed, misaligned."""
     dtype = np.dtype(dtype)
     floats = st.floats(width=min(64, 8 * dtype.itemsize), allow_nan=True, allow_infinity=True, allow_subnormal=True)
     values = draw(hnp.arrays(np.float64, shape, elements=floats))

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The checks of every change, on a fresh machine: installs what it needs, then lints, builds the documentation, and tests,
-# alone and with other libraries. Two lanes share the cores: the sanitizers run during the downloads, and the tests of the
-# library during those with other libraries, each of which keeps one core busy. Output of background lanes: build/ci.
+# Check a change on a fresh machine: install the required tools, lint, build the documentation, and run the tests, both
+# without and with other libraries. Two lanes share the cores: the sanitizers run during the downloads, and the
+# library's own tests run during the integration tests; each keeps one core busy. Background lanes write to build/ci.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# A C++ compiler and make, and Clang besides: warnings and machine code are checked with both compilers.
+# GCC and Clang, because lint checks warnings and machine code with both compilers, and make.
 missing=()
 command -v g++ >/dev/null || missing+=(g++)
 command -v clang++ >/dev/null || missing+=(clang)
@@ -20,7 +20,7 @@ if ((${#missing[@]})); then
 fi
 
 mkdir -p build/ci
-set -m # a process group for each lane, so that all of it can be ended
+set -m # a process group for each lane, so that the trap can end all its processes
 lanes=()
 trap 'for lane in "${lanes[@]}"; do kill -- "-${lane%%:*}" 2>/dev/null || true; done' EXIT
 
@@ -30,7 +30,7 @@ start() {
   lanes+=("$!:$1")
 }
 
-# finish NAME: wait for a lane; print pytest's summary, or everything if the lane failed.
+# finish NAME: wait for a lane; print pytest's summary, or the whole log if the lane failed.
 finish() {
   local lane status=0
   for lane in "${lanes[@]}"; do

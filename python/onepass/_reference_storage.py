@@ -1,8 +1,8 @@
 """Executable specification of storage in fewer bits: random bits, bfloat16, float8 and split bfloat16 parameters.
 
-Each function is a formula of the design page, on arrays of any shape unless it works in groups (then on 1-D arrays).
-Bits are examined as integers, and no result depends on whether the processor flushes subnormal numbers. An array ``r``
-holds 16 random bits for each element; ``None`` means rounding to nearest.
+Each function is one formula, on arrays of any shape, or on 1-D arrays if it works in groups. The functions examine bits
+as integers, so no result depends on whether the processor flushes subnormal numbers. An array ``r`` holds 16 random
+bits for each element; ``None`` means rounding to nearest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 
 DIVISORS = frozenset(
     {"exp_avg_sq", "exp_inf", "square_avg", "sum", "acc_delta"}
-)  # a rule divides by them or takes roots
+)  # rules divide by these states or take their roots
 GROUP = 128  # consecutive elements that share a float8 scale
 SMALLEST_NARROW = 4096  # smaller tensors keep float32 state
 WEIGHT_SLOT = 3  # states take slots 0, 1, 2
@@ -51,7 +51,7 @@ def random_bits(seed: int, t: int, param: int, q: int, first: int, count: int) -
     """Return 32 random bits for each of the elements ``first`` … ``first + count - 1`` of a whole tensor."""
     key = mix(mix(mix(seed) ^ t) ^ (param << 8 | q))
     parts, end = [np.empty(0, np.uint32)], first + count
-    while first < end:  # a key holds for 2**32 elements
+    while first < end:  # each key serves 2**32 elements
         stop = min(end, ((first >> 32) + 1) << 32)
         k = mix(key ^ first >> 32)
         parts.append(hashed(np.arange(first & MASK32, (first & MASK32) + stop - first, dtype=np.uint64), k))
@@ -91,7 +91,7 @@ def rounded_magnitude(x: Array, r: Array | None, nearest: Array) -> Array:
 
 
 def encode_bfloat16(x: Array, r: Array | None) -> Array:
-    """Return bfloat16 numbers as uint16. Nearest takes ties to even; stochastic rounding never makes an infinity."""
+    """Return bfloat16 numbers as uint16. Nearest takes ties to even; stochastic rounding never gives infinity."""
     nearest = np.uint32(0x7FFF) + ((bits_of(x) >> np.uint32(16)) & np.uint32(1))
     return (rounded_magnitude(x, r, nearest) >> np.uint32(16)).astype(np.uint16)
 
@@ -105,7 +105,7 @@ def decode_bfloat16(bits: Array) -> Array:
 
 
 def grouped(x: Array) -> Array:
-    """Return the elements in rows of a group each, zeros after the last."""
+    """Return the elements as rows of one group each, padded with zeros."""
     return np.pad(x, (0, -x.size % GROUP)).reshape(-1, GROUP)
 
 
@@ -139,7 +139,7 @@ def decode_float8(codes: Array, scales: Array) -> Array:
     return floats_of(np.where(nan, NAN, bits_of(value)) | sign)
 
 
-# bfloat16 parameters whose lower bits lie in the state.
+# bfloat16 parameters with lower bits in the state.
 
 
 def split(x: Array) -> tuple[Array, Array]:
@@ -151,7 +151,7 @@ def split(x: Array) -> tuple[Array, Array]:
 
 
 def join(hi: Array, low: Array) -> Array:
-    """Return the float32 numbers of both halves. A zero that was written over a weight is a zero."""
+    """Return the float32 numbers from both halves. A negative lower half of a zero, written by a user, counts as 0."""
     low = np.where(((hi & np.uint16(0x7FFF)) == 0) & (low < 0), np.int32(0), low.astype(np.int32))
     return floats_of((hi.astype(np.uint32) << np.uint32(16)) + low.view(np.uint32))
 
@@ -165,7 +165,7 @@ def split24(x: Array, r: Array | None) -> tuple[Array, Array]:
 
 
 def join24(hi: Array, low8: Array) -> Array:
-    """Return the float32 numbers of a bfloat16 and the next 8 bits."""
+    """Return the float32 numbers from a bfloat16 and the next 8 bits."""
     return join(hi, low8.astype(np.int16) << np.int16(8))
 
 
@@ -173,7 +173,7 @@ def join24(hi: Array, low8: Array) -> Array:
 
 
 def widen_float16(bits: Array) -> Array:
-    """Return float16 numbers, given as uint16, in float32: exact, and a subnormal float16 is a normal float32."""
+    """Return float16 numbers, given as uint16, in float32, exactly; a subnormal float16 is a normal float32."""
     h = bits.astype(np.uint32)
     mag = h & np.uint32(0x7FFF)
     subnormal = bits_of((mag & np.uint32(0x3FF)).astype(np.float32) * np.float32(2.0**-24))
@@ -182,7 +182,7 @@ def widen_float16(bits: Array) -> Array:
 
 
 def widened(grad: Any) -> Array:
-    """Return a gradient of 16 bits an element in float32, any other as an array."""
+    """Return a 16-bit gradient in float32, or any other gradient as an array."""
     grad = np.asarray(grad)
     grad = grad if grad.dtype.isnative else grad.astype(grad.dtype.newbyteorder("="))
     if is_bfloat16(grad):
@@ -194,23 +194,23 @@ def widened(grad: Any) -> Array:
 
 
 def is_bfloat16(array: Array) -> bool:
-    """Return True for an array of ml_dtypes' bfloat16."""
+    """Return True for an array of dtype ml_dtypes.bfloat16."""
     return array.dtype.name == "bfloat16"
 
 
 def is_narrow(stored: Array) -> bool:
-    """Return True if an array does not hold the numbers that the arithmetic takes."""
+    """Return True for an array of any dtype except float32 and float64."""
     return stored.dtype not in (np.float32, np.float64)
 
 
 def in_memory(array: Array) -> Array:
-    """Return a view of the elements of a dense array in the order in which they lie in memory."""
+    """Return a view of the elements of a dense array in memory order."""
     bits = array.view(np.uint16) if is_bfloat16(array) else array
     return np.lib.stride_tricks.as_strided(bits, (bits.size,), (bits.itemsize,))
 
 
 def decode(stored: Array, companion: Array | None) -> Array:
-    """Return the float32 numbers of narrow storage; another array is returned as it is."""
+    """Return the float32 numbers in narrow storage, or any other array unchanged."""
     if not is_narrow(stored):
         return stored
     bits, numbers = in_memory(stored), np.empty_like(stored, np.float32)
@@ -235,7 +235,7 @@ def encode(numbers: Array, stored: Array, companion: Array | None, r: Array | No
 
 
 def stored_state(name: str, numbers: Array, state_dtype: str | None) -> dict[str, Array]:
-    """Return the arrays that store a state, rounded to nearest, with their names."""
+    """Return, by name, the arrays that store a state rounded to nearest."""
     if state_dtype is None or numbers.size < SMALLEST_NARROW:
         return {name: numbers}
     arrays = {name: np.empty_like(numbers, np.uint8 if state_dtype == "float8" else np.uint16)}

@@ -1,6 +1,6 @@
-"""Storage of state and parameters in fewer bits: which arrays there are, what is refused, and conversions.
+"""Storage of state and parameters in fewer bits: array layouts, refused options and conversions.
 
-The arithmetic is the core's; `_reference_storage.py` is its specification.
+The core does the arithmetic; `_reference_storage.py` is its specification.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ NARROW_FROM = 4096  # elements: smaller parameters keep float32 state
 DTYPES = {"bfloat16": np.uint16, "float8": np.uint8}  # of the stored bits, by state_dtype
 LOW_DTYPES = {32: np.int16, 24: np.int8}  # of the lower part of bfloat16 parameters, by master_bits
 OPTIONS = ("state_dtype", "master_bits", "rounding")  # the options of a group that decide how its arrays are stored
-SIGNED = {"exp_avg", "grad_avg", "momentum_buffer"}  # all other state divides, or has its root taken
-SCALES = 2.0**-117, float(np.finfo(np.float32).max / np.float32(448))  # the smallest and the largest
-FLOAT8_LIMITS = {"betas": 0.99, "momentum": 0.99, "rho": 0.95}  # above them float8 noise is too large
+SIGNED = {"exp_avg", "grad_avg", "momentum_buffer"}  # rules divide by all other state or take its root
+SCALES = 2.0**-117, float(np.finfo(np.float32).max / np.float32(448))  # the smallest and largest scale
+FLOAT8_LIMITS = {"betas": 0.99, "momentum": 0.99, "rho": 0.95}  # above these values, float8 noise is too large
 
 
 def is_bfloat16(array: Array) -> bool:
-    """Return True for an array of ml_dtypes.bfloat16, whether ml_dtypes is imported here or not."""
+    """Return True for an array of dtype ml_dtypes.bfloat16, without importing ml_dtypes."""
     return array.dtype.kind == "V" and array.dtype.name == "bfloat16"
 
 
 def value_dtype(array: Array) -> np.dtype[Any]:
-    """Return the dtype of the arithmetic with a parameter."""
+    """Return the dtype of the arithmetic on a parameter."""
     return np.dtype(np.float32) if is_bfloat16(array) else array.dtype
 
 
 def check_options(spec: Any, options: Mapping[str, Any]) -> None:
-    """Refuse options that state in fewer bits cannot serve."""
+    """Refuse options that do not work with state in fewer bits."""
     state_dtype = options["state_dtype"]
     if state_dtype is None:
         return
@@ -61,7 +61,7 @@ def check_options(spec: Any, options: Mapping[str, Any]) -> None:
 
 
 def check_params(options: Mapping[str, Any], params: Iterable[tuple[str, Array]], flush_denormals: bool) -> None:
-    """Refuse parameters, each with its label, that the options of their group do not suit."""
+    """Refuse labelled parameters that do not match the options of their group."""
     state_dtype, arrays = options["state_dtype"], [*params]
     if state_dtype is not None and not flush_denormals:
         raise ValueError(f"state_dtype={state_dtype!r} needs flush_denormals=True: use state_dtype=None")
@@ -74,7 +74,7 @@ def check_params(options: Mapping[str, Any], params: Iterable[tuple[str, Array]]
 
 
 def check_master_bits(groups: Iterable[Mapping[str, Any]], params: Iterable[Array]) -> None:
-    """Refuse ``master_bits`` where no parameter of the optimizer is in bfloat16."""
+    """Refuse ``master_bits`` below 32 if no parameter of the optimizer is in bfloat16."""
     bits = [group["master_bits"] for group in groups if group["master_bits"] != 32]
     arrays = [*params]
     if bits and not any(map(is_bfloat16, arrays)):
@@ -88,14 +88,14 @@ def moment_dtype(options: Mapping[str, Any], array: Array) -> np.dtype[Any]:
 
 
 def scale_count(array: Array) -> int:
-    """Return the number of scales of float8 state with this array's size."""
+    """Return the number of scales for an array's float8 state."""
     return -(-array.size // scale_group)
 
 
 def state_layout(
     options: Mapping[str, Any], array: Array, moments: Iterable[str]
 ) -> dict[str, tuple[Array, np.dtype[Any]]]:
-    """Return for each array of a parameter's state an array of its shape and order, and its dtype."""
+    """Return, for each array of a parameter's state, an array with its shape and order, and its dtype."""
     stored = moment_dtype(options, array)
     layout = {}
     for name in moments:
@@ -110,7 +110,7 @@ def state_layout(
 
 
 def describe(options: Mapping[str, Any], array: Array, state: Mapping[str, Array], moments: list[str]) -> Any:
-    """Return the narrow arrays of a parameter as the core takes them, or None if all are of one dtype."""
+    """Return a parameter's narrow arrays in the form that the core takes, or None if all arrays have one dtype."""
     if not is_bfloat16(array) and all(state[name].dtype == array.dtype for name in moments):
         return None
     return NarrowArrays(
@@ -136,7 +136,7 @@ def decoded(stored: Array, scales: Array | None = None) -> Array:
 
 
 def encode_into(name: str, values: Array, state: Mapping[str, Array]) -> None:
-    """Encode float32 numbers to nearest into the arrays of a moment."""
+    """Encode float32 numbers, rounded to nearest, into the arrays of a moment."""
     encode(flat(values), name not in SIGNED, flat(state[name]), state.get(f"{name}_scale"))
 
 
@@ -146,7 +146,7 @@ def widened(array: Array) -> Array:
 
 
 def shown(name: str, array: Array) -> Array:
-    """Return a view of stored state in the dtype of ml_dtypes, if that library is imported."""
+    """Return a view of stored state with a dtype of ml_dtypes, if that library is imported."""
     library = sys.modules.get("ml_dtypes")
     names = {np.dtype(np.uint8): "float8_e4m3fn", np.dtype(np.uint16): "bfloat16"}
     dtype = getattr(library, names.get(array.dtype, ""), None)  # an old ml_dtypes has no float8_e4m3fn
@@ -154,7 +154,7 @@ def shown(name: str, array: Array) -> Array:
 
 
 def raw(array: Any) -> Any:
-    """Return a view of the stored bits of an array of ml_dtypes; any other object as it is."""
+    """Return a view of the stored bits of an ml_dtypes array, or any other object unchanged."""
     if isinstance(array, np.ndarray) and array.dtype.name in ("float8_e4m3fn", "bfloat16"):
         return array.view(np.uint8 if array.dtype.itemsize == 1 else np.uint16)
     return array
@@ -171,7 +171,7 @@ def moments_of(state: Mapping[str, Any]) -> list[str]:
 
 
 def in_storage(own: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of a parameter's state as an optimizer with other storage options would have them, empty."""
+    """Return a parameter's state in the layout of other storage options; arrays of new dtypes are uninitialised."""
     entries = {name: value for name, value in own.items() if not name.endswith("_scale")}
     for name in moments_of(own):
         array = own[name]
@@ -192,12 +192,12 @@ def _wide(array: Array) -> np.dtype[Any]:
 
 
 def converted(saved: Mapping[str, Any], own: Mapping[str, Any], label: str) -> Mapping[str, Any]:
-    """Return a parameter's saved state in the storage of the optimizer's own; itself, if nothing is to be converted."""
+    """Convert a parameter's saved state to the optimizer's own storage; return ``saved`` itself if nothing changes."""
     result = {name: raw(value) for name, value in saved.items()}
     for name in moments_of(own):
         found = result.get(name)
         if not isinstance(found, np.ndarray) or found.shape != own[name].shape or _is_stored_as(own[name], found):
-            continue  # nothing to convert, or refused by the check of state dicts
+            continue  # nothing to convert, or the check of state dicts refuses it
         scales = result.pop(f"{name}_scale", None)
         if found.dtype == np.uint8:
             check_scales(f"{name}_scale of {label}", scales, scale_count(found))
@@ -205,14 +205,14 @@ def converted(saved: Mapping[str, Any], own: Mapping[str, Any], label: str) -> M
             continue
         values = decoded(found if found.flags.forc else np.ascontiguousarray(found), scales)
         result |= _encoded(name, values, own)
-    if "param_low" in own and "param_low" not in saved:  # from float32 parameters, or with master_bits=16
+    if "param_low" in own and "param_low" not in saved:  # saved with float32 parameters or master_bits=16
         result["param_low"] = np.zeros_like(own["param_low"])
     same = result.keys() == saved.keys() and all(result[name] is saved[name] for name in result)
     return saved if same else result
 
 
 def _is_stored_as(own: Array, found: Array) -> bool:
-    """Return True if saved numbers can be copied into the optimizer's own array, with their scales if they have any."""
+    """Return True if saved numbers and any scales can be copied into the optimizer's own arrays."""
     same_order = found.flags.c_contiguous == own.flags.c_contiguous if found.flags.forc else own.flags.c_contiguous
     return found.dtype == own.dtype and (found.dtype != np.uint8 or own.ndim < 2 or same_order)
 
@@ -220,7 +220,7 @@ def _is_stored_as(own: Array, found: Array) -> bool:
 def _encoded(name: str, values: Array, own: Mapping[str, Any]) -> dict[str, Array]:
     """Return float32 numbers in the storage of the optimizer's own moment."""
     if own[name].dtype not in (np.uint8, np.uint16):
-        return {name: values}  # if the optimizer's own are float64, refused by the check of state dicts
+        return {name: values}  # if the moment is float64, the check of state dicts refuses it
     encoded = {key: np.empty_like(own[key]) for key in (name, f"{name}_scale") if key in own}
     order: Any = "C" if own[name].flags.c_contiguous else "F"
     encode_into(name, np.asarray(values, order=order), encoded)
@@ -228,7 +228,7 @@ def _encoded(name: str, values: Array, own: Mapping[str, Any]) -> dict[str, Arra
 
 
 def check_scales(label: str, scales: Any, count: int) -> None:
-    """Refuse anything but so many scales of float8 numbers."""
+    """Refuse anything except an array of ``count`` valid float8 scales."""
     if not isinstance(scales, np.ndarray) or scales.dtype != np.float32 or scales.shape != (count,):
         found = f"{scales.dtype} of shape {scales.shape}" if isinstance(scales, np.ndarray) else type(scales).__name__
         raise ValueError(f"{label}: expected float32 of shape {(count,)}, got {found}")

@@ -1,5 +1,5 @@
-// Codecs: narrow storage of float32 numbers. Decoding is exact. Encoding rounds to nearest, or stochastically with the
-// 16 random bits of each element. Integer tests throughout: the processor may treat subnormal numbers as zero.
+// Codecs: narrow storage of float32 numbers. Decoding is exact. Encoding rounds to nearest, or stochastically with
+// 16 random bits per element. All tests are on integers, since the processor may treat subnormal numbers as zero.
 #pragma once
 
 #include <cstddef>
@@ -30,7 +30,7 @@ constexpr std::int32_t infinity = 0x7F800000;
 constexpr std::int32_t smallest_normal = 0x00800000;
 constexpr std::uint32_t nan_code = 127;  // of float8
 
-// Rounding: what is added to the bits of an element before the lower ones are cut off.
+// Rounding to nearest: the number to add to the bits of an element before the lower bits are cut off.
 struct Nearest {
   static constexpr bool may_reach_infinity = true;
   static std::uint32_t for_bfloat16(std::uint32_t bits, std::size_t) noexcept { return 0x7FFF + ((bits >> 16) & 1); }
@@ -38,7 +38,8 @@ struct Nearest {
   static std::uint32_t for_float8(std::uint32_t bits, std::size_t) noexcept { return 0x7FFFF + ((bits >> 20) & 1); }
 };
 
-// Stochastic rounding takes 16 of each element's random bits: an even slot the lower half, an odd slot the upper half.
+// Stochastic rounding: likewise, with 16 of each element's 32 random bits. Even slots use the lower half, odd slots the
+// upper half.
 template <bool odd>
 struct Stochastic {
   static constexpr bool may_reach_infinity = false;
@@ -85,7 +86,7 @@ inline void decode_bfloat16(const std::uint16_t* in, std::size_t count, float* x
   for (std::size_t i = 0; i < count; ++i) x[i] = float_of(static_cast<std::uint32_t>(in[i]) << 16);
 }
 
-// ---- float16, of gradients ----
+// ---- float16, only for gradients ----
 
 inline void decode_float16(const std::uint16_t* in, std::size_t count, float* x) noexcept {
   ONEPASS_SIMD
@@ -102,7 +103,7 @@ inline void decode_float16(const std::uint16_t* in, std::size_t count, float* x)
 
 // ---- float8: e4m3fn codes, one scale for each group of elements ----
 
-// As signed numbers, whose comparisons every instruction set has.
+// Returns a signed number, since every instruction set can compare signed numbers.
 inline std::int32_t magnitude_of(float x) noexcept { return static_cast<std::int32_t>(bits_of(x) & ~sign_bit); }
 
 inline std::int32_t largest_magnitude(const float* x, std::size_t count) noexcept {
@@ -111,8 +112,9 @@ inline std::int32_t largest_magnitude(const float* x, std::size_t count) noexcep
   return largest;
 }
 
-// Codes with their signs, of finite numbers. divisor: a rule divides by them or takes their root, so that none becomes
-// 0. A loop that wrote bytes would be narrowed to bytes by GCC 12, which then could not vectorise it.
+// Computes the codes, with signs, of finite numbers. divisor: a rule divides by the numbers or takes their roots, so no
+// normal number gets the code 0. Codes have 32 bits here: GCC 12 narrows a loop that writes bytes, and then cannot
+// vectorise it.
 template <bool divisor, class Rounding>
 void float8_codes(const float* x, std::size_t count, const Rounding rounding, float inverse,
                   std::uint32_t* codes) noexcept {
@@ -129,7 +131,7 @@ void float8_codes(const float* x, std::size_t count, const Rounding rounding, fl
   }
 }
 
-// Encodes one group of elements. Most have a scale that is far above the subnormal numbers, and no infinity or NaN.
+// Encodes one group of elements. Most groups have a scale far above the subnormal numbers, and no infinity or NaN.
 template <bool divisor, class Rounding>
 void encode_float8_group(const float* x, std::size_t count, const Rounding rounding, std::uint8_t* out,
                          float* scale) noexcept {
@@ -192,7 +194,7 @@ inline void decode_float8(const std::uint8_t* in, const float* scales, std::size
 
 // ---- bfloat16 parameters whose lower half is kept in the state ----
 
-// All 32 bits: the weight rounded to nearest, ties away from zero, and the lower 16 bits.
+// Stores all 32 bits: the weight rounded to nearest, ties away from zero, and the lower 16 bits.
 inline void split(const float* x, std::size_t count, std::uint16_t* high, std::int16_t* low) noexcept {
   ONEPASS_SIMD
   for (std::size_t i = 0; i < count; ++i) {
@@ -203,7 +205,7 @@ inline void split(const float* x, std::size_t count, std::uint16_t* high, std::i
   }
 }
 
-// 24 bits, rounded as for bfloat16.
+// Stores 24 bits, rounded like bfloat16.
 template <class Rounding>
 void split24(const float* x, std::size_t count, const Rounding rounding, std::uint16_t* high,
              std::int8_t* low) noexcept {
@@ -215,8 +217,8 @@ void split24(const float* x, std::size_t count, const Rounding rounding, std::ui
   }
 }
 
-// The lower part in units of its last bit, shift: 0 or 8. A negative one beside a zero counts as 0: only a user who
-// wrote the zero leaves such a pair.
+// Adds the lower part, shifted left by 0 or 8 bits, to the upper half. If the upper half is zero, a negative lower part
+// counts as 0: this occurs only after a user has written the zero.
 template <unsigned shift, class Low>
 void join(const std::uint16_t* high, const Low* low, std::size_t count, float* x) noexcept {
   ONEPASS_SIMD

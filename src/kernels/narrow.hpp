@@ -1,5 +1,5 @@
-// Sweeps over narrow storage: decodes some elements into the nearest cache, updates them with the sweep of float32, and
-// encodes them again, in one pass over memory. Rules do not know of it.
+// Sweeps over narrow storage, in one pass over memory: decode a chunk of elements into the L1 cache, update it with the
+// float32 sweep, and encode it again. Update rules need no code for narrow storage.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,7 @@
 namespace onepass {
 namespace {
 
-constexpr std::size_t narrow_chunk = 256;  // elements: two chunks of all arrays fit the nearest cache
+constexpr std::size_t narrow_chunk = 256;  // elements: two chunks of all arrays fit in the L1 cache
 constexpr unsigned weight_slot = 3;        // of the random bits; states have slots 0 to 2
 static_assert(narrow_chunk % scale_group == 0 && max_states == weight_slot, "slots 0 to 2 belong to the states");
 
@@ -84,7 +84,7 @@ void split_param(const NarrowStorage& storage, const float* x, std::size_t count
   }
 }
 
-// A chunk's arrays in float32, and its random bits, each as far into a cache line as the others.
+// A chunk's arrays in float32, and its random bits, all aligned to cache lines.
 struct NarrowBuffers {
   alignas(64) float param[narrow_chunk];
   alignas(64) float grad[narrow_chunk];
@@ -92,7 +92,7 @@ struct NarrowBuffers {
   alignas(64) std::uint32_t random[narrow_chunk];
 };
 
-// Decodes a chunk into the buffers; arrays that are not narrow are used where they lie.
+// Decodes a chunk into the buffers; arrays that are not narrow are used in place.
 inline Operands decoded(const Operands& x, const NarrowStorage& storage, std::size_t begin, std::size_t count,
                         NarrowBuffers& near) {
   Operands operands = {near.param, near.grad, {}, nullptr};
@@ -122,7 +122,7 @@ inline Operands decoded(const Operands& x, const NarrowStorage& storage, std::si
 inline void encode_chunk(const Operands& x, const NarrowStorage& storage, std::size_t begin, std::size_t count,
                          NarrowBuffers& near) {
   // Calls encode with the rounding of a slot.
-  unsigned drawn = max_states;  // the use of the random bits that are there: none
+  unsigned drawn = max_states;  // the use of the random bits in the buffer: none yet
   const auto rounded = [&](unsigned slot, auto encode) {
     if (!storage.stochastic) return encode(Nearest{});
     const unsigned use = slot / 2;
@@ -159,8 +159,8 @@ inline void prefetch(const void* array, std::size_t index, std::size_t count, St
   for (std::size_t i = 0; i < count * bytes_of(storage); i += 64) ONEPASS_PREFETCH(bytes + i);
 }
 
-// Arithmetic of one chunk runs while the next comes from memory: without it 16 million elements took 1.5 times as long
-// (float8, AVX-512, Xeon). The processor's own prefetching loses track of so many short streams.
+// Loads a chunk from memory during the arithmetic of the chunk before it. Without this, 16 million elements took 1.5
+// times as long (float8, AVX-512, Xeon): the hardware prefetcher loses track of so many short streams.
 inline void prefetch_chunk(const Operands& x, const NarrowStorage& storage, std::size_t begin,
                            std::size_t count) noexcept {
   prefetch(x.param, begin, count, storage.param);
@@ -172,10 +172,10 @@ inline void prefetch_chunk(const Operands& x, const NarrowStorage& storage, std:
 
 void narrow_sweep(SweepFunction sweep, const PackedCoefficients& packed, const Operands& operands,
                   const NarrowStorage& storage, std::size_t begin, std::size_t end) {
-  // Kilobytes that are written before they are read: NOLINTNEXTLINE(cppcoreguidelines-pro-type-member-init)
+  // Kilobytes, always written before they are read: NOLINTNEXTLINE(cppcoreguidelines-pro-type-member-init)
   NarrowBuffers near;
   for (std::size_t from = begin; from < end;) {
-    // A chunk ends where the upper half of the element's index changes, on which the random bits depend.
+    // The random bits depend on the upper half of the element's index, so a chunk ends where this half changes.
     const std::uint64_t until_carry = (std::uint64_t{1} << 32) - ((storage.first + from) & 0xFFFFFFFF);
     std::size_t count = end - from < narrow_chunk ? end - from : narrow_chunk;
     if (count > until_carry) count = static_cast<std::size_t>(until_carry);

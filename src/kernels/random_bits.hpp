@@ -1,5 +1,5 @@
-// Random bits for stochastic rounding: a function of seed, step, parameter and element, so that a step's bits depend
-// neither on instruction set, threads and slices nor on having been interrupted.
+// Random bits for stochastic rounding: a function of seed, step, parameter and element, so the results of a
+// step do not depend on the instruction set, threads, slices or interruptions.
 #pragma once
 
 #include <cstddef>
@@ -19,8 +19,8 @@ inline std::uint64_t mix(std::uint64_t x) noexcept {
   return x ^ (x >> 31);
 }
 
-// Fills in 32 bits for each of the elements first, first + 1, ... of a parameter, which must have the same upper half.
-// Each use serves two slots.
+// Writes 32 random bits for each of the elements first, first + 1, ... of a parameter. All indices must have the same
+// upper half. Each use serves two slots.
 inline void random_bits(const RandomKey& key, unsigned use, std::uint64_t first, std::size_t count,
                         std::uint32_t* out) noexcept {
   std::uint64_t k = mix(key.seed);

@@ -13,27 +13,27 @@ with needed("torch"):
     import torch
 
 Model = TypeVar("Model", bound="torch.nn.Module")
-_NORM = re.compile(r"Norm(\dd)?$")  # LayerNorm, BatchNorm2d, RMSNorm, and those of other libraries
+_NORM = re.compile(r"Norm(\dd)?$")  # LayerNorm, BatchNorm2d, RMSNorm, and norm layers of other libraries
 
 
 def cast_model(model: Model, keep_float32: Iterable[type | str] = ()) -> Model:
     """Cast the float32 parameters of a model to bfloat16, in place, except those of norm layers.
 
     Norm layers are modules with a class whose name ends in ``Norm``, such as ``LayerNorm``, ``RMSNorm`` or (with a
-    number of dimensions) ``BatchNorm2d``. Parameters stay the same objects. Buffers stay as they are. Compute with the
-    model under ``torch.autocast("cpu", torch.bfloat16)``, which converts what passes between layers.
+    number of dimensions) ``BatchNorm2d``. Parameters stay the same objects. Buffers do not change. Run the model
+    under ``torch.autocast("cpu", torch.bfloat16)``, which casts the tensors that pass between layers.
 
     Args:
         model: any module.
-        keep_float32: more that stays float32, with all that is inside: types of modules, and patterns of names of
-            modules or parameters, as in ``fnmatch``.
+        keep_float32: further modules and parameters that stay float32: types of modules, and patterns, as in
+            ``fnmatch``, of the names of modules or parameters. A module includes all modules inside it.
 
     Returns:
         The model.
 
     Raises:
-        TypeError: the model is no module, or an item of ``keep_float32`` is neither a type nor a string.
-        ValueError: a pattern matches nothing. Nothing has changed.
+        TypeError: the model is not a module, or an item of ``keep_float32`` is neither a type nor a string.
+        ValueError: a pattern matches nothing; the model has not changed.
 
     Example:
         >>> import torch, onepass.integrations.torch as onepass_torch

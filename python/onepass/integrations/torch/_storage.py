@@ -22,12 +22,12 @@ LOW_DTYPES = {32: torch.int16, 24: torch.int8}  # of the lower part of bfloat16 
 
 
 def is_narrow(options: Mapping[str, Any], tensor: torch.Tensor) -> bool:
-    """Return True if tensors of a parameter may be narrower than float32."""
+    """Return True if a parameter or its state may be narrower than float32."""
     return tensor.dtype == torch.bfloat16 or options["state_dtype"] is not None
 
 
 def value_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """Return the dtype of the arithmetic with a parameter."""
+    """Return the dtype of the arithmetic on a parameter."""
     return torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype
 
 
@@ -40,7 +40,7 @@ def moment_dtype(options: Mapping[str, Any], tensor: torch.Tensor) -> torch.dtyp
 def state_dtypes(
     options: Mapping[str, Any], tensor: torch.Tensor, moments: Iterable[str]
 ) -> dict[str, torch.dtype | None]:
-    """Return the dtype of each tensor of a parameter's state; None: a tensor of scales."""
+    """Return the dtype of each tensor of a parameter's state, or None for a tensor of scales."""
     stored = moment_dtype(options, tensor)
     dtypes: dict[str, torch.dtype | None] = {}
     for name in moments:
@@ -54,11 +54,11 @@ def state_dtypes(
     return dtypes
 
 
-# ---- What the core needs to know ----
+# ---- Descriptions for the core ----
 
 
 def core_storage(options: Mapping[str, Any], moments: list[str]) -> _core.TorchStorage:
-    """Return the storage of a group as the core's engine takes it."""
+    """Return the storage of a group in the form that the core's engine takes."""
     return _core.TorchStorage(
         options["state_dtype"] or "",
         NARROW_FROM,
@@ -73,7 +73,7 @@ def core_storage(options: Mapping[str, Any], moments: list[str]) -> _core.TorchS
 def narrow_tensors(
     label: str, options: Mapping[str, Any], tensor: torch.Tensor, state: Mapping[str, Any], moments: list[str]
 ) -> _tensors.Narrow | None:
-    """Return the tensors of a parameter that only narrow storage has, or None if all are of the parameter's dtype."""
+    """Return the tensors that only narrow storage has, or None if all tensors have the parameter's dtype."""
     if tensor.dtype != torch.bfloat16 and moment_dtype(options, tensor) == tensor.dtype:
         return None
     dtypes = state_dtypes(options, tensor, moments)
@@ -94,7 +94,7 @@ def narrow_tensors(
 
 
 def check_group(spec: Any, options: Mapping[str, Any], flush_denormals: bool) -> None:
-    """Refuse options of a group that narrow state cannot serve."""
+    """Refuse options of a group that do not work with narrow state."""
     if options["state_dtype"] is None:
         return
     check_options(spec, options)
@@ -103,7 +103,7 @@ def check_group(spec: Any, options: Mapping[str, Any], flush_denormals: bool) ->
 
 
 def check_master_bits(options: Mapping[str, Any], tensors: Iterable[torch.Tensor]) -> None:
-    """Refuse master_bits without a bfloat16 parameter."""
+    """Refuse master_bits below 32 without a bfloat16 parameter."""
     bits = options.get("master_bits", 32)
     if bits != 32 and torch.bfloat16 not in (dtypes := [tensor.dtype for tensor in tensors]):
         found = str(dtypes[0]).removeprefix("torch.") if dtypes else "none"
@@ -111,7 +111,7 @@ def check_master_bits(options: Mapping[str, Any], tensors: Iterable[torch.Tensor
 
 
 def check_tensor(label: str, options: Mapping[str, Any], tensor: torch.Tensor) -> None:
-    """Refuse a parameter with a gradient that the options of its group do not suit."""
+    """Refuse a parameter that does not match the options of its group; only parameters with gradients are checked."""
     state_dtype = options["state_dtype"]
     if state_dtype is not None and tensor.dtype == torch.float64:
         raise ValueError(f"{label}: state_dtype={state_dtype!r} needs float32 or bfloat16 parameters, got float64")
@@ -141,12 +141,12 @@ def decoded(stored: torch.Tensor, scales: torch.Tensor | None = None) -> torch.T
 
 
 def scale_count(tensor: torch.Tensor) -> int:
-    """Return the number of scales of float8 state with this tensor's size."""
+    """Return the number of scales for a tensor's float8 state."""
     return int(-(-tensor.numel() // _core.scale_group))
 
 
 def encode_into(name: str, values: torch.Tensor, state: Mapping[str, Any]) -> None:
-    """Encode float32 numbers to nearest into the tensors of a moment with the same layout."""
+    """Encode float32 numbers, rounded to nearest, into the tensors of a moment with the same layout."""
     if values.numel():
         scales = state.get(f"{name}_scale")
         codes = _tensors.as_array(state[name], True)
@@ -156,7 +156,7 @@ def encode_into(name: str, values: torch.Tensor, state: Mapping[str, Any]) -> No
 
 
 def decoded_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a parameter's state as torch.optim has it, with copies of all tensors."""
+    """Return a parameter's state in the layout of torch.optim, with copies of all tensors."""
     scales = {f"{name}_scale" for name in state}
     result = {}
     for name, value in state.items():
@@ -167,13 +167,13 @@ def decoded_state(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_codes_as(dtype: torch.dtype, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return state with its float8 codes as uint8, or the reverse: pickle cannot read tensors of float8."""
+    """View float8 codes as uint8, since pickle cannot read float8 tensors, or view them as float8 again."""
     return {name: value.view(dtype) if f"{name}_scale" in state else value for name, value in state.items()}
 
 
 @dataclass
 class Loaded:
-    """State of a parameter in its final storage. PyTorch would cast tensors that are not wrapped in an object."""
+    """A parameter's state in its final storage, wrapped in an object so that PyTorch does not cast its tensors."""
 
     state: dict[str, Any]
 
@@ -181,7 +181,7 @@ class Loaded:
 def loaded(
     label: str, options: Mapping[str, Any], tensor: torch.Tensor, moments: list[str], saved: Any
 ) -> Loaded | None:
-    """Return saved state in the storage of a parameter, or None if PyTorch's own loading does the same."""
+    """Return saved state in the storage of a parameter, or None if PyTorch's own loading gives the same result."""
     if not isinstance(saved, Mapping) or tensor.device.type != "cpu" or is_distributed(tensor):
         return None
     is_saved_narrow = "param_low" in saved or any(f"{name}_scale" in saved for name in moments)
@@ -208,7 +208,7 @@ def loaded(
 def _stored(
     label: str, name: str, value: torch.Tensor, scales: torch.Tensor | None, tensor: torch.Tensor, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """Return the tensors of a moment in another storage; those given, if nothing is to be converted."""
+    """Return the tensors of a moment in another storage, or the given tensors if they need no conversion."""
     if value.shape != tensor.shape:
         raise ValueError(f"the state of {label}: expected {name!r} of shape {[*tensor.shape]}, got {[*value.shape]}")
     made = torch.empty_like(tensor, dtype=dtype)
@@ -228,7 +228,7 @@ def _stored(
 
 
 def _low_part(low: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return the lower part of bfloat16 parameters for other master_bits."""
+    """Return the lower part of a bfloat16 parameter, converted to another dtype."""
     if low.dtype == dtype:
         return low
     if dtype == torch.int16:
