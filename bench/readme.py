@@ -17,7 +17,8 @@ from . import plots, records, report
 from .records import Point, Record, Statistic
 
 DOCUMENTS = tuple(
-    records.ROOT / path for path in ("README.md", "docs/benchmarks.md", "docs/distributed.md", "docs/benchmarks-bits.md")
+    records.ROOT / path
+    for path in ("README.md", "docs/benchmarks.md", "docs/distributed.md", "docs/benchmarks-bits.md")
 )
 MARK = re.compile(r"<!-- ([A-Za-z0-9_=,. -]+): (begin|end) -->")
 COLUMNS = ("onepass", "torch fused", "Numba", "thinc", "in-place NumPy", "textbook NumPy", "pure Python")
