@@ -63,9 +63,18 @@ def loss(values: Sequence[float | None]) -> str:
 
 
 def memory(results: dict[str, Any]) -> str:
-    """Bytes per parameter."""
-    rows = [["in memory", "bytes per parameter"]]
-    rows += [[case["title"], f"{case['bytes']:.1f}".removesuffix(".0")] for case in results["memory"]]
+    """Bytes per parameter, of the arrays and of the process."""
+    found = results["memory"]
+    rows = [
+        ["in memory", "bytes per parameter", f"peak of a process, {found['parameters'] / 1e6:.0f} million parameters"]
+    ]
+    for case in found["cases"]:
+        peak = (
+            "not measured"
+            if case["peak"] is None
+            else f"{case['peak']:.2f} ({case['peak'] / case['bytes'] - 1:+.1%})".replace("%", " %")
+        )
+        rows.append([case["title"], f"{case['bytes']:.2f}", peak])
     return markdown(rows)
 
 

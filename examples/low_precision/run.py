@@ -7,7 +7,7 @@ network with float32, bfloat16 and float8 state, with stochastic rounding and to
 (master_bits 32, 24 and 16), and with the 8-bit Adam of bitsandbytes and torchao where they are installed. The learning
 rate of a task is the best of five for float32 with the first seed; every storage has the same rate, initial weights,
 batches and dropout. Two further experiments measure only the second moments: after the gradients' sizes change, and
-after a spike.
+after a spike. A third measures the memory of a training of 64 million parameters.
 
 The program writes a figure, tables, and the results as JSON. It needs PyTorch, ml_dtypes, scikit-learn, matplotlib and
 tqdm.
@@ -32,6 +32,7 @@ from comparison.report import put_into_page, split_page
 from comparison.run import number, write_json
 from low_precision import report, tracking
 from low_precision.figure import draw
+from low_precision.memory import memory
 from low_precision.tasks import RATES, Task, tasks
 from low_precision.training import PEERS, Storage, storages, train
 from train_digits import need, positive
@@ -81,7 +82,7 @@ def experiment(quick: bool, seeds: int | None) -> dict[str, Any]:
     if quick:
         compared = {name: own for name, own in compared.items() if own.library == "onepass"}
     half, every = (30, 10) if quick else (3000, 100)
-    results: dict[str, Any] = {"versions": versions(), "memory": tracking.memory()}
+    results: dict[str, Any] = {"versions": versions(), "memory": rounded(memory(2 if quick else 64))}
     results["tracking"] = rounded(tracking.change_of_sizes(range(1 if quick else 5), half, every))
     results["spike"] = rounded(tracking.after_a_spike(0, half, 2 * half, every // 2))
     with need("threadpoolctl", "scikit-learn").threadpool_limits(1):

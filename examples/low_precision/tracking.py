@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from train_digits import Array, need
+from train_digits import Array
 
 import onepass
 
@@ -79,26 +79,3 @@ def after_a_spike(seed: int, before: int, after: int, every: int) -> dict[str, A
             for name, curve in curves.items():
                 curve.append(float(np.median(np.sqrt(second_moments(opts[name])[1:GROUP] / exact))))
     return {"size": SPIKE, "steps": [*range(1, after + 1, every)], "storages": curves}
-
-
-def memory() -> list[dict[str, Any]]:
-    """Count the bytes per parameter of weights, gradients and state, in a tensor of a million elements."""
-    bfloat16, size = need("ml_dtypes", "ml_dtypes").bfloat16, 1 << 20
-    narrow = {"state_dtype": "float8"}
-    cases: list[tuple[str, Any, dict[str, Any], bool]] = [
-        ("float32 throughout", np.float32, {}, True),
-        ("bfloat16 state", np.float32, {"state_dtype": "bfloat16"}, True),
-        ("float8 state", np.float32, narrow, True),
-        ("bfloat16 weights and gradients, float8 state", bfloat16, narrow, True),
-        ("the same, `master_bits=24`", bfloat16, {**narrow, "master_bits": 24}, True),
-        ("the same, `master_bits=16`", bfloat16, {**narrow, "master_bits": 16}, True),
-        ("`master_bits=24`, gradients freed as they are used", bfloat16, {**narrow, "master_bits": 24}, False),
-    ]
-    found = []
-    for title, dtype, options, gradients in cases:
-        weights = np.zeros(size, dtype)
-        state = onepass.Adam(weights, **options).state[0]
-        arrays = [weights, *(array for array in state.values() if isinstance(array, np.ndarray))]
-        total = sum(array.nbytes for array in arrays) + gradients * weights.nbytes
-        found.append({"title": title, "bytes": total / size})
-    return found

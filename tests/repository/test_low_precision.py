@@ -46,6 +46,8 @@ def test_a_quick_run_trains_every_storage_on_every_task(run: ModuleType, tmp_pat
     assert run.main(["--quick", "--out", str(out), "--page", str(page)]) == 0
     assert out.read_bytes().startswith(b"\x89PNG") and page.read_bytes() != PAGE.read_bytes()
     found = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    memory = [round(case["bytes"], 1) for case in found["memory"]["cases"]]
+    assert memory == [16, 12, 10.1, 8.1, 7.1, 6.1, 5.1]
     assert len(found["tasks"]) == 4 and "Not installed, so not compared" in run.report.explain(
         {**found, "versions": {}}
     )
@@ -145,3 +147,10 @@ def test_stochastic_rounding_tracks_second_moments_better_than_nearest_after_a_c
     errors = {name: float(np.mean([run[-1] for run in own["error"]])) for name, own in found.items()}
     assert errors["float8, stochastic"] < 0.12 and errors["bfloat16, stochastic"] < 0.02
     assert errors["float8, nearest"] > 0.3 and errors["bfloat16, nearest"] > 0.2
+
+
+def test_a_process_needs_the_memory_of_its_arrays_and_no_more_than_two_percent_above() -> None:
+    memory = results()["memory"]
+    assert memory["parameters"] == 64_000_000 and len(memory["cases"]) == 7
+    for case in memory["cases"]:
+        assert 1 <= case["peak"] / case["bytes"] <= 1.02, case["title"]
