@@ -20,6 +20,7 @@
 #     make coverage-cpp       measure the lines and branches of the core that its own tests reach
 #     make comparison         compare five optimizers as in the Adam paper; write the tables and figure into docs/
 #     make low-precision      train with state and weights in fewer bits; write the tables and figure into docs/
+#     make fine-tuning        fine-tune a GPT-2 in float32 and with fewer bits; write the table and figure into docs/
 #     make bench-mpi          run the benchmarks of several processes and of state on disk; write their tables
 #   Parts of these commands, and rarely used commands:
 #     make test-spacy         run the tests with spaCy and its version of thinc (part of test-integrations)
@@ -40,7 +41,7 @@ python := $(venv)/bin/python
 # Where a target's packages are noted once they are installed.
 installed = $(venv)/.installed-$(1)
 
-.PHONY: help demo comparison low-precision test test-integrations test-spacy test-mpi bench bench-mpi bench-guard docs lint format mutants toolchains wheel clean install
+.PHONY: help demo comparison low-precision fine-tuning test test-integrations test-spacy test-mpi bench bench-mpi bench-guard docs lint format mutants toolchains wheel clean install
 .PHONY: fuzz fuzz-checkpoint fuzz-api soak coverage
 
 help:
@@ -54,6 +55,9 @@ comparison: install $(call installed,examples)
 
 low-precision: install $(call installed,examples) $(call installed,low-precision)
 	$(python) examples/low_precision/run.py $(or $(ARGS),--out docs/images/low_precision.png --page docs/low-precision.md)
+
+fine-tuning: install $(call installed,examples) $(call installed,clients)
+	$(python) examples/low_precision/fine_tuning.py $(or $(ARGS),--out docs/images/fine_tuning.png --page docs/low-precision.md)
 
 test: install $(call installed,test) $(call installed,types) $(call installed,examples)
 	$(python) -m pytest $(ARGS)

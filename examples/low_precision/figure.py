@@ -28,6 +28,11 @@ def draw(results: dict[str, Any], path: Path) -> None:
     for i, task in enumerate(results["tasks"]):
         left, bottom = 0.19 + 0.5 * (i % 2), 0.375 - 0.315 * (i // 2)
         losses(figure.add_axes((left, bottom, 0.28, 0.22)), task)
+    write(figure, results, path)
+
+
+def write(figure: Any, results: dict[str, Any], path: Path) -> None:
+    """Write the figure, with the versions of the packages below it."""
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     figure.text(0.985, 0.01, versions, fontsize=8, color=FAINT, ha="right")
     drawn = io.BytesIO()

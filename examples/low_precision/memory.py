@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,12 +78,14 @@ def status(key: str) -> int:
 
 def memory(layers: int) -> dict[str, Any]:
     """Measure every case in a process of its own."""
-    # glibc, the allocator of most Linux systems, leaves gaps between gradients that PyTorch frees and allocates again;
-    # arrays from this size on are to be returned to the system.
+    # glibc, the allocator of most Linux systems, leaves gaps between gradients that PyTorch frees and allocates again.
+    # New processes read this variable, and return arrays from this size on to the system.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    start = multiprocessing.get_context("spawn")
-    cases = []
-    for case in CASES:
-        with start.Pool(1) as pool:
-            cases.append(pool.apply(measure, (case, layers)))
+    cases = [in_new_process(measure, case, layers) for case in CASES]
     return {"parameters": layers * WIDTH**2, "cases": cases}
+
+
+def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a new process, so that its peak of memory is that of the call."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()

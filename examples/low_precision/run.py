@@ -15,27 +15,23 @@ tqdm.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import platform
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # where this package, comparison and train_digits.py are
 
 import numpy as np
-from comparison.report import put_into_page, split_page
-from comparison.run import number, write_json
+from comparison.run import number
 from low_precision import report, tracking
 from low_precision.figure import draw
 from low_precision.memory import memory
+from low_precision.publish import publish, rounded, versions
 from low_precision.tasks import RATES, Task, tasks
 from low_precision.training import PEERS, Storage, storages, train
-from train_digits import need, positive
+from train_digits import need
 
 import onepass
 
@@ -63,17 +59,6 @@ def compare(task: Task, seeds: Sequence[int], rates: Sequence[float], compared: 
     return {**about, **sizes, **length, "storages": found}
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of onepass, Python and the packages that are installed."""
-    found = {"onepass": onepass.config()["version"], "Python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def experiment(quick: bool, seeds: int | None) -> dict[str, Any]:
     """Run everything on one thread; return the results."""
     onepass.set_num_threads(1)
@@ -82,7 +67,7 @@ def experiment(quick: bool, seeds: int | None) -> dict[str, Any]:
     if quick:
         compared = {name: own for name, own in compared.items() if own.library == "onepass"}
     half, every = (30, 10) if quick else (3000, 100)
-    results: dict[str, Any] = {"versions": versions(), "memory": rounded(memory(2 if quick else 64))}
+    results: dict[str, Any] = {"versions": versions(*PACKAGES), "memory": rounded(memory(2 if quick else 64))}
     results["tracking"] = rounded(tracking.change_of_sizes(range(1 if quick else 5), half, every))
     results["spike"] = rounded(tracking.after_a_spike(0, half, 2 * half, every // 2))
     with need("threadpoolctl", "scikit-learn").threadpool_limits(1):
@@ -92,52 +77,16 @@ def experiment(quick: bool, seeds: int | None) -> dict[str, Any]:
     return results
 
 
-def rounded(found: Any) -> Any:
-    """Round every float to five significant digits."""
-    if isinstance(found, dict):
-        return {key: rounded(value) for key, value in found.items()}
-    if isinstance(found, list):
-        return [rounded(value) for value in found]
-    return number(found) if isinstance(found, float) else found
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, print the tables, draw the figure."""
-    parser = argparse.ArgumentParser(description="Training with state and weights in fewer bits, compared with float32")
-    option = parser.add_argument
-    option("--quick", action="store_true", help="a trial: a few steps, one rate, and by default two seeds")
-    option("--seeds", type=positive, help="number of seeds (default: 5 or 10, depending on the task)")
-    option("--results", type=Path, metavar="JSON", help="results of an earlier run: draw and write them, train nothing")
-    option(
-        "--out", type=Path, metavar="PNG", default=Path("out/low_precision.png"), help="figure; the JSON has its name"
+    return publish(
+        argv,
+        description="Training with state and weights in fewer bits, compared with float32",
+        out=Path("out/low_precision.png"),
+        experiment=experiment,
+        sections=report.SECTIONS,
+        draw=draw,
     )
-    option("--page", type=Path, metavar="MD", help="page with marks between which the tables are written")
-    args = parser.parse_args(argv)
-
-    need("matplotlib.figure", "matplotlib")  # if it is missing, fail before the training
-    saved = args.out.with_suffix(".json")
-    try:
-        if saved == args.out:
-            raise ValueError(f"{args.out}: expected the name of a figure, got that of the results")
-        for name in report.SECTIONS if args.page else ():
-            split_page(args.page, name)
-        results = json.loads(args.results.read_text(encoding="utf-8")) if args.results else {}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        print(f"run.py: {error}", file=sys.stderr)
-        return 1
-    if not results:
-        results = experiment(args.quick, args.seeds)
-        write_json(results, saved)
-
-    sections = {name: write(results) for name, write in report.SECTIONS.items()}
-    print("\n\n".join(sections.values()))
-    draw(results, args.out)
-    if args.page:
-        for name, text in sections.items():
-            put_into_page(args.page, name, text)
-    print(f"\nfigure: {args.out}, results: {args.results or saved}")
-    return 0
 
 
 if __name__ == "__main__":

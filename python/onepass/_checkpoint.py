@@ -149,7 +149,8 @@ def _other_options(missing: Iterable[Any], unknown: Iterable[Any]) -> str:
     options = {"max_exp_avg_sq": "amsgrad", "ema": "ema_decay", "momentum_buffer": "momentum", "grad_avg": "centered"}
     if "param_low" in unknown:
         return (
-            "it holds lower bits of bfloat16 parameters: create the optimizer with such parameters and its master_bits"
+            "it holds the lower bits of bfloat16 parameters, which would be lost: create the optimizer with bfloat16 "
+            "parameters and the same master_bits, 32 or 24"
         )
     for name in sorted(missing, key=str):
         if name in options:
@@ -217,7 +218,11 @@ def _check_entry(label: str, name: str, value: Any, own: Any) -> None:
         if dtype != own.dtype.str:
             if name == "param_low" and dtype in _MASTER_BITS:
                 bits = _MASTER_BITS[own.dtype.str]
-                raise ValueError(f"{label}: expected that of master_bits={bits}, got master_bits={_MASTER_BITS[dtype]}")
+                found = _MASTER_BITS[dtype]
+                raise ValueError(
+                    f"{label}: expected that of master_bits={bits}, got master_bits={found}: create the optimizer with "
+                    f"master_bits={found}"
+                )
             of = "the parameter's dtype" if own.dtype.kind == "f" else "dtype"
             raise ValueError(f"{label}: expected {of} {_dtype_name(own.dtype.str)}, got {_dtype_name(dtype)}")
         if value.shape != own.shape:

@@ -93,12 +93,12 @@ def flag(name: str, value: bool) -> bool:
     return bool(value)
 
 
-def one_of(*choices: str) -> Check:
-    """Return the check that a value is one of these words."""
+def one_of(*choices: str | None) -> Check:
+    """Return the check that a value is one of these words, or None if that is among them."""
 
-    def check(name: str, value: Any) -> str:
+    def check(name: str, value: Any) -> str | None:
         message = f"{name} must be {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, got {value!r}"
-        if not isinstance(value, str):
+        if not isinstance(value, tuple(map(type, choices))):
             raise TypeError(message)
         if value not in choices:
             raise ValueError(message)
@@ -110,12 +110,7 @@ def one_of(*choices: str) -> Check:
 eps_mode: Callable[[str, EpsMode], EpsMode] = one_of("paper", "hat")
 nonfinite: Callable[[str, Nonfinite], Nonfinite] = one_of("propagate", "skip", "raise")
 rounding: Callable[[str, Rounding], Rounding] = one_of("stochastic", "nearest")
-_narrow: Check = one_of("bfloat16", "float8")
-
-
-def state_dtype(name: str, value: StateDtype) -> StateDtype:
-    """The name of a storage of state, or None."""
-    return None if value is None else _narrow(name, value)
+state_dtype: Callable[[str, StateDtype], StateDtype] = one_of(None, "bfloat16", "float8")
 
 
 def master_bits(name: str, value: int) -> int:
@@ -174,7 +169,9 @@ def check_storage(label: str, array: Any) -> None:
     if array.dtype not in (np.float32, np.float64) and array.dtype.name != "bfloat16":
         parts = "use two parameters, its real and imaginary parts"
         remedy = parts if array.dtype.kind == "c" else "create it with .astype(numpy.float32)"
-        raise TypeError(f"{label} must be of dtype float32 or float64, got {array.dtype.name}: {remedy}")
+        if array.dtype == "V2":  # numpy.save does not write the name of bfloat16
+            remedy = "if it holds bfloat16, pass .view(ml_dtypes.bfloat16)"
+        raise TypeError(f"{label} must be of dtype float32, float64 or bfloat16, got {array.dtype.name}: {remedy}")
     if not array.flags.writeable:
         raise ValueError(f"{label} is read-only: pass a writeable array or a copy")
     if not array.flags.forc:

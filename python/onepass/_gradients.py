@@ -64,7 +64,9 @@ def convert(
     if isinstance(grad, SparseRows):
         group = next(group for group, indices in record.ranges() if index in indices)
         if is_bfloat16(record.params[index]):
-            raise ValueError(f"{label}: SparseRows requires float32 or float64 parameters, got bfloat16")
+            raise ValueError(
+                f"{label}: SparseRows requires float32 or float64 parameters, got bfloat16: pass a dense gradient"
+            )
         if group.state_dtype is not None:
             raise ValueError(
                 f"{label}: SparseRows requires state_dtype=None, got {group.state_dtype!r}: put this parameter into a "

@@ -70,6 +70,14 @@ class ParameterRecord:
             return dict(zip(self.keys, arrays))
         return tuple(arrays) if self.as_tuple and len(self.groups) == 1 else list(arrays)
 
+    def find(self, key: Any) -> int:
+        """Return the index of a parameter, given its name or index."""
+        try:
+            return self.index[key]
+        except TypeError:  # unhashable, such as the array itself
+            what = "name" if self.form is Form.mapping else "index"
+            raise TypeError(f"expected the {what} of a parameter, got {type(key).__name__}") from None
+
     def label(self, index: int) -> str:
         """Return the name of a parameter in messages."""
         return label(self.form, self.keys[index])

@@ -56,7 +56,7 @@ def scalars(optimizer: Any, index: int) -> dict[str, Any]:
 def decoded(optimizer: Any, key: Hashable) -> dict[str, Any]:
     """Return a parameter's state with float32 copies of its moments."""
     record: ParameterRecord = optimizer._record
-    index = record.index[key]
+    index = record.find(key)
     state = record.states[index]
     moments = {name: _storage.decoded(state[name], state.get(f"{name}_scale")) for name in _storage.moments_of(state)}
     return scalars(optimizer, index) | moments
@@ -72,7 +72,7 @@ class StateView(Mapping[Any, "dict[str, Any]"]):
 
     def __getitem__(self, key: Hashable) -> dict[str, Any]:
         record = self._optimizer._record
-        index = record.index[key]
+        index = record.find(key)
         arrays = {name: _storage.shown(name, array) for name, array in record.states[index].items() if name != "ema"}
         return scalars(self._optimizer, index) | arrays
 
@@ -259,9 +259,10 @@ def warn_of_other_params(record: ParameterRecord, path: str | os.PathLike[str], 
     if others := [
         record.label(i) for i, (one, array) in enumerate(zip(saved, record.params)) if one != _checksum(array)
     ]:
+        named = ", ".join(others[:5]) + ", ..." * (len(others) > 5)
         warnings.warn(
-            f"{os.fspath(path)!r} was saved with other values of {', '.join(others[:5])}{', ...' * (len(others) > 5)}: "
-            "load the parameters first, or use save(path, params=True) and load(path, params=True)",
+            f"{os.fspath(path)!r} was saved with other values or another dtype of {named}: load the parameters first, "
+            "or use save(path, params=True) and load(path, params=True)",
             stacklevel=3,
         )
 

@@ -44,7 +44,7 @@ def test_what_cannot_be_flattened_is_refused() -> None:
     w = np.ones(4, np.float32)
     for wrong, error, message in [
         ([1], TypeError, "parameter 0 must be a NumPy array"),
-        ([w.astype(int)], TypeError, "parameter 0 must be of dtype float32 or float64"),
+        ([w.astype(int)], TypeError, "parameter 0 must be of dtype float32, float64 or bfloat16"),
         ({"w": w[::2]}, ValueError, "parameter 'w' is not contiguous"),
         ([w, w], ValueError, "parameter 1 is the same memory as parameter 0"),
         ([w, w[1:]], ValueError, "parameter 1 overlaps parameter 0"),

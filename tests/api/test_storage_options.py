@@ -133,12 +133,12 @@ def test_float64_parameters_are_refused_with_narrow_state(cls: Any, state_dtype:
 @pytest.mark.parametrize(
     ("option", "value", "error", "message"),
     [
-        ("state_dtype", "float16", ValueError, "state_dtype must be 'bfloat16' or 'float8', got 'float16'"),
+        ("state_dtype", "float16", ValueError, "state_dtype must be None, 'bfloat16' or 'float8', got 'float16'"),
         (
             "state_dtype",
             np.float32,
             TypeError,
-            "state_dtype must be 'bfloat16' or 'float8', got <class 'numpy.float32'>",
+            "state_dtype must be None, 'bfloat16' or 'float8', got <class 'numpy.float32'>",
         ),
         ("state_dtype", 8, TypeError, "state_dtype must be"),
         ("master_bits", 8, ValueError, "master_bits must be 32, 24 or 16, got 8"),
@@ -259,8 +259,11 @@ def test_decoded_state_is_float32_copies_of_what_state_shows(state_dtype: Any, o
         assert_same_bits([found[name].ravel(order)], [expected])
         found[name][...] = 7
         assert not (optimizer.decoded_state("w")[name] == 7).any()
-    with pytest.raises(KeyError):
-        optimizer.decoded_state(0)
+    for missing in (optimizer.decoded_state, optimizer.state.__getitem__):
+        with pytest.raises(KeyError):
+            missing(0)
+        with pytest.raises(TypeError, match="expected the name of a parameter, got ndarray"):
+            missing(w)
 
 
 def test_state_is_live() -> None:
@@ -285,7 +288,11 @@ def test_state_is_live() -> None:
 def test_sparse_rows_are_refused_with_narrow_storage(param: Any, options: Any) -> None:
     optimizer = onepass.Adam([ones(3), param(64, 64)], **options)
     rows = onepass.SparseRows([1], ones(1, 64))
-    needs = "state_dtype=None, got" if "state_dtype" in options else "float32 or float64 parameters, got bfloat16"
+    needs = (
+        "state_dtype=None, got"
+        if "state_dtype" in options
+        else "float32 or float64 parameters, got bfloat16: pass a dense gradient"
+    )
     message = f"gradient 1: SparseRows requires {needs}"
     with refused(ValueError, message, optimizer):
         optimizer.step([ones(3), rows])

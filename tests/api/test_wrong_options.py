@@ -28,10 +28,23 @@ PARAMETERS: dict[str, tuple[Any, type[Exception], str]] = {
     "a string": ("weights", TypeError, "got str"),
     "a set of names": ({"w": "b"}, TypeError, "parameter 'w' must be a NumPy array, got str"),
     "a NumPy scalar": ([F(1)], TypeError, "parameter 0 must be a NumPy array, got float32"),
-    "float16": ([ones(3), ones(3, dtype=np.float16)], TypeError, "parameter 1 must be of dtype float32 or float64"),
-    "longdouble": ([ones(3, dtype=np.longdouble)], TypeError, "parameter 0 must be of dtype float32 or float64"),
-    "integers": (ones(3, dtype=int), TypeError, "the parameter must be of dtype float32 or float64"),
-    "complex": ({"w": ones(3, dtype=complex)}, TypeError, "parameter 'w' must be of dtype float32 or float64"),
+    "float16": (
+        [ones(3), ones(3, dtype=np.float16)],
+        TypeError,
+        "parameter 1 must be of dtype float32, float64 or bfloat16",
+    ),
+    "longdouble": (
+        [ones(3, dtype=np.longdouble)],
+        TypeError,
+        "parameter 0 must be of dtype float32, float64 or bfloat16",
+    ),
+    "void": (ones(3, dtype=np.float16).view("V2"), TypeError, "void16: if it holds bfloat16, pass .view(ml_dtypes.bf"),
+    "integers": (ones(3, dtype=int), TypeError, "the parameter must be of dtype float32, float64 or bfloat16"),
+    "complex": (
+        {"w": ones(3, dtype=complex)},
+        TypeError,
+        "parameter 'w' must be of dtype float32, float64 or bfloat16",
+    ),
     "objects": ([ones(3, dtype=object)], TypeError, "parameter 0 must be of dtype"),
     "the other byte order": ([ones(3, dtype=np.dtype(F).newbyteorder())], TypeError, "in native byte order"),
     "masked": (np.ma.masked_array(ones(3), [0, 1, 0]), TypeError, "masked array"),
@@ -129,7 +142,7 @@ OUT_OF_RANGE: dict[Any, list[tuple[Any, str]]] = {
     _checks.master_bits: [(8, "must be 32, 24 or 16, got 8")],
     _checks.flag: [],
     _checks.eps_mode: [("tf", "must be 'paper' or 'hat', got 'tf'")],
-    _checks.state_dtype: [("float16", "must be 'bfloat16' or 'float8', got 'float16'")],
+    _checks.state_dtype: [("float16", "must be None, 'bfloat16' or 'float8', got 'float16'")],
     _checks.rounding: [("up", "must be 'stochastic' or 'nearest', got 'up'")],
 }
 WORDS = {"eps_mode", "state_dtype", "rounding"}

@@ -175,7 +175,7 @@ def test_weights_of_float32_training_go_on_as_bfloat16_weights(tmp_path: Path) -
         train(narrow, 1)  # its own lower bits do not stay
         for reader in ("state dict", "file"):
             if reader == "file":
-                with pytest.warns(UserWarning, match="saved with other values of parameter 0"):
+                with pytest.warns(UserWarning, match="saved with other values or another dtype of parameter 0"):
                     narrow.load(in_file(plain, tmp_path / "a.npz"))
             else:
                 narrow.load_state_dict(plain.state_dict())
@@ -196,11 +196,23 @@ def test_weights_of_float32_training_go_on_as_bfloat16_weights(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("saved", "own", "message"),
     [
-        (32, 24, "param_low of parameter 0: expected that of master_bits=24, got master_bits=32"),
-        (24, 32, "param_low of parameter 0: expected that of master_bits=32, got master_bits=24"),
-        (32, 16, "lower bits of bfloat16 parameters: create the optimizer with such parameters and its master_bits"),
-        (24, 16, "lower bits of bfloat16 parameters: create the optimizer with such parameters and its master_bits"),
-        (32, None, "lower bits of bfloat16 parameters: create the optimizer with such parameters and its master_bits"),
+        (32, 24, "param_low of parameter 0: expected that of master_bits=24, got master_bits=32: create"),
+        (24, 32, "param_low of parameter 0: expected that of master_bits=32, got master_bits=24: create"),
+        (
+            32,
+            16,
+            "lower bits of bfloat16 parameters, which would be lost: create the optimizer with bfloat16 parameters",
+        ),
+        (
+            24,
+            16,
+            "lower bits of bfloat16 parameters, which would be lost: create the optimizer with bfloat16 parameters",
+        ),
+        (
+            32,
+            None,
+            "lower bits of bfloat16 parameters, which would be lost: create the optimizer with bfloat16 parameters",
+        ),
     ],
 )
 def test_lower_bits_that_would_be_lost_are_refused(

@@ -123,14 +123,21 @@ def test_the_better_rounding_is_named_if_the_seeds_agree(run: ModuleType) -> Non
 # ---- The page ----
 
 
-def test_the_page_is_written_from_the_results_in_the_repository(run: ModuleType, tmp_path: Path) -> None:
-    text, page = PAGE.read_text(encoding="utf-8"), tmp_path / "page.md"
-    page.write_text(text.replace("| float8 ", "| float9 "), encoding="utf-8")
-    program = [sys.executable, EXAMPLES / "low_precision" / "run.py", "--results", RESULTS]
-    subprocess.run([*program, "--out", tmp_path / "x.png", "--page", page], cwd=tmp_path, check=True)
+@pytest.mark.parametrize(
+    ("program", "name", "row"),
+    [("run.py", "low_precision", "| bfloat16 state "), ("fine_tuning.py", "fine_tuning", "| float8 state, onepass ")],
+)
+def test_the_page_is_written_from_the_results_in_the_repository(
+    run: ModuleType, tmp_path: Path, program: str, name: str, row: str
+) -> None:
+    text, page, found = PAGE.read_text(encoding="utf-8"), tmp_path / "page.md", RESULTS.with_stem(name)
+    page.write_text(text.replace(row, "| overwritten "), encoding="utf-8")
+    assert page.read_text(encoding="utf-8") != text
+    command = [sys.executable, EXAMPLES / "low_precision" / program, "--results", found]
+    subprocess.run([*command, "--out", tmp_path / "x.png", "--page", page], cwd=tmp_path, check=True)
     assert page.read_text(encoding="utf-8") == text
-    run.write_json(results(), tmp_path / "x.json")
-    assert (tmp_path / "x.json").read_bytes() == RESULTS.read_bytes()
+    importlib.import_module("comparison.run").write_json(json.loads(found.read_bytes()), tmp_path / "x.json")
+    assert (tmp_path / "x.json").read_bytes() == found.read_bytes()
 
 
 def test_the_results_have_enough_seeds_and_all_storages() -> None:

@@ -30,6 +30,17 @@ def test_impossible_options_are_refused_at_construction(options: Any, message: s
         ours.Adam([ones()], **options)
 
 
+def test_a_misspelt_option_gets_a_suggestion() -> None:
+    class Own(ours.SGD):
+        def __init__(self, params: Any, rate: float) -> None:
+            super().__init__(params, rate, momentun=0.9)
+
+    with pytest.raises(TypeError, match=r"AdamW\(\) got an unexpected keyword argument 'learning_rate'.*'lr'"):
+        ours.AdamW([ones()], learning_rate=0.1)
+    with pytest.raises(TypeError, match=r"Own\(\) got an unexpected keyword argument 'momentun'.*'momentum'"):
+        Own([ones()], 0.1)
+
+
 def test_functions_in_place_of_numbers_are_refused() -> None:
     with pytest.raises(TypeError, match="lr: expected a number, got a function"):
         ours.Lion([ones()], lr=lambda t: 0.5)

@@ -17,7 +17,7 @@ from integrations.pytorch.storage_helpers import make_params, same_bits, set_gra
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("Adam", {"state_dtype": "float16"}, "state_dtype must be 'bfloat16' or 'float8', got 'float16'"),
+        ("Adam", {"state_dtype": "float16"}, "state_dtype must be None, 'bfloat16' or 'float8', got 'float16'"),
         ("Adam", {"state_dtype": "float8", "amsgrad": True}, "does not work with amsgrad=True"),
         ("RMSprop", {"state_dtype": "bfloat16", "centered": True}, "does not work with centered=True"),
         ("Adam", {"state_dtype": "bfloat16", "eps": 1e-20}, "needs an eps of at least"),

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from ... import _core
 from ..._optimizer import Optimizer as CoreOptimizer
-from ..._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS
+from ..._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS, refuse_unknown
 from ..._storage import OPTIONS as STORAGE_OPTIONS
 from .. import needed
 from . import _storage
@@ -28,6 +28,7 @@ class OnePass(torch.optim.Optimizer):
 
     _kind: ClassVar[type[CoreOptimizer]]
     _missing: ClassVar[Mapping[str, Any]] = {}  # options missing in PyTorch's groups, or in groups of an older PyTorch
+    _options: ClassVar[list[str] | None] = None  # the arguments, if those of PyTorch's class are known
     _steps_itself: ClassVar[bool] = True
     _engine: Engine | None = None
     _in_backward: Any = None  # the handle of step_in_backward
@@ -49,10 +50,13 @@ class OnePass(torch.optim.Optimizer):
             rest = [parameter for parameter in given if parameter.kind is parameter.VAR_KEYWORD]
             named = [parameter for parameter in given if parameter.kind is not parameter.VAR_KEYWORD]
             cls.__signature__ = signature.replace(parameters=[*named, *own, *rest])
+            cls._options = None if rest else [parameter.name for parameter in (*named, *own)]
 
     def __init__(self, params: Any, *args: Any, **options: Any) -> None:
         """Take PyTorch's arguments and onepass's options. See the class."""
         checks = self._own_checks()
+        if self._options is not None:
+            refuse_unknown(type(self).__name__, options, self._options)
         refuse({"lr": args[0] if args else options.get("lr")})
         self._own = {name: checks[name](name, options.pop(name)) for name in self._own_defaults() if name in options}
         self._whole = {
