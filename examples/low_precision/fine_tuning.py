@@ -68,12 +68,12 @@ def windows(package: str) -> Any:
     """Return the docstrings of a package as rows of CONTEXT characters."""
     text = "\n".join(data.docstrings(package)).encode("ascii", "replace")
     characters = np.frombuffer(text, np.uint8).astype(np.int64)
-    return need("torch", "PyTorch").from_numpy(characters[: characters.size // CONTEXT * CONTEXT].reshape(-1, CONTEXT))
+    return need("torch", "torch").from_numpy(characters[: characters.size // CONTEXT * CONTEXT].reshape(-1, CONTEXT))
 
 
 def train(model: Any, storage: Storage, package: str, seed: int, steps: int) -> dict[str, Any]:
     """Train on the docstrings of a package; return the losses, the seconds per step and the bytes of state."""
-    torch, transformers = need("torch", "PyTorch"), need("transformers", "transformers and accelerate")
+    torch, transformers = need("torch", "torch"), need("transformers", "transformers")
     library = torch.optim if storage.library == "torch" else onepass.integrations.torch
     optimizer = library.AdamW(model.parameters(), lr=RATE, weight_decay=0.01, **storage.options)
     rows = windows(package)
@@ -101,15 +101,15 @@ def train(model: Any, storage: Storage, package: str, seed: int, steps: int) -> 
 
 def new_model(width: int, layers: int) -> Any:
     """Return a GPT-2 with random weights."""
-    transformers = need("transformers", "transformers and accelerate")
+    transformers = need("transformers", "transformers")
     sizes = {"vocab_size": 128, "n_positions": CONTEXT, "n_embd": width, "n_layer": layers, "n_head": 4}
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
 
 
 def first_training(folder: str, seed: int, size: Size) -> int:
     """Train random weights on SciPy's docstrings and save the model; return the number of parameters."""
-    need("torch", "PyTorch").set_num_threads(1)
-    need("transformers", "transformers and accelerate").set_seed(seed)
+    need("torch", "torch").set_num_threads(1)
+    need("transformers", "transformers").set_seed(seed)
     model = new_model(size.width, size.layers)
     train(model, STORAGES[PLAIN], "scipy", seed, size.first_steps)
     model.save_pretrained(folder)
@@ -117,21 +117,22 @@ def first_training(folder: str, seed: int, size: Size) -> int:
 
 
 def fine_tune(folder: str, storage: Storage, seed: int, steps: int) -> dict[str, Any]:
-    """Train a saved model on scikit-learn's docstrings; return what `train` does and the peak of memory in bytes."""
-    torch, transformers = need("torch", "PyTorch"), need("transformers", "transformers and accelerate")
+    """Train a saved model on scikit-learn's docstrings; return the results of `train` and the peak memory in bytes."""
+    torch, transformers = need("torch", "torch"), need("transformers", "transformers")
     torch.set_num_threads(1)
 
     def stored(model: Any) -> Any:
         return onepass.integrations.torch.cast_model(model) if storage.narrow_weights else model
 
-    train(stored(new_model(8, 1)), storage, "sklearn", seed, 2)  # what the libraries load is no memory of the training
+    train(stored(new_model(8, 1)), storage, "sklearn", seed, 2)  # warm-up: excludes the libraries' own memory
     before = status("VmRSS")
     model = stored(transformers.GPT2LMHeadModel.from_pretrained(folder))
-    return {**train(model, storage, "sklearn", seed, steps), "peak": status("VmHWM") - before}
+    return {**train(model, storage, "sklearn", seed, steps), "peak": status("VmHWM") - before or None}
 
 
 def experiment(quick: bool, seeds: int | None) -> dict[str, Any]:
     """Train the first model for each seed, then fine-tune it with each storage."""
+    need("accelerate", "accelerate")
     size = Size(32, 1, 10, 20) if quick else Size(256, 4, 150, 200)
     chosen = range(seeds or (2 if quick else 3))
     runs: dict[str, list[Any]] = {name: [] for name in STORAGES}
@@ -154,7 +155,7 @@ def table(results: dict[str, Any]) -> str:
     plain = results["storages"][PLAIN]["held_out"]
     for name, own in results["storages"].items():
         difference = "" if name == PLAIN else percent(*relative(own["held_out"], plain))
-        sizes = [f"{np.median(own[key]) / 2**20:.1f} MiB" for key in ("state", "peak")]
+        sizes = [mebibytes(own["state"]), mebibytes(own["peak"])]
         rows.append([name, loss(own["held_out"]), difference, *sizes, f"{1e3 * np.median(own['seconds']):.0f} ms"])
     notes = (
         f"GPT-2 with {results['layers']} blocks of {results['width']} channels, {results['parameters']:,} parameters; "
@@ -162,6 +163,12 @@ def table(results: dict[str, Any]) -> str:
         f"{len(results['seeds'])} seeds with 95 % interval; memory and time: medians, one thread."
     )
     return f"{markdown(rows)}\n\n{notes}"
+
+
+def mebibytes(sizes: Sequence[int | None]) -> str:
+    """Format the median of sizes in bytes, which are None where there is no measurement."""
+    known = [size for size in sizes if size is not None]
+    return f"{np.median(known) / 2**20:.1f} MiB" if known else "not measured"
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
@@ -189,6 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         experiment=experiment,
         sections={"fine-tuning": table},
         draw=draw,
+        quick="a trial: a tiny network, a few steps, and by default two seeds",
+        seeds="number of seeds (default: 3)",
     )
 
 

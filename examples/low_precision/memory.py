@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from train_digits import need
 
@@ -61,15 +62,15 @@ def train(case: Case, layers: int) -> float:
 def measure(case: Case, layers: int) -> dict[str, Any]:
     """Train in this process; return the bytes per parameter of the arrays, and of the process at its peak."""
     need("torch", "PyTorch").set_num_threads(1)
-    train(case, layers=1)  # what PyTorch loads at the first step is no memory of the training
+    train(case, layers=1)  # warm-up: excludes PyTorch's own memory
     before = status("VmRSS")
     held = train(case, layers)
     peak = (status("VmHWM") - before) / (layers * WIDTH**2)
-    return {"title": case.title, "bytes": held, "peak": peak or None}
+    return {"title": case.title, "bytes": held, "peak": peak if before else None}
 
 
 def status(key: str) -> int:
-    """Return a figure of this process from the kernel, in bytes; 0 where there is none, outside Linux."""
+    """Return a figure of this process from the kernel, in bytes; 0 outside Linux."""
     if sys.platform != "linux":
         return 0
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
@@ -80,8 +81,8 @@ def memory(layers: int) -> dict[str, Any]:
     """Measure every case in a process of its own."""
     # glibc, the allocator of most Linux systems, leaves gaps between gradients that PyTorch frees and allocates again.
     # New processes read this variable, and return arrays from this size on to the system.
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    cases = [in_new_process(measure, case, layers) for case in CASES]
+    with patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536"):
+        cases = [in_new_process(measure, case, layers) for case in CASES]
     return {"parameters": layers * WIDTH**2, "cases": cases}
 
 

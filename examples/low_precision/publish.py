@@ -28,12 +28,14 @@ def publish(
     experiment: Callable[[bool, int | None], Results],
     sections: Mapping[str, Callable[[Results], str]],
     draw: Callable[[Results, Path], None],
+    quick: str,
+    seeds: str,
 ) -> int:
     """Run the experiment, print its tables, write them into a page, draw the figure; return the exit status."""
     parser = argparse.ArgumentParser(description=description)
     option = parser.add_argument
-    option("--quick", action="store_true", help="a trial: few steps, and fewer seeds")
-    option("--seeds", type=positive, help="number of seeds")
+    option("--quick", action="store_true", help=quick)
+    option("--seeds", type=positive, help=seeds)
     option("--results", type=Path, metavar="JSON", help="results of an earlier run: draw and write them, train nothing")
     option("--out", type=Path, metavar="PNG", default=out, help="figure; the JSON has its name")
     option("--page", type=Path, metavar="MD", help="page with marks between which the tables are written")
@@ -66,7 +68,7 @@ def publish(
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Return the versions of onepass, Python and those of the packages that are installed."""
+    """Return the versions of onepass, Python and the installed packages."""
     found = {"onepass": onepass.config()["version"], "Python": platform.python_version()}
     for package in packages:
         try:

@@ -86,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         experiment=experiment,
         sections=report.SECTIONS,
         draw=draw,
+        quick="a trial: a few steps, one rate, and by default two seeds",
+        seeds="number of seeds (default: 5 or 10, depending on the task)",
     )
 
 

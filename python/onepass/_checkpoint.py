@@ -220,8 +220,8 @@ def _check_entry(label: str, name: str, value: Any, own: Any) -> None:
                 bits = _MASTER_BITS[own.dtype.str]
                 found = _MASTER_BITS[dtype]
                 raise ValueError(
-                    f"{label}: expected that of master_bits={bits}, got master_bits={found}: create the optimizer with "
-                    f"master_bits={found}"
+                    f"{label}: expected the lower bits of master_bits={bits}, got master_bits={found}: create the "
+                    f"optimizer with master_bits={found}"
                 )
             of = "the parameter's dtype" if own.dtype.kind == "f" else "dtype"
             raise ValueError(f"{label}: expected {of} {_dtype_name(own.dtype.str)}, got {_dtype_name(dtype)}")

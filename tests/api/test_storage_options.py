@@ -264,6 +264,8 @@ def test_decoded_state_is_float32_copies_of_what_state_shows(state_dtype: Any, o
             missing(0)
         with pytest.raises(TypeError, match="expected the name of a parameter, got ndarray"):
             missing(w)
+    with pytest.raises(TypeError, match="expected the index of a parameter, got ndarray"):
+        onepass.SGD(w).decoded_state(w)
 
 
 def test_state_is_live() -> None:

@@ -196,8 +196,8 @@ def test_weights_of_float32_training_go_on_as_bfloat16_weights(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("saved", "own", "message"),
     [
-        (32, 24, "param_low of parameter 0: expected that of master_bits=24, got master_bits=32: create"),
-        (24, 32, "param_low of parameter 0: expected that of master_bits=32, got master_bits=24: create"),
+        (32, 24, "param_low of parameter 0: expected the lower bits of master_bits=24, got master_bits=32: create"),
+        (24, 32, "param_low of parameter 0: expected the lower bits of master_bits=32, got master_bits=24: create"),
         (
             32,
             16,

@@ -140,6 +140,15 @@ def test_the_page_is_written_from_the_results_in_the_repository(
     assert (tmp_path / "x.json").read_bytes() == found.read_bytes()
 
 
+def test_memory_outside_linux_is_not_measured(run: ModuleType) -> None:
+    found = {"parameters": 64_000_000, "cases": [{"title": "float8 state", "bytes": 10.0625, "peak": None}]}
+    assert run.report.memory({"memory": found}).splitlines()[-1].split("|")[1:4] == [
+        " float8 state ", " 10.06               ", " not measured                             ",
+    ]  # fmt: skip
+    mebibytes = importlib.import_module("low_precision.fine_tuning").mebibytes
+    assert mebibytes([None, None]) == "not measured" and mebibytes([2**20, 3 * 2**20]) == "2.0 MiB"
+
+
 def test_the_results_have_enough_seeds_and_all_storages() -> None:
     for task in results()["tasks"]:
         assert len(task["seeds"]) >= 5 and task["parameters"] > 10_000

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-_ = [pytest.importorskip(package) for package in ("torch", "transformers", "sklearn", "matplotlib")]
+_ = [pytest.importorskip(package) for package in ("torch", "transformers", "accelerate", "sklearn", "matplotlib")]
 
 PROGRAM = Path(__file__).parents[4] / "examples" / "low_precision" / "fine_tuning.py"
 
