@@ -41,7 +41,7 @@ def warns_of_other_parameters() -> Iterator[None]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
-    assert any("other values of" in str(one.message) for one in caught), caught
+    assert any("other values" in str(one.message) for one in caught), caught
 
 
 def check_training_resumes_with_the_same_bits_on_any_number_of_ranks() -> None:
