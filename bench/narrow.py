@@ -84,31 +84,32 @@ class TorchFusedBfloat16(TorchFused):
         return [w.detach().float().numpy() for w in self.weights]
 
 
-class Bitsandbytes8bit(TorchFused):
+class EightBits:
+    """Common settings of the AdamW with state in 8 bits of other libraries."""
+
+    dtypes: ClassVar[tuple[str, ...]] = ("float32",)
+    rules: ClassVar[tuple[str, ...]] = ("AdamW",)
+    tolerance: ClassVar[tuple[float, float] | None] = (0.3, 0.03)
+    max_steps: ClassVar[int] = 4  # bitsandbytes takes a second for a step
+
+
+class Bitsandbytes8bit(EightBits, TorchFused):
     """bitsandbytes' AdamW with state in 8 bits, on the CPU."""
 
     name = "bitsandbytes AdamW8bit"
     module = "bitsandbytes"
     packages: ClassVar[tuple[str, ...]] = ("bitsandbytes", "torch")
-    dtypes: ClassVar[tuple[str, ...]] = ("float32",)
-    rules: ClassVar[tuple[str, ...]] = ("AdamW",)
-    tolerance = (0.3, 0.03)
-    max_steps = 4  # a step takes a second
 
     def make(self, rule: str, options: Options) -> Any:
         return imported("bitsandbytes").optim.AdamW8bit(self.weights, **options.of(rule))
 
 
-class Torchao8bit(TorchFused):
+class Torchao8bit(EightBits, TorchFused):
     """torchao's AdamW with state in 8 bits, compiled by PyTorch."""
 
     name = "torchao AdamW8bit"
     module = "torchao"
     packages: ClassVar[tuple[str, ...]] = ("torchao", "torch")
-    dtypes: ClassVar[tuple[str, ...]] = ("float32",)
-    rules: ClassVar[tuple[str, ...]] = ("AdamW",)
-    tolerance = (0.3, 0.03)
-    max_steps = 4
 
     def make(self, rule: str, options: Options) -> Any:
         return imported("torchao.optim").AdamW8bit(self.weights, **options.of(rule))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import os
 import platform
 import re
+import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -175,3 +177,44 @@ def mode_reader() -> Callable[[], int]:
 
 mode = mode_reader()
 MODE = mode()
+
+
+class Subclass(np.ndarray):
+    """Array type of another library."""
+
+
+def layouts(grad: Array) -> dict[str, Array]:
+    """Return copies of a two-dimensional gradient in other layouts and dtypes."""
+    misaligned = np.empty(grad.nbytes + 1, np.uint8)[1:].view(grad.dtype).reshape(grad.shape)
+    misaligned[...] = grad
+    readonly = grad.copy()
+    readonly.flags.writeable = False
+    every_other = np.zeros((grad.shape[0] * 2, grad.shape[1] * 3), grad.dtype)[::2, ::3]
+    every_other[...] = grad
+    return {
+        "C": np.ascontiguousarray(grad),
+        "Fortran": np.asfortranarray(grad),
+        "strided": every_other,
+        "reversed": grad[::-1].copy()[::-1],
+        "misaligned": misaligned,
+        "read-only": readonly,
+        "other byte order": grad.astype(grad.dtype.newbyteorder()),
+        "longdouble": grad.astype(np.longdouble),
+        "subclass": grad.view(Subclass),
+        "unpickled dtype": np.frombuffer(grad.tobytes(), grad.dtype).reshape(grad.shape),
+    }
+
+
+def python_memory(call: Callable[[], object], times: int) -> tuple[int, int]:
+    """Call a function repeatedly; return the bytes that stay allocated by Python, and their peak."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        for _ in range(times):
+            call()
+        size, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return size - before, peak - before

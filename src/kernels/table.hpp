@@ -23,12 +23,12 @@ struct Operands {
   void* average;  // the running average of the parameter; null: none is kept
 };
 
-// How the elements of an array lie in memory: as the dtype of the arithmetic, or narrower than float32.
+// Storage of the elements of an array: the dtype of the arithmetic, or a dtype narrower than float32.
 enum class Storage : unsigned char { plain, bfloat16, float16, float8 };
 
 constexpr std::size_t scale_group = 128;  // elements of a float8 array that share a scale
 
-// What the random bits of a step depend on, besides the element.
+// Key of the random bits of a step; they depend on it and on the element.
 struct RandomKey {
   std::uint64_t seed;
   std::uint64_t step;       // the parameter's own count, this step included

@@ -9,33 +9,7 @@ import numpy as np
 import pytest
 
 import onepass
-from support import Array, assert_same_bits, ones, refused
-
-
-class Subclass(np.ndarray):  # type: ignore[type-arg]
-    """What a library's own array type may look like."""
-
-
-def layouts(grad: Array) -> dict[str, Array]:
-    """The same numbers as grad (2-D), stored otherwise."""
-    misaligned = np.empty(grad.nbytes + 1, np.uint8)[1:].view(grad.dtype).reshape(grad.shape)
-    misaligned[...] = grad
-    readonly = grad.copy()
-    readonly.flags.writeable = False
-    every_other = np.zeros((grad.shape[0] * 2, grad.shape[1] * 3), grad.dtype)[::2, ::3]
-    every_other[...] = grad
-    return {
-        "C": np.ascontiguousarray(grad),
-        "Fortran": np.asfortranarray(grad),
-        "strided": every_other,
-        "reversed": grad[::-1].copy()[::-1],
-        "misaligned": misaligned,
-        "read-only": readonly,
-        "other byte order": grad.astype(grad.dtype.newbyteorder()),
-        "longdouble": grad.astype(np.longdouble),
-        "subclass": grad.view(Subclass),
-        "unpickled dtype": np.frombuffer(grad.tobytes(), grad.dtype).reshape(grad.shape),
-    }
+from support import assert_same_bits, layouts, ones, refused
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

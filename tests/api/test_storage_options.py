@@ -14,7 +14,7 @@ import pytest
 import onepass
 from cases import CLASSES
 from onepass import _reference_storage as reference
-from support import Array, assert_same_bits, bits, ones, ordinary, refused, snapshot
+from support import Array, assert_same_bits, bits, ones, ordinary, python_memory, refused, snapshot
 
 N = 4096  # elements: fewer keep float32 state
 NARROW = ["bfloat16", "float8"]
@@ -24,7 +24,7 @@ def bfloat16(*shape: int) -> Array:
     return ones(*shape, dtype=pytest.importorskip("ml_dtypes").bfloat16)
 
 
-# Options that a class refuses beside a storage, and the message.
+# Options that a class refuses together with a storage, and the message.
 REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     *[
         (cls, {"state_dtype": "float8", "betas": (0.991, 0.999)}, "state_dtype='float8' needs betas[0] of at most 0.99")
@@ -360,17 +360,8 @@ def test_nothing_is_allocated_in_a_step_over_narrow_storage(gradient: str) -> No
     grads = [np.ones(param.shape, dtype) for param in params]
     optimizer = onepass.Adam(params, state_dtype="float8")
     optimizer.step(grads)
-    gc.collect()
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        tracemalloc.reset_peak()
-        for _ in range(200):
-            optimizer.step(grads)
-        size, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert size - before < 1000 and peak - before < 2000
+    kept, peak = python_memory(lambda: optimizer.step(grads), times=200)
+    assert kept < 1000 and peak < 2000
     assert optimizer._scratch == {}, "these gradients are read where they lie"
 
 

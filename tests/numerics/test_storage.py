@@ -18,9 +18,9 @@ from onepass._reference import RULES, Reference
 from support import BFLOAT16, Array, assert_is_reference, assert_same_bits, comparable, ordinary
 
 needs_bfloat16 = pytest.mark.skipif(BFLOAT16 is None, reason="needs ml_dtypes")
-# Of gradients; float64 is converted before the pass.
+# Dtypes of gradients; float64 is converted before the pass.
 GRADIENTS: list[Any] = [np.float32, np.float16, np.float64, *([BFLOAT16] if BFLOAT16 else [])]
-# Of parameters: {} is float32.
+# Storage options of parameters: {} is float32.
 PARAMETERS: list[dict[str, Any]] = [{}, *([{"master_bits": n} for n in (32, 24, 16)] if BFLOAT16 else [])]
 STATES: list[str | None] = [None, "bfloat16", "float8"]
 # Borders of groups of scales, of chunks and of narrow state, and tails.
@@ -90,7 +90,7 @@ def test_every_storage_gives_the_bits_of_the_reference(kind: str, state_dtype: s
 @pytest.mark.parametrize("state_dtype", STATES)
 @pytest.mark.parametrize("storage", PARAMETERS)
 def test_every_length_gives_the_bits_of_the_reference(storage: dict[str, Any], state_dtype: str | None) -> None:
-    """The short ones too: beside a longer array they are narrow if the parameters are."""
+    """Short parameters too: next to a longer array they are narrow if the parameters are."""
     rng = np.random.default_rng(1)
     around = [n + d for n in (128, 256, 512, 1024, 4096, 4224, 4608, 8192) for d in (-1, 0, 1)]
     lengths = [*range(35), 63, 64, 65, *around]

@@ -42,7 +42,7 @@ def test_the_form_of_the_parameters_survives(form: str, again: Any) -> None:
 
 
 class Mine(onepass.SGD):
-    """What a user may have made of it."""
+    """Subclass that a user may write."""
 
     def __init__(self, size: int, note: str) -> None:
         super().__init__(np.ones(size, F), lr=0.5)
