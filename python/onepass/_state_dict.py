@@ -21,7 +21,7 @@ from ._options import OPTIMIZER_CHECKS, refuse_unknown
 from ._params import Form, ParameterRecord
 from ._types import Array
 
-# _checkpoint and schedules take longer to import than all the rest, hence the imports in functions.
+# _checkpoint, _state_check and schedules take longer to import than all the rest, hence the imports in functions.
 
 
 def snapshot(optimizer: Any, params: bool = False) -> dict[str, Any]:
@@ -120,14 +120,14 @@ def prepare_load(
 
     given: options that replace those of the state dict; params: the state dict holds the parameters too.
     """
-    from . import _checkpoint
+    from . import _state_check
 
     check_names(optimizer, given)
     record: ParameterRecord = optimizer._record
-    state_dict = _checkpoint.upgraded(state_dict)
+    state_dict = _state_check.upgraded(state_dict)
     own = snapshot(optimizer, params)
     state_dict = _storage_converted(state_dict, own)
-    _checkpoint.check(state_dict, own)
+    _state_check.check(state_dict, own)
     whole = {name: given.get(name, state_dict[name]) for name in ("clip_norm", "nonfinite", "seed")}
     clip_norm, nonfinite, seed = (OPTIMIZER_CHECKS[name](name, value) for name, value in whole.items())
     given = {name: value for name, value in given.items() if name not in whole}
@@ -242,9 +242,9 @@ def write(optimizer: Any, path: str | os.PathLike[str], params: bool) -> None:
 
 def with_checksums(record: ParameterRecord, state_dict: dict[str, Any]) -> dict[str, Any]:
     """Return a state dict with checksums of the parameters."""
-    from . import _checkpoint
+    from . import _state_check
 
-    return state_dict | {_checkpoint.CHECKSUMS: [_checksum(array) for array in record.params]}
+    return state_dict | {_state_check.CHECKSUMS: [_checksum(array) for array in record.params]}
 
 
 def _checksum(array: Array) -> int:
@@ -253,9 +253,9 @@ def _checksum(array: Array) -> int:
 
 def warn_of_other_params(record: ParameterRecord, path: str | os.PathLike[str], found: Mapping[str, Any]) -> None:
     """Warn if the parameters are not those that were saved with a state dict."""
-    from . import _checkpoint
+    from . import _state_check
 
-    saved = found.get(_checkpoint.CHECKSUMS, [])
+    saved = found.get(_state_check.CHECKSUMS, [])
     if others := [
         record.label(i) for i, (one, array) in enumerate(zip(saved, record.params)) if one != _checksum(array)
     ]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import _checkpoint
+from ... import _archive, _checkpoint
 from ..._checkpoint import MANIFEST
 from ..._optimizer import Optimizer
 from ..._state_dict import snapshot, warn_of_other_params
@@ -72,7 +72,7 @@ def save_set(comm: MPI.Intracomm, layout: Layout, optimizer: Optimizer, folder: 
 def _write_manifest(folder: Path, token: str, manifest: dict[str, Any]) -> None:
     """Write the manifest of a set; on failure delete the set's files, unless the manifest is already in place."""
     try:
-        with _checkpoint.replaced(folder / MANIFEST) as file:
+        with _archive.replaced(folder / MANIFEST) as file:
             file.write(json.dumps(manifest).encode())
     except BaseException:
         with suppress(OSError):
