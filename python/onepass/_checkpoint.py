@@ -10,6 +10,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 from reprlib import repr as short  # what a file holds may be long
 from typing import Any
@@ -27,8 +28,8 @@ from ._archive import (
     replaced,
     write_archive,
 )
+from ._conversion import Conversion, is_stored_alike
 from ._state_check import StateDict, check, other_options, upgraded
-from ._storage import in_storage
 from ._types import Array
 
 VERSION = 1
@@ -84,14 +85,14 @@ def read(
     like: StateDict,
     take: Callable[[int, str, Array], Any] = lambda index, name, array: array,
     rooms: Callable[[list[Array]], Iterable[Array]] = lambda arrays: map(np.empty_like, arrays),
-    any_storage: bool = True,
+    conversion: Conversion | None = None,
 ) -> dict[str, Any]:
     """Read a state dict that an optimizer whose own is `like` can take.
 
     Names, shapes, dtypes and sizes are checked before the first array is allocated, every checksum is verified, and
     nothing in the file is evaluated or unpickled. What is kept of an array is what `take` makes of its parameter's
-    index, its name and itself; `rooms` says where arrays like these are read to. any_storage: moments may be stored in
-    more or in fewer bits than the optimizer's own.
+    index, its name and itself; `rooms` says where arrays like the optimizer's own are read to. With a conversion, the
+    file may store numbers in more or in fewer bits: they are converted, one parameter at a time.
 
     Raises:
         OSError: the file cannot be opened.
@@ -100,9 +101,9 @@ def read(
     name = os.fsdecode(path)
     with _opened_to_read(name) as file:
         try:
-            file.longest = _LONGEST + 4 * len(_scalars(like)) + 256 * len(_arrays(like))
+            file.longest = _LONGEST + 4 * len(_scalars(like)) + 512 * (len(_arrays(like)) + len(like["state"]))
             with zipfile.ZipFile(file) as archive:
-                return _load(archive, like, take, rooms, any_storage)
+                return _load(archive, like, take, rooms, conversion)
         except MemoryError:
             raise
         except Exception as error:  # zipfile raises a dozen kinds
@@ -127,7 +128,7 @@ def _load(
     like: StateDict,
     take: Callable[[int, str, Array], Any],
     rooms: Callable[[list[Array]], Iterable[Array]],
-    any_storage: bool,
+    conversion: Conversion | None,
 ) -> dict[str, Any]:
     infos = {info.filename: info for info in archive.infolist()}
     if len(infos) != len(archive.infolist()):
@@ -135,43 +136,48 @@ def _load(
     if SCALARS not in infos:
         raise ValueError(f"not a onepass checkpoint (missing member {SCALARS!r})")
     found = _load_scalars(archive, infos[SCALARS])
-    like = _stored_like(like, found, infos) if any_storage else like
-    wanted = {_member(*key): (*key, own) for key, own in _arrays(like).items()}
+    stored = like
+    if conversion is not None:
+        for index, name in product(like["state"], ("param", "param_low")):  # whose dtypes no option says
+            if (member := _member(index, name)) in infos and isinstance(found["state"].get(index), dict):
+                found["state"][index][name] = read_header(archive, infos[member])
+        stored = {**like, "state": conversion.layouts(like, found, is_file=True)}
+    wanted = {_member(*key): (*key, array) for key, array in _arrays(stored).items()}
     params = {_member(index, "param") for index in like["state"]}
     if params <= wanted.keys() and not params & infos.keys():
         raise ValueError("it was saved without parameters: use save(path, params=True)")
     for member, (index, name, _) in wanted.items():
         if member in infos and isinstance(found["state"].get(index), dict):
             found["state"][index][name] = read_header(archive, infos[member])
-    check(found, like)
+    check(found, stored)
     if unknown := infos.keys() - {SCALARS} - wanted.keys() - params:
         reason = other_options([], [member.rpartition("/")[2].removesuffix(".npy") for member in unknown])
         raise ValueError(reason or f"it has unknown members {short(sorted(unknown))}")
-    for member, (index, name, own) in wanted.items():
-        if infos[member].file_size != found["state"][index][name].start + own.nbytes:
-            raise ValueError(f"{member} has {infos[member].file_size} bytes, wrong for {own.shape} {own.dtype}")
-    arrays = [_in_file_order(own, found["state"][index][name]) for index, name, own in wanted.values()]
-    for (member, (index, name, _)), room in zip(wanted.items(), rooms(arrays)):
-        array = read_array(archive, infos[member], found["state"][index][name], room)
-        found["state"][index][name] = take(index, name, array)
+    for member, (index, name, array) in wanted.items():
+        if infos[member].file_size != found["state"][index][name].start + array.nbytes:
+            raise ValueError(f"{member} has {infos[member].file_size} bytes, wrong for {array.shape} {array.dtype}")
+    free = iter(rooms([*_arrays(like).values()]))
+    for index, own in sorted(like["state"].items()):
+        layout, entries = stored["state"][index], found["state"][index]
+        headers = {name: entries.pop(name) for name in [*entries] if isinstance(entries[name], Stored)}
+        members = {name: infos[_member(index, name)] for name in headers}
+        names = sorted(name for name in own if isinstance(own[name], np.ndarray))
+        if conversion is None or is_stored_alike(own, layout, lambda name: not headers[name].fortran_order):  # noqa: B023
+            for name in names:
+                array = read_array(archive, members[name], headers[name], next(free))
+                entries[name] = take(index, name, array)
+        else:
+            saved = {
+                name: read_array(archive, members[name], headers[name], _empty(array, headers[name]))
+                for name, array in layout.items()
+                if isinstance(array, np.ndarray)
+            }
+            entries |= {name: next(free) for name in names}
+            conversion.fill(index, saved, entries)
     for group in found["param_groups"]:
         options = {name: value for name, value in group.items() if name not in ("params", "param_names")}
         group |= {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
     return found
-
-
-def _stored_like(like: StateDict, found: dict[str, Any], members: Iterable[str]) -> StateDict:
-    """Return the optimizer's own state dict with arrays as in the file, which may store them otherwise."""
-    saved = found.get("param_groups")
-    if not isinstance(saved, list) or not all(isinstance(group, dict) for group in saved):
-        return like
-    states = dict(like["state"])
-    for own, group in zip(like["param_groups"], saved):
-        for index in own["params"]:
-            states[index] = in_storage(states[index], group)
-            if _member(index, "param_low") not in members:  # of float32 parameters, or with master_bits=16
-                states[index].pop("param_low", None)
-    return {**like, "state": states}
 
 
 def _load_scalars(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> dict[str, Any]:
@@ -185,8 +191,6 @@ def _load_scalars(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> dict[str, 
     return upgraded(found)  # type: ignore[no-any-return]
 
 
-def _in_file_order(own: Array, stored: Stored) -> Array:
-    """Return an array like the optimizer's own; float8 numbers in the file's order, in which their scales are."""
-    if own.dtype != np.uint8 or own.ndim < 2 or stored.fortran_order != own.flags.c_contiguous:
-        return own
-    return np.empty(own.shape, own.dtype, "F" if stored.fortran_order else "C")
+def _empty(like: Array, stored: Stored) -> Array:
+    """Return an array in the file's order, in which the scales of float8 numbers are."""
+    return np.empty(like.shape, like.dtype, "F" if stored.fortran_order else "C")

@@ -12,7 +12,7 @@ import numpy as np
 from . import schedules
 from ._archive import Stored
 from ._checks import plural
-from ._storage import LOW_DTYPES, check_scales
+from ._storage import check_scales
 
 StateDict = Mapping[str, Any]
 
@@ -115,8 +115,7 @@ def other_options(missing: Iterable[Any], unknown: Iterable[Any]) -> str:
     options = {"max_exp_avg_sq": "amsgrad", "ema": "ema_decay", "momentum_buffer": "momentum", "grad_avg": "centered"}
     if "param_low" in unknown:
         return (
-            "it holds the lower bits of bfloat16 parameters, which would be lost: create the optimizer with bfloat16 "
-            "parameters and the same master_bits, 32 or 24"
+            "it holds the lower bits of bfloat16 parameters: create the optimizer with bfloat16 or float32 parameters"
         )
     for name in sorted(missing, key=str):
         if name in options:
@@ -182,13 +181,6 @@ def _check_entry(label: str, name: str, value: Any, own: Any) -> None:
         _check_type(label, value, kinds, "a NumPy array")
         dtype = value.dtype if isinstance(value, Stored) else value.dtype.str
         if dtype != own.dtype.str:
-            if name == "param_low" and dtype in _MASTER_BITS:
-                bits = _MASTER_BITS[own.dtype.str]
-                found = _MASTER_BITS[dtype]
-                raise ValueError(
-                    f"{label}: expected the lower bits of master_bits={bits}, got master_bits={found}: create the "
-                    f"optimizer with master_bits={found}"
-                )
             of = "the parameter's dtype" if own.dtype.kind == "f" else "dtype"
             raise ValueError(f"{label}: expected {of} {_dtype_name(own.dtype.str)}, got {_dtype_name(dtype)}")
         if value.shape != own.shape:
@@ -203,7 +195,6 @@ def _check_entry(label: str, name: str, value: Any, own: Any) -> None:
             raise ValueError(f"{label} must be finite, got {value!r}")
 
 
-_MASTER_BITS = {np.dtype(dtype).str: bits for bits, dtype in LOW_DTYPES.items()}
 _DTYPE_NAMES = {"<f4": "float32", "<f8": "float64", "<u2": "bfloat16 (as uint16)", "|u1": "float8 (as uint8)"}
 
 

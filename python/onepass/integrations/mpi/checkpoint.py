@@ -105,7 +105,7 @@ def read_path(layout: Layout, optimizer: Optimizer, path: str | os.PathLike[str]
         if whole.is_dir():
             return read_set(layout, optimizer, whole)
         schema = whole_schema(layout, optimizer)
-        found = _checkpoint.read(path, schema, splitter(layout), rooms(optimizer), any_storage=False)
+        found = _checkpoint.read(path, schema, splitter(layout), rooms(optimizer))
         warn_of_other_params(layout.record, path, found)
         return split_state_dict(layout, optimizer, found, lambda index, name, parts: parts)
     except TypeError as error:
@@ -132,7 +132,7 @@ def read_set(layout: Layout, optimizer: Optimizer, folder: Path) -> StateDict:
             _copy_common(layout, states, pieces[index], name, array)
 
         schema = _share_schema(layout, own, pieces)
-        found = _checkpoint.read(folder / name, schema, take, rooms(optimizer), any_storage=False)
+        found = _checkpoint.read(folder / name, schema, take, rooms(optimizer))
         scalars = {
             piece.parameter: {key: value for key, value in found["state"][index].items() if value is not None}
             for index, piece in enumerate(pieces)
