@@ -156,7 +156,7 @@ def test_bfloat16_weights_rounded_from_those_of_the_file_get_their_lower_bits(
     saved = trained(None)
     values = saved.params[0].view(np.uint32)
     values[1, :4] = 0x3F808000, 0x3F818000, 0xBF808000, 0x7F7FFFFF  # ties; the largest number rounds to infinity
-    values[2, :3] = 0x7F800000, 0x80000000, 0x7FC00000
+    values[2, :4] = 0x7F800000, 0x80000000, 0x7FC00001, 0x7FF00001
     path = in_file(saved, tmp_path / "a.npz", params=True)
     saved_dict = saved.state_dict(params=True)
     for rounding in ("even", "away"):
@@ -192,15 +192,16 @@ def test_bfloat16_weights_rounded_from_those_of_the_file_get_their_lower_bits(
     assert "parameter 0" not in str(lost) or rounding == "away"
 
 
+@pytest.mark.parametrize("change", [1, -1])
 @pytest.mark.parametrize("bits_of_weights", [32, 24, 16])
 def test_bfloat16_weights_other_than_those_of_the_file_start_without_lower_bits(
-    bits_of_weights: int, tmp_path: Path
+    bits_of_weights: int, change: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_conversion, "_PART", 1000)  # elements; the changed weight is in the last part
     saved, optimizer = trained(None), trained(bits_of_weights)
     for own, param in zip(optimizer.params, saved.params):
         own[...] = param.astype(own.dtype)
-    bits(optimizer.params[1])
-    optimizer.params[1].view(np.uint16)[4999] += 2
+    optimizer.params[1].view(np.int16)[4999] += change  # the saved weight is no tie, so this is another rounding
     path = in_file(saved, tmp_path / "a.npz", params=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -229,6 +230,20 @@ def test_a_parameter_without_lower_bits_that_others_have_is_named(reader: str, t
     assert len(caught) == 1
     assert not optimizer.state[1]["param_low"].any()
     assert_same_bits([optimizer.state[0]["param_low"]], [saved.state[0]["param_low"]])
+
+
+def test_parameters_saved_without_lower_bits_start_at_zero_without_a_warning() -> None:
+    def groups(*bits_of_weights: int) -> onepass.SGD:
+        params = [np.ones(500, bfloat16()) for _ in bits_of_weights]
+        return onepass.SGD([{"params": p, "master_bits": n} for p, n in zip(params, bits_of_weights)], lr=0.3)
+
+    saved, optimizer = groups(32, 16), groups(32, 32)
+    train(saved, 1)
+    train(optimizer, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.load_state_dict(saved.state_dict())
+    assert optimizer.state[0]["param_low"].any() and not optimizer.state[1]["param_low"].any()
 
 
 @pytest.mark.parametrize("reader", ["state dict", "file"])

@@ -223,6 +223,17 @@ def test_a_parameter_without_lower_bits_that_others_have_is_named() -> None:
     assert not optimizer.state[params[0]]["param_low"].any()
 
 
+def test_parameters_saved_without_lower_bits_start_at_zero_without_a_warning() -> None:
+    params = make_params(torch.bfloat16)
+    groups = [{"params": params[:1]}, {"params": params[1:], "master_bits": 16}]
+    saved, optimizer = ours.AdamW(groups, lr=0.01), ours.AdamW([{"params": params[:1]}, {"params": params[1:]}])
+    train(saved, params, range(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.load_state_dict(saved.state_dict())
+    assert optimizer.state[params[0]]["param_low"].any() and not optimizer.state[params[1]]["param_low"].any()
+
+
 def test_a_warning_that_is_an_error_changes_nothing() -> None:
     params = make_params(torch.bfloat16)
     saved, optimizer = ours.AdamW(params, lr=0.01), ours.AdamW(params, lr=0.02, master_bits=24)
