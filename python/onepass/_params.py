@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -122,16 +124,40 @@ def create_groups(
     return created
 
 
-def initial_states(group: Group, spec: Spec, folder: str | None) -> list[dict[str, Array]]:
+class Part(NamedTuple):
+    """The place of a parameter in a larger parameter of another optimizer, if it is a part of one."""
+
+    size: int  # elements of the larger parameter
+    first: int = 0  # index of the part's first element, a multiple of the group of elements that share a scale
+    parameter: int | None = None  # index of the larger parameter in its optimizer
+
+
+_parts: ContextVar[Sequence[Part]] = ContextVar("parts", default=())
+
+
+@contextmanager
+def parts_of_params(parts: Sequence[Part]) -> Iterator[None]:
+    """Declare that the parameters of optimizers made in this block, by its thread, are parts of larger ones.
+
+    Such an optimizer stores and rounds each element as the optimizer of the larger parameters does.
+    """
+    token = _parts.set(parts)
+    try:
+        yield
+    finally:
+        _parts.reset(token)
+
+
+def initial_states(group: Group, parts: list[Part], spec: Spec, folder: str | None) -> list[dict[str, Array]]:
     """Return the state of a group's parameters before the first step: arrays by name, "ema" among them."""
     moments = rules[spec.rule_name(group)][1]
-    layouts = [_storage.state_layout(group, array, moments) for array in group.params]
+    layouts = [_storage.state_layout(group, array, moments, part.size) for array, part in zip(group.params, parts)]
     rooms = iter(all_zeros([like for layout in layouts for like in layout.values()], folder))
     states = [{name: next(rooms) for name in layout} for layout in layouts]
     first = spec.initial_value(group)
     for array, state in zip(group.params, states):
         for name in state:
-            if name.endswith("_scale"):
+            if _storage.is_scale(name):
                 state[name].fill(_storage.SCALES[0])
         if "ema" in state:
             np.copyto(state["ema"], _storage.widened(array))
@@ -151,13 +177,20 @@ def register_groups(optimizer: Any, form: Form, groups: list[GroupParams]) -> No
     """Add groups with their state to an optimizer: all of them or, when it raises, none."""
     spec: Spec = optimizer._spec
     created = create_groups(optimizer._record, form, groups, spec, optimizer.flush_denormals)
-    all_states = [initial_states(group, spec, optimizer._state_folder) for group in created]
-    for group, (named, _), states in zip(created, groups, all_states):
+    declared = iter(_parts.get()[len(optimizer._record.params) :])
+    all_parts = [[next(declared, None) or Part(array.size) for array in group.params] for group in created]
+    all_states = [
+        initial_states(group, parts, spec, optimizer._state_folder) for group, parts in zip(created, all_parts)
+    ]
+    for group, (named, _), parts, states in zip(created, groups, all_parts, all_states):
         record = optimizer._record.with_group(form, group, [*named], states)
         averages = [state.get("ema") for state in states]
         moments = rules[spec.rule_name(group)][1]
         arrays = [[state[name] for name in moments] for state in states]
-        narrow = [_storage.describe(group, array, state, moments) for array, state in zip(group.params, states)]
+        narrow = [
+            _storage.describe(group, array, state, moments, part.first, part.parameter)
+            for array, state, part in zip(group.params, states, parts)
+        ]
         optimizer._add_group(form, group._core, [*named], group.params, arrays, averages, narrow, record)
 
 

@@ -126,7 +126,7 @@ def prepare_load(
     record: ParameterRecord = optimizer._record
     state_dict = _checkpoint.upgraded(state_dict)
     own = snapshot(optimizer, params)
-    state_dict = _storage_converted(state_dict, own)
+    state_dict = storage_converted(state_dict, own)
     _checkpoint.check(state_dict, own)
     whole = {name: given.get(name, state_dict[name]) for name in ("clip_norm", "nonfinite", "seed")}
     clip_norm, nonfinite, seed = (OPTIMIZER_CHECKS[name](name, value) for name, value in whole.items())
@@ -158,7 +158,7 @@ def prepare_load(
     )
 
 
-def _storage_converted(state_dict: Any, own: Mapping[str, Any]) -> Any:
+def storage_converted(state_dict: Any, own: Mapping[str, Any]) -> Any:
     """Return a state dict whose moments are stored as in the optimizer's own; what does not fit stays as it is."""
     states = state_dict.get("state") if isinstance(state_dict, Mapping) else None
     if not isinstance(states, Mapping):

@@ -17,9 +17,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 import ranks_checkpoint
 import ranks_errors
 import ranks_step
+import ranks_storage
 from ranks_common import WORLD
 
-FUNCTIONS: dict[str, Callable[[], None]] = vars(ranks_step) | vars(ranks_errors) | vars(ranks_checkpoint)
+MODULES = ranks_step, ranks_errors, ranks_checkpoint, ranks_storage
+FUNCTIONS: dict[str, Callable[[], None]] = {k: v for module in MODULES for k, v in vars(module).items()}
 
 
 def main() -> None:

@@ -16,13 +16,15 @@ import numpy as np
 
 from ... import _checkpoint
 from ..._checkpoint import MANIFEST
+from ..._core import norm_block
 from ..._optimizer import Optimizer
 from ..._state_dict import snapshot, warn_of_other_params
+from ..._storage import state_part
 from ..._types import Array
 from .. import needed
 from .agreement import together
 from .layout import Layout
-from .partition import Piece
+from .partition import Piece, sum_dtype
 from .state import (
     StateDict,
     allocate_like,
@@ -91,8 +93,10 @@ def _has_token(manifest: Path, token: str) -> bool:
 
 
 def _described(layout: Layout) -> list[Any]:
-    """Return the parameters as the manifest describes them."""
-    return [[list(array.shape), array.dtype.str, order] for array, order in zip(layout.params, layout.orders)]
+    """Return the parameters as the manifest describes them: shape, dtype of the arithmetic, order."""
+    return [
+        [list(array.shape), sum_dtype(array.dtype).str, order] for array, order in zip(layout.params, layout.orders)
+    ]
 
 
 # ---- Loading ----
@@ -104,8 +108,18 @@ def read_path(layout: Layout, optimizer: Optimizer, path: str | os.PathLike[str]
     try:
         if whole.is_dir():
             return read_set(layout, optimizer, whole)
-        schema = whole_schema(layout, optimizer)
-        found = _checkpoint.read(path, schema, splitter(layout), rooms(optimizer), any_storage=False)
+        split = splitter(layout)
+
+        def take(index: int, name: str, array: Array) -> list[Array]:
+            if array.dtype == np.uint8 and not array.flags[layout.orders[index]]:
+                raise ValueError(
+                    f"{name} of parameter {index}: expected float8 state in {layout.orders[index]} order, as the "
+                    "parameter is, got the other order (load the file into an ordinary optimizer, and its "
+                    "state_dict() into this one)"
+                )
+            return split(index, name, array)
+
+        found = _checkpoint.read(path, whole_schema(layout, optimizer), take, rooms(optimizer))
         warn_of_other_params(layout.record, path, found)
         return split_state_dict(layout, optimizer, found, lambda index, name, parts: parts)
     except TypeError as error:
@@ -121,18 +135,16 @@ def read_set(layout: Layout, optimizer: Optimizer, folder: Path) -> StateDict:
     """Return the state dict of this rank's optimizer, read from the files of any number of ranks."""
     files = _read_manifest(layout, folder / MANIFEST)
     own = snapshot(optimizer)
-    states: dict[int, dict[str, Any]] = {
-        index: {name: allocate_like(optimizer, array) for name, array in state.items()}
-        for index, state in enumerate(optimizer._record.states)
-    }
+    states: dict[int, dict[str, Any]] = {index: {} for index in range(len(layout.pieces))}
     first: StateDict = {}
     for name, pieces in files:
 
         def take(index: int, name: str, array: Array, pieces: list[Piece] = pieces) -> None:
-            _copy_common(layout, states, pieces[index], name, array)
+            _copy_common(layout, optimizer, states, pieces[index], name, array)
 
         schema = _share_schema(layout, own, pieces)
-        found = _checkpoint.read(folder / name, schema, take, rooms(optimizer), any_storage=False)
+        sizes = [layout.params[piece.parameter].size for piece in pieces]
+        found = _checkpoint.read(folder / name, schema, take, rooms(optimizer), sizes)
         scalars = {
             piece.parameter: {key: value for key, value in found["state"][index].items() if value is not None}
             for index, piece in enumerate(pieces)
@@ -147,13 +159,19 @@ def read_set(layout: Layout, optimizer: Optimizer, folder: Path) -> StateDict:
     return {**first, "state": states, "param_groups": with_pieces(optimizer, first["param_groups"])}
 
 
-def _copy_common(layout: Layout, states: dict[int, dict[str, Any]], saved: Piece, name: str, array: Array) -> None:
-    """Copy the elements of a saved piece that are also in this rank's pieces."""
+def _copy_common(
+    layout: Layout, optimizer: Optimizer, states: dict[int, dict[str, Any]], saved: Piece, name: str, array: Array
+) -> None:
+    """Copy the elements of a saved piece that are also in this rank's pieces. They keep the saved storage."""
     for index in range(layout.first[saved.parameter], layout.first[saved.parameter + 1]):
         own = layout.pieces[index]
+        if name not in states[index]:
+            room = np.empty(state_part(name, 0, own.stop - own.start).stop, array.dtype)
+            states[index][name] = allocate_like(optimizer, room)
         start, stop = max(saved.start, own.start), min(saved.stop, own.stop)
         if start < stop:
-            states[index][name][start - own.start : stop - own.start] = array[start - saved.start : stop - saved.start]
+            part = array[state_part(name, start - saved.start, stop - saved.start)]
+            states[index][name][state_part(name, start - own.start, stop - own.start)] = part
 
 
 def _share_schema(layout: Layout, own: StateDict, pieces: list[Piece]) -> StateDict:
@@ -162,7 +180,9 @@ def _share_schema(layout: Layout, own: StateDict, pieces: list[Piece]) -> StateD
     for index, (parameter, start, stop, _) in enumerate(pieces):
         like = own["state"][layout.first[parameter]]
         states[index] = {
-            name: np.empty(stop - start, value.dtype) if isinstance(value, np.ndarray) else value
+            name: np.empty(state_part(name, 0, stop - start).stop, value.dtype)
+            if isinstance(value, np.ndarray)
+            else value
             for name, value in like.items()
         }
         groups[layout.group_of[parameter]]["params"].append(index)
@@ -201,8 +221,10 @@ def _checked_name(name: str) -> str:
 def _checked_pieces(layout: Layout, saved: list[Any]) -> list[Piece]:
     pieces = [Piece(operator.index(p), operator.index(a), operator.index(b), 0) for p, a, b in saved]
     for piece in pieces:
-        if piece.parameter < 0 or not 0 <= piece.start <= piece.stop <= layout.params[piece.parameter].size:
-            raise ValueError(f"piece {list(piece[:3])}: expected a parameter and a range of its elements")
+        size = layout.params[piece.parameter].size
+        whole_blocks = piece.start % norm_block == 0 and (piece.stop % norm_block == 0 or piece.stop == size)
+        if piece.parameter < 0 or not 0 <= piece.start <= piece.stop <= size or not whole_blocks:
+            raise ValueError(f"piece {list(piece[:3])}: expected a parameter and a range of blocks of its elements")
     return pieces
 
 

@@ -3,7 +3,7 @@
 The parameters of one dtype, one after the other, are cut into chunks. Each chunk is cut into one share per rank, in the
 order of the ranks: one reduce-scatter and one allgather work on a chunk. All cuts are at the ends of blocks of the
 global norm (4,096 elements, counted from the first element of each parameter), so that the sums of the blocks equal the
-sums of a single process with all elements.
+sums of a single process with all elements. A block has whole groups of the elements that share a scale in float8.
 """
 
 from __future__ import annotations
@@ -30,10 +30,18 @@ class Piece(NamedTuple):
     at: int  # offset in the chunk
 
 
+def sum_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype in which gradients are added up: float32 for bfloat16 parameters, which are sent as uint16.
+
+    MPI has no bfloat16.
+    """
+    return np.dtype(np.float32) if dtype == np.uint16 else dtype
+
+
 class Chunk(NamedTuple):
     """Consecutive elements of the concatenated parameters of a dtype."""
 
-    dtype: np.dtype[Any]
+    dtype: np.dtype[Any]  # of the parameters in messages
     start: int
     cuts: list[int]  # start of each rank's share, counted from the chunk's start, and the end of the last share
     pieces: list[Piece]  # pieces of the whole chunk, by parameter

@@ -11,23 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ... import _checkpoint, _checks
+from ... import _checkpoint, _checks, _storage
 from ..._gradients import nonfinite_gradient
 from ..._group import Group
 from ..._optimizer import Optimizer
 from ..._options import OPTIMIZER_CHECKS
-from ..._params import GroupParams, normalize_params
-from ..._state_dict import prepare_load, with_checksums
-from ..._storage import is_bfloat16
+from ..._params import Form, GroupParams, label, normalize_params, parts_of_params
+from ..._state_dict import prepare_load, storage_converted, with_checksums
 from ..._types import Array, LearningRate, Nonfinite, Params, Schedule
 from .. import needed
 from .agreement import OPTIONS, Fingerprint, refusal, together
 from .checkpoint import read_path, save_set
 from .communicator import dup_comm, share_processors
 from .exchange import Gradients, allgather, check_gradients, combine_blocks, create_buffers, reduce_scatter, reserve
-from .layout import create_layout, create_record, describe, describe_option, piece_groups
+from .layout import create_layout, create_record, describe, describe_option, piece_groups, piece_parts
 from .state import (
     StateDict,
     gather_states,
@@ -55,6 +52,9 @@ class ShardedOptimizer:
     A rank keeps the state and the gradient of its share. The size of a share differs from the mean by at most one block
     of 4,096 elements. Parameters made by `onepass.flatten`, and gradients in one array per dtype with the same layout,
     are sent without copies; other arrays are copied through a buffer of one chunk.
+
+    Gradients are added up in the dtype of their parameter, or in float32 for a bfloat16 parameter, because MPI has no
+    bfloat16. Gradients of other dtypes are converted chunk by chunk before they are sent.
 
     All ranks must call methods that are marked as collective. If a rank fails or is interrupted, or if the ranks
     disagree or call different methods, before anything has changed, then all ranks raise and no rank waits for another.
@@ -101,10 +101,11 @@ class ShardedOptimizer:
             self._average = _checks.flag("average", average)
             chunk = _check_chunk(chunk)
             form, groups = normalize_params(params)
-            _check_storage(groups, options)
             record = create_record(form, isinstance(params, tuple), groups)
+            _check_storage(form, groups, options)
             layout = create_layout(record, [len(named) for named, _ in groups], comm.size, comm.rank, chunk)
-            self._optimizer = kind(piece_groups(layout, groups), **options)
+            with parts_of_params(piece_parts(layout)):
+                self._optimizer = kind(piece_groups(layout, groups), **options)
             self._layout = replace(layout, record=replace(record, groups=self._optimizer.groups))
             self._buffers = create_buffers(self._layout, comm.rank)
             fingerprint |= describe(self._layout, self._optimizer, average=self._average, chunk=chunk)
@@ -219,8 +220,9 @@ class ShardedOptimizer:
         """
 
         def read() -> StateDict:
-            whole = _checkpoint.upgraded(state_dict)
-            _checkpoint.check(whole, whole_schema(self._layout, self._optimizer))
+            schema = whole_schema(self._layout, self._optimizer)
+            whole = storage_converted(_checkpoint.upgraded(state_dict), schema)
+            _checkpoint.check(whole, schema)
             return split_state_dict(self._layout, self._optimizer, whole, splitter(self._layout))
 
         self._load("load_state_dict", read, options)
@@ -351,6 +353,11 @@ class ShardedOptimizer:
         return self._optimizer.flush_denormals
 
     @property
+    def seed(self) -> int:
+        """The seed of stochastic rounding, saved with the state."""
+        return self._optimizer.seed
+
+    @property
     def step_count(self) -> int:
         """The number of steps applied so far."""
         return self._optimizer.step_count
@@ -377,15 +384,11 @@ def _check_kind(kind: Any) -> None:
         raise TypeError(f"kind must be an optimizer class such as onepass.AdamW, got {kind!r}")
 
 
-def _check_storage(groups: list[GroupParams], options: Mapping[str, Any]) -> None:
-    for arrays, own in groups:
-        given = {**options, **own}
-        narrow = [f"state_dtype={given['state_dtype']!r}"] if given.get("state_dtype") is not None else []
-        narrow += ["bfloat16 parameters" for x in arrays.values() if isinstance(x, np.ndarray) and is_bfloat16(x)]
-        if narrow:
-            raise ValueError(
-                f"ShardedOptimizer: expected float32 or float64 parameters and state, got {narrow[0]}: leave it out"
-            )
+def _check_storage(form: Form, groups: list[GroupParams], options: Mapping[str, Any]) -> None:
+    """Refuse parameters that cannot have narrow state: the optimizer of the pieces would number them differently."""
+    for named, own in groups:
+        labelled = [(label(form, key), array) for key, array in named.items()]
+        _storage.check_params({"state_dtype": None, **options, **own}, labelled, flush_denormals=True)
 
 
 def _check_chunk(chunk: Any) -> int:
