@@ -25,6 +25,14 @@ Form = CoreOptimizer._Form
 GroupParams = tuple[dict[Any, Any], dict[str, Any]]  # parameters by key, and options
 
 
+class Part(NamedTuple):
+    """The place of a parameter in a larger parameter of another optimizer, if it is a part of one."""
+
+    size: int  # elements of the larger parameter
+    first: int = 0  # index of the part's first element, a multiple of the group of elements that share a scale
+    parameter: int | None = None  # index of the larger parameter in its optimizer
+
+
 @dataclass(frozen=True)
 class ParameterRecord:
     """Parameters of an optimizer with their keys, groups and state. A new group makes a new record."""
@@ -35,12 +43,18 @@ class ParameterRecord:
     index: Mapping[Any, int] = field(default_factory=dict)  # by key
     params: tuple[Array, ...] = ()
     shapes: tuple[tuple[int, ...], ...] = ()  # as they were: an array's own may be changed
+    parts: tuple[Part, ...] = ()
     states: tuple[dict[str, Array], ...] = ()
     groups: tuple[Group, ...] = ()
     pins: tuple[Any, ...] = ()
 
     def with_group(
-        self, form: Form, group: Group, keys: Sequence[Any], states: Sequence[dict[str, Array]]
+        self,
+        form: Form,
+        group: Group,
+        keys: Sequence[Any],
+        parts: Sequence[Part],
+        states: Sequence[dict[str, Array]],
     ) -> ParameterRecord:
         """Return the record with one more group."""
         keys = (*self.keys, *keys)
@@ -52,6 +66,7 @@ class ParameterRecord:
             {key: index for index, key in enumerate(keys)},
             (*self.params, *group.params),
             (*self.shapes, *(np.asarray(array).shape for array in group.params)),
+            (*self.parts, *parts),
             (*self.states, *states),
             (*self.groups, group),
             (*self.pins, *pins),
@@ -124,14 +139,6 @@ def create_groups(
     return created
 
 
-class Part(NamedTuple):
-    """The place of a parameter in a larger parameter of another optimizer, if it is a part of one."""
-
-    size: int  # elements of the larger parameter
-    first: int = 0  # index of the part's first element, a multiple of the group of elements that share a scale
-    parameter: int | None = None  # index of the larger parameter in its optimizer
-
-
 _parts: ContextVar[Sequence[Part]] = ContextVar("parts", default=())
 
 
@@ -183,7 +190,7 @@ def register_groups(optimizer: Any, form: Form, groups: list[GroupParams]) -> No
         initial_states(group, parts, spec, optimizer._state_folder) for group, parts in zip(created, all_parts)
     ]
     for group, (named, _), parts, states in zip(created, groups, all_parts, all_states):
-        record = optimizer._record.with_group(form, group, [*named], states)
+        record = optimizer._record.with_group(form, group, [*named], parts, states)
         averages = [state.get("ema") for state in states]
         moments = rules[spec.rule_name(group)][1]
         arrays = [[state[name] for name in moments] for state in states]

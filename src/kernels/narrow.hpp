@@ -5,9 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/bfloat16.hpp"
 #include "kernels/builtins.hpp"
-#include "kernels/codec.hpp"
+#include "kernels/float8.hpp"
 #include "kernels/random_bits.hpp"
+#include "kernels/rounding.hpp"
 #include "kernels/table.hpp"
 
 namespace onepass {
@@ -123,7 +125,7 @@ inline void encode_chunk(const Operands& x, const NarrowStorage& storage, std::s
                          NarrowBuffers& near) {
   // Calls encode with the rounding of a slot.
   unsigned drawn = max_states;  // the use of the random bits in the buffer: none yet
-  const auto rounded = [&](unsigned slot, auto encode) {
+  const auto rounded = [&](unsigned slot, auto encode) noexcept {
     if (!storage.stochastic) return encode(Nearest{});
     const unsigned use = slot / 2;
     if (use != drawn) random_bits(storage.key, use, storage.first + begin, count, near.random);
@@ -137,7 +139,7 @@ inline void encode_chunk(const Operands& x, const NarrowStorage& storage, std::s
     void* const array = is_float8 ? static_cast<void*>(element<std::uint8_t>(x.state[k], begin))
                                   : element<std::uint16_t>(x.state[k], begin);
     float* const scales = is_float8 ? storage.scale[k] + begin / scale_group : nullptr;
-    rounded(k, [&](auto rounding) {
+    rounded(k, [&](auto rounding) noexcept {
       encode_as(storage.state[k], near.state[k], count, rounding, storage.divisor[k], array, scales);
     });
   }
@@ -145,7 +147,8 @@ inline void encode_chunk(const Operands& x, const NarrowStorage& storage, std::s
   if (storage.master_bits == 32) {
     split_param(storage, near.param, count, Nearest{}, x.param, begin);
   } else {
-    rounded(weight_slot, [&](auto rounding) { split_param(storage, near.param, count, rounding, x.param, begin); });
+    rounded(weight_slot,
+            [&](auto rounding) noexcept { split_param(storage, near.param, count, rounding, x.param, begin); });
   }
 }
 

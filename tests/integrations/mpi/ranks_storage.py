@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -216,51 +218,96 @@ def check_loading_converts_storage_as_an_ordinary_optimizer_does() -> None:
     plain, bfloat16, float8, rounded = (np.float32, {}), STORAGES[0], STORAGES[1], STORAGES[4]
     pairs: list[Any] = [(plain, float8), (float8, plain), (bfloat16, float8), (float8, bfloat16)]
     pairs += [(plain, STORAGES[2]), (float8, rounded), (rounded, float8)]
+    pairs += itertools.permutations(STORAGES[2:5], 2)
+    pairs += [(STORAGES[2], plain), (STORAGES[3], float8)]
     for (old, saved), (new, own) in pairs:
         sharded, single = run(onepass.AdamW, old, saved, steps=2)
         folder = shared_folder()
         sharded.save(folder / "set")
         sharded.save(folder / "file", gathered=True)
         other = onepass.AdamW(made(new), **own)
-        other.load_state_dict(single.state_dict())
+        with warned() as losses:
+            other.load_state_dict(single.state_dict())
         for source in ("set", "file", "dict"):
             params = made(new)
             again = ShardedOptimizer(WORLD, onepass.AdamW, params, chunk=SMALL, **own)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the parameters have other values
+            with warned() as found:
                 again.load_state_dict(single.state_dict()) if source == "dict" else again.load(folder / source)
             same_state(again, other, (saved, own, source))
+            found = [message for message in found if "was saved with other values" not in message]
+            assert [message.partition("(")[2] for message in found] == [
+                message.partition("(")[2].replace(", and params=True loads the weights too", "") for message in losses
+            ], (found, losses)
 
 
-def check_storage_that_cannot_be_loaded_is_refused() -> None:
+@contextmanager
+def warned() -> Iterator[list[str]]:
+    """Collect the messages of warnings."""
+    messages: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield messages
+    messages += [str(each.message) for each in caught]
+
+
+def check_loading_names_each_parameter_whose_weights_lose_bits_once() -> None:
+    w, b = np.ones(50_000, BFLOAT16), np.ones(5, BFLOAT16)
+    sharded, single = ShardedOptimizer(WORLD, onepass.SGD, [b, w], lr=0.3), onepass.SGD([b.copy(), w.copy()], lr=0.3)
+    for optimizer in (sharded, single):
+        optimizer.step([None, np.full(50_000, 0.3, np.float32)])
     folder = shared_folder()
-    sharded, single = run(onepass.AdamW, BFLOAT16, {"state_dtype": "float8", "master_bits": 24})
     sharded.save(folder / "set")
     sharded.save(folder / "file", gathered=True)
-    for dtype, options, message in (
-        (np.float32, {}, "it holds the lower bits of bfloat16 parameters, which would be lost"),
-        (BFLOAT16, {}, "expected the lower bits of master_bits=32, got master_bits=24"),
-    ):
-        other = ShardedOptimizer(WORLD, onepass.AdamW, made(dtype), chunk=SMALL, **options)
-        before = other.state_dict()
-        for source in ("set", "file"):
-            with raises(ValueError, message):
-                other.load(folder / source)
-        with raises(ValueError, message):
-            other.load_state_dict(single.state_dict())
-        assert repr(other.state_dict()) == repr(before)
+    params = [p.copy() for p in sharded.params]
+    other = ShardedOptimizer(WORLD, onepass.SGD, params, lr=0.3, chunk=SMALL, master_bits=24)
+    for source in ("set", "file", "dict"):
+        with warned() as found:
+            other.load_state_dict(single.state_dict()) if source == "dict" else other.load(folder / source)
+        assert len(found) == 1 and found[0].startswith("the weights of parameter 1 have more bits than"), found
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = repr(other.state_dict())
+        with raises(UserWarning, "the weights of parameter 1 have more bits"):
+            other.load(folder / "set")
+        assert repr(other.state_dict()) == before
+
+
+def check_weights_rounded_from_those_of_a_file_get_their_lower_bits() -> None:
+    _, single = run(onepass.AdamW, np.float32, {}, steps=1)
+    path = shared_folder() / f"file-{WORLD.rank}"
+    single.save(path, params=True)
+    rounded = [np.array(p, BFLOAT16 if p.dtype == np.float32 else p.dtype, order="K") for p in single.params]
+    for options in ({}, {"master_bits": 24, "state_dtype": "float8"}):
+        for source in ("file", "dict"):
+            sharded = ShardedOptimizer(WORLD, onepass.AdamW, [p.copy("K") for p in rounded], chunk=SMALL, **options)
+            other = onepass.AdamW([p.copy("K") for p in rounded], **options)
+            lost = []
+            for optimizer in (sharded, other):
+                with warned() as found:
+                    if source == "file":
+                        optimizer.load(path)
+                    else:
+                        optimizer.load_state_dict(single.state_dict(params=True))
+                (message,) = found  # of ties, and of all weights with 24 bits
+                lost.append(message.partition(" have more bits")[0])
+            assert lost[0] == lost[1], lost
+            assert other.state[0]["param_low"].any()
+            assert_equal(sharded, other, (options, source))
+
+
+def check_float8_state_in_the_other_memory_order_is_converted() -> None:
+    folder = shared_folder()
     w = np.ones((80, 90), np.float32)
     rows, columns = (onepass.Adam(w.copy(order), state_dtype="float8") for order in "CF")
     if WORLD.rank == 0:
         rows.step(np.random.default_rng(0).standard_normal((80, 90)))
         rows.save(folder / "rows")
     state = WORLD.bcast(rows.state_dict())
-    other = ShardedOptimizer(WORLD, onepass.Adam, w.copy("F"), chunk=SMALL, state_dtype="float8")
-    with raises(ValueError, "exp_avg of parameter 0: expected float8 state in F order, as the parameter is"):
-        other.load(folder / "rows")
-    other.load_state_dict(state)
     columns.load_state_dict(state)
-    same_state(other, columns, "another order")
+    for source in ("file", "dict"):
+        other = ShardedOptimizer(WORLD, onepass.Adam, w.copy("F"), chunk=SMALL, state_dtype="float8")
+        other.load_state_dict(state) if source == "dict" else other.load(folder / "rows")
+        same_state(other, columns, "another order")
 
 
 def check_parameters_that_cannot_have_narrow_state_are_refused() -> None:

@@ -14,16 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from ... import _checkpoint
+from ... import _archive, _checkpoint
 from ..._checkpoint import MANIFEST
+from ..._conversion import Conversion, warn_of_losses
 from ..._core import norm_block
 from ..._optimizer import Optimizer
+from ..._params import ParameterRecord
 from ..._state_dict import snapshot, warn_of_other_params
 from ..._storage import state_part
 from ..._types import Array
 from .. import needed
 from .agreement import together
-from .layout import Layout
+from .layout import Layout, part_of, weights_of
 from .partition import Piece, sum_dtype
 from .state import (
     StateDict,
@@ -74,7 +76,7 @@ def save_set(comm: MPI.Intracomm, layout: Layout, optimizer: Optimizer, folder: 
 def _write_manifest(folder: Path, token: str, manifest: dict[str, Any]) -> None:
     """Write the manifest of a set; on failure delete the set's files, unless the manifest is already in place."""
     try:
-        with _checkpoint.replaced(folder / MANIFEST) as file:
+        with _archive.replaced(folder / MANIFEST) as file:
             file.write(json.dumps(manifest).encode())
     except BaseException:
         with suppress(OSError):
@@ -108,19 +110,10 @@ def read_path(layout: Layout, optimizer: Optimizer, path: str | os.PathLike[str]
     try:
         if whole.is_dir():
             return read_set(layout, optimizer, whole)
-        split = splitter(layout)
-
-        def take(index: int, name: str, array: Array) -> list[Array]:
-            if array.dtype == np.uint8 and not array.flags[layout.orders[index]]:
-                raise ValueError(
-                    f"{name} of parameter {index}: expected float8 state in {layout.orders[index]} order, as the "
-                    "parameter is, got the other order (load the file into an ordinary optimizer, and its "
-                    "state_dict() into this one)"
-                )
-            return split(index, name, array)
-
-        found = _checkpoint.read(path, whole_schema(layout, optimizer), take, rooms(optimizer))
-        warn_of_other_params(layout.record, path, found)
+        schema, conversion = whole_schema(layout, optimizer), Conversion(layout.record)
+        found = _checkpoint.read(path, schema, splitter(layout), rooms(optimizer), conversion)
+        warn_of_other_params(layout.record, path, found, conversion)
+        warn_of_losses([conversion])
         return split_state_dict(layout, optimizer, found, lambda index, name, parts: parts)
     except TypeError as error:
         raise ValueError(f"cannot load {os.fspath(path)!r}: {error}") from error
@@ -135,16 +128,20 @@ def read_set(layout: Layout, optimizer: Optimizer, folder: Path) -> StateDict:
     """Return the state dict of this rank's optimizer, read from the files of any number of ranks."""
     files = _read_manifest(layout, folder / MANIFEST)
     own = snapshot(optimizer)
-    states: dict[int, dict[str, Any]] = {index: {} for index in range(len(layout.pieces))}
+    states: dict[int, dict[str, Any]] = {
+        index: {name: allocate_like(optimizer, array) for name, array in state.items()}
+        for index, state in enumerate(optimizer._record.states)
+    }
     first: StateDict = {}
+    conversions: list[Conversion] = []
     for name, pieces in files:
 
         def take(index: int, name: str, array: Array, pieces: list[Piece] = pieces) -> None:
-            _copy_common(layout, optimizer, states, pieces[index], name, array)
+            _copy_common(layout, states, pieces[index], name, array)
 
         schema = _share_schema(layout, own, pieces)
-        sizes = [layout.params[piece.parameter].size for piece in pieces]
-        found = _checkpoint.read(folder / name, schema, take, rooms(optimizer), sizes)
+        conversions.append(Conversion(_share_record(layout, pieces)))
+        found = _checkpoint.read(folder / name, schema, take, rooms(optimizer), conversions[-1])
         scalars = {
             piece.parameter: {key: value for key, value in found["state"][index].items() if value is not None}
             for index, piece in enumerate(pieces)
@@ -154,24 +151,32 @@ def read_set(layout: Layout, optimizer: Optimizer, folder: Path) -> StateDict:
         if shared != first:
             message = f"{name} belongs to a different checkpoint than {files[0][0]}"
             raise ValueError(f"cannot load {str(folder)!r}: {message}")
+    warn_of_losses(conversions)
     for index, piece in enumerate(layout.pieces):
         states[index] |= first["state"][piece.parameter]
     return {**first, "state": states, "param_groups": with_pieces(optimizer, first["param_groups"])}
 
 
-def _copy_common(
-    layout: Layout, optimizer: Optimizer, states: dict[int, dict[str, Any]], saved: Piece, name: str, array: Array
-) -> None:
-    """Copy the elements of a saved piece that are also in this rank's pieces. They keep the saved storage."""
+def _copy_common(layout: Layout, states: dict[int, dict[str, Any]], saved: Piece, name: str, array: Array) -> None:
+    """Copy the elements of a saved piece that are also in this rank's pieces."""
     for index in range(layout.first[saved.parameter], layout.first[saved.parameter + 1]):
         own = layout.pieces[index]
-        if name not in states[index]:
-            room = np.empty(state_part(name, 0, own.stop - own.start).stop, array.dtype)
-            states[index][name] = allocate_like(optimizer, room)
         start, stop = max(saved.start, own.start), min(saved.stop, own.stop)
         if start < stop:
             part = array[state_part(name, start - saved.start, stop - saved.start)]
             states[index][name][state_part(name, start - own.start, stop - own.start)] = part
+
+
+def _share_record(layout: Layout, pieces: list[Piece]) -> ParameterRecord:
+    """Return the record of pieces of parameters, which have the keys of the whole parameters."""
+    record = layout.record
+    return ParameterRecord(
+        record.form,
+        record.as_tuple,
+        keys=tuple(record.keys[piece.parameter] for piece in pieces),
+        params=tuple(weights_of(layout, piece) for piece in pieces),
+        parts=tuple(part_of(layout, piece) for piece in pieces),
+    )
 
 
 def _share_schema(layout: Layout, own: StateDict, pieces: list[Piece]) -> StateDict:

@@ -59,6 +59,7 @@ def create_record(form: Form, as_tuple: bool, groups: list[GroupParams]) -> Para
         index={key: index for index, key in enumerate(named)},
         params=tuple(named.values()),
         shapes=tuple(np.asarray(array).shape for array in named.values()),
+        parts=tuple(Part(np.asarray(array).size) for array in named.values()),
         pins=tuple(pin(array) for array in named.values()),
     )
 
@@ -98,15 +99,20 @@ def _create_blocks(owners: Positions, ranks: int, params: list[Array]) -> Blocks
 def piece_groups(layout: Layout, groups: list[GroupParams]) -> list[dict[str, Any]]:
     """Return the groups of parameters for the optimizer of this rank's pieces."""
     created = [{"params": [], **options} for _, options in groups]
-    for parameter, start, stop, _ in layout.pieces:
-        line = layout.lines[parameter].view(np.asarray(layout.record.params[parameter]).dtype)
-        created[layout.group_of[parameter]]["params"].append(line[start:stop])
+    for piece in layout.pieces:
+        created[layout.group_of[piece.parameter]]["params"].append(weights_of(layout, piece))
     return created
 
 
-def piece_parts(layout: Layout) -> list[Part]:
-    """Return the place of each piece in its parameter."""
-    return [Part(layout.params[parameter].size, start, parameter) for parameter, start, _, _ in layout.pieces]
+def weights_of(layout: Layout, piece: Piece) -> Array:
+    """Return a view of the weights of a piece."""
+    line = layout.lines[piece.parameter].view(np.asarray(layout.record.params[piece.parameter]).dtype)
+    return line[piece.start : piece.stop]  # type: ignore[no-any-return]
+
+
+def part_of(layout: Layout, piece: Piece) -> Part:
+    """Return the place of a piece in its parameter."""
+    return Part(layout.params[piece.parameter].size, piece.start, piece.parameter)
 
 
 def describe(layout: Layout, optimizer: Optimizer, **arguments: Any) -> dict[str, Any]:

@@ -11,20 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ... import _checkpoint, _checks, _storage
+from ... import _checkpoint, _checks, _state_check, _storage
+from ..._conversion import warn_of_losses
 from ..._gradients import nonfinite_gradient
 from ..._group import Group
 from ..._optimizer import Optimizer
 from ..._options import OPTIMIZER_CHECKS
 from ..._params import Form, GroupParams, label, normalize_params, parts_of_params
-from ..._state_dict import prepare_load, storage_converted, with_checksums
+from ..._state_dict import in_own_storage, prepare_load, with_checksums
 from ..._types import Array, LearningRate, Nonfinite, Params, Schedule
 from .. import needed
 from .agreement import OPTIONS, Fingerprint, refusal, together
 from .checkpoint import read_path, save_set
 from .communicator import dup_comm, share_processors
 from .exchange import Gradients, allgather, check_gradients, combine_blocks, create_buffers, reduce_scatter, reserve
-from .layout import create_layout, create_record, describe, describe_option, piece_groups, piece_parts
+from .layout import create_layout, create_record, describe, describe_option, part_of, piece_groups
 from .state import (
     StateDict,
     gather_states,
@@ -104,7 +105,7 @@ class ShardedOptimizer:
             record = create_record(form, isinstance(params, tuple), groups)
             _check_storage(form, groups, options)
             layout = create_layout(record, [len(named) for named, _ in groups], comm.size, comm.rank, chunk)
-            with parts_of_params(piece_parts(layout)):
+            with parts_of_params([part_of(layout, piece) for piece in layout.pieces]):
                 self._optimizer = kind(piece_groups(layout, groups), **options)
             self._layout = replace(layout, record=replace(record, groups=self._optimizer.groups))
             self._buffers = create_buffers(self._layout, comm.rank)
@@ -211,6 +212,8 @@ class ShardedOptimizer:
     def load_state_dict(self, state_dict: Mapping[str, Any], **options: Any) -> None:
         """Load the `state_dict` of this or an ordinary optimizer, which all ranks pass. Collective.
 
+        Warns, as the ordinary optimizer does, if the conversion to this optimizer's storage loses bits of weights.
+
         Args:
             options: options that replace those of the state dict, in every group: the same on all ranks.
 
@@ -220,9 +223,10 @@ class ShardedOptimizer:
         """
 
         def read() -> StateDict:
-            schema = whole_schema(self._layout, self._optimizer)
-            whole = storage_converted(_checkpoint.upgraded(state_dict), schema)
-            _checkpoint.check(whole, schema)
+            state = _state_check.upgraded(state_dict)
+            own, folder = whole_schema(self._layout, self._optimizer), self._optimizer._state_folder
+            whole, conversion = in_own_storage(self._layout.record, state, own, folder)
+            warn_of_losses([conversion])
             return split_state_dict(self._layout, self._optimizer, whole, splitter(self._layout))
 
         self._load("load_state_dict", read, options)
@@ -259,7 +263,8 @@ class ShardedOptimizer:
     def load(self, path: str | os.PathLike[str], **options: Any) -> None:
         """Load a checkpoint of `save` from any number of ranks, or an ordinary optimizer's file. Collective.
 
-        Does not load parameters. Warns if an ordinary file was saved with other values of the parameters.
+        Does not load parameters. Warns if an ordinary file was saved with other values of the parameters, and if the
+        conversion to this optimizer's storage loses bits of weights.
 
         Args:
             options: options that replace those of the checkpoint, in every group: the same on all ranks.

@@ -6,7 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ... import _core
+from ..._conversion import loses_bits, rounded_low
 from ..._options import COMMON_DEFAULTS
 from ..._storage import NARROW_FROM, OPTIONS, SIGNED, check_options
 from .. import needed
@@ -176,6 +179,7 @@ class Loaded:
     """A parameter's state in its final storage, wrapped in an object so that PyTorch does not cast its tensors."""
 
     state: dict[str, Any]
+    is_lossy: bool  # the weights had more bits than the optimizer stores
 
 
 def loaded(
@@ -197,12 +201,17 @@ def loaded(
         value, scales = result.get(name), result.pop(f"{name}_scale", None)
         if isinstance(value, torch.Tensor):
             result |= _stored(label, name, value, scales, tensor, moment_dtype(options, tensor))
+    dtype, is_lossy = state_dtypes(options, tensor, ()).get("param_low"), False
     low = result.pop("param_low", None)
-    if (dtype := state_dtypes(options, tensor, ()).get("param_low")) is not None:
-        result["param_low"] = _tensors.zeros_like(tensor, dtype) if low is None else _low_part(low, dtype)
+    if low is not None:
+        low, is_lossy = _low_part(label, low, tensor, dtype)
+    elif dtype is not None:
+        low = _tensors.zeros_like(tensor, dtype)
+    if low is not None:
+        result["param_low"] = low
     if isinstance(result.get("ema"), torch.Tensor):
         result["ema"] = result["ema"].to(value_dtype(tensor))
-    return Loaded(result)
+    return Loaded(result, is_lossy)
 
 
 def _stored(
@@ -227,10 +236,21 @@ def _stored(
     return result
 
 
-def _low_part(low: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return the lower part of a bfloat16 parameter, converted to another dtype."""
+def _low_part(
+    label: str, low: Any, tensor: torch.Tensor, dtype: torch.dtype | None
+) -> tuple[torch.Tensor | None, bool]:
+    """Return saved lower bits of bfloat16 weights in the storage of a parameter, and True if bits are lost."""
+    if not isinstance(low, torch.Tensor) or low.dtype not in LOW_DTYPES.values() or low.shape != tensor.shape:
+        found = f"{low.dtype} of shape {[*low.shape]}" if isinstance(low, torch.Tensor) else type(low).__name__
+        raise ValueError(
+            f"the state of {label}: expected 'param_low' as int16 or int8 of shape {[*tensor.shape]}, got {found}"
+        )
+    saved = np.atleast_1d(low.detach().cpu().numpy())
+    if dtype is None:
+        weights = np.atleast_1d(tensor.detach().numpy()) if tensor.dtype == torch.float32 else None
+        return None, loses_bits(saved, None, weights)
     if low.dtype == dtype:
-        return low
-    if dtype == torch.int16:
-        return low.to(dtype) << 8
-    return ((low.to(torch.int32) + 0x80) >> 8).clamp(max=127).to(dtype)
+        return low, False
+    own = _tensors.ARRAY_DTYPES[dtype]
+    rounded = torch.from_numpy(rounded_low(saved, own)).reshape(tensor.shape)
+    return torch.empty_like(tensor, dtype=dtype).copy_(rounded), loses_bits(saved, own)
