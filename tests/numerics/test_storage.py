@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -245,9 +247,16 @@ def test_groups_have_storage_of_their_own() -> None:
         assert_is_reference(optimizer, reference)
 
 
+@pytest.mark.parametrize(
+    "copied",
+    [lambda x: x, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
+    ids=["itself", "deep copy", "pickle"],
+)
 @pytest.mark.parametrize("state_dtype", STATES)
 @pytest.mark.parametrize("storage", PARAMETERS)
-def test_parts_of_parameters_have_the_bits_of_the_whole(storage: dict[str, Any], state_dtype: str | None) -> None:
+def test_parts_of_parameters_have_the_bits_of_the_whole(
+    storage: dict[str, Any], state_dtype: str | None, copied: Callable[[Any], onepass.Adam]
+) -> None:
     rng = np.random.default_rng(5)
     dtype = BFLOAT16 if storage else np.float32
     options = options_of("Adam", state_dtype, seed=3, **storage)
@@ -256,12 +265,12 @@ def test_parts_of_parameters_have_the_bits_of_the_whole(storage: dict[str, Any],
     cuts = [(2, 128, 4224), (1, 4992, 5000), (0, 128, 300), (1, 0, 0), (1, 0, 4992)]
     parts = [wholes[parameter][start:stop].copy() for parameter, start, stop in cuts]
     with parts_of_params([Part(wholes[parameter].size, start, parameter) for parameter, start, _ in cuts]):
-        of_parts = onepass.Adam(parts, **options)
+        of_parts = copied(onepass.Adam(parts, **options))
     for _ in range(3):
         grads = [drawn(rng, whole.size, np.float32) for whole in wholes]
         optimizer.step(grads)
         of_parts.step([grads[parameter][start:stop] for parameter, start, stop in cuts])
-    for part, own, (parameter, start, stop) in zip(parts, snapshot(of_parts), cuts):
+    for part, own, (parameter, start, stop) in zip(of_parts.params, snapshot(of_parts), cuts):
         whole, state = optimizer.params[parameter], snapshot(optimizer)[parameter]
         assert own.keys() == state.keys()
         names = [name for name, value in state.items() if isinstance(value, np.ndarray)]
