@@ -20,6 +20,10 @@ from ... import _core
 Positions = npt.NDArray[np.int64]
 Sizes = Sequence[tuple[np.dtype[Any], int]]  # dtype and number of elements of each parameter
 
+# Elements: the largest requested size of a chunk. A chunk has less than twice as many, in less than 2**31 bytes, which
+# is where the counts of messages end before MPI 4.
+LARGEST_CHUNK = 1 << 26
+
 
 class Piece(NamedTuple):
     """Consecutive elements of a parameter, counted in memory order."""
@@ -75,7 +79,7 @@ def partition(sizes: Sizes, ranks: int, chunk: int) -> list[Chunk]:
         params = [index for index, (own, _) in enumerate(sizes) if own == dtype]
         offsets = np.cumsum([0, *(sizes[index][1] for index in params)])
         borders = _block_borders(offsets)
-        parts = max(1, int(offsets[-1]) // max(chunk, 2 * ranks * _core.norm_block))
+        parts = max(1, int(offsets[-1]) // max(min(chunk, LARGEST_CHUNK), 2 * ranks * _core.norm_block))
         ends = _nearest(borders, offsets[-1] * np.arange(parts + 1) // parts)
         taken = np.zeros(ranks + 1, np.int64)  # elements of all lower ranks in the chunks so far
         for start, stop in pairwise(ends.tolist()):

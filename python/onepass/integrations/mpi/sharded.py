@@ -70,8 +70,8 @@ class ShardedOptimizer:
         params: as in `Adam`, including groups. All ranks pass the same parameters in the same order.
         average: True: step along the mean of the ranks' gradients; False: along their sum. The division is part of the
             step.
-        chunk: the minimum number of elements that are sent at once. With many ranks, a chunk is larger, so that the
-            share of each rank has at least two blocks. Smaller chunks cost more messages.
+        chunk: the minimum number of elements that are sent at once, up to 2**26. With many ranks, a chunk is larger, so
+            that the share of each rank has at least two blocks. Smaller chunks cost more messages.
         options: the options of the optimizer.
 
     Raises:
