@@ -32,6 +32,7 @@ def main() -> None:
         except BaseException:
             print(f"rank {WORLD.rank} in {name}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
             WORLD.Abort(1)
+            os._exit(1)  # Abort may return before the process ends, and a later line would print that the check passed
         WORLD.Barrier()
         if WORLD.rank == 0:
             print(f"passed {name}", flush=True)
