@@ -252,12 +252,26 @@ def warned() -> Iterator[list[str]]:
 
 def check_loading_names_each_parameter_whose_weights_lose_bits_once() -> None:
     w, b = np.ones(50_000, BFLOAT16), np.ones(5, BFLOAT16)
-    sharded, single = ShardedOptimizer(WORLD, onepass.SGD, [b, w], lr=0.3), onepass.SGD([b.copy(), w.copy()], lr=0.3)
-    for optimizer in (sharded, single):
-        optimizer.step([None, np.full(50_000, 0.3, np.float32)])
+    gradient = np.linspace(0.1, 0.3, 50_000, dtype=np.float32)
+    sharded = ShardedOptimizer(WORLD, onepass.SGD, [b, w], lr=0.3, average=False)
+    single = onepass.SGD([b.copy(), w.copy()], lr=0.3)
+    sharded.step([None, gradient * (WORLD.rank == 0)])
+    single.step([None, gradient])
     folder = shared_folder()
     sharded.save(folder / "set")
     sharded.save(folder / "file", gathered=True)
+    equal = onepass.SGD([b.astype(np.float32), np.ones(50_000, np.float32)], lr=0.3)
+    equal.step([None, gradient])  # the float32 weights that both halves give
+    kept = equal.params[1][:4096].copy()
+    equal.params[1][:4096] = 1
+    wide = ShardedOptimizer(WORLD, onepass.SGD, equal.params, lr=0.3, chunk=SMALL)
+    with warned() as found:
+        wide.load(folder / "set")
+    assert len(found) == 1 and found[0].startswith("the weights of parameter 1 have more bits than"), found
+    equal.params[1][:4096] = kept
+    with warned() as found:
+        wide.load(folder / "set")
+    assert not found
     params = [p.copy() for p in sharded.params]
     other = ShardedOptimizer(WORLD, onepass.SGD, params, lr=0.3, chunk=SMALL, master_bits=24)
     for source in ("set", "file", "dict"):
