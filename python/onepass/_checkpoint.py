@@ -172,8 +172,9 @@ def _load(
                 for name, array in layout.items()
                 if isinstance(array, np.ndarray)
             }
-            entries |= {name: next(free) for name in names}
-            conversion.fill(index, saved, entries)
+            converted = {name: next(free) for name in names}
+            conversion.fill(index, saved, converted)
+            entries |= {name: take(index, name, array) for name, array in converted.items()}
     for group in found["param_groups"]:
         options = {name: value for name, value in group.items() if name not in ("params", "param_names")}
         group |= {name: tuple(value) for name, value in options.items() if isinstance(value, list)}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import _storage
+from ._params import ParameterRecord
 from ._types import Array
 
 # Dtypes of saved arrays that can be converted.
@@ -153,11 +154,11 @@ def _named(labels: Sequence[str]) -> str:
 class Conversion:
     """The conversion of the saved state of an optimizer's parameters, and what it loses."""
 
-    def __init__(self, params: Sequence[Array]) -> None:
-        self._params = params
-        self._lost: list[int] = []  # parameters whose weights lose bits
-        self._without_low: list[int] = []  # parameters without saved lower bits
-        self._has_low = False  # at least one parameter has saved lower bits
+    def __init__(self, record: ParameterRecord) -> None:
+        self._record = record
+        self.lost: list[str] = []  # labels of parameters whose weights lose bits
+        self.without_low: list[str] = []  # labels of parameters without saved lower bits
+        self.has_low = False  # at least one parameter has saved lower bits
         self.same_low: set[int] = set()  # float32 parameters with the lower bits of the saved bfloat16 weights
         self.same_weights: dict[int, bool] = {}  # bfloat16 parameters: True for the saved float32 weights, rounded
 
@@ -173,15 +174,16 @@ class Conversion:
             for mine, options in zip(own["param_groups"], groups):
                 for index in mine["params"]:
                     if isinstance(options, Mapping) and isinstance(found.get(index), Mapping):
-                        moments = _moments_by_option(states[index], options) if is_file else found[index]
+                        size = self._record.parts[index].size
+                        moments = _moments_by_option(states[index], options, size) if is_file else found[index]
                         states[index] = self._layout(index, states[index], found[index], moments, options)
         return states
 
     def _layout(
         self, index: int, own: Any, found: Mapping[str, Any], moments: Mapping[str, Any], options: Mapping[str, Any]
     ) -> dict[str, Any]:
-        param = self._params[index]
-        entries = {name: value for name, value in own.items() if not name.endswith("_scale") and name != "param_low"}
+        param = self._record.params[index]
+        entries = {name: value for name, value in own.items() if not _storage.is_scale(name) and name != "param_low"}
         for name in _storage.moments_of(own):
             entries[name] = _blank(own[name].shape, _convertible(moments.get(name), own[name]))
             if entries[name].dtype == np.uint8:
@@ -195,20 +197,20 @@ class Conversion:
             return entries  # lower bits would contradict them
         if low in _LOW:
             entries["param_low"] = _blank(param.shape, low)
-            self._has_low = True
+            self.has_low = True
         elif "param_low" in own and options.get("master_bits") != 16:
-            self._without_low.append(index)
+            self.without_low.append(self._record.label(index))
         return entries
 
     def fill(self, index: int, saved: Mapping[str, Any], rooms: Mapping[str, Any]) -> None:
         """Write the arrays of a parameter's saved state into arrays like the optimizer's own."""
         for name in _storage.moments_of(rooms):
-            _fill_moment(name, saved, rooms, f"{name}_scale of parameter {index}")
+            _fill_moment(name, saved, rooms, f"{name}_scale of {self._record.label(index)}")
         if "ema" in rooms:
             np.copyto(rooms["ema"], saved["ema"])
         names = ("param", "param_low")
         given = [np.atleast_1d(arrays[name]) if name in arrays else None for arrays in (saved, rooms) for name in names]
-        own = np.atleast_1d(self._params[index])
+        own = np.atleast_1d(self._record.params[index])
         param, low, room, low_room = given
         outcomes = [
             _convert_weights(own[part], *(None if array is None else array[part] for array in given))
@@ -223,13 +225,18 @@ class Conversion:
         elif low is not None and is_same:
             self.same_low.add(index)
         if is_lossy:
-            self._lost.append(index)
+            self.lost.append(self._record.label(index))
 
-    def warn(self, labels: Sequence[str]) -> None:
-        """Warn of weights that lose bits, or whose lower bits are missing; labels: of all parameters."""
-        missing = self._without_low if self._has_low else []
-        hint = ", and params=True loads the weights too"
-        warn_of_lost_bits([labels[index] for index in self._lost], [labels[index] for index in missing], hint)
+    def warn(self) -> None:
+        """Warn of weights that lose bits, or whose lower bits are missing."""
+        warn_of_losses([self], ", and params=True loads the weights too")
+
+
+def warn_of_losses(conversions: Sequence[Conversion], hint: str = "") -> None:
+    """Warn once of the weights that conversions of parts of one state lose, and of missing lower bits."""
+    lost = dict.fromkeys(label for each in conversions for label in each.lost)
+    missing = dict.fromkeys(label for each in conversions for label in each.without_low)
+    warn_of_lost_bits([*lost], [*missing] if any(each.has_low for each in conversions) else [], hint)
 
 
 def is_stored_alike(own: Mapping[str, Any], layout: Mapping[str, Any], in_c_order: Callable[[str], bool]) -> bool:
@@ -277,11 +284,11 @@ def _convertible(found: Any, own: Array) -> Any:
     return dtype if dtype in _MOMENTS and own.dtype != np.float64 else own.dtype
 
 
-def _moments_by_option(own: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the dtypes in which moments are stored with the options of a group."""
+def _moments_by_option(own: Mapping[str, Any], options: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """Return the dtypes in which the moments of a parameter with so many elements are stored with a group's options."""
     given = [np.dtype(dtype) for name, dtype in _storage.DTYPES.items() if name == options.get("state_dtype")]
     return {
-        name: given[0] if given and own[name].size >= _storage.NARROW_FROM else np.dtype(np.float32)
+        name: given[0] if given and size >= _storage.NARROW_FROM else np.dtype(np.float32)
         for name in _storage.moments_of(own)
     }
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from types import MemberDescriptorType
 from typing import Any
 
 from . import _state_dict
 from ._options import OPTIMIZER_CHECKS
-from ._params import label
+from ._params import Part, label, parts_of_params
 
 
 def describe(optimizer: Any) -> tuple[Any, ...]:
@@ -20,10 +20,12 @@ def describe(optimizer: Any) -> tuple[Any, ...]:
         for group, indices in record.ranges()
     ]
     options = {name: getattr(optimizer, name) for name in OPTIMIZER_CHECKS}
-    return record.form, record.as_tuple, groups, options, _state_dict.snapshot(optimizer)
+    return record.form, record.as_tuple, groups, options, _state_dict.snapshot(optimizer), record.parts
 
 
-def initialize(optimizer: Any, form: Any, as_tuple: bool, groups: Any, options: Any, state: Any) -> None:
+def initialize(
+    optimizer: Any, form: Any, as_tuple: bool, groups: Any, options: Any, state: Any, parts: Sequence[Part] = ()
+) -> None:
     """Initialize an optimizer from the result of `describe`."""
     for named, _ in groups:
         for key, array in named.items():
@@ -32,7 +34,8 @@ def initialize(optimizer: Any, form: Any, as_tuple: bool, groups: Any, options: 
                     f"{label(form, key)} is read-only in this pickle, so the optimizer could not update it: pass "
                     "writeable buffers to pickle.loads; with joblib, use Parallel(max_nbytes=None) or mmap_mode='c'"
                 )
-    optimizer._init(form, as_tuple, groups, options)
+    with parts_of_params(parts):
+        optimizer._init(form, as_tuple, groups, options)
     for saved, own in zip(state["param_groups"], _state_dict.snapshot(optimizer)["param_groups"]):
         saved.update({name: own[name] for name in own if name == "param_names"})  # repr() of keys may differ
     _state_dict.load(optimizer, state)  # a subclass's own load_state_dict may need attributes, which are set later

@@ -57,6 +57,7 @@ class NarrowArrays:
         master_bits: int,
         stochastic: bool,
         first: int = 0,
+        part_of: int | None = None,
     ) -> None: ...
 
 class Optimizer:

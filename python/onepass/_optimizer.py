@@ -242,7 +242,7 @@ class Optimizer(_core.Optimizer):
         found, conversion = _state_dict.read(self, path, params)
         if not params:
             _state_dict.warn_of_other_params(self._record, path, found, conversion)
-        conversion.warn([self._record.label(index) for index in range(len(self._record.params))])
+        conversion.warn()
         try:
             self.load_state_dict(found, **({"params": True} if params else {}), **options)
         except (TypeError, ValueError) as error:  # such as an option out of its range

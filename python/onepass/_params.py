@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +25,14 @@ Form = CoreOptimizer._Form
 GroupParams = tuple[dict[Any, Any], dict[str, Any]]  # parameters by key, and options
 
 
+class Part(NamedTuple):
+    """The place of a parameter in a larger parameter of another optimizer, if it is a part of one."""
+
+    size: int  # elements of the larger parameter
+    first: int = 0  # index of the part's first element, a multiple of the group of elements that share a scale
+    parameter: int | None = None  # index of the larger parameter in its optimizer
+
+
 @dataclass(frozen=True)
 class ParameterRecord:
     """Parameters of an optimizer with their keys, groups and state. A new group makes a new record."""
@@ -33,12 +43,18 @@ class ParameterRecord:
     index: Mapping[Any, int] = field(default_factory=dict)  # by key
     params: tuple[Array, ...] = ()
     shapes: tuple[tuple[int, ...], ...] = ()  # as they were: an array's own may be changed
+    parts: tuple[Part, ...] = ()
     states: tuple[dict[str, Array], ...] = ()
     groups: tuple[Group, ...] = ()
     pins: tuple[Any, ...] = ()
 
     def with_group(
-        self, form: Form, group: Group, keys: Sequence[Any], states: Sequence[dict[str, Array]]
+        self,
+        form: Form,
+        group: Group,
+        keys: Sequence[Any],
+        parts: Sequence[Part],
+        states: Sequence[dict[str, Array]],
     ) -> ParameterRecord:
         """Return the record with one more group."""
         keys = (*self.keys, *keys)
@@ -50,6 +66,7 @@ class ParameterRecord:
             {key: index for index, key in enumerate(keys)},
             (*self.params, *group.params),
             (*self.shapes, *(np.asarray(array).shape for array in group.params)),
+            (*self.parts, *parts),
             (*self.states, *states),
             (*self.groups, group),
             (*self.pins, *pins),
@@ -122,16 +139,32 @@ def create_groups(
     return created
 
 
-def initial_states(group: Group, spec: Spec, folder: str | None) -> list[dict[str, Array]]:
+_parts: ContextVar[Sequence[Part]] = ContextVar("parts", default=())
+
+
+@contextmanager
+def parts_of_params(parts: Sequence[Part]) -> Iterator[None]:
+    """Declare that the parameters of optimizers made in this block, by its thread, are parts of larger ones.
+
+    Such an optimizer stores and rounds each element as the optimizer of the larger parameters does.
+    """
+    token = _parts.set(parts)
+    try:
+        yield
+    finally:
+        _parts.reset(token)
+
+
+def initial_states(group: Group, parts: list[Part], spec: Spec, folder: str | None) -> list[dict[str, Array]]:
     """Return the state of a group's parameters before the first step: arrays by name, "ema" among them."""
     moments = rules[spec.rule_name(group)][1]
-    layouts = [_storage.state_layout(group, array, moments) for array in group.params]
+    layouts = [_storage.state_layout(group, array, moments, part.size) for array, part in zip(group.params, parts)]
     rooms = iter(all_zeros([like for layout in layouts for like in layout.values()], folder))
     states = [{name: next(rooms) for name in layout} for layout in layouts]
     first = spec.initial_value(group)
     for array, state in zip(group.params, states):
         for name in state:
-            if name.endswith("_scale"):
+            if _storage.is_scale(name):
                 state[name].fill(_storage.SCALES[0])
         if "ema" in state:
             np.copyto(state["ema"], _storage.widened(array))
@@ -151,13 +184,20 @@ def register_groups(optimizer: Any, form: Form, groups: list[GroupParams]) -> No
     """Add groups with their state to an optimizer: all of them or, when it raises, none."""
     spec: Spec = optimizer._spec
     created = create_groups(optimizer._record, form, groups, spec, optimizer.flush_denormals)
-    all_states = [initial_states(group, spec, optimizer._state_folder) for group in created]
-    for group, (named, _), states in zip(created, groups, all_states):
-        record = optimizer._record.with_group(form, group, [*named], states)
+    declared = iter(_parts.get()[len(optimizer._record.params) :])
+    all_parts = [[next(declared, None) or Part(array.size) for array in group.params] for group in created]
+    all_states = [
+        initial_states(group, parts, spec, optimizer._state_folder) for group, parts in zip(created, all_parts)
+    ]
+    for group, (named, _), parts, states in zip(created, groups, all_parts, all_states):
+        record = optimizer._record.with_group(form, group, [*named], parts, states)
         averages = [state.get("ema") for state in states]
         moments = rules[spec.rule_name(group)][1]
         arrays = [[state[name] for name in moments] for state in states]
-        narrow = [_storage.describe(group, array, state, moments) for array, state in zip(group.params, states)]
+        narrow = [
+            _storage.describe(group, array, state, moments, part.first, part.parameter)
+            for array, state, part in zip(group.params, states, parts)
+        ]
         optimizer._add_group(form, group._core, [*named], group.params, arrays, averages, narrow, record)
 
 

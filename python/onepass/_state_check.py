@@ -12,7 +12,7 @@ import numpy as np
 from . import schedules
 from ._archive import Stored
 from ._checks import plural
-from ._storage import check_scales
+from ._storage import check_scales, is_scale
 
 StateDict = Mapping[str, Any]
 
@@ -185,7 +185,7 @@ def _check_entry(label: str, name: str, value: Any, own: Any) -> None:
             raise ValueError(f"{label}: expected {of} {_dtype_name(own.dtype.str)}, got {_dtype_name(dtype)}")
         if value.shape != own.shape:
             raise ValueError(f"{label} must have shape {own.shape}, got {value.shape}")
-        if name.endswith("_scale") and isinstance(value, np.ndarray):
+        if is_scale(name) and isinstance(value, np.ndarray):
             check_scales(label, value, own.size)
     elif name == "step":
         _check_count(label, value)

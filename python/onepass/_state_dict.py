@@ -127,7 +127,8 @@ def prepare_load(
 
     check_names(optimizer, given)
     record: ParameterRecord = optimizer._record
-    state_dict, conversion = _in_own_storage(optimizer, _state_check.upgraded(state_dict), snapshot(optimizer, params))
+    own = snapshot(optimizer, params)
+    state_dict, conversion = in_own_storage(record, _state_check.upgraded(state_dict), own, optimizer._state_folder)
     whole = {name: given.get(name, state_dict[name]) for name in ("clip_norm", "nonfinite", "seed")}
     clip_norm, nonfinite, seed = (OPTIMIZER_CHECKS[name](name, value) for name, value in whole.items())
     given = {name: value for name, value in given.items() if name not in whole}
@@ -145,7 +146,7 @@ def prepare_load(
             raise ValueError(f"the state dict does not fit group {index}: {error}") from None
         options.append((group._core, known, values, *group._numbers(values)))
     states = [state_dict["state"][index] for index in range(len(record.states))]
-    conversion.warn([record.label(index) for index in range(len(record.params))])
+    conversion.warn()
     return (
         _copies(record, states, params),
         options,
@@ -159,11 +160,16 @@ def prepare_load(
     )
 
 
-def _in_own_storage(optimizer: Any, state_dict: Any, own: dict[str, Any]) -> tuple[Mapping[str, Any], Conversion]:
-    """Return a state dict, checked and converted to the optimizer's own storage, and the conversion."""
+def in_own_storage(
+    record: ParameterRecord, state_dict: Any, own: dict[str, Any], folder: str | None
+) -> tuple[Mapping[str, Any], Conversion]:
+    """Return a state dict, checked and converted to an optimizer's own storage, and the conversion.
+
+    own: the optimizer's own state dict; folder: the folder for its state, if that is on disk.
+    """
     from . import _state_check
 
-    conversion = Conversion(optimizer._record.params)
+    conversion = Conversion(record)
     states = state_dict.get("state") if isinstance(state_dict, Mapping) else None
     if isinstance(states, Mapping):
         raw = {
@@ -180,7 +186,7 @@ def _in_own_storage(optimizer: Any, state_dict: Any, own: dict[str, Any]) -> tup
         if not is_stored_alike(mine, layouts[index], lambda name: is_c_contiguous(raw[index][name]))  # noqa: B023
     }
     keys = [(index, name) for index, mine in converted.items() for name in mine if isinstance(mine[name], np.ndarray)]
-    rooms = all_zeros_like([converted[index][name] for index, name in keys], optimizer._state_folder)
+    rooms = all_zeros_like([converted[index][name] for index, name in keys], folder)
     for (index, name), room in zip(keys, rooms):
         converted[index][name] = room
     for index, entries in converted.items():
@@ -318,5 +324,5 @@ def read(optimizer: Any, path: str | os.PathLike[str], params: bool) -> tuple[di
     def rooms(arrays: list[Array]) -> list[Array]:  # all at once: with a folder for state that is one file
         return all_zeros_like(arrays, optimizer._state_folder)
 
-    conversion = Conversion(optimizer._record.params)
+    conversion = Conversion(optimizer._record)
     return _checkpoint.read(path, snapshot(optimizer, params), rooms=rooms, conversion=conversion), conversion

@@ -81,9 +81,9 @@ def check_master_bits(groups: Iterable[Mapping[str, Any]], params: Iterable[Arra
         raise ValueError(f"master_bits={bits[0]} needs bfloat16 parameters, got {arrays[0].dtype}: use master_bits=32")
 
 
-def moment_dtype(options: Mapping[str, Any], array: Array) -> np.dtype[Any]:
-    """Return the dtype in which the moments of a parameter are stored."""
-    narrow = options["state_dtype"] is not None and array.size >= NARROW_FROM
+def moment_dtype(options: Mapping[str, Any], array: Array, size: int) -> np.dtype[Any]:
+    """Return the dtype in which the moments of a parameter, or of a part of it, are stored; size: of the whole."""
+    narrow = options["state_dtype"] is not None and size >= NARROW_FROM
     return np.dtype(DTYPES[options["state_dtype"]]) if narrow else value_dtype(array)
 
 
@@ -92,11 +92,27 @@ def scale_count(array: Array) -> int:
     return -(-array.size // scale_group)
 
 
+def state_part(name: str, start: int, stop: int) -> slice:
+    """Return the part of a state array that belongs to these elements of its parameter, in memory order.
+
+    The start must be a multiple of the group of elements that share a scale.
+    """
+    return slice(start // scale_group, -(-stop // scale_group)) if is_scale(name) else slice(start, stop)
+
+
+def is_scale(name: str) -> bool:
+    """Return True for the name of the scales of float8 state."""
+    return name.endswith("_scale")
+
+
 def state_layout(
-    options: Mapping[str, Any], array: Array, moments: Iterable[str]
+    options: Mapping[str, Any], array: Array, moments: Iterable[str], size: int
 ) -> dict[str, tuple[Array, np.dtype[Any]]]:
-    """Return, for each array of a parameter's state, an array with its shape and order, and its dtype."""
-    stored = moment_dtype(options, array)
+    """Return, for each array of a parameter's state, an array with its shape and order, and its dtype.
+
+    size: elements of the whole parameter, of which the array may be a part.
+    """
+    stored = moment_dtype(options, array, size)
     layout = {}
     for name in moments:
         layout[name] = array, stored
@@ -109,8 +125,18 @@ def state_layout(
     return layout
 
 
-def describe(options: Mapping[str, Any], array: Array, state: Mapping[str, Array], moments: list[str]) -> Any:
-    """Return a parameter's narrow arrays in the form that the core takes, or None if all arrays have one dtype."""
+def describe(
+    options: Mapping[str, Any],
+    array: Array,
+    state: Mapping[str, Array],
+    moments: list[str],
+    first: int,
+    part_of: int | None,
+) -> Any:
+    """Return a parameter's narrow arrays in the form that the core takes, or None if all arrays have one dtype.
+
+    part_of: index of the larger parameter that this one is a part of, from its element ``first``.
+    """
     if not is_bfloat16(array) and all(state[name].dtype == array.dtype for name in moments):
         return None
     return NarrowArrays(
@@ -119,6 +145,8 @@ def describe(options: Mapping[str, Any], array: Array, state: Mapping[str, Array
         state.get("param_low"),
         options["master_bits"],
         options["rounding"] == "stochastic",
+        first,
+        part_of,
     )
 
 
@@ -164,9 +192,7 @@ def moments_of(state: Mapping[str, Any]) -> list[str]:
     """Return the names of the moments in a parameter's state."""
     other = {"ema", "param", "param_low"}
     return [
-        name
-        for name, value in state.items()
-        if hasattr(value, "dtype") and name not in other and not name.endswith("_scale")
+        name for name, value in state.items() if hasattr(value, "dtype") and name not in other and not is_scale(name)
     ]
 
 

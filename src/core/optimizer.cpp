@@ -311,7 +311,7 @@ void Optimizer::plan(const Gradient* gradients, double grad_scale) {
     if (parameter.is_narrow || gradient.storage != Storage::plain) {
       NarrowStorage& storage = storages_.emplace_back(parameter.storage);
       storage.grad = gradient.storage;
-      storage.key = {seed_, static_cast<std::uint64_t>(last->step), i};
+      storage.key = {seed_, static_cast<std::uint64_t>(last->step), parameter.part_of.value_or(i)};
       sweep.storage = &storage;
     }
     if (gradient.rows != nullptr) {

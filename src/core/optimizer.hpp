@@ -55,6 +55,9 @@ struct Parameter {
   Scalars scalars = {};
   bool is_narrow = false;  // an array is narrower than the dtype of the arithmetic
   NarrowStorage storage = {};
+  // Index of the larger parameter, in another optimizer, that this parameter is a part of: in the key of random bits it
+  // replaces the parameter's own index.
+  std::optional<std::size_t> part_of = std::nullopt;
 };
 
 // The gradient of one parameter: nothing (null), or as many elements as the parameter has, or some of its rows.

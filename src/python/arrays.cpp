@@ -83,6 +83,7 @@ Parameter describe_narrow(const py::array& param, const std::vector<py::array>& 
   parameter.storage.param = *storage;
   parameter.storage.stochastic = narrow.stochastic;
   parameter.storage.first = narrow.first;
+  parameter.part_of = narrow.part_of;
   if (*storage == Storage::bfloat16) describe_low(parameter.storage, narrow, parameter.size);
   for (std::size_t k = 0; k < states.size(); ++k) describe_state(parameter, k, states[k], narrow);
   if (average) parameter.operands.average = checked_data(average, NPY_FLOAT, parameter.size);

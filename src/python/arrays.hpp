@@ -63,7 +63,8 @@ struct NarrowArrays {
   std::optional<py::array> low;                  // the lower part of a bfloat16 parameter
   unsigned char master_bits;
   bool stochastic;
-  std::uint64_t first;  // index of the arrays' first element in the whole parameter
+  std::uint64_t first;                 // index of the arrays' first element in the whole parameter
+  std::optional<std::size_t> part_of;  // index of the whole parameter if the arrays are a part of it
 };
 
 // A parameter for the core. The caller has checked the layouts of the arrays.

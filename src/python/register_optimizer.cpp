@@ -103,9 +103,9 @@ void register_optimizer(py::module_& m) {
   m.attr("scale_group") = onepass::scale_group;
   py::class_<NarrowArrays>(m, "NarrowArrays")
       .def(py::init<std::vector<std::optional<py::array>>, std::vector<bool>, std::optional<py::array>, unsigned char,
-                    bool, std::uint64_t>(),
+                    bool, std::uint64_t, std::optional<std::size_t>>(),
            py::arg("scales"), py::arg("divisors"), py::arg("low"), py::arg("master_bits"), py::arg("stochastic"),
-           py::arg("first") = 0);
+           py::arg("first") = 0, py::arg("part_of") = py::none());
   py::class_<Optimizer> optimizer(m, "Optimizer", py::custom_type_setup(&set_up_collection<Optimizer>));
   py::native_enum<Optimizer::Form>(optimizer, "_Form", "enum.Enum")
       .value("array", Optimizer::Form::array)

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Iterator
+import pickle
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,10 @@ import pytest
 
 import onepass
 from cases import NUMBERS, all_set, shrinking
+from onepass._params import Part, parts_of_params
 from onepass._reference import RULES, Reference
-from support import BFLOAT16, Array, assert_is_reference, assert_same_bits, comparable, ordinary
+from onepass._storage import state_part
+from support import BFLOAT16, Array, assert_is_reference, assert_same_bits, comparable, ordinary, snapshot
 
 needs_bfloat16 = pytest.mark.skipif(BFLOAT16 is None, reason="needs ml_dtypes")
 # Dtypes of gradients; float64 is converted before the pass.
@@ -241,6 +245,38 @@ def test_groups_have_storage_of_their_own() -> None:
         optimizer.step(grads)
         reference.step(grads)
         assert_is_reference(optimizer, reference)
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [lambda x: x, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
+    ids=["itself", "deep copy", "pickle"],
+)
+@pytest.mark.parametrize("state_dtype", STATES)
+@pytest.mark.parametrize("storage", PARAMETERS)
+def test_parts_of_parameters_have_the_bits_of_the_whole(
+    storage: dict[str, Any], state_dtype: str | None, copied: Callable[[Any], onepass.Adam]
+) -> None:
+    rng = np.random.default_rng(5)
+    dtype = BFLOAT16 if storage else np.float32
+    options = options_of("Adam", state_dtype, seed=3, **storage)
+    wholes = [drawn(rng, size, dtype) for size in (300, 5000, 4224)]
+    optimizer = onepass.Adam([whole.copy() for whole in wholes], **options)
+    cuts = [(2, 128, 4224), (1, 4992, 5000), (0, 128, 300), (1, 0, 0), (1, 0, 4992)]
+    parts = [wholes[parameter][start:stop].copy() for parameter, start, stop in cuts]
+    with parts_of_params([Part(wholes[parameter].size, start, parameter) for parameter, start, _ in cuts]):
+        of_parts = copied(onepass.Adam(parts, **options))
+    for _ in range(3):
+        grads = [drawn(rng, whole.size, np.float32) for whole in wholes]
+        optimizer.step(grads)
+        of_parts.step([grads[parameter][start:stop] for parameter, start, stop in cuts])
+    for part, own, (parameter, start, stop) in zip(of_parts.params, snapshot(of_parts), cuts):
+        whole, state = optimizer.params[parameter], snapshot(optimizer)[parameter]
+        assert own.keys() == state.keys()
+        names = [name for name, value in state.items() if isinstance(value, np.ndarray)]
+        slices = [state[name][state_part(name, start, stop)] for name in names]
+        assert_same_bits([comparable(part)], [comparable(whole[start:stop])])
+        assert_same_bits([comparable(own[name]) for name in names], map(comparable, slices), names)
 
 
 def test_a_spike_makes_the_steps_of_its_group_smaller_and_of_no_other() -> None:

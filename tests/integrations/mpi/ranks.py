@@ -17,9 +17,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 import ranks_checkpoint
 import ranks_errors
 import ranks_step
+import ranks_storage
 from ranks_common import WORLD
 
-FUNCTIONS: dict[str, Callable[[], None]] = vars(ranks_step) | vars(ranks_errors) | vars(ranks_checkpoint)
+MODULES = ranks_step, ranks_errors, ranks_checkpoint, ranks_storage
+FUNCTIONS: dict[str, Callable[[], None]] = {k: v for module in MODULES for k, v in vars(module).items()}
 
 
 def main() -> None:
@@ -30,6 +32,7 @@ def main() -> None:
         except BaseException:
             print(f"rank {WORLD.rank} in {name}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
             WORLD.Abort(1)
+            os._exit(1)  # Abort may return before the process ends, and a later line would print that the check passed
         WORLD.Barrier()
         if WORLD.rank == 0:
             print(f"passed {name}", flush=True)

@@ -191,6 +191,11 @@ def check_checkpoint_of_other_parameters_is_refused_and_changes_nothing() -> Non
 
         return changed
 
+    def recut(files: list[Any]) -> list[Any]:
+        parameter, start, _ = files[0]["pieces"][0]
+        return [{**files[0], "pieces": [[parameter, start, start + 100], *files[0]["pieces"][1:]]}, *files[1:]]
+
+    spoil(manifest, refiled(recut), "expected a parameter and a range of blocks of its elements")
     spoil(manifest, refiled(lambda files: files[1:]), "do not hold every element once")
     spoil(manifest, refiled(lambda files: [*files, files[0]]), "do not hold every element once")
     spoil(manifest, refiled(lambda files: [*files, files[-1]]), "do not hold every element once")

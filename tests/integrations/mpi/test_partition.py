@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("mpi4py")
 
-from onepass.integrations.mpi.partition import Chunk, block_owners, partition
+from onepass.integrations.mpi.partition import LARGEST_CHUNK, Chunk, block_owners, partition
 from support import DTYPES, Array
 
 BLOCK = 4096
@@ -67,3 +67,10 @@ def test_chunks_have_about_the_requested_size_if_ranks_are_few() -> None:
     many = partition([(np.dtype(np.float32), size)], 1000, 1 << 20)
     assert all(min(chunk.counts()) > 0 for chunk in many)
     assert isinstance(many[0], Chunk)
+
+
+@pytest.mark.parametrize("size", [2 * LARGEST_CHUNK - 1, 2 * LARGEST_CHUNK, 9 * LARGEST_CHUNK + 5])
+def test_bytes_of_a_chunk_of_any_requested_size_are_counts_of_32_bits(size: int) -> None:
+    chunks = partition([(np.dtype(np.float64), size)], 3, 1 << 40)
+    assert sum(chunk.size for chunk in chunks) == size
+    assert max(chunk.size for chunk in chunks) * 8 < 2**31

@@ -16,13 +16,17 @@ import numpy as np
 
 from ... import _archive, _checkpoint
 from ..._checkpoint import MANIFEST
+from ..._conversion import Conversion, warn_of_losses
+from ..._core import norm_block
 from ..._optimizer import Optimizer
+from ..._params import ParameterRecord
 from ..._state_dict import snapshot, warn_of_other_params
+from ..._storage import state_part
 from ..._types import Array
 from .. import needed
 from .agreement import together
-from .layout import Layout
-from .partition import Piece
+from .layout import Layout, part_of, weights_of
+from .partition import Piece, sum_dtype
 from .state import (
     StateDict,
     allocate_like,
@@ -91,8 +95,10 @@ def _has_token(manifest: Path, token: str) -> bool:
 
 
 def _described(layout: Layout) -> list[Any]:
-    """Return the parameters as the manifest describes them."""
-    return [[list(array.shape), array.dtype.str, order] for array, order in zip(layout.params, layout.orders)]
+    """Return the parameters as the manifest describes them: shape, dtype of the arithmetic, order."""
+    return [
+        [list(array.shape), sum_dtype(array.dtype).str, order] for array, order in zip(layout.params, layout.orders)
+    ]
 
 
 # ---- Loading ----
@@ -104,9 +110,10 @@ def read_path(layout: Layout, optimizer: Optimizer, path: str | os.PathLike[str]
     try:
         if whole.is_dir():
             return read_set(layout, optimizer, whole)
-        schema = whole_schema(layout, optimizer)
-        found = _checkpoint.read(path, schema, splitter(layout), rooms(optimizer))
-        warn_of_other_params(layout.record, path, found)
+        schema, conversion = whole_schema(layout, optimizer), Conversion(layout.record)
+        found = _checkpoint.read(path, schema, splitter(layout), rooms(optimizer), conversion)
+        warn_of_other_params(layout.record, path, found, conversion)
+        warn_of_losses([conversion])
         return split_state_dict(layout, optimizer, found, lambda index, name, parts: parts)
     except TypeError as error:
         raise ValueError(f"cannot load {os.fspath(path)!r}: {error}") from error
@@ -126,13 +133,15 @@ def read_set(layout: Layout, optimizer: Optimizer, folder: Path) -> StateDict:
         for index, state in enumerate(optimizer._record.states)
     }
     first: StateDict = {}
+    conversions: list[Conversion] = []
     for name, pieces in files:
 
         def take(index: int, name: str, array: Array, pieces: list[Piece] = pieces) -> None:
             _copy_common(layout, states, pieces[index], name, array)
 
         schema = _share_schema(layout, own, pieces)
-        found = _checkpoint.read(folder / name, schema, take, rooms(optimizer))
+        conversions.append(Conversion(_share_record(layout, pieces)))
+        found = _checkpoint.read(folder / name, schema, take, rooms(optimizer), conversions[-1])
         scalars = {
             piece.parameter: {key: value for key, value in found["state"][index].items() if value is not None}
             for index, piece in enumerate(pieces)
@@ -142,6 +151,7 @@ def read_set(layout: Layout, optimizer: Optimizer, folder: Path) -> StateDict:
         if shared != first:
             message = f"{name} belongs to a different checkpoint than {files[0][0]}"
             raise ValueError(f"cannot load {str(folder)!r}: {message}")
+    warn_of_losses(conversions)
     for index, piece in enumerate(layout.pieces):
         states[index] |= first["state"][piece.parameter]
     return {**first, "state": states, "param_groups": with_pieces(optimizer, first["param_groups"])}
@@ -153,7 +163,20 @@ def _copy_common(layout: Layout, states: dict[int, dict[str, Any]], saved: Piece
         own = layout.pieces[index]
         start, stop = max(saved.start, own.start), min(saved.stop, own.stop)
         if start < stop:
-            states[index][name][start - own.start : stop - own.start] = array[start - saved.start : stop - saved.start]
+            part = array[state_part(name, start - saved.start, stop - saved.start)]
+            states[index][name][state_part(name, start - own.start, stop - own.start)] = part
+
+
+def _share_record(layout: Layout, pieces: list[Piece]) -> ParameterRecord:
+    """Return the record of pieces of parameters, which have the keys of the whole parameters."""
+    record = layout.record
+    return ParameterRecord(
+        record.form,
+        record.as_tuple,
+        keys=tuple(record.keys[piece.parameter] for piece in pieces),
+        params=tuple(weights_of(layout, piece) for piece in pieces),
+        parts=tuple(part_of(layout, piece) for piece in pieces),
+    )
 
 
 def _share_schema(layout: Layout, own: StateDict, pieces: list[Piece]) -> StateDict:
@@ -162,7 +185,9 @@ def _share_schema(layout: Layout, own: StateDict, pieces: list[Piece]) -> StateD
     for index, (parameter, start, stop, _) in enumerate(pieces):
         like = own["state"][layout.first[parameter]]
         states[index] = {
-            name: np.empty(stop - start, value.dtype) if isinstance(value, np.ndarray) else value
+            name: np.empty(state_part(name, 0, stop - start).stop, value.dtype)
+            if isinstance(value, np.ndarray)
+            else value
             for name, value in like.items()
         }
         groups[layout.group_of[parameter]]["params"].append(index)
@@ -201,8 +226,10 @@ def _checked_name(name: str) -> str:
 def _checked_pieces(layout: Layout, saved: list[Any]) -> list[Piece]:
     pieces = [Piece(operator.index(p), operator.index(a), operator.index(b), 0) for p, a, b in saved]
     for piece in pieces:
-        if piece.parameter < 0 or not 0 <= piece.start <= piece.stop <= layout.params[piece.parameter].size:
-            raise ValueError(f"piece {list(piece[:3])}: expected a parameter and a range of its elements")
+        size = layout.params[piece.parameter].size
+        whole_blocks = piece.start % norm_block == 0 and (piece.stop % norm_block == 0 or piece.stop == size)
+        if piece.parameter < 0 or not 0 <= piece.start <= piece.stop <= size or not whole_blocks:
+            raise ValueError(f"piece {list(piece[:3])}: expected a parameter and a range of blocks of its elements")
     return pieces
 
 

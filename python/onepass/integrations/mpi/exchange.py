@@ -16,8 +16,8 @@ from ..._types import Array
 from ...sparse import SparseRows
 from .. import needed
 from .communicator import by_rank
-from .layout import Layout, chunk_buffers
-from .partition import Chunk
+from .layout import Layout
+from .partition import Chunk, sum_dtype
 
 with needed("mpi4py", "mpi"):
     from mpi4py import MPI
@@ -41,18 +41,18 @@ class Buffers:
 
     shares: list[Array]  # reduced gradient of this rank's share of each chunk
     gradients: list[Array]  # reduced gradient of each piece: views of the shares
-    packed: dict[np.dtype[Any], Array]  # a chunk of scattered gradients or weights, allocated on first use
+    packed: dict[np.dtype[Any], Array]  # by its dtype, a chunk of scattered gradients or weights; made on first use
     gathered: Array  # blocks of the norm of all ranks, ordered by rank
     ordered: Array  # the same blocks, ordered by parameter
 
 
 def create_buffers(layout: Layout, rank: int) -> Buffers:
     """Allocate the buffers that every step needs."""
-    gradients: list[Array] = [np.empty(0, layout.params[piece.parameter].dtype) for piece in layout.pieces]
+    gradients: list[Array] = [np.empty(0, sum_dtype(layout.params[piece.parameter].dtype)) for piece in layout.pieces]
     shares: list[Array] = []
     for chunk, part in zip(layout.chunks, layout.parts):
         begin, end = chunk.cuts[rank : rank + 2]
-        shares.append(np.zeros(end - begin, chunk.dtype))
+        shares.append(np.zeros(end - begin, sum_dtype(chunk.dtype)))
         for index in part:
             _, start, stop, at = layout.pieces[index]
             gradients[index] = shares[-1][at - begin : at - begin + stop - start]
@@ -61,9 +61,11 @@ def create_buffers(layout: Layout, rank: int) -> Buffers:
 
 def reserve(layout: Layout, buffers: Buffers, gradients: Gradients) -> None:
     """Allocate the buffers that scattered parameters or gradients need, before anything is sent."""
-    scattered = [dtype for dtype, flat in layout.flat.items() if flat is None or gradients.flat[dtype] is None]
-    chunks = [chunk for chunk in layout.chunks if chunk.dtype in scattered and chunk.dtype not in buffers.packed]
-    buffers.packed.update(chunk_buffers(chunks, lambda chunk: chunk.size))
+    needed = {dtype for dtype, flat in layout.flat.items() if flat is None}
+    needed |= {sum_dtype(dtype) for dtype, flat in gradients.flat.items() if flat is None}
+    for dtype in needed - buffers.packed.keys():
+        sizes = [chunk.size for chunk in layout.chunks if dtype in (chunk.dtype, sum_dtype(chunk.dtype))]
+        buffers.packed[dtype] = np.zeros(max(sizes, default=0), dtype)
 
 
 # ---- Gradients ----
@@ -89,14 +91,14 @@ def _checked(layout: Layout, index: int, grad: Any) -> Array | None:
 
 
 def _flat(layout: Layout, arrays: list[Array | None], dtype: np.dtype[Any]) -> Array | None:
-    """Return all gradients of a dtype as one array if they are stored like flat parameters, else None."""
+    """Return all gradients of parameters of a dtype as one array if they are stored like flat parameters, else None."""
     own: list[Array] = []
     for grad, param, order in zip(arrays, layout.params, layout.orders):
         if param.dtype == dtype:
-            if grad is None or grad.dtype != dtype or not grad.flags[order]:
+            if grad is None or grad.dtype != sum_dtype(dtype) or not grad.flags[order]:
                 return None
             own.append(grad)
-    return one_array(own, dtype)
+    return one_array(own, sum_dtype(dtype))
 
 
 # ---- Messages: all functions are collective ----
@@ -155,8 +157,8 @@ def _part(flat: Array, chunk: Chunk) -> Array:
 
 
 def _packed(layout: Layout, buffers: Buffers, gradients: Gradients, chunk: Chunk) -> Array:
-    """Return a chunk of scattered gradients in one array, in the dtype of the parameters."""
-    buffer = buffers.packed[chunk.dtype][: chunk.size]
+    """Return a chunk of scattered gradients in one array, in the dtype in which they are added up."""
+    buffer = buffers.packed[sum_dtype(chunk.dtype)][: chunk.size]
     for index, start, stop, at in chunk.pieces:
         grad = gradients.arrays[index]
         if grad is not None:

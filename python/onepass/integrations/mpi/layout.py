@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -17,7 +16,8 @@ from ..._flatten import in_line, one_array
 from ..._group import Group
 from ..._optimizer import Optimizer
 from ..._options import OPTIMIZER_CHECKS
-from ..._params import Form, GroupParams, ParameterRecord, check_params
+from ..._params import Form, GroupParams, ParameterRecord, Part, check_params
+from ..._storage import raw
 from ..._types import Array
 from .partition import Chunk, Piece, Positions, block_owners, partition, rank_pieces
 
@@ -27,7 +27,7 @@ class Layout:
     """Parameters of a ShardedOptimizer on one rank, cut into chunks and pieces."""
 
     record: ParameterRecord  # record of the whole parameters, without state
-    params: list[Array]  # the parameters as plain arrays
+    params: list[Array]  # the parameters as plain arrays, bfloat16 as uint16
     orders: list[Any]  # each parameter's memory order: "C" or "F"
     lines: list[Any]  # one-dimensional views of the parameters in memory order
     flat: dict[np.dtype[Any], Array | None]  # all parameters of a dtype as one array; None if scattered
@@ -59,13 +59,15 @@ def create_record(form: Form, as_tuple: bool, groups: list[GroupParams]) -> Para
         index={key: index for index, key in enumerate(named)},
         params=tuple(named.values()),
         shapes=tuple(np.asarray(array).shape for array in named.values()),
+        parts=tuple(Part(np.asarray(array).size) for array in named.values()),
         pins=tuple(pin(array) for array in named.values()),
     )
 
 
 def create_layout(record: ParameterRecord, group_sizes: list[int], ranks: int, rank: int, chunk: int) -> Layout:
     """Return the layout, on this rank, of parameters in groups of these sizes."""
-    params = [np.asarray(array) for array in record.params]  # subclasses may override attributes
+    given = [np.asarray(array) for array in record.params]  # subclasses may override attributes
+    params = [raw(array) for array in given]
     sizes = [(array.dtype, array.size) for array in params]
     chunks = partition(sizes, ranks, chunk)
     pieces = rank_pieces(chunks, rank, len(params))
@@ -76,7 +78,7 @@ def create_layout(record: ParameterRecord, group_sizes: list[int], ranks: int, r
         params=params,
         orders=["C" if array.flags.c_contiguous else "F" for array in params],
         lines=[in_line(array) for array in params],
-        flat={dtype: one_array(params, dtype) for dtype in dict.fromkeys(dtype for dtype, _ in sizes)},
+        flat={raw(array).dtype: raw(one_array(given, array.dtype)) for array in given},
         group_of=[group for group, size in enumerate(group_sizes) for _ in range(size)],
         chunks=chunks,
         pieces=pieces,
@@ -97,17 +99,20 @@ def _create_blocks(owners: Positions, ranks: int, params: list[Array]) -> Blocks
 def piece_groups(layout: Layout, groups: list[GroupParams]) -> list[dict[str, Any]]:
     """Return the groups of parameters for the optimizer of this rank's pieces."""
     created = [{"params": [], **options} for _, options in groups]
-    for parameter, start, stop, _ in layout.pieces:
-        created[layout.group_of[parameter]]["params"].append(layout.lines[parameter][start:stop])
+    for piece in layout.pieces:
+        created[layout.group_of[piece.parameter]]["params"].append(weights_of(layout, piece))
     return created
 
 
-def chunk_buffers(chunks: list[Chunk], size: Callable[[Chunk], int]) -> dict[np.dtype[Any], Array]:
-    """Return one array per dtype, with room for the largest size of its chunks."""
-    sizes: dict[np.dtype[Any], int] = {}
-    for chunk in chunks:
-        sizes[chunk.dtype] = max(sizes.get(chunk.dtype, 0), size(chunk))
-    return {dtype: np.zeros(largest, dtype) for dtype, largest in sizes.items()}
+def weights_of(layout: Layout, piece: Piece) -> Array:
+    """Return a view of the weights of a piece."""
+    line = layout.lines[piece.parameter].view(np.asarray(layout.record.params[piece.parameter]).dtype)
+    return line[piece.start : piece.stop]  # type: ignore[no-any-return]
+
+
+def part_of(layout: Layout, piece: Piece) -> Part:
+    """Return the place of a piece in its parameter."""
+    return Part(layout.params[piece.parameter].size, piece.start, piece.parameter)
 
 
 def describe(layout: Layout, optimizer: Optimizer, **arguments: Any) -> dict[str, Any]:
@@ -118,8 +123,8 @@ def describe(layout: Layout, optimizer: Optimizer, **arguments: Any) -> dict[str
     return {
         "optimizer": type(optimizer).__name__,
         "parameters": [
-            f"{label} of shape {array.shape}, {array.dtype}, {order} order"
-            for label, array, order in zip(labels, layout.params, layout.orders)
+            f"{label} of shape {shape}, {array.dtype}, {order} order"
+            for label, array, shape, order in zip(labels, layout.record.params, layout.record.shapes, layout.orders)
         ],
         "sizes of groups": str([*Counter(layout.group_of).values()]),
         "options": [*options, *(f"{name}={value!r}" for name, value in of_optimizer.items())],

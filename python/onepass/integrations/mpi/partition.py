@@ -3,7 +3,7 @@
 The parameters of one dtype, one after the other, are cut into chunks. Each chunk is cut into one share per rank, in the
 order of the ranks: one reduce-scatter and one allgather work on a chunk. All cuts are at the ends of blocks of the
 global norm (4,096 elements, counted from the first element of each parameter), so that the sums of the blocks equal the
-sums of a single process with all elements.
+sums of a single process with all elements. A block has whole groups of the elements that share a scale in float8.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ from ... import _core
 Positions = npt.NDArray[np.int64]
 Sizes = Sequence[tuple[np.dtype[Any], int]]  # dtype and number of elements of each parameter
 
+# Elements: the largest requested size of a chunk. A chunk has less than twice as many, in less than 2**31 bytes, which
+# is where the counts of messages end before MPI 4.
+LARGEST_CHUNK = 1 << 26
+
 
 class Piece(NamedTuple):
     """Consecutive elements of a parameter, counted in memory order."""
@@ -30,10 +34,18 @@ class Piece(NamedTuple):
     at: int  # offset in the chunk
 
 
+def sum_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype in which gradients are added up: float32 for bfloat16 parameters, which are sent as uint16.
+
+    MPI has no bfloat16.
+    """
+    return np.dtype(np.float32) if dtype == np.uint16 else dtype
+
+
 class Chunk(NamedTuple):
     """Consecutive elements of the concatenated parameters of a dtype."""
 
-    dtype: np.dtype[Any]
+    dtype: np.dtype[Any]  # of the parameters in messages
     start: int
     cuts: list[int]  # start of each rank's share, counted from the chunk's start, and the end of the last share
     pieces: list[Piece]  # pieces of the whole chunk, by parameter
@@ -67,7 +79,7 @@ def partition(sizes: Sizes, ranks: int, chunk: int) -> list[Chunk]:
         params = [index for index, (own, _) in enumerate(sizes) if own == dtype]
         offsets = np.cumsum([0, *(sizes[index][1] for index in params)])
         borders = _block_borders(offsets)
-        parts = max(1, int(offsets[-1]) // max(chunk, 2 * ranks * _core.norm_block))
+        parts = max(1, int(offsets[-1]) // max(min(chunk, LARGEST_CHUNK), 2 * ranks * _core.norm_block))
         ends = _nearest(borders, offsets[-1] * np.arange(parts + 1) // parts)
         taken = np.zeros(ranks + 1, np.int64)  # elements of all lower ranks in the chunks so far
         for start, stop in pairwise(ends.tolist()):

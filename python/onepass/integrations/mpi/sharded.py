@@ -11,23 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ... import _checkpoint, _checks, _state_check
+from ... import _checkpoint, _checks, _state_check, _storage
+from ..._conversion import warn_of_losses
 from ..._gradients import nonfinite_gradient
 from ..._group import Group
 from ..._optimizer import Optimizer
 from ..._options import OPTIMIZER_CHECKS
-from ..._params import GroupParams, normalize_params
-from ..._state_dict import prepare_load, with_checksums
-from ..._storage import is_bfloat16
+from ..._params import Form, GroupParams, label, normalize_params, parts_of_params
+from ..._state_dict import in_own_storage, prepare_load, with_checksums
 from ..._types import Array, LearningRate, Nonfinite, Params, Schedule
 from .. import needed
 from .agreement import OPTIONS, Fingerprint, refusal, together
 from .checkpoint import read_path, save_set
 from .communicator import dup_comm, share_processors
 from .exchange import Gradients, allgather, check_gradients, combine_blocks, create_buffers, reduce_scatter, reserve
-from .layout import create_layout, create_record, describe, describe_option, piece_groups
+from .layout import create_layout, create_record, describe, describe_option, part_of, piece_groups
 from .state import (
     StateDict,
     gather_states,
@@ -56,6 +54,9 @@ class ShardedOptimizer:
     of 4,096 elements. Parameters made by `onepass.flatten`, and gradients in one array per dtype with the same layout,
     are sent without copies; other arrays are copied through a buffer of one chunk.
 
+    Gradients are added up in the dtype of their parameter, or in float32 for a bfloat16 parameter, because MPI has no
+    bfloat16. Gradients of other dtypes are converted chunk by chunk before they are sent.
+
     All ranks must call methods that are marked as collective. If a rank fails or is interrupted, or if the ranks
     disagree or call different methods, before anything has changed, then all ranks raise and no rank waits for another.
 
@@ -69,8 +70,8 @@ class ShardedOptimizer:
         params: as in `Adam`, including groups. All ranks pass the same parameters in the same order.
         average: True: step along the mean of the ranks' gradients; False: along their sum. The division is part of the
             step.
-        chunk: the minimum number of elements that are sent at once. With many ranks, a chunk is larger, so that the
-            share of each rank has at least two blocks. Smaller chunks cost more messages.
+        chunk: the minimum number of elements that are sent at once, up to 2**26. With many ranks, a chunk is larger, so
+            that the share of each rank has at least two blocks. Smaller chunks cost more messages.
         options: the options of the optimizer.
 
     Raises:
@@ -101,10 +102,11 @@ class ShardedOptimizer:
             self._average = _checks.flag("average", average)
             chunk = _check_chunk(chunk)
             form, groups = normalize_params(params)
-            _check_storage(groups, options)
             record = create_record(form, isinstance(params, tuple), groups)
+            _check_storage(form, groups, options)
             layout = create_layout(record, [len(named) for named, _ in groups], comm.size, comm.rank, chunk)
-            self._optimizer = kind(piece_groups(layout, groups), **options)
+            with parts_of_params([part_of(layout, piece) for piece in layout.pieces]):
+                self._optimizer = kind(piece_groups(layout, groups), **options)
             self._layout = replace(layout, record=replace(record, groups=self._optimizer.groups))
             self._buffers = create_buffers(self._layout, comm.rank)
             fingerprint |= describe(self._layout, self._optimizer, average=self._average, chunk=chunk)
@@ -210,6 +212,8 @@ class ShardedOptimizer:
     def load_state_dict(self, state_dict: Mapping[str, Any], **options: Any) -> None:
         """Load the `state_dict` of this or an ordinary optimizer, which all ranks pass. Collective.
 
+        Warns, as the ordinary optimizer does, if the conversion to this optimizer's storage loses bits of weights.
+
         Args:
             options: options that replace those of the state dict, in every group: the same on all ranks.
 
@@ -219,8 +223,10 @@ class ShardedOptimizer:
         """
 
         def read() -> StateDict:
-            whole = _state_check.upgraded(state_dict)
-            _state_check.check(whole, whole_schema(self._layout, self._optimizer))
+            state = _state_check.upgraded(state_dict)
+            own, folder = whole_schema(self._layout, self._optimizer), self._optimizer._state_folder
+            whole, conversion = in_own_storage(self._layout.record, state, own, folder)
+            warn_of_losses([conversion])
             return split_state_dict(self._layout, self._optimizer, whole, splitter(self._layout))
 
         self._load("load_state_dict", read, options)
@@ -257,7 +263,8 @@ class ShardedOptimizer:
     def load(self, path: str | os.PathLike[str], **options: Any) -> None:
         """Load a checkpoint of `save` from any number of ranks, or an ordinary optimizer's file. Collective.
 
-        Does not load parameters. Warns if an ordinary file was saved with other values of the parameters.
+        Does not load parameters. Warns if an ordinary file was saved with other values of the parameters, and if the
+        conversion to this optimizer's storage loses bits of weights.
 
         Args:
             options: options that replace those of the checkpoint, in every group: the same on all ranks.
@@ -351,6 +358,11 @@ class ShardedOptimizer:
         return self._optimizer.flush_denormals
 
     @property
+    def seed(self) -> int:
+        """The seed of stochastic rounding, saved with the state."""
+        return self._optimizer.seed
+
+    @property
     def step_count(self) -> int:
         """The number of steps applied so far."""
         return self._optimizer.step_count
@@ -377,15 +389,11 @@ def _check_kind(kind: Any) -> None:
         raise TypeError(f"kind must be an optimizer class such as onepass.AdamW, got {kind!r}")
 
 
-def _check_storage(groups: list[GroupParams], options: Mapping[str, Any]) -> None:
-    for arrays, own in groups:
-        given = {**options, **own}
-        narrow = [f"state_dtype={given['state_dtype']!r}"] if given.get("state_dtype") is not None else []
-        narrow += ["bfloat16 parameters" for x in arrays.values() if isinstance(x, np.ndarray) and is_bfloat16(x)]
-        if narrow:
-            raise ValueError(
-                f"ShardedOptimizer: expected float32 or float64 parameters and state, got {narrow[0]}: leave it out"
-            )
+def _check_storage(form: Form, groups: list[GroupParams], options: Mapping[str, Any]) -> None:
+    """Refuse parameters that cannot have narrow state: the optimizer of the pieces would number them differently."""
+    for named, own in groups:
+        labelled = [(label(form, key), array) for key, array in named.items()]
+        _storage.check_params({"state_dtype": None, **options, **own}, labelled, flush_denormals=True)
 
 
 def _check_chunk(chunk: Any) -> int:
