@@ -41,6 +41,7 @@ OWN: dict[str, list[dict[str, Any]]] = {
     "AdamW": [{}, {"amsgrad": True}],
     "Adamax": [{}],
     "NAdam": [{}, {"decoupled_weight_decay": True}],
+    "RAdam": [{}, {"decoupled_weight_decay": True, "betas": (0.5, 0.75)}],
     "RMSprop": [{}, {"centered": True, "momentum": 0.9}, {"momentum": 0.5}],
     "Adagrad": [{"lr_decay": 0.5}, {"initial_accumulator_value": 0.1}],
     "Adadelta": [{}],

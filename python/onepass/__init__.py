@@ -31,7 +31,7 @@ from ._flatten import flatten
 from ._group import Group
 from ._optimizer import Optimizer
 from .functional import adam_step
-from .optimizers import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RMSprop
+from .optimizers import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RAdam, RMSprop
 from .presets import presets
 from .sparse import SparseRows
 
@@ -46,6 +46,7 @@ __all__ = [
     "Lion",
     "NAdam",
     "Optimizer",
+    "RAdam",
     "RMSprop",
     "SparseRows",
     "adam_step",

@@ -205,6 +205,34 @@ def nadam(k: Numbers, p: Elements, g: Elements, m: Elements, v: Elements) -> tup
     return p - k.a * (g / d) - k.b * (m / d), m, v
 
 
+def fold_radam(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """RAdam's numbers at step t. Without epsilon the second moment does not scale the step."""
+    beta1, beta2 = o.betas
+    beta2_t = power(beta2, t)
+    c1, c2 = 1 - power(beta1, t), 1 - beta2_t
+    rho_inf = 2 / (1 - beta2) - 1
+    rho = rho_inf - 2 * t * beta2_t / c2
+    adaptive = rho > 5
+    if adaptive:
+        rect = math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+    return rounded(
+        dtype,
+        beta1=beta1,
+        one_minus_beta1=1 - beta1,
+        beta2=beta2,
+        one_minus_beta2=1 - beta2,
+        a=o.lr * rect * math.sqrt(c2) / c1 if adaptive else o.lr / c1,
+        eps=o.eps if adaptive else None,
+    )
+
+
+def radam(k: Numbers, p: Elements, g: Elements, m: Elements, v: Elements) -> tuple[Any, ...]:
+    """RAdam: Liu et al. (2020), algorithm 2; epsilon where torch has it."""
+    m = average(k.beta1, k.one_minus_beta1, m, g)
+    v = average(k.beta2, k.one_minus_beta2, v, g * g)
+    return p - k.a * (m if k.eps is None else m / (v.sqrt() + k.eps)), m, v
+
+
 def fold_rmsprop(dtype: Any, t: int, o: Numbers) -> Numbers:
     """RMSprop's numbers."""
     return rounded(dtype, lr=o.lr, alpha=o.alpha, one_minus_alpha=1 - o.alpha, eps=o.eps, momentum=o.momentum, zero=0.0)
@@ -360,6 +388,7 @@ RULES = {
     "AdamW": Rule(fold_adam, adam, (*MOMENTS, "max_exp_avg_sq")),
     "Adamax": Rule(fold_adamax, adamax, ("exp_avg", "exp_inf"), squares=False),
     "NAdam": Rule(fold_nadam, nadam, MOMENTS),
+    "RAdam": Rule(fold_radam, radam, MOMENTS),
     "RMSprop": Rule(fold_rmsprop, rmsprop, ("square_avg", "grad_avg", "momentum_buffer")),
     "Adagrad": Rule(fold_adagrad, adagrad, ("sum",)),
     "Adadelta": Rule(fold_adadelta, adadelta, ("square_avg", "acc_delta")),

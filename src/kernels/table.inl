@@ -9,6 +9,7 @@
 #include "kernels/rules/adamax.hpp"
 #include "kernels/rules/lion.hpp"
 #include "kernels/rules/nadam.hpp"
+#include "kernels/rules/radam.hpp"
 #include "kernels/rules/rmsprop.hpp"
 #include "kernels/rules/sgd.hpp"
 #include "kernels/stream_baseline.hpp"
@@ -22,6 +23,7 @@ constexpr RuleEntry rules[] = {
     make_entry<AMSGrad>(),
     make_entry<Adamax>(),
     make_entry<NAdam>(),
+    make_entry<RAdam>(),
     make_entry<RMSpropPlain>(),
     make_entry<RMSpropMomentum>(),
     make_entry<RMSpropCentered>(),

@@ -28,7 +28,7 @@ def bfloat16(*shape: int) -> Array:
 REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     *[
         (cls, {"state_dtype": "float8", "betas": (0.991, 0.999)}, "state_dtype='float8' needs betas[0] of at most 0.99")
-        for cls in (onepass.Adam, onepass.AdamW, onepass.Adamax, onepass.NAdam)
+        for cls in (onepass.Adam, onepass.AdamW, onepass.Adamax, onepass.NAdam, onepass.RAdam)
     ],
     (onepass.Lion, {"state_dtype": "float8", "betas": (0.9, 0.995)}, "needs betas[1] of at most 0.99, got 0.995"),
     (onepass.SGD, {"state_dtype": "float8", "momentum": 0.995}, "needs momentum of at most 0.99, got 0.995, or its"),

@@ -36,6 +36,19 @@ def nadam(g: Array, s: dict[str, Any], t: int, lr: float, **o: Any) -> Array:
     return lr * ahead / (np.sqrt(s["v"] / (1 - b2**t)) + o.get("eps", 1e-8))
 
 
+def radam(g: Array, s: dict[str, Any], t: int, lr: float, **o: Any) -> Array:
+    b1, b2 = o.get("betas", (0.9, 0.999))
+    s["m"] = b1 * s.get("m", 0) + (1 - b1) * g
+    s["v"] = b2 * s.get("v", 0) + (1 - b2) * g**2
+    most = 2 / (1 - b2) - 1
+    rho = most - 2 * t * b2**t / (1 - b2**t)
+    m_hat = s["m"] / (1 - b1**t)
+    if rho <= 5:
+        return lr * m_hat
+    rectification = math.sqrt((rho - 4) / (most - 4) * (rho - 2) / (most - 2) * most / rho)
+    return lr * m_hat * rectification * math.sqrt(1 - b2**t) / (np.sqrt(s["v"]) + o.get("eps", 1e-8))
+
+
 def rmsprop(g: Array, s: dict[str, Any], t: int, lr: float, **o: Any) -> Array:
     alpha = o.get("alpha", 0.99)
     s["v"] = variance = alpha * s.get("v", 0) + (1 - alpha) * g**2
@@ -75,6 +88,7 @@ def lion(g: Array, s: dict[str, Any], t: int, lr: float, **o: Any) -> Array:
 MOVES = {
     "Adamax": adamax,
     "NAdam": nadam,
+    "RAdam": radam,
     "RMSprop": rmsprop,
     "Adagrad": adagrad,
     "Adadelta": adadelta,
@@ -127,7 +141,7 @@ def test_thirty_steps_follow_the_textbook(kind: str, options: dict[str, Any], dt
 @pytest.mark.parametrize("kind", MOVES)
 def test_the_defaults_are_those_of_torch(kind: str) -> None:
     """Without a single option. Adadelta's lr is 1, Lion's 1e-4."""
-    lr = {"Adamax": 2e-3, "NAdam": 2e-3, "Adadelta": 1.0, "SGD": 1e-3, "Lion": 1e-4}.get(kind, 1e-2)
+    lr = {"Adamax": 2e-3, "NAdam": 2e-3, "Adadelta": 1.0, "RAdam": 1e-3, "SGD": 1e-3, "Lion": 1e-4}.get(kind, 1e-2)
     rng = np.random.default_rng(1)
     p, grads = np.zeros(50), gradients(rng, 50, np.float64, 5)
     expected = textbook(kind, p, grads, lr)
@@ -390,6 +404,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "Adamax": {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0},
     "NAdam": {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "momentum_decay": 4e-3}
     | {"decoupled_weight_decay": False},
+    "RAdam": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "decoupled_weight_decay": False},
     "RMSprop": {"lr": 1e-2, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0.0, "momentum": 0.0, "centered": False},
     "Adagrad": {"lr": 1e-2, "lr_decay": 0.0, "weight_decay": 0.0, "initial_accumulator_value": 0.0, "eps": 1e-10},
     "Adadelta": {"lr": 1.0, "rho": 0.9, "eps": 1e-6, "weight_decay": 0.0},

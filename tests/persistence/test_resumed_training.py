@@ -25,6 +25,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("AdamW", {"weight_decay": 0.3}, {"amsgrad": True, "maximize": True}),
     ("Adamax", {"eps": 0.1}, {"betas": (0.7, 0.6)}),
     ("NAdam", {"momentum_decay": 0.3}, {"decoupled_weight_decay": True, "weight_decay": 0.1}),
+    ("RAdam", {"weight_decay": 0.1}, {"betas": (0.5, 0.8), "decoupled_weight_decay": True}),
     ("RMSprop", {}, {"alpha": 0.5}),
     ("RMSprop", {"momentum": 0.9, "centered": True}, {"momentum": 0.0}),
     ("RMSprop", {"momentum": 0.5}, {"centered": True}),

@@ -32,6 +32,7 @@ RULES: list[tuple[Any, dict[str, Any]]] = [
     (onepass.AdamW, {"amsgrad": True, "lr": lambda t: 0.1 / t}),
     (onepass.Adamax, {"clip_norm": 1e-3}),
     (onepass.NAdam, {"clip_norm": 1e-3, "nonfinite": "skip"}),
+    (onepass.RAdam, {"weight_decay": 0.1, "decoupled_weight_decay": True}),
     (onepass.RMSprop, {"momentum": 0.5, "centered": True, "clip_value": 1e-4}),
     (onepass.Adagrad, {"initial_accumulator_value": 0.5, "maximize": True}),
     (onepass.Adadelta, {"ema_decay": lambda t: 1 - 1 / t, "nonfinite": "raise"}),

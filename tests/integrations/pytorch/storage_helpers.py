@@ -13,6 +13,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("AdamW", {"betas": (0.8, 0.99)}),
     ("Adamax", {}),
     ("NAdam", {"nonfinite": "skip"}),
+    ("RAdam", {"decoupled_weight_decay": True, "weight_decay": 0.1}),
     ("RMSprop", {"momentum": 0.9}),
     ("Adagrad", {"initial_accumulator_value": 0.1}),
     ("Adadelta", {}),

@@ -12,7 +12,7 @@ between steps. A parameter with a gradient must be on the CPU and have dtype flo
 without a gradient may have any device and dtype. ``capturable`` and ``differentiable`` are refused; ``foreach`` and
 ``fused`` select among PyTorch's own implementations, none of which runs here. A sparse gradient updates only its own
 rows, in the parameter and in the state: momentum does not move the remaining rows. (PyTorch's SGD moves all rows;
-PyTorch's Adam, Adamax, NAdam, RMSprop and Adadelta refuse sparse gradients.)
+PyTorch's Adam, Adamax, NAdam, RAdam, RMSprop and Adadelta refuse sparse gradients.)
 
 Every class also takes onepass's own options by keyword: ``clip_norm``, ``clip_value``, ``nonfinite``, ``ema_decay``
 (see ``optimizer.ema`` and ``optimizer.averaged()``), ``flush_denormals``, and Adam's ``eps_mode`` and
@@ -49,7 +49,7 @@ from ._optimizer import OnePass
 with needed("torch"):
     import torch
 
-__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RMSprop"]
+__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop"]
 __all__ += ["cast_model", "step_in_backward"]
 
 
@@ -96,6 +96,12 @@ class NAdam(OnePass, torch.optim.NAdam):
     """``torch.optim.NAdam`` with its arguments, stepped by `onepass.NAdam`."""
 
     _kind = onepass.NAdam
+
+
+class RAdam(OnePass, torch.optim.RAdam):
+    """``torch.optim.RAdam`` with its arguments, stepped by `onepass.RAdam`."""
+
+    _kind = onepass.RAdam
 
 
 class RMSprop(OnePass, torch.optim.RMSprop):
