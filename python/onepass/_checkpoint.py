@@ -27,6 +27,7 @@ from numpy.lib import format as npy
 from . import schedules
 from ._checks import plural
 from ._storage import LOW_DTYPES, check_scales, in_storage
+from ._types import StateDtype
 
 Array = npt.NDArray[Any]
 StateDict = Mapping[str, Any]
@@ -378,13 +379,14 @@ def read(
     take: Callable[[int, str, Array], Any] = lambda index, name, array: array,
     rooms: Callable[[list[Array]], Iterable[Array]] = lambda arrays: map(np.empty_like, arrays),
     any_storage: bool = True,
+    narrowest: Mapping[str, StateDtype] | None = None,
 ) -> dict[str, Any]:
     """Read a state dict that an optimizer whose own is `like` can take.
 
     Names, shapes, dtypes and sizes are checked before the first array is allocated, every checksum is verified, and
     nothing in the file is evaluated or unpickled. What is kept of an array is what `take` makes of its parameter's
     index, its name and itself; `rooms` says where arrays like these are read to. any_storage: moments may be stored in
-    more or in fewer bits than the optimizer's own.
+    more or in fewer bits than the optimizer's own; narrowest: as in the optimizer's Spec.
 
     Raises:
         OSError: the file cannot be opened.
@@ -395,7 +397,7 @@ def read(
         try:
             file.longest = _LONGEST + 4 * len(_scalars(like)) + 256 * len(_arrays(like))
             with zipfile.ZipFile(file) as archive:
-                return _load(archive, like, take, rooms, any_storage)
+                return _load(archive, like, take, rooms, any_storage, narrowest or {})
         except MemoryError:
             raise
         except Exception as error:  # zipfile raises a dozen kinds
@@ -432,6 +434,7 @@ def _load(
     take: Callable[[int, str, Array], Any],
     rooms: Callable[[list[Array]], Iterable[Array]],
     any_storage: bool,
+    narrowest: Mapping[str, StateDtype],
 ) -> dict[str, Any]:
     infos = {info.filename: info for info in archive.infolist()}
     if len(infos) != len(archive.infolist()):
@@ -439,7 +442,7 @@ def _load(
     if _SCALARS not in infos:
         raise ValueError(f"not a onepass checkpoint (missing member {_SCALARS!r})")
     found = _load_scalars(archive, infos[_SCALARS])
-    like = _stored_like(like, found, infos) if any_storage else like
+    like = _stored_like(like, found, infos, narrowest) if any_storage else like
     wanted = {_member(*key): (*key, own) for key, own in _arrays(like).items()}
     params = {_member(index, "param") for index in like["state"]}
     if params <= wanted.keys() and not params & infos.keys():
@@ -464,7 +467,9 @@ def _load(
     return found
 
 
-def _stored_like(like: StateDict, found: dict[str, Any], members: Iterable[str]) -> StateDict:
+def _stored_like(
+    like: StateDict, found: dict[str, Any], members: Iterable[str], narrowest: Mapping[str, StateDtype]
+) -> StateDict:
     """Return the optimizer's own state dict with arrays as in the file, which may store them otherwise."""
     saved = found.get("param_groups")
     if not isinstance(saved, list) or not all(isinstance(group, dict) for group in saved):
@@ -472,7 +477,7 @@ def _stored_like(like: StateDict, found: dict[str, Any], members: Iterable[str])
     states = dict(like["state"])
     for own, group in zip(like["param_groups"], saved):
         for index in own["params"]:
-            states[index] = in_storage(states[index], group)
+            states[index] = in_storage(states[index], group, narrowest)
             if _member(index, "param_low") not in members:  # of float32 parameters, or with master_bits=16
                 states[index].pop("param_low", None)
     return {**like, "state": states}

@@ -192,7 +192,8 @@ class TorchGroup:
 class TorchStorage:
     def __init__(
         self,
-        moments: str,
+        is_state_narrow: bool,
+        moments: list[str],
         narrow_from: int,
         scales: list[str],
         divisors: list[bool],

@@ -124,7 +124,7 @@ def create_groups(
 
 def initial_states(group: Group, spec: Spec, folder: str | None) -> list[dict[str, Array]]:
     """Return the state of a group's parameters before the first step: arrays by name, "ema" among them."""
-    moments = rules[spec.rule_name(group)][1]
+    moments = spec.moments(group)
     layouts = [_storage.state_layout(group, array, moments) for array in group.params]
     rooms = iter(all_zeros([like for layout in layouts for like in layout.values()], folder))
     states = [{name: next(rooms) for name in layout} for layout in layouts]

@@ -274,4 +274,4 @@ def read(optimizer: Any, path: str | os.PathLike[str], params: bool) -> dict[str
     def rooms(arrays: list[Array]) -> list[Array]:  # all at once: with a folder for state that is one file
         return all_zeros_like(arrays, optimizer._state_folder)
 
-    return _checkpoint.read(path, snapshot(optimizer, params), rooms=rooms)
+    return _checkpoint.read(path, snapshot(optimizer, params), rooms=rooms, narrowest=optimizer._spec.narrowest)

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from ._core import NarrowArrays, decode, encode, scale_group
-from ._types import Array
+from ._types import Array, StateDtype
 
 NARROW_FROM = 4096  # elements: smaller parameters keep float32 state
+WIDTHS: tuple[StateDtype, ...] = (None, "bfloat16", "float8")  # the values of state_dtype, from wide to narrow
 DTYPES = {"bfloat16": np.uint16, "float8": np.uint8}  # of the stored bits, by state_dtype
 LOW_DTYPES = {32: np.int16, 24: np.int8}  # of the lower part of bfloat16 parameters, by master_bits
 OPTIONS = ("state_dtype", "master_bits", "rounding")  # the options of a group that decide how its arrays are stored
-SIGNED = {"exp_avg", "grad_avg", "momentum_buffer"}  # rules divide by all other state or take its root
+SIGNED = {"exp_avg", "exp_avg_slow", "grad_avg", "momentum_buffer"}  # rules divide by all other state or take its root
 SCALES = 2.0**-117, float(np.finfo(np.float32).max / np.float32(448))  # the smallest and largest scale
 FLOAT8_LIMITS = {"betas": 0.99, "momentum": 0.99, "rho": 0.95}  # above these values, float8 noise is too large
 
@@ -81,10 +82,16 @@ def check_master_bits(groups: Iterable[Mapping[str, Any]], params: Iterable[Arra
         raise ValueError(f"master_bits={bits[0]} needs bfloat16 parameters, got {arrays[0].dtype}: use master_bits=32")
 
 
-def moment_dtype(options: Mapping[str, Any], array: Array) -> np.dtype[Any]:
-    """Return the dtype in which the moments of a parameter are stored."""
-    narrow = options["state_dtype"] is not None and array.size >= NARROW_FROM
-    return np.dtype(DTYPES[options["state_dtype"]]) if narrow else value_dtype(array)
+def limited(state_dtype: StateDtype, narrowest: StateDtype) -> StateDtype:
+    """Return the storage of a moment that must not be narrower than ``narrowest``."""
+    return min(state_dtype, narrowest, key=WIDTHS.index)
+
+
+def moment_dtype(state_dtype: StateDtype, array: Array) -> np.dtype[Any]:
+    """Return the dtype in which a moment of a parameter is stored."""
+    if state_dtype is None or array.size < NARROW_FROM:
+        return value_dtype(array)
+    return np.dtype(DTYPES[state_dtype])
 
 
 def scale_count(array: Array) -> int:
@@ -93,12 +100,12 @@ def scale_count(array: Array) -> int:
 
 
 def state_layout(
-    options: Mapping[str, Any], array: Array, moments: Iterable[str]
+    options: Mapping[str, Any], array: Array, moments: Mapping[str, StateDtype]
 ) -> dict[str, tuple[Array, np.dtype[Any]]]:
     """Return, for each array of a parameter's state, an array with its shape and order, and its dtype."""
-    stored = moment_dtype(options, array)
     layout = {}
-    for name in moments:
+    for name, state_dtype in moments.items():
+        stored = moment_dtype(state_dtype, array)
         layout[name] = array, stored
         if stored == np.uint8:
             layout[f"{name}_scale"] = np.empty(scale_count(array), np.float32), np.dtype(np.float32)
@@ -170,14 +177,18 @@ def moments_of(state: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def in_storage(own: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def in_storage(
+    own: Mapping[str, Any], options: Mapping[str, Any], narrowest: Mapping[str, StateDtype]
+) -> dict[str, Any]:
     """Return a parameter's state in the layout of other storage options; arrays of new dtypes are uninitialised."""
+    found = options.get("state_dtype")
+    state_dtype: StateDtype = found if found in WIDTHS else None
     entries = {name: value for name, value in own.items() if not name.endswith("_scale")}
     for name in moments_of(own):
         array = own[name]
-        given = [dtype for name, dtype in DTYPES.items() if name == options.get("state_dtype")]
-        narrow = given and array.size >= NARROW_FROM and array.dtype != np.float64
-        dtype = np.dtype(given[0]) if narrow else _wide(array)
+        wide = _wide(array)
+        stored = None if wide == np.float64 else limited(state_dtype, narrowest.get(name, WIDTHS[-1]))
+        dtype = wide if stored is None or array.size < NARROW_FROM else np.dtype(DTYPES[stored])
         if dtype == array.dtype:
             entries |= {key: own[key] for key in (name, f"{name}_scale") if key in own}
             continue

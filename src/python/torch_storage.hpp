@@ -15,7 +15,8 @@ namespace onepass::python {
 namespace py = pybind11;
 
 struct TorchStorage {
-  Storage moments;                 // of parameters with narrow_from elements or more; smaller ones have float32
+  bool is_state_narrow;            // the group has a state_dtype
+  std::vector<Storage> moments;    // of parameters with narrow_from elements or more; smaller ones have float32
   std::size_t narrow_from;         // elements
   std::vector<py::object> scales;  // for each moment: the name of its scales
   std::vector<bool> divisors;      // for each moment: the rule divides by it or takes its root
@@ -25,7 +26,7 @@ struct TorchStorage {
 
   // Return true if arrays of a parameter may be narrower than its dtype.
   bool is_narrow(const std::optional<DLTensor>& param) const {
-    return moments != Storage::plain || (param && param->storage() == Storage::bfloat16);
+    return is_state_narrow || (param && param->storage() == Storage::bfloat16);
   }
 };
 

@@ -42,7 +42,7 @@ class Engine:
         self.rules = [self.spec.rule_name(values) for values in self.values]
         self.averaged = [values["ema_decay"] is not None for values in self.values]
         averages = [["ema"] if averaged else [] for averaged in self.averaged]
-        self.moments = [[*_core.rules[rule][1]] for rule in self.rules]
+        self.moments = [self.spec.moments(values) for values in self.values]
         self.states = [[*moments, *average] for moments, average in zip(self.moments, averages)]
         # PyTorch's SGD counts no steps, but random bits depend on the count.
         counted = self.spec.name != "SGD" or any(
@@ -91,7 +91,7 @@ class Engine:
         names = [*_core.rules[rule][0], "lr", "weight_decay", "clip_value", "ema_decay"]
         places = {}
         for name, value in values.items():
-            parts = ["beta1", "beta2"] if name == "betas" else [name]
+            parts = [f"beta{i}" for i in range(1, len(value) + 1)] if name == "betas" else [name]
             is_checked = name in {"eps", *self.own} or (values["state_dtype"] == "float8" and name in FLOAT8_LIMITS)
             is_number = not isinstance(value, (bool, str)) and value is not None and not is_checked
             places[name] = [names.index(part) for part in parts] if is_number and parts[0] in names else []

@@ -10,7 +10,6 @@ from difflib import get_close_matches
 from threading import RLock
 from typing import Any, ClassVar
 
-from ... import _core
 from ..._optimizer import Optimizer as CoreOptimizer
 from ..._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS, refuse_unknown
 from ..._storage import OPTIONS as STORAGE_OPTIONS
@@ -311,10 +310,12 @@ class OnePass(torch.optim.Optimizer):
         spec, groups, state = self._kind._spec, [], dict(state_dict["state"])
         for group, saved in zip(self.param_groups, state_dict["param_groups"]):
             options = group_options(group)
-            rule = spec.rule_name({**DEFAULTS, **self._missing, **group, **saved})
+            moments = spec.moments(
+                {**DEFAULTS, **self._missing, **group, **saved, "state_dtype": options["state_dtype"]}
+            )
             for param, index in zip(group["params"], saved["params"]):
-                label, moments = f"parameter {index}", [*_core.rules[rule][1]]
-                if (loaded := _storage.loaded(label, options, param, moments, state.get(index))) is not None:
+                loaded = _storage.loaded(f"parameter {index}", options, param, moments, state.get(index))
+                if loaded is not None:
                     state[index] = loaded
             kept = {name: value for name, value in saved.items() if name not in STORAGE_OPTIONS}
             groups.append({**kept, **{name: group[name] for name in STORAGE_OPTIONS if name in group}})

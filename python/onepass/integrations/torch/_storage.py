@@ -9,6 +9,7 @@ from typing import Any
 from ... import _core
 from ..._options import COMMON_DEFAULTS
 from ..._storage import NARROW_FROM, OPTIONS, SIGNED, check_options
+from ..._types import StateDtype
 from .. import needed
 from . import _tensors
 from ._compat import is_distributed
@@ -31,19 +32,20 @@ def value_dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype
 
 
-def moment_dtype(options: Mapping[str, Any], tensor: torch.Tensor) -> torch.dtype:
-    """Return the dtype of a parameter's moments."""
-    narrow = options["state_dtype"] is not None and tensor.numel() >= NARROW_FROM
-    return DTYPES[options["state_dtype"]] if narrow else value_dtype(tensor)
+def moment_dtype(state_dtype: StateDtype, tensor: torch.Tensor) -> torch.dtype:
+    """Return the dtype of a parameter's moment."""
+    if state_dtype is None or tensor.numel() < NARROW_FROM:
+        return value_dtype(tensor)
+    return DTYPES[state_dtype]
 
 
 def state_dtypes(
-    options: Mapping[str, Any], tensor: torch.Tensor, moments: Iterable[str]
+    options: Mapping[str, Any], tensor: torch.Tensor, moments: Mapping[str, StateDtype]
 ) -> dict[str, torch.dtype | None]:
     """Return the dtype of each tensor of a parameter's state, or None for a tensor of scales."""
-    stored = moment_dtype(options, tensor)
     dtypes: dict[str, torch.dtype | None] = {}
-    for name in moments:
+    for name, state_dtype in moments.items():
+        stored = moment_dtype(state_dtype, tensor)
         dtypes[name] = stored
         if stored == torch.float8_e4m3fn:
             dtypes[f"{name}_scale"] = None
@@ -57,10 +59,11 @@ def state_dtypes(
 # ---- Descriptions for the core ----
 
 
-def core_storage(options: Mapping[str, Any], moments: list[str]) -> _core.TorchStorage:
+def core_storage(options: Mapping[str, Any], moments: Mapping[str, StateDtype]) -> _core.TorchStorage:
     """Return the storage of a group in the form that the core's engine takes."""
     return _core.TorchStorage(
-        options["state_dtype"] or "",
+        options["state_dtype"] is not None,
+        [state_dtype or "" for state_dtype in moments.values()],
         NARROW_FROM,
         [f"{name}_scale" for name in moments],
         [name not in SIGNED for name in moments],
@@ -71,10 +74,14 @@ def core_storage(options: Mapping[str, Any], moments: list[str]) -> _core.TorchS
 
 
 def narrow_tensors(
-    label: str, options: Mapping[str, Any], tensor: torch.Tensor, state: Mapping[str, Any], moments: list[str]
+    label: str,
+    options: Mapping[str, Any],
+    tensor: torch.Tensor,
+    state: Mapping[str, Any],
+    moments: Mapping[str, StateDtype],
 ) -> _tensors.Narrow | None:
     """Return the tensors that only narrow storage has, or None if all tensors have the parameter's dtype."""
-    if tensor.dtype != torch.bfloat16 and moment_dtype(options, tensor) == tensor.dtype:
+    if tensor.dtype != torch.bfloat16 and moment_dtype(options["state_dtype"], tensor) == tensor.dtype:
         return None
     dtypes = state_dtypes(options, tensor, moments)
     if missing := [name for name in dtypes if state.get(name) is None]:
@@ -179,7 +186,7 @@ class Loaded:
 
 
 def loaded(
-    label: str, options: Mapping[str, Any], tensor: torch.Tensor, moments: list[str], saved: Any
+    label: str, options: Mapping[str, Any], tensor: torch.Tensor, moments: Mapping[str, StateDtype], saved: Any
 ) -> Loaded | None:
     """Return saved state in the storage of a parameter, or None if PyTorch's own loading gives the same result."""
     if not isinstance(saved, Mapping) or tensor.device.type != "cpu" or is_distributed(tensor):
@@ -187,18 +194,18 @@ def loaded(
     is_saved_narrow = "param_low" in saved or any(f"{name}_scale" in saved for name in moments)
     if not is_narrow(options, tensor) and not is_saved_narrow:
         return None
-    if "state1" in saved and moments and moments[0] not in saved:
+    if "state1" in saved and (missing := [name for name in moments if name not in saved]):
         raise ValueError(
-            f"the state of {label}: expected {moments[0]!r}, got {', '.join(map(repr, saved))} (state of bitsandbytes? "
+            f"the state of {label}: expected {missing[0]!r}, got {', '.join(map(repr, saved))} (state of bitsandbytes? "
             "decode it into float32 tensors with the names of torch.optim)"
         )
     result = dict(saved)
-    for name in moments:
+    for name, state_dtype in moments.items():
         value, scales = result.get(name), result.pop(f"{name}_scale", None)
         if isinstance(value, torch.Tensor):
-            result |= _stored(label, name, value, scales, tensor, moment_dtype(options, tensor))
+            result |= _stored(label, name, value, scales, tensor, moment_dtype(state_dtype, tensor))
     low = result.pop("param_low", None)
-    if (dtype := state_dtypes(options, tensor, ()).get("param_low")) is not None:
+    if (dtype := state_dtypes(options, tensor, {}).get("param_low")) is not None:
         result["param_low"] = _tensors.zeros_like(tensor, dtype) if low is None else _low_part(low, dtype)
     if isinstance(result.get("ema"), torch.Tensor):
         result["ema"] = result["ema"].to(value_dtype(tensor))
