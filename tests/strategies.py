@@ -25,6 +25,8 @@ decays = st.sampled_from([0.0, 0.5, 0.9, 0.999]) | st.floats(0, 0.9999)
 BY_CHECK: dict[Any, Any] = {
     _checks.learning_rate: st.sampled_from([0.0, 1e-3, 1.0, *SCHEDULES]) | st.floats(0, 10),
     _checks.betas: st.tuples(decays, decays),
+    _checks.three_betas: st.tuples(decays, decays, decays),
+    _checks.steps_or_none: st.none() | st.sampled_from([1, 3, 1000]),
     _checks.non_negative: st.sampled_from([0.0, 1e-8, 1e-3, 0.1, 0.5, 0.9]),
     _checks.finite: st.sampled_from([0.0, 0.5]),
     _checks.unit_interval: st.sampled_from([0.0, 0.5, 0.99, 1.0]),

@@ -47,6 +47,7 @@ OWN: dict[str, list[dict[str, Any]]] = {
     "Adadelta": [{}],
     "SGD": [{}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.5, "dampening": 0.5}],
     "Lion": [{}],
+    "AdEMAMix": [{}, {"alpha_warmup": 3, "beta3_warmup": 5}],
 }
 
 

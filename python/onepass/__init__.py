@@ -31,12 +31,13 @@ from ._flatten import flatten
 from ._group import Group
 from ._optimizer import Optimizer
 from .functional import adam_step
-from .optimizers import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RAdam, RMSprop
+from .optimizers import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, AdEMAMix, Lion, NAdam, RAdam, RMSprop
 from .presets import presets
 from .sparse import SparseRows
 
 __all__ = [
     "SGD",
+    "AdEMAMix",
     "Adadelta",
     "Adagrad",
     "Adam",

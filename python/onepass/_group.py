@@ -10,7 +10,7 @@ from ._core import CommonOptions
 from ._core import Group as CoreGroup
 from ._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS, Option, Spec, suggestion
 from ._storage import OPTIONS as STORAGE_OPTIONS
-from ._types import Array, Average, Betas, EpsMode, LearningRate, Rate, Rounding, StateDtype
+from ._types import Array, Average, Betas, EpsMode, LearningRate, Rate, Rounding, StateDtype, ThreeBetas
 
 
 class Group(Mapping[str, Any]):
@@ -38,13 +38,15 @@ eps_mode='paper', maximize=False, clip_value=None, ema_decay=None)
 
     # The options of all optimizers, for type checkers; a group has those of its own.
     lr: Option[Rate, LearningRate]
-    betas: Option[tuple[float, float], Betas]
+    betas: Option[tuple[float, ...], Betas | ThreeBetas]
     eps: Option[float, SupportsFloat]
     weight_decay: Option[float, SupportsFloat]
     amsgrad: Option[bool, bool]
     bias_correction: Option[bool, bool]
     eps_mode: Option[EpsMode, EpsMode]
     alpha: Option[float, SupportsFloat]
+    alpha_warmup: Option[int | None, int | None]
+    beta3_warmup: Option[int | None, int | None]
     rho: Option[float, SupportsFloat]
     momentum: Option[float, SupportsFloat]
     dampening: Option[float, SupportsFloat]

@@ -304,6 +304,39 @@ def lion(k: Numbers, p: Elements, g: Elements, m: Elements) -> tuple[Any, ...]:
     return p - k.lr * x, average(k.beta2, k.one_minus_beta2, m, g)
 
 
+def fold_ademamix(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """AdEMAMix's numbers at step t."""
+    beta1, beta2, beta3 = o.betas
+    alpha = o.alpha
+    if o.beta3_warmup is not None and t < o.beta3_warmup and beta3 > 0:
+        x = t / o.beta3_warmup
+        fast = (1 - x) / math.log(beta1) if beta1 > 0 else 0.0
+        beta3 = min(math.exp(1 / (fast + x / math.log(beta3))), beta3)
+    if o.alpha_warmup is not None:
+        alpha *= min(1.0, t / o.alpha_warmup)
+    return rounded(
+        dtype,
+        beta1=beta1,
+        one_minus_beta1=1 - beta1,
+        beta2=beta2,
+        one_minus_beta2=1 - beta2,
+        beta3=beta3,
+        one_minus_beta3=1 - beta3,
+        k1=o.lr / (1 - power(beta1, t)),
+        k2=o.lr * alpha,
+        r=1 / math.sqrt(1 - power(beta2, t)),
+        eps=o.eps,
+    )
+
+
+def ademamix(k: Numbers, p: Elements, g: Elements, m: Elements, v: Elements, slow: Elements) -> tuple[Any, ...]:
+    """AdEMAMix: Pagliardini, Ablin and Grangier (2024), algorithm 1."""
+    m = average(k.beta1, k.one_minus_beta1, m, g)
+    v = average(k.beta2, k.one_minus_beta2, v, g * g)
+    slow = average(k.beta3, k.one_minus_beta3, slow, g)
+    return p - (k.k1 * m + k.k2 * slow) / (v.sqrt() * k.r + k.eps), m, v, slow
+
+
 # What surrounds every rule.
 
 
@@ -394,6 +427,7 @@ RULES = {
     "Adadelta": Rule(fold_adadelta, adadelta, ("square_avg", "acc_delta")),
     "SGD": Rule(fold_sgd, sgd, ("momentum_buffer",), squares=False),
     "Lion": Rule(fold_lion, lion, ("exp_avg",), squares=False),
+    "AdEMAMix": Rule(fold_ademamix, ademamix, (*MOMENTS, "exp_avg_slow")),
 }
 
 

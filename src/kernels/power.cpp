@@ -131,5 +131,7 @@ double power(double base, std::int64_t exponent) noexcept {
 }
 
 double libm_pow(double base, double exponent) noexcept { return std::pow(base, exponent); }
+double libm_exp(double x) noexcept { return std::exp(x); }
+double libm_log(double x) noexcept { return std::log(x); }
 
 }  // namespace onepass

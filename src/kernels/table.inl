@@ -7,6 +7,7 @@
 #include "kernels/rules/adagrad.hpp"
 #include "kernels/rules/adam.hpp"
 #include "kernels/rules/adamax.hpp"
+#include "kernels/rules/ademamix.hpp"
 #include "kernels/rules/lion.hpp"
 #include "kernels/rules/nadam.hpp"
 #include "kernels/rules/radam.hpp"
@@ -33,6 +34,7 @@ constexpr RuleEntry rules[] = {
     make_entry<SGD>(),
     make_entry<SGDMomentum>(),
     make_entry<Lion>(),
+    make_entry<AdEMAMix>(),
 };
 
 constexpr Kernels table(const char* instruction_set) noexcept {

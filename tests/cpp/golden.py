@@ -39,12 +39,13 @@ SIZE = 25  # vectors and a tail on every instruction set; eight elements of each
 DECAYS = [0.0, 0.5, 0.9, 0.99, 0.999, 1 - 2.0**-53]
 CHOICES: dict[str, list[Any]] = {  # of each option; flags and decays are not listed
     "lr": [0.0, 1e-3, 0.1, 1.0, 1e6, 1e30],
-    "betas": [*itertools.product(DECAYS, DECAYS)],
     "eps": [0.0, 1e-8, 1e-6, 0.1, 1e-40, 1e-310],
     "eps_mode": ["paper", "hat"],
     "weight_decay": [0.0, 0.0, 0.01, 0.5, 1e-42, 1e3],
     "clip_value": [None, None, 0.5, 1e-39, 1e-3, 1e30],
     "lr_decay": [0.0, 0.1, 3.0],
+    "alpha_warmup": [None, 2, 1000, 1 << 40],
+    "beta3_warmup": [None, 2, 1000, 1 << 40],
     "momentum_decay": [0.0, 0.004, 0.1, 3.0],
 }
 BARE: dict[str, Any] = {"weight_decay": 0.0, "clip_value": None, "maximize": False, "ema_decay": None}
@@ -120,6 +121,9 @@ def case(
         options = {}
         for name, default in defaults(kind).items():
             if name in STORAGE:
+                continue
+            if name == "betas":
+                options[name] = pick([*itertools.product(DECAYS, repeat=len(default))])
                 continue
             options[name] = pick(CHOICES.get(name, [False, True] if isinstance(default, bool) else DECAYS))
         options |= {name: on and pick(DECAYS) if name == "momentum" else on for name, on in switches.items()}

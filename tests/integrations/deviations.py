@@ -88,6 +88,11 @@ OPTAX: dict[str, list[dict[str, Any]]] = {
     "Lion": [{}, {"weight_decay": 0.1}, {"betas": (0.5, 0.8), "weight_decay": 0.1}],
     # Its epsilon is in the paper's place.
     "RAdam": [{"eps": 0.0}, {"betas": (0.5, 0.8), "eps": 0.0}],
+    "AdEMAMix": [
+        {},
+        {"betas": (0.5, 0.8, 0.95), "alpha": 2.0, "eps": 1e-2, "weight_decay": 0.1},
+        {"betas": (0.5, 0.8, 0.999), "alpha_warmup": 40, "beta3_warmup": 30},
+    ],
 }
 LR = dict.fromkeys((*CASES, *OPTAX), 0.05) | {"Adadelta": 5.0}
 
@@ -145,7 +150,36 @@ def optax_optimizer(kind: str, options: Options) -> Any:
     lr, betas, weight_decay = options["lr"], options["betas"], options["weight_decay"]
     if kind == "Lion":
         return optax.lion(lr, *betas, weight_decay=weight_decay)
-    return optax.radam(lr, *betas, eps=options["eps"])
+    if kind == "RAdam":
+        return optax.radam(lr, *betas, eps=options["eps"])
+    beta1, beta2, beta3 = betas
+    rising = {
+        "alpha": ademamix_alpha(options["alpha"], options["alpha_warmup"]),
+        "b3": ademamix_beta3(beta1, beta3, options["beta3_warmup"]),
+    }
+    return optax.contrib.ademamix(lr, beta1, beta2, **rising, eps=options["eps"], weight_decay=weight_decay)
+
+
+def ademamix_alpha(alpha: float, warmup: int | None) -> Any:
+    """Return the paper's schedule of alpha for optax, which counts steps from 0."""
+    import jax.numpy as jnp
+
+    return alpha if warmup is None else lambda t: alpha * jnp.minimum(1.0, (t + 1.0) / warmup)
+
+
+def ademamix_beta3(beta1: float, beta3: float, warmup: int | None) -> Any:
+    """Return the paper's schedule of the slow decay for optax, multiplied out."""
+    import jax.numpy as jnp
+
+    if warmup is None:
+        return beta3
+    fast, slow = np.log(beta1), np.log(beta3)
+
+    def decay(t: Any) -> Any:
+        x = jnp.minimum(1.0, (t + 1.0) / warmup)
+        return jnp.minimum(beta3, jnp.exp(fast * slow / ((1 - x) * slow + x * fast)))
+
+    return decay
 
 
 def torch_optimizer(kind: str, params: Sequence[Array], **options: Any) -> tuple[list[Any], Any]:

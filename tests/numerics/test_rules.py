@@ -20,7 +20,7 @@ from onepass._reference import Reference, global_norm
 from support import DTYPES, Array, assert_same_bits, ordinary, small
 
 RULES = rules()
-SIGNED = {"exp_avg", "grad_avg", "momentum_buffer"}  # the states that may be negative
+SIGNED = {"exp_avg", "exp_avg_slow", "grad_avg", "momentum_buffer"}  # the states that may be negative
 
 
 def pairwise(choices: dict[str, list[Any]]) -> list[dict[str, Any]]:

@@ -39,6 +39,7 @@ RULES: list[tuple[Any, dict[str, Any]]] = [
     (onepass.SGD, {"momentum": 0.9, "nesterov": True, "clip_norm": float("inf")}),
     (onepass.SGD, {"lr": onepass.schedules.cosine(0.1, 10)}),
     (onepass.Lion, {"flush_denormals": False}),
+    (onepass.AdEMAMix, {"alpha_warmup": 5, "beta3_warmup": 9, "weight_decay": 0.1}),
 ]
 
 

@@ -20,6 +20,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("SGD", {"momentum": 0.9, "nesterov": True}),
     ("SGD", {}),
     ("Lion", {"clip_value": 0.5}),
+    ("AdEMAMix", {"weight_decay": 0.1, "beta3_warmup": 5}),
 ]
 for_each_case = pytest.mark.parametrize(
     ("name", "options"), CASES, ids=[f"{name}-{'-'.join(options) or 'defaults'}" for name, options in CASES]

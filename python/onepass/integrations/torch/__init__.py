@@ -49,7 +49,7 @@ from ._optimizer import OnePass
 with needed("torch"):
     import torch
 
-__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop"]
+__all__ = ["SGD", "AdEMAMix", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop"]
 __all__ += ["cast_model", "step_in_backward"]
 
 
@@ -146,6 +146,40 @@ class Lion(OnePass):
         """Take the options of `onepass.Lion`."""
         checks = self._kind._spec.checks
         given = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
+        super().__init__(params, {name: checks[name](name, value) for name, value in given.items()}, **options)
+
+
+class AdEMAMix(OnePass):
+    """AdEMAMix, which torch.optim does not have, stepped by `onepass.AdEMAMix`."""
+
+    _kind = onepass.AdEMAMix
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
+        alpha: float = 5.0,
+        alpha_warmup: int | None = None,
+        beta3_warmup: int | None = None,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        **options: Any,
+    ) -> None:
+        """Take the options of `onepass.AdEMAMix`."""
+        checks = self._kind._spec.checks
+        given = {
+            "lr": lr,
+            "betas": betas,
+            "alpha": alpha,
+            "alpha_warmup": alpha_warmup,
+            "beta3_warmup": beta3_warmup,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+        }
         super().__init__(params, {name: checks[name](name, value) for name, value in given.items()}, **options)
 
 
