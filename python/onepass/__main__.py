@@ -36,9 +36,11 @@ LONG = 300_007  # elements, enough for two threads
 FULL: dict[str, Any] = {"grad_scale": 0.5, "weight_decay": 0.02, "ema_decay": 0.9, "clip_value": 0.75, "maximize": True}
 OWN: dict[str, dict[str, Any]] = {
     "Adam": {"amsgrad": True, "eps_mode": "hat"},
+    "RAdam": {"steps": 7},  # the second moment scales those after the fifth
     "RMSprop": {"centered": True, "momentum": 0.9},
     "Adagrad": {"lr_decay": 0.1, "initial_accumulator_value": 0.2},
     "SGD": {"momentum": 0.9, "nesterov": True},
+    "AdEMAMix": {"alpha_warmup": 2, "beta3_warmup": 3},
 }
 ARRAYS = {name for rule in RULES.values() for name in rule.states}
 LIMIT = 600.0  # seconds: what it takes on a slow or an emulated machine, and then some
