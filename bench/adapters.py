@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from .libraries import ThincOptimizer, Torch
-from .peer import RULES, Options, imported
+from .libraries import ThincOptimizer, Torch, TorchForeach
+from .peer import Options, imported
 
 
 class OnepassTorch(Torch):
     """``onepass.integrations.torch``, one changed line in a training loop in PyTorch."""
 
     name = "onepass for torch"
-    rules = tuple(rule for rule in RULES if rule != "Lion")
+    rules = TorchForeach.rules
 
     def make(self, rule: str, options: Options) -> Any:
         return getattr(imported("onepass.integrations.torch"), rule)(self.weights, **options.of(rule))

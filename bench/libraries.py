@@ -62,7 +62,7 @@ class TorchForeach(Torch):
     """PyTorch's form that applies each operation to all tensors."""
 
     name = "torch foreach"
-    rules = tuple(rule for rule in RULES if rule != "Lion")
+    rules = tuple(rule for rule in RULES if rule not in ("Lion", "ScheduleFreeAdamW"))
     form: ClassVar = {"foreach": True}
 
 

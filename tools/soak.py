@@ -46,6 +46,7 @@ OWN: dict[str, list[dict[str, Any]]] = {
     "Adadelta": [{}],
     "SGD": [{}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.5, "dampening": 0.5}],
     "Lion": [{}],
+    "ScheduleFreeAdamW": [{}, {"warmup_steps": 3, "r": 1.0, "weight_lr_power": 0.0}],
 }
 
 

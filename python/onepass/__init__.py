@@ -31,7 +31,7 @@ from ._flatten import flatten
 from ._group import Group
 from ._optimizer import Optimizer
 from .functional import adam_step
-from .optimizers import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RMSprop
+from .optimizers import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RMSprop, ScheduleFreeAdamW
 from .presets import presets
 from .sparse import SparseRows
 
@@ -47,6 +47,7 @@ __all__ = [
     "NAdam",
     "Optimizer",
     "RMSprop",
+    "ScheduleFreeAdamW",
     "SparseRows",
     "adam_step",
     "config",

@@ -473,8 +473,10 @@ def _stored_like(like: StateDict, found: dict[str, Any], members: Iterable[str])
     for own, group in zip(like["param_groups"], saved):
         for index in own["params"]:
             states[index] = in_storage(states[index], group)
-            if _member(index, "param_low") not in members:  # of float32 parameters, or with master_bits=16
-                states[index].pop("param_low", None)
+            # param_low: missing with float32 parameters or master_bits=16; y: missing in training mode
+            for name in ("param_low", "y"):
+                if _member(index, name) not in members:
+                    states[index].pop(name, None)
     return {**like, "state": states}
 
 

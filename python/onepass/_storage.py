@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ._core import NarrowArrays, decode, encode, scale_group
+from ._core import NarrowArrays, decode, encode, rules, scale_group
 from ._types import Array
 
 NARROW_FROM = 4096  # elements: smaller parameters keep float32 state
@@ -19,6 +19,7 @@ DTYPES = {"bfloat16": np.uint16, "float8": np.uint8}  # of the stored bits, by s
 LOW_DTYPES = {32: np.int16, 24: np.int8}  # of the lower part of bfloat16 parameters, by master_bits
 OPTIONS = ("state_dtype", "master_bits", "rounding")  # the options of a group that decide how its arrays are stored
 SIGNED = {"exp_avg", "grad_avg", "momentum_buffer"}  # rules divide by all other state or take its root
+WEIGHTS = {name for _, _, weights, _ in rules.values() for name in weights}  # state that is never narrow
 SCALES = 2.0**-117, float(np.finfo(np.float32).max / np.float32(448))  # the smallest and largest scale
 FLOAT8_LIMITS = {"betas": 0.99, "momentum": 0.99, "rho": 0.95}  # above these values, float8 noise is too large
 
@@ -50,7 +51,9 @@ def check_options(spec: Any, options: Mapping[str, Any]) -> None:
         )
     for name, limit in FLOAT8_LIMITS.items() if state_dtype == "float8" else ():
         value = options.get(name, 0.0)
-        index = 1 if spec.rule == "lion" else 0  # Lion's momentum decays by its second beta
+        index = spec.moment_beta
+        if isinstance(value, tuple) and index is None:
+            continue
         first = value[index] if isinstance(value, tuple) else value
         if first > limit:
             label = f"{name}[{index}]" if isinstance(value, tuple) else name
@@ -81,9 +84,9 @@ def check_master_bits(groups: Iterable[Mapping[str, Any]], params: Iterable[Arra
         raise ValueError(f"master_bits={bits[0]} needs bfloat16 parameters, got {arrays[0].dtype}: use master_bits=32")
 
 
-def moment_dtype(options: Mapping[str, Any], array: Array) -> np.dtype[Any]:
-    """Return the dtype in which the moments of a parameter are stored."""
-    narrow = options["state_dtype"] is not None and array.size >= NARROW_FROM
+def moment_dtype(options: Mapping[str, Any], array: Array, name: str) -> np.dtype[Any]:
+    """Return the dtype in which a state array of a parameter is stored."""
+    narrow = options["state_dtype"] is not None and array.size >= NARROW_FROM and name not in WEIGHTS
     return np.dtype(DTYPES[options["state_dtype"]]) if narrow else value_dtype(array)
 
 
@@ -96,9 +99,9 @@ def state_layout(
     options: Mapping[str, Any], array: Array, moments: Iterable[str]
 ) -> dict[str, tuple[Array, np.dtype[Any]]]:
     """Return, for each array of a parameter's state, an array with its shape and order, and its dtype."""
-    stored = moment_dtype(options, array)
     layout = {}
     for name in moments:
+        stored = moment_dtype(options, array, name)
         layout[name] = array, stored
         if stored == np.uint8:
             layout[f"{name}_scale"] = np.empty(scale_count(array), np.float32), np.dtype(np.float32)
@@ -145,6 +148,16 @@ def widened(array: Array) -> Array:
     return decoded(array.view(np.uint16)) if is_bfloat16(array) else array
 
 
+def joined(array: Array, low: Array | None) -> Array:
+    """Return the values of a parameter in the dtype of the arithmetic, with the lower part of a bfloat16 parameter."""
+    if low is None or not is_bfloat16(array):
+        return widened(array)
+    high = array.view(np.uint16)
+    lower = low.astype(np.int32) << np.int32(8 if low.dtype == np.int8 else 0)
+    lower = np.where(((high & 0x7FFF) == 0) & (lower < 0), np.int32(0), lower)  # a zero that the user wrote
+    return np.asarray((high.astype(np.uint32) << np.uint32(16)) + lower.view(np.uint32)).view(np.float32)
+
+
 def shown(name: str, array: Array) -> Array:
     """Return a view of stored state with a dtype of ml_dtypes, if that library is imported."""
     library = sys.modules.get("ml_dtypes")
@@ -162,7 +175,7 @@ def raw(array: Any) -> Any:
 
 def moments_of(state: Mapping[str, Any]) -> list[str]:
     """Return the names of the moments in a parameter's state."""
-    other = {"ema", "param", "param_low"}
+    other = {"ema", "param", "param_low", "y", *WEIGHTS}
     return [
         name
         for name, value in state.items()

@@ -109,6 +109,15 @@ constexpr auto add_scalars(RuleEntry& entry, int) -> decltype(Rule::scalars[0], 
 template <class Rule>
 constexpr void add_scalars(RuleEntry&, long) {}  // a rule that declares none
 
+template <class Rule>
+constexpr auto count_weights(int) -> decltype(Rule::weights) {
+  return Rule::weights;
+}
+template <class Rule>
+constexpr std::size_t count_weights(long) {  // a rule that declares none
+  return 0;
+}
+
 template <template <class> class R>
 constexpr RuleEntry make_entry() {
   using Rule = R<float>;
@@ -119,6 +128,7 @@ constexpr RuleEntry make_entry() {
   entry.option_count = sizeof(Options::names) / sizeof(Options::names[0]);
   entry.states = Rule::states;
   entry.state_count = count_states(Rule::states);
+  entry.weight_count = count_weights<Rule>(0);
   add_scalars<Rule>(entry, 0);
   entry.squares_gradient = Rule::squares_gradient;
   add_format<R, PlainFormat<float>>(entry, float32);

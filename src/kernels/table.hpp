@@ -102,6 +102,7 @@ struct RuleEntry {
   std::size_t option_count;
   const char* const* states;  // names of the state buffers, in the order of Operands::state
   std::size_t state_count;
+  std::size_t weight_count;    // the last states that are weights: copies of the parameter at first, and never narrow
   const ScalarEntry* scalars;  // in the order of Scalars::values
   std::size_t scalar_count;
   bool squares_gradient;  // a gradient whose square overflows would freeze a parameter for good

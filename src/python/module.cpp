@@ -19,14 +19,18 @@
 namespace onepass::python {
 namespace {
 
-// The names of each rule's options and of its state.
+// The names of each rule's options, of its state arrays and of those that are weights, and its scalars' initial values.
 py::dict rules() {
   py::dict all;
   const onepass::Kernels& kernels = onepass::kernels();
   for (std::size_t i = 0; i < kernels.rule_count; ++i) {
     const onepass::RuleEntry& rule = kernels.rules[i];
+    const char* const* const states_end = rule.states + rule.state_count;
+    py::dict scalars;
+    for (std::size_t k = 0; k < rule.scalar_count; ++k) scalars[rule.scalars[k].name] = rule.scalars[k].initial;
     all[rule.name] = py::make_tuple(std::vector<std::string>(rule.options, rule.options + rule.option_count),
-                                    std::vector<std::string>(rule.states, rule.states + rule.state_count));
+                                    std::vector<std::string>(rule.states, states_end),
+                                    std::vector<std::string>(states_end - rule.weight_count, states_end), scalars);
   }
   return all;
 }

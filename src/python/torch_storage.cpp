@@ -118,10 +118,12 @@ bool TorchEngine::find_narrow(std::size_t i, Parameter& parameter, Finder& finde
   storage.stochastic = options.stochastic;
   const std::size_t states = rule(g).state_count;
   for (std::size_t k = 0; k < states; ++k) {
-    if (!finder.find_elements(held.tensors[k], moments, operands.state[k])) return false;
-    storage.state[k] = moments;
+    const bool is_weight = k >= states - rule(g).weight_count;
+    const Storage stored = is_weight ? Storage::plain : moments;
+    if (!finder.find_elements(held.tensors[k], stored, operands.state[k])) return false;
+    storage.state[k] = stored;
     storage.divisor[k] = options.divisors[k];
-    const bool has_scales = moments == Storage::float8;
+    const bool has_scales = stored == Storage::float8;
     if (has_scales && !finder.find_scales(held_storage.scales[k], scales_of(parameter.size), storage.scale[k])) {
       return false;
     }

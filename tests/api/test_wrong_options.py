@@ -139,6 +139,7 @@ OUT_OF_RANGE: dict[Any, list[tuple[Any, str]]] = {
     _checks.positive_or_none: [(0.0, "must be above 0 or None, got 0.0"), (NAN, "must be finite, got nan")],
     _checks.betas: [((0.9, 1.0), "must be at least 0 and less than 1, got 1.0"), ((-0.1, 0), "at least 0")],
     _checks.ema_decay: [*AVERAGE, (NAN, "must be finite, got nan")],
+    _checks.count: [(-1, "must be at least 0 and at most 2**53, got -1")],
     _checks.master_bits: [(8, "must be 32, 24 or 16, got 8")],
     _checks.flag: [],
     _checks.eps_mode: [("tf", "must be 'paper' or 'hat', got 'tf'")],
@@ -290,6 +291,8 @@ def test_every_option_can_be_set_on_an_optimizer_with_one_group() -> None:
                     if name == "eps_mode"
                     else (0.25, 0.5)
                     if name == "betas"
+                    else 3
+                    if name == "warmup_steps"
                     else 0.25
                 )
                 wanted = not value if isinstance(value, bool) else other

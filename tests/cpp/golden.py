@@ -46,6 +46,9 @@ CHOICES: dict[str, list[Any]] = {  # of each option; flags and decays are not li
     "clip_value": [None, None, 0.5, 1e-39, 1e-3, 1e30],
     "lr_decay": [0.0, 0.1, 3.0],
     "momentum_decay": [0.0, 0.004, 0.1, 3.0],
+    "warmup_steps": [0, 3, 1000],
+    "r": [0.0, 1.0, 2.0],
+    "weight_lr_power": [0.0, 1.0, 2.0],
 }
 BARE: dict[str, Any] = {"weight_decay": 0.0, "clip_value": None, "maximize": False, "ema_decay": None}
 # The cases of each rule, dtype and treatment of subnormal numbers: the number of steps, and options that are not drawn.
@@ -110,7 +113,7 @@ def case(
     param, average, *rest = arrays(2 + len(states) + number, SIZE, np.arange(SIZE) % 3, dtype, seed)
     averaged = "ema_decay" not in fixed and pick([False, True])
     count = 0 if number == 1 else pick(COUNTS)
-    scalars = {name: pick([0.25, 0.37, 0.9]) if count else 1.0 for name in spec.scalars}
+    scalars = {name: pick([0.25, 0.37, 0.9]) if count else initial for name, initial in rule.scalars.items()}
     reference = Reference(kind, param, flush_denormals=flush, ema_decay=0.0 if averaged else None, **switches)
     reference.rule = rule._replace(fold=fold)
     reference.ema[0] = average if averaged else None

@@ -135,7 +135,9 @@ def test_a_step_is_the_float32_step_of_the_decoded_numbers_and_then_a_rounding(
                 assert low.dtype == expected.dtype
             for slot, (name, array) in enumerate(states(plain, i).items()):
                 kept, x = reference.state[i][name].ravel(order="K"), array.ravel(order="K")
-                if state_dtype == "float8":
+                if name in RULES[kind].weights:
+                    assert_same_bits([kept], [x])
+                elif state_dtype == "float8":
                     codes, scales = storage.encode_float8(x, r[slot], name in storage.DIVISORS)
                     assert (kept == codes).all() and (reference.state[i][f"{name}_scale"] == scales).all()
                 elif state_dtype == "bfloat16":
@@ -146,8 +148,8 @@ def test_a_step_is_the_float32_step_of_the_decoded_numbers_and_then_a_rounding(
 
 @pytest.mark.parametrize("kind", RULES)
 def test_states_that_a_rule_divides_by_or_takes_the_root_of_are_the_divisors(kind: str) -> None:
-    """A state may be negative, or it is a divisor; amsgrad's maximum is never narrow."""
-    assert {*RULES[kind].states} - SIGNED - {"max_exp_avg_sq"} <= storage.DIVISORS
+    """A state may be negative, or it is a divisor; amsgrad's maximum and weights are never narrow."""
+    assert {*RULES[kind].states} - SIGNED - {"max_exp_avg_sq", *RULES[kind].weights} <= storage.DIVISORS
     assert not {*RULES[kind].states} & SIGNED & storage.DIVISORS
 
 
@@ -157,8 +159,12 @@ def test_stored_arrays_have_the_names_dtypes_and_layout_of_the_page(kind: str, s
     param = np.zeros((64, 67), np.float32).T
     reference = Reference(kind, param, **options_of(kind, state_dtype=state_dtype))
     names = [name for name in RULES[kind].states if name not in SWITCHES or SWITCHES[name] == "momentum"]
+    weights = [*RULES[kind].weights]
+    names = [name for name in names if name not in weights]
     scales = [f"{name}_scale" for name in names] if state_dtype == "float8" else []
-    assert [*states(reference)] == [name for pair in zip(names, scales) for name in pair] if scales else names
+    stored = [name for pair in zip(names, scales) for name in pair] if scales else names
+    assert [*states(reference)] == [*stored, *weights]
+    assert all(reference.state[0][name].dtype == np.float32 for name in weights)
     for name in names:
         array = reference.state[0][name]
         assert array.dtype == (np.uint8 if scales else np.uint16) and array.shape == param.shape

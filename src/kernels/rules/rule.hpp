@@ -4,6 +4,8 @@
 //                                so that flags are 0 or 1 here
 //   name                         in the table
 //   states[]                     names of the arrays that the rule keeps; the list ends early at a null name
+//   weights                      number of states, the last ones, that are weights, if any: they start as copies of the
+//                                parameter and always have the dtype of the arithmetic
 //   scalars[]                    names and initial values of the doubles that it keeps for each parameter, if any
 //   squares_gradient             the rule squares the gradient: one whose square overflows would freeze a parameter
 //   coefficients(options, step)  the numbers of one step, computed in double and rounded to T once

@@ -19,6 +19,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("SGD", {"momentum": 0.9, "nesterov": True}),
     ("SGD", {}),
     ("Lion", {"clip_value": 0.5}),
+    ("ScheduleFreeAdamW", {"warmup_steps": 2, "weight_decay": 0.1}),
 ]
 for_each_case = pytest.mark.parametrize(
     ("name", "options"), CASES, ids=[f"{name}-{'-'.join(options) or 'defaults'}" for name, options in CASES]

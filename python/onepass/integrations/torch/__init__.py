@@ -45,11 +45,12 @@ from .. import needed
 from ._backward import step_in_backward
 from ._cast import cast_model
 from ._optimizer import OnePass
+from ._schedule_free import ScheduleFreeAdamW
 
 with needed("torch"):
     import torch
 
-__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RMSprop"]
+__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RMSprop", "ScheduleFreeAdamW"]
 __all__ += ["cast_model", "step_in_backward"]
 
 

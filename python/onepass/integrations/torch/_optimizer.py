@@ -29,6 +29,7 @@ class OnePass(torch.optim.Optimizer):
     _kind: ClassVar[type[CoreOptimizer]]
     _missing: ClassVar[Mapping[str, Any]] = {}  # options missing in PyTorch's groups, or in groups of an older PyTorch
     _options: ClassVar[list[str] | None] = None  # the arguments, if those of PyTorch's class are known
+    _has_double_scalars: ClassVar[bool] = False  # the rule's scalars are float64, not as PyTorch's step counts
     _steps_itself: ClassVar[bool] = True
     _engine: Engine | None = None
     _in_backward: Any = None  # the handle of step_in_backward
@@ -314,6 +315,10 @@ class OnePass(torch.optim.Optimizer):
             rule = spec.rule_name({**DEFAULTS, **self._missing, **group, **saved})
             for param, index in zip(group["params"], saved["params"]):
                 label, moments = f"parameter {index}", [*_core.rules[rule][1]]
+                if self._has_double_scalars and isinstance(state.get(index), Mapping):
+                    numbers = _core.rules[rule][3].keys() & state[index].keys()
+                    # PyTorch would cast tensors to the parameter's dtype; the next step makes tensors of these.
+                    state[index] = {**state[index], **{name: float(state[index][name]) for name in numbers}}
                 if (loaded := _storage.loaded(label, options, param, moments, state.get(index))) is not None:
                     state[index] = loaded
             kept = {name: value for name, value in saved.items() if name not in STORAGE_OPTIONS}

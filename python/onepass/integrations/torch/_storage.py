@@ -8,7 +8,7 @@ from typing import Any
 
 from ... import _core
 from ..._options import COMMON_DEFAULTS
-from ..._storage import NARROW_FROM, OPTIONS, SIGNED, check_options
+from ..._storage import NARROW_FROM, OPTIONS, SIGNED, WEIGHTS, check_options
 from .. import needed
 from . import _tensors
 from ._compat import is_distributed
@@ -31,9 +31,9 @@ def value_dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype
 
 
-def moment_dtype(options: Mapping[str, Any], tensor: torch.Tensor) -> torch.dtype:
-    """Return the dtype of a parameter's moments."""
-    narrow = options["state_dtype"] is not None and tensor.numel() >= NARROW_FROM
+def moment_dtype(options: Mapping[str, Any], tensor: torch.Tensor, name: str) -> torch.dtype:
+    """Return the dtype of a state tensor of a parameter."""
+    narrow = options["state_dtype"] is not None and tensor.numel() >= NARROW_FROM and name not in WEIGHTS
     return DTYPES[options["state_dtype"]] if narrow else value_dtype(tensor)
 
 
@@ -41,10 +41,9 @@ def state_dtypes(
     options: Mapping[str, Any], tensor: torch.Tensor, moments: Iterable[str]
 ) -> dict[str, torch.dtype | None]:
     """Return the dtype of each tensor of a parameter's state, or None for a tensor of scales."""
-    stored = moment_dtype(options, tensor)
     dtypes: dict[str, torch.dtype | None] = {}
     for name in moments:
-        dtypes[name] = stored
+        dtypes[name] = stored = moment_dtype(options, tensor, name)
         if stored == torch.float8_e4m3fn:
             dtypes[f"{name}_scale"] = None
     if tensor.dtype == torch.bfloat16 and options["master_bits"] in LOW_DTYPES:
@@ -74,9 +73,9 @@ def narrow_tensors(
     label: str, options: Mapping[str, Any], tensor: torch.Tensor, state: Mapping[str, Any], moments: list[str]
 ) -> _tensors.Narrow | None:
     """Return the tensors that only narrow storage has, or None if all tensors have the parameter's dtype."""
-    if tensor.dtype != torch.bfloat16 and moment_dtype(options, tensor) == tensor.dtype:
-        return None
     dtypes = state_dtypes(options, tensor, moments)
+    if tensor.dtype != torch.bfloat16 and all(dtypes[name] == tensor.dtype for name in moments):
+        return None
     if missing := [name for name in dtypes if state.get(name) is None]:
         raise KeyError(f"the state of {label} has no tensor {missing[0]!r} (was it created with other options?)")
     return _tensors.Narrow(
@@ -196,7 +195,7 @@ def loaded(
     for name in moments:
         value, scales = result.get(name), result.pop(f"{name}_scale", None)
         if isinstance(value, torch.Tensor):
-            result |= _stored(label, name, value, scales, tensor, moment_dtype(options, tensor))
+            result |= _stored(label, name, value, scales, tensor, moment_dtype(options, tensor, name))
     low = result.pop("param_low", None)
     if (dtype := state_dtypes(options, tensor, ()).get("param_low")) is not None:
         result["param_low"] = _tensors.zeros_like(tensor, dtype) if low is None else _low_part(low, dtype)
@@ -225,6 +224,16 @@ def _stored(
         result[f"{name}_scale"] = torch.zeros(scale_count(made))
     encode_into(name, values, result)
     return result
+
+
+def joined(tensor: torch.Tensor, low: torch.Tensor | None) -> torch.Tensor:
+    """Return a copy of a parameter in the dtype of the arithmetic, with the lower part of a bfloat16 parameter."""
+    if low is None or tensor.dtype != torch.bfloat16:
+        return tensor.to(value_dtype(tensor), copy=True)
+    high = tensor.view(torch.int16).to(torch.int32)
+    lower = low.to(torch.int32) << (8 if low.dtype == torch.int8 else 0)
+    lower = torch.where(((high & 0x7FFF) == 0) & (lower < 0), 0, lower)  # a zero that the user wrote
+    return ((high << 16) + lower).view(torch.float32)
 
 
 def _low_part(low: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
