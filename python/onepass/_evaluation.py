@@ -5,7 +5,7 @@ In evaluation mode the state of each parameter holds ``"y"``, a copy of the para
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -46,13 +46,16 @@ def in_mode(optimizer: Any, evaluating: bool) -> ParameterRecord:
     record: ParameterRecord = optimizer._record
     if record.is_evaluating == evaluating:
         return record
-    states: list[dict[str, Array]]
     if evaluating:
-        copies = all_zeros_like([_storage.raw(array) for array in record.params], optimizer._state_folder)
-        states = [{**state, "y": copy} for state, copy in zip(record.states, copies)]
-    else:
-        states = [{name: array for name, array in state.items() if name != "y"} for state in record.states]
+        arrays = [_storage.raw(array) for array in record.params]
+        return with_copies(record, all_zeros_like(arrays, optimizer._state_folder))
+    states = [{name: array for name, array in state.items() if name != "y"} for state in record.states]
     return replace(record, states=tuple(states))
+
+
+def with_copies(record: ParameterRecord, copies: Iterable[Array]) -> ParameterRecord:
+    """Return a record with these copies of the parameters."""
+    return replace(record, states=tuple({**state, "y": copy} for state, copy in zip(record.states, copies)))
 
 
 def is_saved_in(optimizer: Any, state_dict: Any) -> bool:

@@ -280,6 +280,7 @@ def read(optimizer: Any, path: str | os.PathLike[str], params: bool) -> dict[str
     def rooms(arrays: list[Array]) -> list[Array]:  # all at once: with a folder for state that is one file
         return all_zeros_like(arrays, optimizer._state_folder)
 
-    # The file decides on the mode.
-    like = snapshot(optimizer, params, _evaluation.in_mode(optimizer, optimizer._spec.evaluation_weight is not None))
-    return _checkpoint.read(path, like, rooms=rooms)
+    record: ParameterRecord = optimizer._record
+    if optimizer._spec.evaluation_weight is not None:  # the file decides on the mode
+        record = _evaluation.with_copies(record, map(_storage.raw, record.params))
+    return _checkpoint.read(path, snapshot(optimizer, params, record), rooms=rooms)

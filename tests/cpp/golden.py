@@ -134,7 +134,8 @@ def case(
         fits = all(math.isfinite(x) for x in vars(folded[-1]).values() if x is not None)
         reference = next_one if fits else reference  # a step whose coefficients overflow changes nothing
         clip_value = math.inf if options["clip_value"] is None else options["clip_value"]
-        yield from [options["lr"], options["weight_decay"], clip_value, options["ema_decay"] or 0]
+        weight_decay = 0.0 if rule.decays else options["weight_decay"]
+        yield from [options["lr"], weight_decay, clip_value, options["ema_decay"] or 0]
         yield from [options["decoupled_weight_decay"], options["maximize"], keeps_subnormals(rule, options), scale]
         yield from [*spec.numbers(options), fits, is_usable(grad, scale, rule.squares)]
     yield from [reference.params[0], *([reference.ema[0]] if averaged else [])]

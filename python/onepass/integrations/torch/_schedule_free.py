@@ -98,13 +98,15 @@ class ScheduleFreeAdamW(OnePass):
 
         Steps are refused until `train`. Does nothing in evaluation mode.
         """
+        evaluation_weight = self._kind._spec.evaluation_weight
+        assert evaluation_weight is not None
         with self._slow_lock:
             made = []
             for group in self.param_groups:
                 if not group["train_mode"]:
                     continue
                 self._check(group)
-                weight = 1 - 1 / plain(group["betas"], False)[0]
+                weight = evaluation_weight({"betas": plain(group["betas"], False)})
                 for param in group["params"]:
                     state = self.state.get(param, {})
                     if "z" in state:
