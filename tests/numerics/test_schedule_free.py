@@ -114,6 +114,22 @@ def test_modes_have_the_bits_of_the_reference_and_come_back_to_the_same_bits(sto
         assert all(state["z"].dtype == comparable(p).dtype for p, state in zip(params, optimizer.state.values()))
 
 
+@pytest.mark.parametrize("master_bits", [32, 24])
+def test_zeros_that_the_user_wrote_are_averaged_as_zeros(master_bits: int) -> None:
+    """The lower bits of a bfloat16 weight stay when its upper bits become zero, and may be negative."""
+    pytest.importorskip("ml_dtypes")
+    options: dict[str, Any] = {"lr": 0.05, "master_bits": master_bits}
+    start = ordinary(np.random.default_rng(2), 500, np.float64).astype(BFLOAT16)
+    optimizer, reference = onepass.ScheduleFreeAdamW(start, **options), Reference("ScheduleFreeAdamW", start, **options)
+    for one in (optimizer, reference):
+        grad = ordinary(np.random.default_rng(3), 500, np.float32)
+        one.step(grad if one is optimizer else [grad])
+        (one.params if one is optimizer else one.params[0])[...] = 0
+        one.eval()
+    assert (optimizer.state[0]["param_low"] < 0).any()
+    assert_is_reference(optimizer, reference)
+
+
 def test_a_new_optimizer_trains_weights_that_are_their_average() -> None:
     p = np.array([1.5, -0.0, np.inf, 3e-320])
     optimizer = onepass.ScheduleFreeAdamW(p)

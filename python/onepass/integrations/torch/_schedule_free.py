@@ -147,7 +147,6 @@ def _converted(state_dict: dict[str, Any]) -> dict[str, Any]:
     own = []
     for group in groups:
         counts = {name: float(group[theirs]) for theirs, name in _COUNTS.items()}
-        counts["lr_max"] = max(counts["lr_max"], 0.0)  # -1 before the first step
         for index in group["params"]:
             if index in state:
                 state[index] = {**state[index], **counts}
