@@ -282,9 +282,8 @@ def lion(k: Numbers, p: Elements, g: Elements, m: Elements) -> tuple[Any, ...]:
 
 
 def real_power(base: float, exponent: float) -> float:
-    """A power by the C library, and without it for the exponents 0, 1 and 2."""
-    exact = {0.0: 1.0, 1.0: base, 2.0: base * base}
-    return exact[exponent] if exponent in exact else math.pow(base, exponent)
+    """A power by the C library, but for squares."""
+    return base * base if exponent == 2 else math.pow(base, exponent)
 
 
 def warmed_up(t: int, o: Numbers) -> float:

@@ -133,10 +133,7 @@ double power(double base, std::int64_t exponent) noexcept {
 double libm_pow(double base, double exponent) noexcept { return std::pow(base, exponent); }
 
 double real_power(double base, double exponent) noexcept {
-  if (exponent == 0) return 1;
-  if (exponent == 1) return base;
-  if (exponent == 2) return base * base;
-  return libm_pow(base, exponent);
+  return exponent == 2 ? base * base : libm_pow(base, exponent);
 }
 
 }  // namespace onepass

@@ -15,7 +15,7 @@ double power(double base, std::int64_t exponent) noexcept;
 // base^exponent by the C library, whose last bit may differ from another library's: for real exponents only.
 double libm_pow(double base, double exponent) noexcept;
 
-// base^exponent with the same bits on every machine for the exponents 0, 1 and 2; otherwise libm_pow().
+// base^exponent: a product for the exponent 2, otherwise by the C library, which is exact for the exponents 0 and 1.
 double real_power(double base, double exponent) noexcept;
 
 }  // namespace onepass

@@ -42,7 +42,7 @@ struct ScheduleFreeAdamW {
     const double lr = step.lr * (t < options.warmup_steps ? t / options.warmup_steps : 1);
     double& lr_max = step.scalars.values[0];
     double& weight_sum = step.scalars.values[1];
-    if (lr > lr_max) lr_max = lr;
+    lr_max = maximum(lr_max, lr);
     const double weight = real_power(t, options.r) * real_power(lr_max, options.weight_lr_power);
     weight_sum = weight_sum + weight;
     const double c = weight_sum == 0 ? 0 : weight / weight_sum;
