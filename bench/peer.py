@@ -45,7 +45,8 @@ def _shared_options(rule: str) -> tuple[str, ...]:
 
 # Every rule of onepass, with its options besides the learning rate.
 RULES = {rule: _shared_options(rule) for rule in _reference.RULES}
-TORCH_RULES = tuple(rule for rule in RULES if rule not in ("Lion", "AdEMAMix"))  # those that torch.optim has
+# Those that torch.optim has.
+TORCH_RULES = tuple(rule for rule in RULES if rule not in ("Lion", "AdEMAMix", "ScheduleFreeAdamW"))
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,9 @@ VALUES: dict[str, list[Any]] = {
     "centered": [False, True],
     "momentum": [0.0, 0.9],
     "lr_decay": [0.0, 0.3],
+    "warmup_steps": [0, 5],
+    "r": [0.0, 1.0, 0.5],
+    "weight_lr_power": [2.0, 0.0, 0.5],
     "initial_accumulator_value": [0.0, 0.2],
     "maximize": [False, True],
     "clip_value": [None, 1.5],
@@ -90,14 +93,25 @@ TOGETHER: dict[frozenset[str], tuple[str, list[dict[str, Any]]]] = {
 }
 
 
+def accepts(kind: str, options: dict[str, Any]) -> bool:
+    """Return False if an optimizer refuses these options together with its defaults."""
+    try:
+        CLASSES[kind]._spec.validate({**onepass._reference.defaults(kind), **options})
+    except ValueError:
+        return False
+    return True
+
+
 def values_of(kind: str) -> dict[str, list[Any]]:
     """Return the values to try for each option of an optimizer. A value that is a mapping sets several options."""
     checks = CLASSES[kind]._spec.checks
     names = checks.keys() - STORAGE
     tied = {name for together in TOGETHER if together <= names for name in together}
-    values = {name: VALUES[name] for name in names if name not in tied}  # KeyError: an option without values to try
-    if checks.get("betas") is _checks.three_betas:
-        values["betas"] = THREE_BETAS
+    choices = {**VALUES, "betas": THREE_BETAS if checks.get("betas") is _checks.three_betas else VALUES["betas"]}
+    # KeyError: an option without values to try
+    values = {
+        name: [value for value in choices[name] if accepts(kind, {name: value})] for name in names if name not in tied
+    }
     return values | dict(values for together, values in TOGETHER.items() if together <= names)
 
 

@@ -48,6 +48,7 @@ OWN: dict[str, list[dict[str, Any]]] = {
     "SGD": [{}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.5, "dampening": 0.5}],
     "Lion": [{}],
     "AdEMAMix": [{}, {"alpha_warmup": 3, "beta3_warmup": 5}],
+    "ScheduleFreeAdamW": [{}, {"warmup_steps": 3, "r": 1.0, "weight_lr_power": 0.0}],
 }
 
 

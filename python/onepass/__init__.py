@@ -31,7 +31,20 @@ from ._flatten import flatten
 from ._group import Group
 from ._optimizer import Optimizer
 from .functional import adam_step
-from .optimizers import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, AdEMAMix, Lion, NAdam, RAdam, RMSprop
+from .optimizers import (
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    AdEMAMix,
+    Lion,
+    NAdam,
+    RAdam,
+    RMSprop,
+    ScheduleFreeAdamW,
+)
 from .presets import presets
 from .sparse import SparseRows
 
@@ -49,6 +62,7 @@ __all__ = [
     "Optimizer",
     "RAdam",
     "RMSprop",
+    "ScheduleFreeAdamW",
     "SparseRows",
     "adam_step",
     "config",

@@ -27,7 +27,6 @@ from numpy.lib import format as npy
 from . import schedules
 from ._checks import plural
 from ._storage import LOW_DTYPES, check_scales, in_storage
-from ._types import StateDtype
 
 Array = npt.NDArray[Any]
 StateDict = Mapping[str, Any]
@@ -379,14 +378,13 @@ def read(
     take: Callable[[int, str, Array], Any] = lambda index, name, array: array,
     rooms: Callable[[list[Array]], Iterable[Array]] = lambda arrays: map(np.empty_like, arrays),
     any_storage: bool = True,
-    narrowest: Mapping[str, StateDtype] | None = None,
 ) -> dict[str, Any]:
     """Read a state dict that an optimizer whose own is `like` can take.
 
     Names, shapes, dtypes and sizes are checked before the first array is allocated, every checksum is verified, and
     nothing in the file is evaluated or unpickled. What is kept of an array is what `take` makes of its parameter's
     index, its name and itself; `rooms` says where arrays like these are read to. any_storage: moments may be stored in
-    more or in fewer bits than the optimizer's own; narrowest: as in the optimizer's Spec.
+    more or in fewer bits than the optimizer's own.
 
     Raises:
         OSError: the file cannot be opened.
@@ -397,7 +395,7 @@ def read(
         try:
             file.longest = _LONGEST + 4 * len(_scalars(like)) + 256 * len(_arrays(like))
             with zipfile.ZipFile(file) as archive:
-                return _load(archive, like, take, rooms, any_storage, narrowest or {})
+                return _load(archive, like, take, rooms, any_storage)
         except MemoryError:
             raise
         except Exception as error:  # zipfile raises a dozen kinds
@@ -434,7 +432,6 @@ def _load(
     take: Callable[[int, str, Array], Any],
     rooms: Callable[[list[Array]], Iterable[Array]],
     any_storage: bool,
-    narrowest: Mapping[str, StateDtype],
 ) -> dict[str, Any]:
     infos = {info.filename: info for info in archive.infolist()}
     if len(infos) != len(archive.infolist()):
@@ -442,7 +439,7 @@ def _load(
     if _SCALARS not in infos:
         raise ValueError(f"not a onepass checkpoint (missing member {_SCALARS!r})")
     found = _load_scalars(archive, infos[_SCALARS])
-    like = _stored_like(like, found, infos, narrowest) if any_storage else like
+    like = _stored_like(like, found, infos) if any_storage else like
     wanted = {_member(*key): (*key, own) for key, own in _arrays(like).items()}
     params = {_member(index, "param") for index in like["state"]}
     if params <= wanted.keys() and not params & infos.keys():
@@ -467,9 +464,7 @@ def _load(
     return found
 
 
-def _stored_like(
-    like: StateDict, found: dict[str, Any], members: Iterable[str], narrowest: Mapping[str, StateDtype]
-) -> StateDict:
+def _stored_like(like: StateDict, found: dict[str, Any], members: Iterable[str]) -> StateDict:
     """Return the optimizer's own state dict with arrays as in the file, which may store them otherwise."""
     saved = found.get("param_groups")
     if not isinstance(saved, list) or not all(isinstance(group, dict) for group in saved):
@@ -477,9 +472,11 @@ def _stored_like(
     states = dict(like["state"])
     for own, group in zip(like["param_groups"], saved):
         for index in own["params"]:
-            states[index] = in_storage(states[index], group, narrowest)
-            if _member(index, "param_low") not in members:  # of float32 parameters, or with master_bits=16
-                states[index].pop("param_low", None)
+            states[index] = in_storage(states[index], group)
+            # param_low: missing with float32 parameters or master_bits=16; y: missing in training mode
+            for name in ("param_low", "y"):
+                if _member(index, name) not in members:
+                    states[index].pop(name, None)
     return {**like, "state": states}
 
 

@@ -173,6 +173,14 @@ def steps_or_none(name: str, value: int | None) -> int | None:
     return number
 
 
+def count(name: str, value: int) -> int:
+    """An integer, 0 or more, that a double holds."""
+    number = integer(name, value)
+    if not 0 <= number <= 2**53:
+        raise ValueError(f"{name} must be at least 0 and at most 2**53, got {value!r}")
+    return number
+
+
 def positive_or_none(name: str, value: SupportsFloat | None) -> float | None:
     """A number above 0, which may be infinite, or None."""
     if value is None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, TypedDict, TypeVar, overload
 
 from . import _core
 from ._checks import flag, nonfinite, plural, positive_or_none, seed
 from ._storage import OPTIONS as STORAGE_OPTIONS
-from ._storage import WIDTHS, check_options, limited
+from ._storage import check_options
 from ._types import Average, Check, Nonfinite, Rounding, StateDtype
 
 if TYPE_CHECKING:
@@ -97,8 +97,9 @@ class Spec:
     decoupled: bool | str = False  # True if weight decay shrinks the parameter, or the name of the option that decides
     initial: str = ""  # option with the initial value of state arrays; without an option, 0
     flush_from_eps: float = 1e-16  # threshold of eps: with a smaller eps, subnormal numbers are kept
-    scalars: tuple[str, ...] = ()  # state other than arrays and step counts
-    narrowest: Mapping[str, StateDtype] = field(default_factory=dict)  # storage of moments that need more bits
+    moment_beta: int | None = 0  # index in betas of the decay of the first moment, if there is one
+    # Weight w of an evaluation mode, in which the parameters are y + w·(z - y) with the trained ones y and the state z.
+    evaluation_weight: Callable[[Mapping[str, Any]], float] | None = None
     validate: Callable[[Mapping[str, Any]], None] = lambda options: None  # raises if options contradict each other
 
     def rule_name(self, options: Mapping[str, Any]) -> str:
@@ -111,11 +112,6 @@ class Spec:
         named["hat"] = options.get("eps_mode") == "hat"
         named |= options
         return [float(named[name] or 0) for name in _core.rules[self.rule_name(options)][0]]
-
-    def moments(self, options: Mapping[str, Any]) -> dict[str, StateDtype]:
-        """Return the storage of each of the rule's state arrays."""
-        names = _core.rules[self.rule_name(options)][1]
-        return {name: limited(options["state_dtype"], self.narrowest.get(name, WIDTHS[-1])) for name in names}
 
     def buffers(self, options: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return the values that determine which state arrays exist."""

@@ -55,6 +55,11 @@ class ParameterRecord:
             (*self.pins, *pins),
         )
 
+    @property
+    def is_evaluating(self) -> bool:
+        """True if the state holds a copy of the parameters as they are trained."""
+        return any("y" in state for state in self.states)
+
     def ranges(self) -> Iterator[tuple[Group, range]]:
         """Yield each group with the indices of its parameters."""
         first = 0
@@ -124,7 +129,7 @@ def create_groups(
 
 def initial_states(group: Group, spec: Spec, folder: str | None) -> list[dict[str, Array]]:
     """Return the state of a group's parameters before the first step: arrays by name, "ema" among them."""
-    moments = spec.moments(group)
+    moments = rules[spec.rule_name(group)][1]
     layouts = [_storage.state_layout(group, array, moments) for array in group.params]
     rooms = iter(all_zeros([like for layout in layouts for like in layout.values()], folder))
     states = [{name: next(rooms) for name in layout} for layout in layouts]
@@ -133,8 +138,8 @@ def initial_states(group: Group, spec: Spec, folder: str | None) -> list[dict[st
         for name in state:
             if name.endswith("_scale"):
                 state[name].fill(_storage.SCALES[0])
-        if "ema" in state:
-            np.copyto(state["ema"], _storage.widened(array))
+        for name in {"ema", *_storage.WEIGHTS} & state.keys():
+            np.copyto(state[name], _storage.widened(array))
         for name in moments if first else ():
             with np.errstate(over="ignore"):
                 values = np.full_like(array, first, _storage.value_dtype(array))

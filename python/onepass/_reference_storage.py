@@ -17,6 +17,7 @@ Array = npt.NDArray[Any]
 DIVISORS = frozenset(
     {"exp_avg_sq", "exp_inf", "square_avg", "sum", "acc_delta"}
 )  # rules divide by these states or take their roots
+WEIGHTS = frozenset({"z"})  # these states start as copies of the parameter and are never narrow
 AT_LEAST_BFLOAT16 = frozenset({"exp_avg_slow"})  # float8's noise is too large for these states
 GROUP = 128  # consecutive elements that share a float8 scale
 SMALLEST_NARROW = 4096  # smaller tensors keep float32 state

@@ -6,12 +6,12 @@ The core does the arithmetic; `_reference_storage.py` is its specification.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from ._core import NarrowArrays, decode, encode, scale_group
+from ._core import NarrowArrays, decode, encode, rules, scale_group
 from ._types import Array, StateDtype
 
 NARROW_FROM = 4096  # elements: smaller parameters keep float32 state
@@ -19,7 +19,9 @@ WIDTHS: tuple[StateDtype, ...] = (None, "bfloat16", "float8")  # the values of s
 DTYPES = {"bfloat16": np.uint16, "float8": np.uint8}  # of the stored bits, by state_dtype
 LOW_DTYPES = {32: np.int16, 24: np.int8}  # of the lower part of bfloat16 parameters, by master_bits
 OPTIONS = ("state_dtype", "master_bits", "rounding")  # the options of a group that decide how its arrays are stored
-SIGNED = {"exp_avg", "exp_avg_slow", "grad_avg", "momentum_buffer"}  # rules divide by all other state or take its root
+KINDS = {name: kind for _, states, _ in rules.values() for name, kind in states.items()}  # of the rules' state arrays
+NARROWEST: dict[str, StateDtype] = {"moment": "float8", "divisor": "float8", "slow_moment": "bfloat16", "weight": None}
+WEIGHTS = {name for name, kind in KINDS.items() if kind == "weight"}
 SCALES = 2.0**-117, float(np.finfo(np.float32).max / np.float32(448))  # the smallest and largest scale
 FLOAT8_LIMITS = {"betas": 0.99, "momentum": 0.99, "rho": 0.95}  # above these values, float8 noise is too large
 
@@ -51,7 +53,9 @@ def check_options(spec: Any, options: Mapping[str, Any]) -> None:
         )
     for name, limit in FLOAT8_LIMITS.items() if state_dtype == "float8" else ():
         value = options.get(name, 0.0)
-        index = 1 if spec.rule == "lion" else 0  # Lion's momentum decays by its second beta
+        index = spec.moment_beta
+        if isinstance(value, tuple) and index is None:
+            continue
         first = value[index] if isinstance(value, tuple) else value
         if first > limit:
             label = f"{name}[{index}]" if isinstance(value, tuple) else name
@@ -82,16 +86,20 @@ def check_master_bits(groups: Iterable[Mapping[str, Any]], params: Iterable[Arra
         raise ValueError(f"master_bits={bits[0]} needs bfloat16 parameters, got {arrays[0].dtype}: use master_bits=32")
 
 
-def limited(state_dtype: StateDtype, narrowest: StateDtype) -> StateDtype:
-    """Return the storage of a moment that must not be narrower than ``narrowest``."""
-    return min(state_dtype, narrowest, key=WIDTHS.index)
+def limited(name: str, state_dtype: StateDtype) -> StateDtype:
+    """Return the storage of a large state array: state_dtype, but no narrower than the array's kind allows."""
+    return min(state_dtype, NARROWEST[KINDS[name]], key=WIDTHS.index)
 
 
-def moment_dtype(state_dtype: StateDtype, array: Array) -> np.dtype[Any]:
-    """Return the dtype in which a moment of a parameter is stored."""
-    if state_dtype is None or array.size < NARROW_FROM:
-        return value_dtype(array)
-    return np.dtype(DTYPES[state_dtype])
+def is_divisor(name: str) -> bool:
+    """Return True for a state array that rules divide by or take the root of."""
+    return KINDS[name] == "divisor"
+
+
+def state_array_dtype(name: str, options: Mapping[str, Any], array: Array) -> np.dtype[Any]:
+    """Return the dtype in which a state array of a parameter is stored."""
+    stored = limited(name, options["state_dtype"])
+    return value_dtype(array) if stored is None or array.size < NARROW_FROM else np.dtype(DTYPES[stored])
 
 
 def scale_count(array: Array) -> int:
@@ -100,12 +108,12 @@ def scale_count(array: Array) -> int:
 
 
 def state_layout(
-    options: Mapping[str, Any], array: Array, moments: Mapping[str, StateDtype]
+    options: Mapping[str, Any], array: Array, names: Iterable[str]
 ) -> dict[str, tuple[Array, np.dtype[Any]]]:
     """Return, for each array of a parameter's state, an array with its shape and order, and its dtype."""
     layout = {}
-    for name, state_dtype in moments.items():
-        stored = moment_dtype(state_dtype, array)
+    for name in names:
+        stored = state_array_dtype(name, options, array)
         layout[name] = array, stored
         if stored == np.uint8:
             layout[f"{name}_scale"] = np.empty(scale_count(array), np.float32), np.dtype(np.float32)
@@ -116,13 +124,13 @@ def state_layout(
     return layout
 
 
-def describe(options: Mapping[str, Any], array: Array, state: Mapping[str, Array], moments: list[str]) -> Any:
+def describe(options: Mapping[str, Any], array: Array, state: Mapping[str, Array], names: Collection[str]) -> Any:
     """Return a parameter's narrow arrays in the form that the core takes, or None if all arrays have one dtype."""
-    if not is_bfloat16(array) and all(state[name].dtype == array.dtype for name in moments):
+    if not is_bfloat16(array) and all(state[name].dtype == array.dtype for name in names):
         return None
     return NarrowArrays(
-        [state.get(f"{name}_scale") for name in moments],
-        [name not in SIGNED for name in moments],
+        [state.get(f"{name}_scale") for name in names],
+        [is_divisor(name) for name in names],
         state.get("param_low"),
         options["master_bits"],
         options["rounding"] == "stochastic",
@@ -144,12 +152,22 @@ def decoded(stored: Array, scales: Array | None = None) -> Array:
 
 def encode_into(name: str, values: Array, state: Mapping[str, Array]) -> None:
     """Encode float32 numbers, rounded to nearest, into the arrays of a moment."""
-    encode(flat(values), name not in SIGNED, flat(state[name]), state.get(f"{name}_scale"))
+    encode(flat(values), is_divisor(name), flat(state[name]), state.get(f"{name}_scale"))
 
 
 def widened(array: Array) -> Array:
     """Return a parameter's values in the dtype of the arithmetic."""
     return decoded(array.view(np.uint16)) if is_bfloat16(array) else array
+
+
+def joined(array: Array, low: Array | None) -> Array:
+    """Return the values of a parameter in the dtype of the arithmetic, with the lower part of a bfloat16 parameter."""
+    if low is None or not is_bfloat16(array):
+        return widened(array)
+    high = array.view(np.uint16)
+    lower = low.astype(np.int32) << np.int32(8 if low.dtype == np.int8 else 0)
+    lower = np.where(((high & 0x7FFF) == 0) & (lower < 0), np.int32(0), lower)  # a zero that the user wrote
+    return np.asarray((high.astype(np.uint32) << np.uint32(16)) + lower.view(np.uint32)).view(np.float32)
 
 
 def shown(name: str, array: Array) -> Array:
@@ -169,7 +187,7 @@ def raw(array: Any) -> Any:
 
 def moments_of(state: Mapping[str, Any]) -> list[str]:
     """Return the names of the moments in a parameter's state."""
-    other = {"ema", "param", "param_low"}
+    other = {"ema", "param", "param_low", "y", *WEIGHTS}
     return [
         name
         for name, value in state.items()
@@ -177,9 +195,7 @@ def moments_of(state: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def in_storage(
-    own: Mapping[str, Any], options: Mapping[str, Any], narrowest: Mapping[str, StateDtype]
-) -> dict[str, Any]:
+def in_storage(own: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return a parameter's state in the layout of other storage options; arrays of new dtypes are uninitialised."""
     found = options.get("state_dtype")
     state_dtype: StateDtype = found if found in WIDTHS else None
@@ -187,7 +203,7 @@ def in_storage(
     for name in moments_of(own):
         array = own[name]
         wide = _wide(array)
-        stored = None if wide == np.float64 else limited(state_dtype, narrowest.get(name, WIDTHS[-1]))
+        stored = None if wide == np.float64 else limited(name, state_dtype)
         dtype = wide if stored is None or array.size < NARROW_FROM else np.dtype(DTYPES[stored])
         if dtype == array.dtype:
             entries |= {key: own[key] for key in (name, f"{name}_scale") if key in own}

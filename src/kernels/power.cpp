@@ -134,4 +134,8 @@ double libm_pow(double base, double exponent) noexcept { return std::pow(base, e
 double libm_exp(double x) noexcept { return std::exp(x); }
 double libm_log(double x) noexcept { return std::log(x); }
 
+double real_power(double base, double exponent) noexcept {
+  return exponent == 2 ? base * base : libm_pow(base, exponent);
+}
+
 }  // namespace onepass

@@ -19,4 +19,7 @@ double libm_pow(double base, double exponent) noexcept;
 double libm_exp(double x) noexcept;
 double libm_log(double x) noexcept;
 
+// base^exponent: a product for the exponent 2, otherwise by the C library, which is exact for the exponents 0 and 1.
+double real_power(double base, double exponent) noexcept;
+
 }  // namespace onepass

@@ -12,6 +12,7 @@
 #include "kernels/rules/nadam.hpp"
 #include "kernels/rules/radam.hpp"
 #include "kernels/rules/rmsprop.hpp"
+#include "kernels/rules/schedule_free_adamw.hpp"
 #include "kernels/rules/sgd.hpp"
 #include "kernels/stream_baseline.hpp"
 #include "kernels/table.hpp"
@@ -35,6 +36,7 @@ constexpr RuleEntry rules[] = {
     make_entry<SGDMomentum>(),
     make_entry<Lion>(),
     make_entry<AdEMAMix>(),
+    make_entry<ScheduleFreeAdamW>(),
 };
 
 constexpr Kernels table(const char* instruction_set) noexcept {

@@ -112,13 +112,13 @@ bool TorchEngine::find_narrow(std::size_t i, Parameter& parameter, Finder& finde
   const bool is_bfloat16 = finder.find_elements(tensor, Storage::bfloat16, operands.param);
   if (!is_bfloat16 && !finder.find_elements(tensor, Storage::plain, operands.param)) return false;
   parameter.dtype = onepass::float32;
-  parameter.is_narrow = is_bfloat16 || (options.is_state_narrow && is_large);
+  parameter.is_narrow = is_bfloat16 || (options.has_narrow_states && is_large);
   storage.param = is_bfloat16 ? Storage::bfloat16 : Storage::plain;
   storage.master_bits = options.master_bits;
   storage.stochastic = options.stochastic;
   const std::size_t states = rule(g).state_count;
   for (std::size_t k = 0; k < states; ++k) {
-    storage.state[k] = is_large ? options.moments[k] : Storage::plain;
+    storage.state[k] = is_large ? options.states[k] : Storage::plain;
     if (!finder.find_elements(held.tensors[k], storage.state[k], operands.state[k])) return false;
     storage.divisor[k] = options.divisors[k];
     const bool has_scales = storage.state[k] == Storage::float8;
@@ -142,23 +142,24 @@ bool TorchEngine::locate_narrow_gradient(std::size_t i) {
 
 void register_torch_storage(py::module_& m) {
   py::class_<TorchStorage>(m, "TorchStorage")
-      .def(py::init([](bool is_state_narrow, const std::vector<std::string>& moments, std::size_t narrow_from,
-                       std::vector<py::object> scales, std::vector<bool> divisors, py::object low,
-                       unsigned char master_bits, bool stochastic) {
-             const std::size_t count = moments.size();
+      .def(py::init([](const std::vector<std::string>& states, std::size_t narrow_from, std::vector<py::object> scales,
+                       std::vector<bool> divisors, py::object low, unsigned char master_bits, bool stochastic) {
+             const std::size_t count = states.size();
              if (scales.size() != count || divisors.size() != count || count > onepass::max_states) {
-               throw py::value_error("one name of scales and one divisor for each moment");
+               throw py::value_error("one name of scales and one divisor for each state");
              }
              std::vector<Storage> stored(count, Storage::plain);
              for (std::size_t k = 0; k < count; ++k) {
-               if (moments[k] == "float8") stored[k] = Storage::float8;
-               if (moments[k] == "bfloat16") stored[k] = Storage::bfloat16;
+               if (states[k] == "float8") stored[k] = Storage::float8;
+               if (states[k] == "bfloat16") stored[k] = Storage::bfloat16;
              }
-             return TorchStorage{is_state_narrow,     std::move(stored), narrow_from, std::move(scales),
-                                 std::move(divisors), std::move(low),    master_bits, stochastic};
+             const bool has_narrow =
+                 std::any_of(stored.begin(), stored.end(), [](Storage one) { return one != Storage::plain; });
+             return TorchStorage{std::move(stored),   has_narrow,     narrow_from, std::move(scales),
+                                 std::move(divisors), std::move(low), master_bits, stochastic};
            }),
-           py::arg("is_state_narrow"), py::arg("moments"), py::arg("narrow_from"), py::arg("scales"),
-           py::arg("divisors"), py::arg("low"), py::arg("master_bits"), py::arg("stochastic"));
+           py::arg("states"), py::arg("narrow_from"), py::arg("scales"), py::arg("divisors"), py::arg("low"),
+           py::arg("master_bits"), py::arg("stochastic"));
 }
 
 }  // namespace onepass::python

@@ -144,6 +144,7 @@ OUT_OF_RANGE: dict[Any, list[tuple[Any, str]]] = {
     ],
     _checks.steps_or_none: [(0, "must be at least 1 or None, got 0"), (-3, "must be at least 1 or None, got -3")],
     _checks.ema_decay: [*AVERAGE, (NAN, "must be finite, got nan")],
+    _checks.count: [(-1, "must be at least 0 and at most 2**53, got -1")],
     _checks.master_bits: [(8, "must be 32, 24 or 16, got 8")],
     _checks.flag: [],
     _checks.eps_mode: [("tf", "must be 'paper' or 'hat', got 'tf'")],
@@ -295,6 +296,7 @@ def test_every_option_can_be_set_on_an_optimizer_with_one_group() -> None:
                     "betas": (0.25, 0.5, 0.75)[: len(value)] if name == "betas" else None,
                     "alpha_warmup": 3,
                     "beta3_warmup": 3,
+                    "warmup_steps": 3,
                 }
                 other = others.get(name, 0.25)
                 wanted = not value if isinstance(value, bool) else other

@@ -47,6 +47,9 @@ CHOICES: dict[str, list[Any]] = {  # of each option; flags and decays are not li
     "alpha_warmup": [None, 2, 1000, 1 << 40],
     "beta3_warmup": [None, 2, 1000, 1 << 40],
     "momentum_decay": [0.0, 0.004, 0.1, 3.0],
+    "warmup_steps": [0, 3, 1000],
+    "r": [0.0, 1.0, 2.0],
+    "weight_lr_power": [0.0, 1.0, 2.0],
 }
 BARE: dict[str, Any] = {"weight_decay": 0.0, "clip_value": None, "maximize": False, "ema_decay": None}
 # The cases of each rule, dtype and treatment of subnormal numbers: the number of steps, and options that are not drawn.
@@ -111,7 +114,7 @@ def case(
     param, average, *rest = arrays(2 + len(states) + number, SIZE, np.arange(SIZE) % 3, dtype, seed)
     averaged = "ema_decay" not in fixed and pick([False, True])
     count = 0 if number == 1 else pick(COUNTS)
-    scalars = {name: pick([0.25, 0.37, 0.9]) if count else 1.0 for name in spec.scalars}
+    scalars = {name: pick([0.25, 0.37, 0.9]) if count else initial for name, initial in rule.scalars.items()}
     reference = Reference(kind, param, flush_denormals=flush, ema_decay=0.0 if averaged else None, **switches)
     reference.rule = rule._replace(fold=fold)
     reference.ema[0] = average if averaged else None
@@ -135,7 +138,8 @@ def case(
         fits = all(math.isfinite(x) for x in vars(folded[-1]).values() if x is not None)
         reference = next_one if fits else reference  # a step whose coefficients overflow changes nothing
         clip_value = math.inf if options["clip_value"] is None else options["clip_value"]
-        yield from [options["lr"], options["weight_decay"], clip_value, options["ema_decay"] or 0]
+        weight_decay = 0.0 if rule.decays else options["weight_decay"]
+        yield from [options["lr"], weight_decay, clip_value, options["ema_decay"] or 0]
         yield from [options["decoupled_weight_decay"], options["maximize"], keeps_subnormals(rule, options), scale]
         yield from [*spec.numbers(options), fits, is_usable(grad, scale, rule.squares)]
     yield from [reference.params[0], *([reference.ema[0]] if averaged else [])]

@@ -436,11 +436,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0},
     "AdEMAMix": {"lr": 1e-3, "betas": (0.9, 0.999, 0.9999), "alpha": 5.0, "alpha_warmup": None, "beta3_warmup": None}
     | {"eps": 1e-8, "weight_decay": 0.0},
+    "ScheduleFreeAdamW": {"lr": 2.5e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "warmup_steps": 0}
+    | {"r": 0.0, "weight_lr_power": 2.0},
 }
 
 
 @pytest.mark.parametrize("kind", DEFAULTS)
-def test_defaults_are_those_of_torch_or_of_the_paper(kind: str) -> None:
+def test_defaults_are_those_of_torch_or_of_the_authors(kind: str) -> None:
     parameters = inspect.signature(getattr(onepass, kind)).parameters.values()
     found = {p.name: p.default for p in parameters if p.name != "params"}
     assert found == DEFAULTS[kind] | COMMON | STORAGE | {"flush_denormals": True}

@@ -21,7 +21,8 @@ template <class T>
 struct AdEMAMix {
   using Options = AdEMAMixOptions;
   static constexpr const char* name = "ademamix";
-  static constexpr const char* states[] = {"exp_avg", "exp_avg_sq", "exp_avg_slow"};
+  static constexpr StateEntry states[] = {
+      {"exp_avg", StateKind::moment}, {"exp_avg_sq", StateKind::divisor}, {"exp_avg_slow", StateKind::slow_moment}};
   static constexpr bool squares_gradient = true;
 
   T beta1;

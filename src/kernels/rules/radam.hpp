@@ -18,7 +18,7 @@ template <class T>
 struct RAdam {
   using Options = RAdamOptions;
   static constexpr const char* name = "radam";
-  static constexpr const char* states[] = {"exp_avg", "exp_avg_sq"};
+  static constexpr StateEntry states[] = {{"exp_avg", StateKind::moment}, {"exp_avg_sq", StateKind::divisor}};
   static constexpr bool squares_gradient = true;
 
   T beta1;

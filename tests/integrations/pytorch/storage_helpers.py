@@ -21,6 +21,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("SGD", {}),
     ("Lion", {"clip_value": 0.5}),
     ("AdEMAMix", {"weight_decay": 0.1, "beta3_warmup": 5}),
+    ("ScheduleFreeAdamW", {"warmup_steps": 2, "weight_decay": 0.1}),
 ]
 for_each_case = pytest.mark.parametrize(
     ("name", "options"), CASES, ids=[f"{name}-{'-'.join(options) or 'defaults'}" for name, options in CASES]

@@ -45,12 +45,13 @@ from .. import needed
 from ._backward import step_in_backward
 from ._cast import cast_model
 from ._optimizer import OnePass
+from ._schedule_free import ScheduleFreeAdamW
 
 with needed("torch"):
     import torch
 
 __all__ = ["SGD", "AdEMAMix", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop"]
-__all__ += ["cast_model", "step_in_backward"]
+__all__ += ["ScheduleFreeAdamW", "cast_model", "step_in_backward"]
 
 
 class _CoreAdam(onepass.Adam):

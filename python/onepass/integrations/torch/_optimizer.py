@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from threading import RLock
 from typing import Any, ClassVar
 
+from ... import _core
 from ..._optimizer import Optimizer as CoreOptimizer
 from ..._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS, refuse_unknown
 from ..._storage import OPTIONS as STORAGE_OPTIONS
@@ -28,6 +29,7 @@ class OnePass(torch.optim.Optimizer):
     _kind: ClassVar[type[CoreOptimizer]]
     _missing: ClassVar[Mapping[str, Any]] = {}  # options missing in PyTorch's groups, or in groups of an older PyTorch
     _options: ClassVar[list[str] | None] = None  # the arguments, if those of PyTorch's class are known
+    _has_double_scalars: ClassVar[bool] = False  # the rule's scalars are float64, not as PyTorch's step counts
     _steps_itself: ClassVar[bool] = True
     _engine: Engine | None = None
     _in_backward: Any = None  # the handle of step_in_backward
@@ -310,12 +312,14 @@ class OnePass(torch.optim.Optimizer):
         spec, groups, state = self._kind._spec, [], dict(state_dict["state"])
         for group, saved in zip(self.param_groups, state_dict["param_groups"]):
             options = group_options(group)
-            moments = spec.moments(
-                {**DEFAULTS, **self._missing, **group, **saved, "state_dtype": options["state_dtype"]}
-            )
+            rule = spec.rule_name({**DEFAULTS, **self._missing, **group, **saved})
             for param, index in zip(group["params"], saved["params"]):
-                loaded = _storage.loaded(f"parameter {index}", options, param, moments, state.get(index))
-                if loaded is not None:
+                label, moments = f"parameter {index}", [*_core.rules[rule][1]]
+                if self._has_double_scalars and isinstance(state.get(index), Mapping):
+                    numbers = _core.rules[rule][2].keys() & state[index].keys()
+                    # PyTorch would cast tensors to the parameter's dtype; the next step makes tensors of these.
+                    state[index] = {**state[index], **{name: float(state[index][name]) for name in numbers}}
+                if (loaded := _storage.loaded(label, options, param, moments, state.get(index))) is not None:
                     state[index] = loaded
             kept = {name: value for name, value in saved.items() if name not in STORAGE_OPTIONS}
             groups.append({**kept, **{name: group[name] for name in STORAGE_OPTIONS if name in group}})

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ... import _core
 from ..._options import COMMON_DEFAULTS
-from ..._storage import NARROW_FROM, OPTIONS, SIGNED, check_options
-from ..._types import StateDtype
+from ..._storage import NARROW_FROM, OPTIONS, check_options, is_divisor, limited
 from .. import needed
 from . import _tensors
 from ._compat import is_distributed
@@ -32,21 +31,19 @@ def value_dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype
 
 
-def moment_dtype(state_dtype: StateDtype, tensor: torch.Tensor) -> torch.dtype:
-    """Return the dtype of a parameter's moment."""
-    if state_dtype is None or tensor.numel() < NARROW_FROM:
-        return value_dtype(tensor)
-    return DTYPES[state_dtype]
+def state_tensor_dtype(name: str, options: Mapping[str, Any], tensor: torch.Tensor) -> torch.dtype:
+    """Return the dtype of a state tensor of a parameter."""
+    stored = limited(name, options["state_dtype"])
+    return value_dtype(tensor) if stored is None or tensor.numel() < NARROW_FROM else DTYPES[stored]
 
 
 def state_dtypes(
-    options: Mapping[str, Any], tensor: torch.Tensor, moments: Mapping[str, StateDtype]
+    options: Mapping[str, Any], tensor: torch.Tensor, names: Iterable[str]
 ) -> dict[str, torch.dtype | None]:
     """Return the dtype of each tensor of a parameter's state, or None for a tensor of scales."""
     dtypes: dict[str, torch.dtype | None] = {}
-    for name, state_dtype in moments.items():
-        stored = moment_dtype(state_dtype, tensor)
-        dtypes[name] = stored
+    for name in names:
+        dtypes[name] = stored = state_tensor_dtype(name, options, tensor)
         if stored == torch.float8_e4m3fn:
             dtypes[f"{name}_scale"] = None
     if tensor.dtype == torch.bfloat16 and options["master_bits"] in LOW_DTYPES:
@@ -59,14 +56,13 @@ def state_dtypes(
 # ---- Descriptions for the core ----
 
 
-def core_storage(options: Mapping[str, Any], moments: Mapping[str, StateDtype]) -> _core.TorchStorage:
+def core_storage(options: Mapping[str, Any], names: Collection[str]) -> _core.TorchStorage:
     """Return the storage of a group in the form that the core's engine takes."""
     return _core.TorchStorage(
-        options["state_dtype"] is not None,
-        [state_dtype or "" for state_dtype in moments.values()],
+        [limited(name, options["state_dtype"]) or "" for name in names],
         NARROW_FROM,
-        [f"{name}_scale" for name in moments],
-        [name not in SIGNED for name in moments],
+        [f"{name}_scale" for name in names],
+        [is_divisor(name) for name in names],
         "param_low",
         options["master_bits"],
         options["rounding"] == "stochastic",
@@ -74,22 +70,18 @@ def core_storage(options: Mapping[str, Any], moments: Mapping[str, StateDtype]) 
 
 
 def narrow_tensors(
-    label: str,
-    options: Mapping[str, Any],
-    tensor: torch.Tensor,
-    state: Mapping[str, Any],
-    moments: Mapping[str, StateDtype],
+    label: str, options: Mapping[str, Any], tensor: torch.Tensor, state: Mapping[str, Any], names: Collection[str]
 ) -> _tensors.Narrow | None:
     """Return the tensors that only narrow storage has, or None if all tensors have the parameter's dtype."""
-    if tensor.dtype != torch.bfloat16 and moment_dtype(options["state_dtype"], tensor) == tensor.dtype:
+    dtypes = state_dtypes(options, tensor, names)
+    if tensor.dtype != torch.bfloat16 and all(dtypes[name] == tensor.dtype for name in names):
         return None
-    dtypes = state_dtypes(options, tensor, moments)
     if missing := [name for name in dtypes if state.get(name) is None]:
         raise KeyError(f"the state of {label} has no tensor {missing[0]!r} (was it created with other options?)")
     return _tensors.Narrow(
-        [dtypes[name] for name in moments],
-        [state.get(f"{name}_scale") if f"{name}_scale" in dtypes else None for name in moments],
-        [name not in SIGNED for name in moments],
+        [dtypes[name] for name in names],
+        [state.get(f"{name}_scale") if f"{name}_scale" in dtypes else None for name in names],
+        [is_divisor(name) for name in names],
         state["param_low"] if "param_low" in dtypes else None,
         dtypes.get("param_low"),
         options["master_bits"],
@@ -158,7 +150,7 @@ def encode_into(name: str, values: torch.Tensor, state: Mapping[str, Any]) -> No
         scales = state.get(f"{name}_scale")
         codes = _tensors.as_array(state[name], True)
         _core.encode(
-            _tensors.as_array(values, True), name not in SIGNED, codes, None if scales is None else scales.numpy()
+            _tensors.as_array(values, True), is_divisor(name), codes, None if scales is None else scales.numpy()
         )
 
 
@@ -186,26 +178,26 @@ class Loaded:
 
 
 def loaded(
-    label: str, options: Mapping[str, Any], tensor: torch.Tensor, moments: Mapping[str, StateDtype], saved: Any
+    label: str, options: Mapping[str, Any], tensor: torch.Tensor, names: Collection[str], saved: Any
 ) -> Loaded | None:
     """Return saved state in the storage of a parameter, or None if PyTorch's own loading gives the same result."""
     if not isinstance(saved, Mapping) or tensor.device.type != "cpu" or is_distributed(tensor):
         return None
-    is_saved_narrow = "param_low" in saved or any(f"{name}_scale" in saved for name in moments)
+    is_saved_narrow = "param_low" in saved or any(f"{name}_scale" in saved for name in names)
     if not is_narrow(options, tensor) and not is_saved_narrow:
         return None
-    if "state1" in saved and (missing := [name for name in moments if name not in saved]):
+    if "state1" in saved and (missing := [name for name in names if name not in saved]):
         raise ValueError(
             f"the state of {label}: expected {missing[0]!r}, got {', '.join(map(repr, saved))} (state of bitsandbytes? "
             "decode it into float32 tensors with the names of torch.optim)"
         )
     result = dict(saved)
-    for name, state_dtype in moments.items():
+    for name in names:
         value, scales = result.get(name), result.pop(f"{name}_scale", None)
         if isinstance(value, torch.Tensor):
-            result |= _stored(label, name, value, scales, tensor, moment_dtype(state_dtype, tensor))
+            result |= _stored(label, name, value, scales, tensor, state_tensor_dtype(name, options, tensor))
     low = result.pop("param_low", None)
-    if (dtype := state_dtypes(options, tensor, {}).get("param_low")) is not None:
+    if (dtype := state_dtypes(options, tensor, ()).get("param_low")) is not None:
         result["param_low"] = _tensors.zeros_like(tensor, dtype) if low is None else _low_part(low, dtype)
     if isinstance(result.get("ema"), torch.Tensor):
         result["ema"] = result["ema"].to(value_dtype(tensor))
@@ -232,6 +224,16 @@ def _stored(
         result[f"{name}_scale"] = torch.zeros(scale_count(made))
     encode_into(name, values, result)
     return result
+
+
+def joined(tensor: torch.Tensor, low: torch.Tensor | None) -> torch.Tensor:
+    """Return a copy of a parameter in the dtype of the arithmetic, with the lower part of a bfloat16 parameter."""
+    if low is None or tensor.dtype != torch.bfloat16:
+        return tensor.to(value_dtype(tensor), copy=True)
+    high = tensor.view(torch.int16).to(torch.int32)
+    lower = low.to(torch.int32) << (8 if low.dtype == torch.int8 else 0)
+    lower = torch.where(((high & 0x7FFF) == 0) & (lower < 0), 0, lower)  # a zero that the user wrote
+    return ((high << 16) + lower).view(torch.float32)
 
 
 def _low_part(low: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
