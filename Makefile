@@ -146,6 +146,7 @@ fuzz-api: install $(call installed,test)
 
 ELEMENTS ?= 1e9
 soak: install $(call installed,test)
+	ONEPASS_ALL_PATTERNS=1 $(python) -m pytest tests/numerics/test_reference_storage.py -k "split_loses or nearest_bfloat16"
 	PYTHONPATH=tests $(python) -m tools.soak --elements $(ELEMENTS) $(ARGS)
 
 coverage: install $(call installed,test) $(call installed,examples) $(call installed,coverage)

@@ -6,6 +6,7 @@
   onepass behind other libraries' interfaces. **A new peer** is one class there and its place in ``PEERS`` of `cases`:
   then it is checked, timed in every case that takes all peers, listed with its version, printed and drawn.
 - `cases`: the cases and their targets. **A new case** is one entry of ``CASES``.
+- `run`, `targets`: how a case is run, and how its targets are judged.
 - `measure`: checks, interleaved rounds, medians and ratios. `loop`: training loops. `training`: a whole training.
   `distributed`: several processes, and state on disk.
 - `environment`: the process of each case, and its variables.

@@ -6,16 +6,11 @@ training loops four.
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
-
-import numpy as np
+from dataclasses import replace
 
 import onepass
 
-from . import distributed, loop, narrow, report, training
+from . import distributed, loop, narrow, training
 from .adapters import OnepassThinc, OnepassTorch, TorchNoOptimizer
 from .libraries import (
     DeepSpeed,
@@ -29,8 +24,8 @@ from .libraries import (
     TorchForeach,
     TorchFused,
 )
-from .machine import cores, software
-from .measure import Budget, check, measure
+from .machine import cores
+from .measure import Budget
 from .peer import RULES, Peer, Problem
 from .peers import (
     InPlaceNumPy,
@@ -46,90 +41,9 @@ from .peers import (
     TextbookNumPy,
     TextbookNumPyFreshMemory,
 )
-from .records import CaseRecord, Comparison, Point, Statistic, TargetRecord
-
-Points = Mapping[Problem, Point]
-
-
-@dataclass(frozen=True)
-class Target:
-    """The least ratio of a peer's time to onepass's on a problem; of several peers the fastest counts."""
-
-    problem: Problem
-    peers: tuple[type[Peer], ...]
-    at_least: float
-    part: Literal["", "step", "iteration"] = ""  # the part of a training loop
-    statistic: Statistic = "median_ns"
-
-    def judge(self, points: Points) -> TargetRecord:
-        found: Comparison | None = points.get(self.problem)
-        if found is not None and self.part == "step":
-            found = points[self.problem]["step"]
-        timings = found["timings"] if found is not None else {}
-        measured = [kind.name for kind in self.peers if kind.name in timings]
-        name = min(
-            measured, key=lambda name: timings[name][self.statistic], default=" or ".join(k.name for k in self.peers)
-        )
-        ratio = by_rounds = None
-        if found is not None and measured:
-            ratio = report.ratio(found, name, self.statistic)
-            if self.statistic == "median_ns":
-                by_rounds = found["over_onepass"][name]["median_of_rounds"]
-        mean = [report.STATISTICS[self.statistic]] * (self.statistic != "median_ns")
-        part = ", ".join([self.part, *mean]) + ": " if self.part else ""
-        least = f"{self.at_least:g}\N{MULTIPLICATION SIGN} {name}"
-        if self.peers == (StreamBaseline,):
-            least = f"{100 * self.at_least:g} % of the stream baseline"
-        return TargetRecord(
-            problem=str(self.problem),
-            peer=name,
-            target=f"{part}at least {least}{', the fastest other' if len(self.peers) > 1 else ''}",
-            wanted=self.at_least,
-            measured=ratio,
-            by_rounds=by_rounds,
-            met=None if ratio is None else ratio >= self.at_least,
-        )
-
-
-@dataclass(frozen=True)
-class FurtherTensor:
-    """The most nanoseconds that each further tensor of the same size may take."""
-
-    problem: Problem
-    one: Problem
-    at_most: float
-
-    def judge(self, points: Points) -> TargetRecord:
-        many, one = (points[problem]["timings"][Onepass.name]["median_ns"] for problem in (self.problem, self.one))
-        each = (many - one) / (len(self.problem.sizes) - len(self.one.sizes))
-        return TargetRecord(
-            problem=str(self.problem),
-            peer="",
-            target=f"at most {self.at_most:g} ns a further tensor",
-            wanted=self.at_most,
-            measured=each,
-            by_rounds=None,  # the two problems are measured one after the other
-            met=each <= self.at_most,
-        )
-
-
-@dataclass(frozen=True)
-class Case:
-    """Problems, the peers that are measured on them, and the targets.
-
-    The first peer is onepass or one of its adapters: the other peers are compared with it.
-    """
-
-    summary: str
-    problems: tuple[Problem, ...]
-    peers: tuple[type[Peer], ...]
-    targets: tuple[Target | FurtherTensor, ...] = ()
-    budget: Budget = field(default_factory=Budget)
-    measure: Callable[[Sequence[type[Peer]], Problem, Budget, np.random.Generator], Point] = measure
-    why_missing: Callable[[], str | None] = lambda: None
-    environment: str = "quiet"  # one of `environment.VARIABLES`
-    settings: tuple[str, ...] = ()  # on top, such as OMP_NUM_THREADS=1
-
+from .records import CaseRecord, Statistic
+from .run import Case, run
+from .targets import FurtherTensor, Target
 
 TORCH = (TorchFused, TorchForeach, TorchDefault)
 FUSED = (TorchFused, DeepSpeed, Numba, Optax)  # one pass over memory, or nearly
@@ -267,7 +181,7 @@ CASES: dict[str, Case] = {
     "bits": Case(
         "AdamW with state in float8 compared with float32 and with other libraries' 8 bits, in cache and in memory",
         problems=(BITS_IN_CACHE, BITS),
-        peers=(narrow.OnepassFloat8State, Onepass, TorchFused, narrow.Bitsandbytes8bit, narrow.Torchao8bit),
+        peers=(narrow.OnepassFloat8State, Onepass, TorchFused, DeepSpeed, narrow.Bitsandbytes8bit, narrow.Torchao8bit),
         targets=(
             Target(BITS_IN_CACHE, (Onepass,), 1 / 3 if AVX2 else 0.5),
             Target(BITS, (Onepass,), 0.7 if AVX2 else 1),
@@ -276,6 +190,7 @@ CASES: dict[str, Case] = {
             Target(BITS, (narrow.Torchao8bit,), 20),
         ),
         budget=Budget(seconds=30, sessions=2),
+        measure=narrow.measure,
     ),
     "bits-bfloat16": Case(
         "AdamW with state in bfloat16 compared with float32",
@@ -286,6 +201,7 @@ CASES: dict[str, Case] = {
             Target(BITS, (Onepass,), 1.1 if AVX2 else 1.25),
         ),
         budget=Budget(seconds=20, sessions=2),
+        measure=narrow.measure,
     ),
     "bits-weights": Case(
         "AdamW with weights and gradients in bfloat16 and state in float8 compared with float32",
@@ -297,6 +213,14 @@ CASES: dict[str, Case] = {
             Target(BITS, (narrow.TorchFusedBfloat16,), 0.8),
         ),
         budget=Budget(seconds=30, sessions=2),
+        measure=narrow.measure,
+    ),
+    "bits-bandwidth": Case(
+        "AdamW with each storage, on one thread and on all: the time compared with the bytes that a step moves",
+        problems=tuple(of(64 * 10**6, rule="AdamW", threads=n) for n in sorted({1, cores()})),
+        peers=(Onepass, StreamBaseline, *narrow.STORAGES, TorchFused, narrow.TorchFusedBfloat16),
+        budget=Budget(seconds=20, sessions=2),
+        measure=narrow.measure,
     ),
     "gpt2": Case(
         "the tensors of GPT-2 small, 124 million elements in all, one and two threads",
@@ -437,53 +361,3 @@ def find(name: str) -> Case:
 def run_named(name: str, quick: bool) -> CaseRecord | None:
     """Run the case of this name: for another process, which takes only a name."""
     return run(find(name), quick)
-
-
-def run(case: Case, quick: bool = False, say: Callable[[str], None] = print) -> CaseRecord | None:
-    """Check and measure one case, and print each table once it is complete; return None if a requirement is missing.
-
-    Raises:
-        WrongResult: a peer's results differ from onepass's.
-    """
-    if reason := case.why_missing():
-        say(f"not measured: {reason}")
-        return None
-    rng = np.random.default_rng()
-    budget = replace(case.budget, seconds=0.2, sessions=1, iterations=4) if quick else case.budget
-    first = case.peers[0]
-    if reason := first.why_missing():
-        say(f"not measured: {reason}")
-        return None
-    kinds, base = [], first if issubclass(first, Onepass) and first.tolerance is None else Onepass
-    for kind in case.peers:
-        if reason := kind.why_missing():
-            say(f"{kind.name} is not measured: {reason}")
-        else:
-            kinds.append(kind)
-    environment, versions = " ".join([case.environment, *case.settings]), software(kinds)
-    say(f"environment: {environment}; {report.software_line(versions)}")
-    checked = set()
-    points = {}
-    for problem in case.problems:
-        if problem.threads > cores():
-            say(f"{problem}: not measured on {cores()} core")
-            continue
-        able = [kind for kind in kinds if kind.supports(problem)]
-        for kind in able:
-            alike = kind, problem.dtype, problem.rule, problem.threads
-            if kind.takes_steps and alike not in checked:
-                check(kind, problem, rng, base)
-                checked.add(alike)
-        points[problem] = case.measure(able, problem, budget, rng)
-        say((report.loop_table if "step" in points[problem] else report.table)(points[problem]))
-    targets = [target.judge(points) for target in case.targets]
-    for judged in targets:
-        say(report.target_line(judged))
-    return CaseRecord(
-        date=datetime.date.today().isoformat(),
-        quick=quick,
-        environment=environment,
-        software=versions,
-        points=list(points.values()),
-        targets=targets,
-    )

@@ -27,6 +27,7 @@ import numpy as np
 
 import onepass
 
+from .machine import process_bytes
 from .measure import Budget, Series, point
 from .peer import Arrays, Options, Peer, Problem, imported
 from .peers import Onepass
@@ -91,14 +92,14 @@ def time_rank(kinds: Sequence[type[Peer]], problem: Problem, budget: Budget) -> 
     series = [Series(kind, steps=1) for kind in kinds]
     sizes: dict[str, int] = {}
     for one in series:
-        before = _status("RssAnon")
+        before = process_bytes("RssAnon")
         peer, grads = _sharded(one.kind, problem)
         peer.run(1)
         if not sizes:
             states = peer.optimizer.optimizer._record.states
             sizes["state of a rank"] = sum(array.nbytes for state in states for array in state.values())
             sizes["gradient of its share"] = sum(array.nbytes for array in peer.optimizer._buffers.shares)
-            sizes["resident, with parameters and gradients"] = _status("RssAnon") - before
+            sizes["resident, with parameters and gradients"] = process_bytes("RssAnon") - before
         for _ in range(budget.iterations):
             comm.Barrier()
             one.take(peer, grads)
@@ -230,7 +231,7 @@ def time_disk(kind: Any, problem: Problem, budget: Budget) -> tuple[Series, dict
             import resource
 
             limit = sizes["limit on further anonymous memory"] = max(params.nbytes, 1 << 26)
-            resource.setrlimit(resource.RLIMIT_DATA, (_status("VmData") + limit,) * 2)
+            resource.setrlimit(resource.RLIMIT_DATA, (process_bytes("VmData") + limit,) * 2)
         with onepass.state_dir(folder) if problem.on_disk else nullcontext():
             peer = kind(problem, [params], Options())
     peer.load([grads])
@@ -238,15 +239,10 @@ def time_disk(kind: Any, problem: Problem, budget: Budget) -> tuple[Series, dict
     series = Series(kind, steps=1)
     for _ in range(budget.iterations):
         series.take(peer, [grads])
-    return series, sizes | {"resident, anonymous": _status("RssAnon"), "resident, pages of files": _status("RssFile")}
-
-
-def _status(name: str) -> int:
-    """Return bytes of this process from /proc; 0 where there is none."""
-    with suppress(OSError):
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return next((int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:")), 0)
-    return 0
+    return series, sizes | {
+        "resident, anonymous": process_bytes("RssAnon"),
+        "resident, pages of files": process_bytes("RssFile"),
+    }
 
 
 if __name__ == "__main__":

@@ -112,9 +112,13 @@ class DeepSpeed(Torch):
     module = "deepspeed"
     packages = ("deepspeed", "torch")
     dtypes = ("float32",)
+    rules = ("Adam", "AdamW")
 
     def make(self, rule: str, options: Options) -> Any:
-        return imported("deepspeed.ops.adam").DeepSpeedCPUAdam(self.weights, **options.of(rule), adamw_mode=False)
+        decoupled = rule == "AdamW"
+        kind = imported("deepspeed.ops.adam").DeepSpeedCPUAdam
+        # 0.01 is the default of AdamW in onepass and PyTorch.
+        return kind(self.weights, **options.of(rule), weight_decay=0.01 * decoupled, adamw_mode=decoupled)
 
     @classmethod
     @functools.cache

@@ -75,6 +75,12 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def process_bytes(name: str) -> int:
+    """Return bytes of this process from /proc, such as ``RssAnon``; 0 where there is no such file."""
+    lines = _text(Path("/proc/self/status")).splitlines()
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:")), 0)
+
+
 def _caches() -> dict[str, str]:
     """Return the caches of one core, such as ``{"L1d": "48 KiB", "L2": "1 MiB"}``; empty if they are unknown."""
     caches = {}

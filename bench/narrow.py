@@ -1,14 +1,26 @@
-"""Peers with weights or state in fewer bits. AdamW, the optimizer that the other libraries have in 8 bits."""
+"""Peers with weights or state in fewer bits, and the memory of each.
+
+All are AdamW, the optimizer that the other libraries have in 8 bits.
+"""
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Sequence
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
 
+from . import measure as timing
 from .libraries import TorchFused
-from .peer import Arrays, Options, Problem, imported
+from .machine import process_bytes
+from .measure import Budget
+from .peer import Arrays, Options, Peer, Problem, imported
 from .peers import Onepass
+from .records import Point
+
+ELEMENTS = 2**25  # arrays of at least 32 MiB, which the allocator returns to the system
 
 
 class OnepassNarrow(Onepass):
@@ -63,6 +75,22 @@ class OnepassBfloat16Weights24(OnepassBfloat16Weights):
     storage: ClassVar = {"state_dtype": "float8", "master_bits": 24}
 
 
+class OnepassBfloat16Weights16(OnepassBfloat16Weights):
+    """The same without the lower halves."""
+
+    name = "onepass, bfloat16 weights of 16 bits, float8 state"
+    storage: ClassVar = {"state_dtype": "float8", "master_bits": 16}
+
+
+STORAGES = (
+    OnepassBfloat16State,
+    OnepassFloat8State,
+    OnepassBfloat16Weights,
+    OnepassBfloat16Weights24,
+    OnepassBfloat16Weights16,
+)
+
+
 class TorchFusedBfloat16(TorchFused):
     """PyTorch's fused step with weights, gradients and state in bfloat16, which rounds each step's change away."""
 
@@ -113,3 +141,37 @@ class Torchao8bit(EightBits, TorchFused):
 
     def make(self, rule: str, options: Options) -> Any:
         return imported("torchao.optim").AdamW8bit(self.weights, **options.of(rule))
+
+
+def measure(kinds: Sequence[type[Peer]], problem: Problem, budget: Budget, rng: np.random.Generator) -> Point:
+    """Time each peer, and measure the bytes per parameter that it holds and that its step moves."""
+    point = timing.measure(kinds, problem, budget, rng)
+    found = {kind.name: memory_of(kind) for kind in kinds if kind.takes_steps}
+    if all(held for held, _ in found.values()):
+        point["held"] = {name: held for name, (held, _) in found.items()}
+        point["moved"] = {name: moved for name, (_, moved) in found.items()}
+    return point
+
+
+@cache
+def memory_of(kind: type[Peer]) -> tuple[float, float]:
+    """Return the bytes per parameter of weights, gradient and state in this process, and those that one pass moves.
+
+    One pass over memory reads everything and writes all but the gradient. Both are 0 where the system has no /proc. The
+    peer has taken steps in this process, so that the memory of its library is not counted.
+    """
+    sizes = [resident()]
+    peer = kind(Problem.of(ELEMENTS, rule="AdamW"), [np.ones(ELEMENTS, np.float32)], Options())
+    sizes.append(resident())
+    peer.load([np.ones(ELEMENTS, np.float32)])
+    sizes.append(resident())
+    peer.run(1)
+    sizes.append(resident())
+    held, gradient = (sizes[3] - sizes[0]) / ELEMENTS, (sizes[2] - sizes[1]) / ELEMENTS
+    return timing.rounded(held), timing.rounded(2 * held - gradient)
+
+
+def resident() -> int:
+    """Return the bytes of memory that this process holds."""
+    gc.collect()
+    return process_bytes("RssAnon")

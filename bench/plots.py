@@ -29,7 +29,14 @@ COLOURS = {
     "scikit-learn": "#4d7c0f",
     "textbook NumPy": "#1a7f37",
     "pure Python": "#9a6700",
+    "onepass, bfloat16 state": "#8250df",
+    "onepass, float8 state": "#0969da",
+    "onepass, bfloat16 weights, float8 state": "#1a7f37",
+    "onepass, bfloat16 weights of 24 bits, float8 state": "#9a6700",
+    "onepass, bfloat16 weights of 16 bits, float8 state": "#bf3989",
+    "torch fused, all bfloat16": "#d4a72c",
 }
+SHARE = 4  # GB/s of memory bandwidth for each core of a busy socket
 STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
     "font.size": 10.5,
@@ -65,7 +72,8 @@ def draw(record: Record, folder: Path = IMAGES) -> list[Path]:
     written = []
     with matplotlib.rc_context(STYLE):
         for name, figure_of in FIGURES.items():
-            if figure_of.case not in (None, *record["cases"]) or (figure := figure_of.draw(record)) is None:
+            own = record if figure_of.case is None else records.with_case(record, figure_of.case)
+            if figure_of.case not in (None, *own["cases"]) or (figure := figure_of.draw(own)) is None:
                 continue
             for suffix, options in FORMATS.items():
                 written.append(folder / f"{name}.{suffix}")
@@ -145,6 +153,50 @@ def draw_lines(axes: Any, points: Sequence[Point], across: Literal["elements", "
     label_ends(axes, labels)
 
 
+def bits(record: Record) -> Any | None:
+    """Draw the time of a step against the bytes that it moves, and the least time that memory bandwidth allows."""
+    case = record["cases"]["bits-bandwidth"]
+    points = [point for point in case["points"] if "moved" in point]
+    if not points:
+        return None
+    figure = card(
+        "AdamW in fewer bits: time against bytes moved",
+        f"Time of a step per parameter, {report.count(points[0]['elements'])} parameters; lower is better. "
+        "Lines: least time that memory allows.",
+        f"{report.machine_line(record['machine'])}; {case['date']}",
+        width=9.6,
+    )
+    axes = figure.add_axes((0.08, 0.13, 0.5, 0.7), xscale="log", yscale="log")
+    ends = (9, 31)  # bytes
+    for point, fill, dashes in zip(points, ("full", "none"), ("-", "--"), strict=False):
+        threads = f"{point['threads']} thread{'s' * (point['threads'] > 1)}"
+        for name, moved in point["moved"].items():
+            time = point["timings"][name]["median_ns"] / point["elements"]
+            style = {"marker": "o" if name.startswith("onepass") else "s", "color": COLOURS[name], "fillstyle": fill}
+            label = storage(name) if fill == "full" else None
+            axes.plot(moved, time, linestyle="none", markersize=8, zorder=4, label=label, **style)
+        axes.plot([], [], "o", markersize=8, color=FAINT, fillstyle=fill, label=threads)
+        speed = 4 * point["streams"] * point["elements"] / point["timings"]["stream baseline"]["median_ns"]
+        text = f"{report.digits(speed)} GB/s: bandwidth of {threads}"
+        axes.plot(ends, [x / speed for x in ends], dashes, color=FAINT, linewidth=1.4, label=text)
+    text = f"{SHARE} GB/s a core: a busy socket, computed"
+    axes.plot(ends, [x / SHARE for x in ends], ":", color=FAINT, linewidth=1.8, label=text)
+    axes.set_xlim(ends)
+    times = (0.25, 0.5, 1, 2, 4, 8)
+    axes.set_yticks(times, [f"{time:g} ns" for time in times])
+    bytes_moved = (10, 12, 14, 16, 20, 28)
+    axes.set_xticks(bytes_moved, map(str, bytes_moved))
+    axes.set_xlabel("bytes moved per parameter", labelpad=4)
+    plain(axes)
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=9)
+    return figure
+
+
+def storage(name: str) -> str:
+    """Return a peer's name without onepass, or float32 for onepass itself."""
+    return "float32" if name == "onepass" else name.removeprefix("onepass, ")
+
+
 def targets(record: Record) -> Any | None:
     """Draw the ratios to other peers' times that have a target, except for means, which are close to the medians."""
     from matplotlib.patheffects import withStroke
@@ -202,6 +254,7 @@ FIGURES = {
     "speed": Figure("sizes", "Time of one Adam step against the number of parameters, for all peers", speed),
     "targets": Figure(None, "Speed-up of onepass over other ways to take the same step, with the targets", targets),
     "threads": Figure("threads", "Elements stepped per nanosecond against the number of threads", threads),
+    "bits": Figure("bits-bandwidth", "Time of one AdamW step against the bytes that it moves, in each storage", bits),
     "tensors": Figure("tensors", "Time of one Adam step against the number of tensors of 100 elements", tensors),
 }
 

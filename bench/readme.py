@@ -25,6 +25,8 @@ COLUMNS = ("onepass", "torch fused", "Numba", "thinc", "in-place NumPy", "textbo
 RULE_COLUMNS = ("torch fused", "torch foreach", "torch default")
 NO_STEP = ("stream baseline", "no optimizer")  # peers without a step of Adam
 OF_BASELINE = "of the stream baseline"
+HELD = "bytes held a parameter"
+FEWER_BITS = "bits-bandwidth"
 
 
 def table(rows: Sequence[Sequence[str]], left: int = 0) -> str:
@@ -61,7 +63,7 @@ def of_baseline(point: Point, name: str) -> str:
     """Return a peer's speed as a percentage of the stream baseline."""
     if "stream baseline" not in point["timings"] or name not in point["timings"]:
         return ""
-    return report.percent(report.baseline_ns(point) / point["timings"][name]["median_ns"])
+    return report.percent(report.baseline_ns(point, name) / point["timings"][name]["median_ns"])
 
 
 def speed_table(record: Record, name: str) -> str:
@@ -139,7 +141,7 @@ def rules(record: Record, name: str) -> str:
 
 def tables(record: Record, case: str) -> str:
     """Return the times in one case, with a column for each problem; then the speeds relative to the stream baseline."""
-    record = with_case(record, case)
+    record = records.with_case(record, case)
     if case not in record["cases"]:
         return not_measured(case)
     points = record["cases"][case]["points"]
@@ -153,12 +155,37 @@ def tables(record: Record, case: str) -> str:
     rows += [
         [key, *(each.get(key, "") for each in sizes)] for key in dict.fromkeys(key for each in sizes for key in each)
     ]
+    if "held" in points[-1]:
+        rows = [[*row, HELD if row is rows[0] else held_by(points[-1], row[0])] for row in rows]
     written = [table(rows, left=1)]
     if "stream baseline" in names:
         names.remove("stream baseline")
         shares = [[name, *(of_baseline(point, name) for point in points)] for name in names]
         written.append(table([[OF_BASELINE, *head], *shares], left=1))
     return "\n\n".join([*written, measured_with(record, case)])
+
+
+def fewer_bits(record: Record, name: str) -> str:
+    """Return README's table of storages: bytes, and the time of a step relative to float32."""
+    record = records.with_case(record, FEWER_BITS)
+    if FEWER_BITS not in record["cases"]:
+        return not_measured(FEWER_BITS)
+    points = record["cases"][FEWER_BITS]["points"]
+    rows = [["weights and state", HELD, *(f"time of a step, {point['problem'].split(', ')[2]}" for point in points)]]
+    for peer in plots.names(points):
+        if peer.startswith("onepass"):
+            ratios = (report.times(report.ratio(point, peer, "median_ns")) for point in points)
+            rows.append([plots.storage(peer), held_by(points[-1], peer), *ratios])
+    return (
+        f"{table(rows, left=1)}\n\nAdamW, {points[0]['problem'].split(',')[0]}; times relative to float32. "
+        f"Measured on {report.machine_line(record['machine'])}."
+    )
+
+
+def held_by(point: Point, name: str) -> str:
+    """Return the bytes per parameter that a peer holds."""
+    held = point.get("held", {})
+    return report.digits(held[name]) if name in held else ""
 
 
 def columns_of(points: Sequence[Point]) -> list[str]:
@@ -196,7 +223,7 @@ def loops(record: Record, name: str) -> str:
     head = ["parameters"]
     machines: dict[str, None] = {}
     for case, other, own, library in LOOPS:
-        found = with_case(record, case)
+        found = records.with_case(record, case)
         if case not in found["cases"]:
             continue
         machines[report.machine_line(found["machine"])] = None
@@ -222,15 +249,9 @@ def loops(record: Record, name: str) -> str:
 def image(record: Record, name: str) -> str:
     """Return one of the images, if its case was measured."""
     case = plots.FIGURES[name].case
-    if case is not None and case not in record["cases"]:
+    if case is not None and case not in records.with_case(record, case)["cases"]:
         return not_measured(case)
     return f"![{plots.FIGURES[name].alt}](images/{name}.png)"
-
-
-def with_case(record: Record, case: str) -> Record:
-    """Return the record itself if it has the case, else the record of another machine that has it, if any."""
-    others = map(records.load, sorted(records.RESULTS.glob("*.json")))
-    return next((each for each in (record, *others) if case in each["cases"]), record)
 
 
 def measured_with(record: Record, case: str) -> str:
@@ -259,6 +280,7 @@ BLOCKS: dict[str, Callable[[Record, str], str]] = {
     "targets": targets,
     "rules": rules,
     "loop": loops,
+    "fewer bits": fewer_bits,
 }
 
 

@@ -47,10 +47,12 @@ class Comparison(TypedDict):
 
 
 class Parts(TypedDict, total=False):
-    """Parts of some points only: the steps within whole iterations, and sizes in bytes by name."""
+    """Parts of some points only: the steps within whole iterations, sizes by name, and bytes per parameter by peer."""
 
     step: Comparison
     bytes: dict[str, float]
+    held: dict[str, float]  # weights, gradient and state
+    moved: dict[str, float]  # by one pass over them
 
 
 class Point(Comparison, Parts):
@@ -124,6 +126,12 @@ def path_of(name: str) -> Path:
 
 def load(path: Path) -> Record:
     return cast(Record, json.loads(path.read_text(encoding="utf-8")))
+
+
+def with_case(record: Record, case: str) -> Record:
+    """Return the record itself if it has the case, else the record of another machine that has it, if any."""
+    others = map(load, sorted(RESULTS.glob("*.json")))
+    return next((each for each in (record, *others) if case in each["cases"]), record)
 
 
 def save(path: Path, machine: Machine, cases: dict[str, CaseRecord]) -> None:

@@ -63,19 +63,21 @@ def software_line(software: Software) -> str:
 
 
 def table(point: Point) -> str:
-    """Write a line for each peer of one problem, and one for its sizes."""
+    """Write a line for each peer of one problem, with the bytes that it holds a parameter, and one for its sizes."""
+    held = point.get("held", {})
     lines = [
         f"\n{point['problem']}, {point['rounds']} rounds",
         f"  {'':<28}{'a step':>10}{'quartiles':>24}{'ns/element':>12}"
-        f"{'/ onepass':>11}{'by rounds':>11}{'of baseline':>14}",
+        f"{'/ onepass':>11}{'by rounds':>11}{'of baseline':>14}{'bytes held' if held else '':>12}",
     ]
     for name, timing in point["timings"].items():
         median, ratio = timing["median_ns"], point["over_onepass"][name]
-        of_baseline = percent(baseline_ns(point) / median) if "stream baseline" in point["timings"] else ""
+        of_baseline = percent(baseline_ns(point, name) / median) if "stream baseline" in point["timings"] else ""
         lines.append(
             f"  {name:<28}{duration(median):>10}{duration(timing['q1_ns']) + ' to ' + duration(timing['q3_ns']):>24}"
             f"{median / point['elements']:>12.3g}"
             f"{digits(ratio['of_medians']):>11}{digits(ratio['median_of_rounds']):>11}{of_baseline:>14}"
+            f"{digits(held[name]) if name in held else '':>12}"
         )
     lines += [f"  {name}: {size(number)}" for name, number in point.get("bytes", {}).items()]
     return "\n".join(lines)
@@ -92,14 +94,15 @@ def loop_table(point: Point) -> str:
     return "\n".join(lines)
 
 
-def baseline_ns(point: Point) -> float:
-    """Return the stream baseline in proportion to the rule's streams: Adam's seven are measured."""
-    return point["timings"]["stream baseline"]["median_ns"] * point["streams"] / 7
+def baseline_ns(point: Point, name: str) -> float:
+    """Return the stream baseline in proportion to the bytes that the peer's step moves: seven streams are measured."""
+    streams = point["moved"][name] / 4 if name in point.get("moved", {}) else point["streams"]
+    return point["timings"]["stream baseline"]["median_ns"] * streams / 7
 
 
 LEGEND = (
     "a step: median over the rounds; / onepass: ratio to onepass's median; by rounds: median of the ratios in each "
-    "round;\nof baseline: speed as a percentage of the stream baseline, scaled to the arrays that the rule moves; "
+    "round;\nof baseline: speed as a percentage of the stream baseline, scaled to the bytes that the step moves; "
     "in brackets:\nratio to onepass's time. Targets compare medians unless they name another statistic."
 )
 

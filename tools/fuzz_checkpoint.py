@@ -24,9 +24,19 @@ def main() -> None:
 
     import atheris
 
-    from onepass import _checkpoint, _checks, _group, _optimizer
+    from onepass import _archive, _checkpoint, _checks, _group, _optimizer, _state_check
 
-    readers: list[Any] = [_checkpoint, _group, _checks, zipfile.ZipFile, zipfile.ZipExtFile, zipfile.ZipInfo, zipfile]
+    readers: list[Any] = [
+        _checkpoint,
+        _archive,
+        _state_check,
+        _group,
+        _checks,
+        zipfile.ZipFile,
+        zipfile.ZipExtFile,
+        zipfile.ZipInfo,
+        zipfile,
+    ]
     for reader in [*readers, json.decoder, _optimizer.Optimizer]:
         for name, value in list(vars(reader).items()):
             own = getattr(value, "__module__", "") in (

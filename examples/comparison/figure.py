@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from publish import FAINT, GRID, INK, write_figure
 from train_digits import need
 
 # Okabe and Ito's colours, distinct for colour-blind readers; the name at the end of each line repeats the information.
 COLOURS = {"AdaGrad": "#009e73", "RMSProp": "#cc79a7", "SGD Nesterov": "#0072b2", "AdaDelta": "#e69f00"}
 COLOURS["Adam"] = "#111827"
-INK, FAINT, GRID = "#1f2328", "#656d76", "#e6e8eb"
 SIZE = (13.0, 9.0)  # inches
 LINE = 15.0  # points between two names
 
@@ -32,12 +31,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     for i, task in enumerate(results["tasks"]):
         left, bottom = 0.05 + 0.5 * (i % 2), 0.52 - 0.445 * (i // 2)
         panel(figure.add_axes((left, bottom, 0.295, 0.305)), task)
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    figure.text(0.985, 0.012, versions, fontsize=8, color=FAINT, ha="right")
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=140, format="png")
-    # 256 colours are enough, and make the file a third as large; matplotlib depends on Pillow.
-    need("PIL.Image", "pillow").open(drawn).convert("RGB").quantize(256).save(path, format="png", optimize=True)
+    write_figure(figure, results, path, dpi=140)
 
 
 def panel(axes: Any, task: dict[str, Any]) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from publish import markdown
 
 BATCH = 128  # examples
 DECAYING = 10  # a rate that falls as 1/√t starts at this multiple of the rate in the table
@@ -35,13 +35,6 @@ def costs_in_search(found: dict[str, Any]) -> list[float]:
 def digits(cost: float) -> str:
     """Three significant digits."""
     return f"{cost:#.3g}" if math.isfinite(cost) else "diverged"
-
-
-def markdown(rows: list[list[str]]) -> str:
-    """Aligned Markdown table; the first row is the header."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
-    return "\n".join(f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths))} |" for row in rows)
 
 
 def table(results: dict[str, Any]) -> str:
@@ -200,20 +193,4 @@ def claims(results: dict[str, Any]) -> str:
     return markdown(rows)
 
 
-# ---- The page ----
-
-
-def split_page(page: Path, name: str) -> tuple[str, str]:
-    """Return the text up to and including the first mark, and from the second mark on."""
-    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
-    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise ValueError(f"{page}: missing {begin.strip()} or {end}")
-    return before + begin, end + after
-
-
-def put_into_page(page: Path, name: str, text: str) -> None:
-    """Replace the text between the marks."""
-    before, after = split_page(page, name)
-    page.write_text(f"{before}{text}\n{after}", encoding="utf-8")
+SECTIONS = {"table": lambda results: f"{table(results)}\n\n{explain(results)}", "claims": claims}

@@ -16,18 +16,16 @@ The program writes a figure, a table, a check of published claims, and the resul
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # where this package and train_digits.py are
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # where this package, publish.py and train_digits.py are
 
 import numpy as np
+import publish
 from comparison import data, models, report
 from comparison.figure import draw
 from train_digits import Array, need, positive, read_mnist, scanned_digits
@@ -143,81 +141,56 @@ def compare(task: Task, seeds: Sequence[int], searched: slice, epochs: int) -> d
             best = min(runs, key=lambda rate: float(runs[rate][0][-1]))
             repeated = [runs[best], *(run(name, best, seed) for seed in seeds[1:])]
             found[name] = {
-                "search": [{"rate": rate, "final_cost": number(costs[-1])} for rate, (costs, _) in runs.items()],
+                "search": [
+                    {"rate": rate, "final_cost": publish.number(costs[-1])} for rate, (costs, _) in runs.items()
+                ],
                 "rate": best,
                 "at_the_edge": len(runs) > 2 and best in (min(runs), max(runs)),
-                "costs": [[number(cost) for cost in costs] for costs, _ in repeated],
-                "test_accuracy": [number(accuracy) for _, accuracy in repeated],
+                "costs": [[publish.number(cost) for cost in costs] for costs, _ in repeated],
+                "test_accuracy": [publish.number(accuracy) for _, accuracy in repeated],
             }
     about = {"title": task.title, "network": task.network, "data": task.data.name}
     sizes = {"examples": task.data.train.shape[0], "features": math.prod(task.data.train.shape[1:])}
     return {**about, **sizes, "decay": task.decay, "epochs": epochs, "optimizers": found}
 
 
-def number(value: float) -> float | None:
-    """Round to five significant digits; None replaces infinity, which JSON does not have."""
-    return float(f"{value:.5g}") if math.isfinite(value) else None
-
-
-def write_json(results: dict[str, Any], path: Path) -> None:
-    """Write the results with each list of numbers and each record of the search on one line."""
-    text = json.dumps(results, indent=1, ensure_ascii=False)
-    text = re.sub(r"[\[{][^\[\]{}]*[\]}]", lambda found: re.sub(r"\n\s*", " ", found[0]), text)
-    path.write_text(text + "\n", encoding="utf-8")
+def experiment(args: argparse.Namespace) -> publish.Results:
+    """Compare the optimizers on every problem; return the results."""
+    with publish.readable_errors():
+        problems = tasks(args.mnist, args.cifar, args.reviews)
+    searched = slice(2, 4) if args.quick else slice(None)
+    seeds = range(args.seed, args.seed + (args.seeds or (1 if args.quick else 3)))
+    epochs = args.epochs or (3 if args.quick else None)
+    results = {"versions": publish.versions("numpy", "scipy", "scikit-learn"), "seeds": list(seeds)}
+    # Products as small as these are faster with one BLAS thread, above all on a busy machine.
+    with need("threadpoolctl", "scikit-learn").threadpool_limits(1):
+        results["tasks"] = [compare(task, seeds, searched, epochs or task.epochs) for task in problems]
+    return results
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, print the tables, draw the figure."""
-    parser = argparse.ArgumentParser(description="Comparison of five optimizers on four problems, after the Adam paper")
-    option = parser.add_argument
-    option("--mnist", type=Path, metavar="DIR", help="MNIST: its four IDX files, plain or .gz")
-    option("--reviews", type=Path, metavar="DIR", help="IMDB reviews: train/labeledBow.feat and test/labeledBow.feat")
-    option("--cifar", type=Path, metavar="DIR", help="CIFAR-10, binary: data_batch_1.bin to 5 and test_batch.bin")
-    option(
-        "--epochs", type=positive, help="passes over the training data (default: 15 to 50, depending on the problem)"
+    return publish.publish(
+        argv,
+        description="Comparison of five optimizers on four problems, after the Adam paper",
+        out=Path("out/comparison.png"),
+        experiment=experiment,
+        sections=report.SECTIONS,
+        draw=draw,
+        quick="a trial: two rates, and by default one seed and 3 epochs",
+        seeds="number of seeds for the best rates (default: 3)",
+        options={
+            "--mnist": {"type": Path, "metavar": "DIR", "help": "MNIST: its four IDX files, plain or .gz"},
+            "--reviews": {"type": Path, "metavar": "DIR", "help": "IMDB reviews: {train,test}/labeledBow.feat"},
+            "--cifar": {
+                "type": Path,
+                "metavar": "DIR",
+                "help": "CIFAR-10, binary: data_batch_1.bin to 5, test_batch.bin",
+            },
+            "--epochs": {"type": positive, "help": "passes over the training data (default: 15 to 50)"},
+            "--seed": {"type": int, "default": 0, "help": "first seed (default: 0)"},
+        },
     )
-    option("--seed", type=int, default=0, help="first seed (default: 0)")
-    option("--seeds", type=positive, help="number of seeds for the best rates (default: 3)")
-    option("--quick", action="store_true", help="a trial: two rates, and by default one seed and 3 epochs")
-    option("--results", type=Path, metavar="JSON", help="results of an earlier run: draw and write them, train nothing")
-    option("--out", type=Path, metavar="PNG", default=Path("out/comparison.png"), help="figure; the JSON has its name")
-    option("--page", type=Path, metavar="MD", help="page with marks between which the tables are written")
-    args = parser.parse_args(argv)
-
-    need("matplotlib.figure", "matplotlib")  # if it is missing, fail before the training
-    saved = args.out.with_suffix(".json")
-    try:
-        if saved == args.out:
-            raise ValueError(f"{args.out}: expected the name of a figure, got that of the results")
-        for name in ("table", "claims") if args.page else ():
-            report.split_page(args.page, name)
-        problems = [] if args.results else tasks(args.mnist, args.cifar, args.reviews)
-        results = json.loads(args.results.read_text(encoding="utf-8")) if args.results else {}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        print(f"run.py: {error}", file=sys.stderr)
-        return 1
-    if not results:
-        searched = slice(2, 4) if args.quick else slice(None)
-        seeds = range(args.seed, args.seed + (args.seeds or (1 if args.quick else 3)))
-        epochs = args.epochs or (3 if args.quick else None)
-        versions = {"onepass": onepass.config()["version"], "NumPy": np.__version__}
-        versions["Python"] = platform.python_version()
-        versions |= {package: need(package, "scikit-learn").__version__ for package in ("scipy", "sklearn")}
-        results = {"versions": versions, "seeds": list(seeds)}
-        # Products as small as these are faster with one BLAS thread, above all on a busy machine.
-        with need("threadpoolctl", "scikit-learn").threadpool_limits(1):
-            results["tasks"] = [compare(task, seeds, searched, epochs or task.epochs) for task in problems]
-        write_json(results, saved)
-
-    sections = {"table": f"{report.table(results)}\n\n{report.explain(results)}", "claims": report.claims(results)}
-    print("\n\n".join(sections.values()))
-    draw(results, args.out)
-    if args.page:
-        for name, text in sections.items():
-            report.put_into_page(args.page, name, text)
-    print(f"\nfigure: {args.out}, results: {args.results or saved}")
-    return 0
 
 
 if __name__ == "__main__":

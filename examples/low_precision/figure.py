@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from comparison.figure import FAINT, GRID, INK
 from low_precision.report import PLAIN, failures, interval
+from publish import FAINT, GRID, INK, write_figure
 from train_digits import need
 
 # Okabe and Ito's colours, distinct for colour-blind readers; nearest is dashed.
@@ -28,17 +27,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     for i, task in enumerate(results["tasks"]):
         left, bottom = 0.19 + 0.5 * (i % 2), 0.375 - 0.315 * (i // 2)
         losses(figure.add_axes((left, bottom, 0.28, 0.22)), task)
-    write(figure, results, path)
-
-
-def write(figure: Any, results: dict[str, Any], path: Path) -> None:
-    """Write the figure, with the versions of the packages below it."""
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    figure.text(0.985, 0.01, versions, fontsize=8, color=FAINT, ha="right")
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=130, format="png")
-    # 256 colours are enough, and make the file a third as large; matplotlib depends on Pillow.
-    need("PIL.Image", "pillow").open(drawn).convert("RGB").quantize(256).save(path, format="png", optimize=True)
+    write_figure(figure, results, path, dpi=130)
 
 
 def frame(axes: Any, title: str, about: str) -> None:

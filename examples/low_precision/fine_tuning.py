@@ -14,19 +14,21 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # where this package, comparison and train_digits.py are
+sys.path.append(
+    str(Path(__file__).resolve().parents[1])
+)  # where this package, comparison, publish.py and train_digits.py are
 
 import numpy as np
 from comparison import data
-from comparison.report import markdown
-from low_precision.figure import COLOURS, frame, write
+from low_precision.figure import COLOURS, frame
 from low_precision.memory import in_new_process, status
-from low_precision.publish import publish, rounded, versions
 from low_precision.report import loss, percent, relative
+from publish import markdown, publish, rounded, versions, write_figure
 from train_digits import need
 
 import onepass
@@ -130,11 +132,11 @@ def fine_tune(folder: str, storage: Storage, seed: int, steps: int) -> dict[str,
     return {**train(model, storage, "sklearn", seed, steps), "peak": status("VmHWM") - before or None}
 
 
-def experiment(quick: bool, seeds: int | None) -> dict[str, Any]:
+def experiment(args: Namespace) -> dict[str, Any]:
     """Train the first model for each seed, then fine-tune it with each storage."""
     need("accelerate", "accelerate")
-    size = Size(32, 1, 10, 20) if quick else Size(256, 4, 150, 200)
-    chosen = range(seeds or (2 if quick else 3))
+    size = Size(32, 1, 10, 20) if args.quick else Size(256, 4, 150, 200)
+    chosen = range(args.seeds or (2 if args.quick else 3))
     runs: dict[str, list[Any]] = {name: [] for name in STORAGES}
     for seed in chosen:
         with tempfile.TemporaryDirectory() as folder:
@@ -184,7 +186,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     frame(
         axes, "Fine-tuning GPT-2 with Hugging Face's Trainer", f"Training loss, mean of {len(results['seeds'])} seeds"
     )
-    write(figure, results, path)
+    write_figure(figure, results, path, dpi=130)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from comparison.report import markdown
+from publish import markdown
 from train_digits import need
 
 PLAIN, FLOAT8 = "float32", "float8 state"

@@ -17,20 +17,22 @@ from __future__ import annotations
 
 import math
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # where this package, comparison and train_digits.py are
+sys.path.append(
+    str(Path(__file__).resolve().parents[1])
+)  # where this package, comparison, publish.py and train_digits.py are
 
 import numpy as np
-from comparison.run import number
 from low_precision import report, tracking
 from low_precision.figure import draw
 from low_precision.memory import memory
-from low_precision.publish import publish, rounded, versions
 from low_precision.tasks import RATES, Task, tasks
 from low_precision.training import PEERS, Storage, storages, train
+from publish import number, publish, rounded, versions
 from train_digits import need
 
 import onepass
@@ -59,8 +61,9 @@ def compare(task: Task, seeds: Sequence[int], rates: Sequence[float], compared: 
     return {**about, **sizes, **length, "storages": found}
 
 
-def experiment(quick: bool, seeds: int | None) -> dict[str, Any]:
+def experiment(args: Namespace) -> dict[str, Any]:
     """Run everything on one thread; return the results."""
+    quick = args.quick
     onepass.set_num_threads(1)
     need("torch", "PyTorch").set_num_threads(1)
     compared = storages()
@@ -72,7 +75,8 @@ def experiment(quick: bool, seeds: int | None) -> dict[str, Any]:
     results["spike"] = rounded(tracking.after_a_spike(0, half, 2 * half, every // 2))
     with need("threadpoolctl", "scikit-learn").threadpool_limits(1):
         results["tasks"] = [
-            compare(task, range(seeds or task.seeds), RATES[2:3] if quick else RATES, compared) for task in tasks(quick)
+            compare(task, range(args.seeds or task.seeds), RATES[2:3] if quick else RATES, compared)
+            for task in tasks(quick)
         ]
     return results
 

@@ -14,6 +14,7 @@ import numpy as np
 from . import _storage
 from ._allocate import all_zeros_like
 from ._checks import check_storage
+from ._conversion import joined
 from ._core import encode
 from ._params import ParameterRecord
 from ._types import Array
@@ -67,7 +68,9 @@ def is_saved_in(optimizer: Any, state_dict: Any) -> bool:
 
 def evaluate(array: Array, state: Mapping[str, Array], weight: float, out: Array) -> None:
     """Write y + weight·(z - y) to an array of the parameter's dtype, as raw bits if the dtype is bfloat16."""
-    y, z = _storage.joined(np.asarray(array), state.get("param_low")), state["z"]
+    y, z = np.asarray(array), state["z"]
+    if _storage.is_bfloat16(y):
+        y = joined(y.view(np.uint16), state.get("param_low"))
     narrow = out.dtype != z.dtype
     x = np.empty_like(z) if narrow else out
     with np.errstate(all="ignore"):

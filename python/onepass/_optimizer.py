@@ -195,7 +195,8 @@ class Optimizer(_core.Optimizer):
             state_dict: what `state_dict` returned, of an optimizer of the same class whose parameters have the same
                 shapes and dtypes in the same order, and the same names if they have any. Its options replace this
                 optimizer's, ``lr`` among them. If ``lr`` or ``ema_decay`` was a function of your own, this optimizer
-                keeps its own function.
+                keeps its own function. It also keeps ``state_dtype``, ``master_bits`` and ``rounding``: state in other
+                storage is converted, rounded to nearest, and so are float32 weights to bfloat16 and back.
             params: load the parameters too; the state dict must come from ``state_dict(params=True)``.
             options: options that replace those of the state dict, in every group.
 
@@ -203,6 +204,9 @@ class Optimizer(_core.Optimizer):
             TypeError, ValueError: the state dict does not fit: an entry is missing, is unknown or has another shape or
                 dtype; an option is out of range; the state dict is of another class of optimizer; or a function or
                 schedule would be lost. Nothing has changed.
+
+        Warns:
+            UserWarning: the conversion loses bits of weights, or lower bits are missing for some parameters.
         """
         _state_dict.load(self, state_dict, params, **options)
 
@@ -229,16 +233,18 @@ class Optimizer(_core.Optimizer):
     def load(self, path: str | os.PathLike[str], *, params: bool = False, **options: Any) -> None:
         """Continue from a file that `save` wrote, as `load_state_dict` does.
 
-        Warns if the parameters differ from those that were saved, unless ``params=True`` loads them.
+        Warns if the parameters differ from those that were saved, unless ``params=True`` loads them, and if a
+        conversion loses bits of weights.
 
         Raises:
             OSError: the file could not be read, `FileNotFoundError` if there is none.
             ValueError: the file is damaged or foreign, or does not fit. Nothing has changed.
         """
         _state_dict.check_names(self, options)
-        found = _state_dict.read(self, path, params)
+        found, conversion = _state_dict.read(self, path, params)
         if not params:
-            _state_dict.warn_of_other_params(self._record, path, found)
+            _state_dict.warn_of_other_params(self._record, path, found, conversion)
+        conversion.warn([self._record.label(index) for index in range(len(self._record.params))])
         try:
             self.load_state_dict(found, **({"params": True} if params else {}), **options)
         except (TypeError, ValueError) as error:  # such as an option out of its range

@@ -6,7 +6,7 @@ import os
 import warnings
 import zlib
 from bisect import bisect_left
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from . import _evaluation, _storage
 from ._allocate import address, all_zeros_like
 from ._checks import check_storage
+from ._conversion import Conversion, is_c_contiguous, is_stored_alike, split
 from ._core import CommonOptions, no_clip_norm
 from ._core import Group as CoreGroup
 from ._core import Optimizer as CoreOptimizer
@@ -21,7 +22,9 @@ from ._options import OPTIMIZER_CHECKS, refuse_unknown
 from ._params import Form, ParameterRecord
 from ._types import Array
 
-# _checkpoint and schedules take longer to import than all the rest, hence the imports in functions.
+_PART = 1 << 16  # elements of which a checksum is made at once
+
+# _checkpoint, _state_check and schedules take longer to import than all the rest, hence the imports in functions.
 
 
 def snapshot(optimizer: Any, params: bool = False, record: ParameterRecord | None = None) -> dict[str, Any]:
@@ -124,14 +127,12 @@ def prepare_load(
 
     given: options that replace those of the state dict; params: the state dict holds the parameters too.
     """
-    from . import _checkpoint
+    from . import _state_check
 
     check_names(optimizer, given)
-    state_dict = _checkpoint.upgraded(state_dict)
+    state_dict = _state_check.upgraded(state_dict)
     record = _evaluation.in_mode(optimizer, _evaluation.is_saved_in(optimizer, state_dict))
-    own = snapshot(optimizer, params, record)
-    state_dict = _storage_converted(state_dict, own)
-    _checkpoint.check(state_dict, own)
+    state_dict, conversion = _in_own_storage(optimizer, state_dict, snapshot(optimizer, params, record))
     whole = {name: given.get(name, state_dict[name]) for name in ("clip_norm", "nonfinite", "seed")}
     clip_norm, nonfinite, seed = (OPTIMIZER_CHECKS[name](name, value) for name, value in whole.items())
     given = {name: value for name, value in given.items() if name not in whole}
@@ -149,6 +150,7 @@ def prepare_load(
             raise ValueError(f"the state dict does not fit group {index}: {error}") from None
         options.append((group._core, known, values, *group._numbers(values)))
     states = [state_dict["state"][index] for index in range(len(record.states))]
+    conversion.warn([record.label(index) for index in range(len(record.params))])
     return (
         _copies(record, states, params),
         options,
@@ -164,20 +166,34 @@ def prepare_load(
     )
 
 
-def _storage_converted(state_dict: Any, own: Mapping[str, Any]) -> Any:
-    """Return a state dict whose moments are stored as in the optimizer's own; what does not fit stays as it is."""
+def _in_own_storage(optimizer: Any, state_dict: Any, own: dict[str, Any]) -> tuple[Mapping[str, Any], Conversion]:
+    """Return a state dict, checked and converted to the optimizer's own storage, and the conversion."""
+    from . import _state_check
+
+    conversion = Conversion(optimizer._record.params)
     states = state_dict.get("state") if isinstance(state_dict, Mapping) else None
-    if not isinstance(states, Mapping):
-        return state_dict
-    pairs = {index: (saved, own["state"].get(index)) for index, saved in states.items()}
-    new = {
-        index: _storage.converted(saved, mine, f"parameter {index}")
-        if isinstance(saved, Mapping) and mine is not None
-        else saved
-        for index, (saved, mine) in pairs.items()
+    if isinstance(states, Mapping):
+        raw = {
+            index: {name: _storage.raw(value) for name, value in saved.items()} if isinstance(saved, Mapping) else saved
+            for index, saved in states.items()
+        }
+        state_dict = {**state_dict, "state": raw}
+        _state_check.check(state_dict, {**own, "state": (layouts := conversion.layouts(own, state_dict))})
+    else:
+        _state_check.check(state_dict, own)
+    converted: dict[int, dict[str, Any]] = {
+        index: dict(mine)
+        for index, mine in own["state"].items()
+        if not is_stored_alike(mine, layouts[index], lambda name: is_c_contiguous(raw[index][name]))  # noqa: B023
     }
-    same = all(new[index] is states[index] for index in new)
-    return state_dict if same else {**state_dict, "state": new}
+    keys = [(index, name) for index, mine in converted.items() for name in mine if isinstance(mine[name], np.ndarray)]
+    rooms = all_zeros_like([converted[index][name] for index, name in keys], optimizer._state_folder)
+    for (index, name), room in zip(keys, rooms):
+        converted[index][name] = room
+    for index, entries in converted.items():
+        conversion.fill(index, {name: raw[index][name] for name in layouts[index]}, entries)
+        entries |= {name: value for name, value in raw[index].items() if not isinstance(value, np.ndarray)}
+    return {**state_dict, "state": raw | converted}, conversion
 
 
 def _loaded_rate(label: str, name: str, saved: Any, own: Any) -> Any:
@@ -248,22 +264,38 @@ def write(optimizer: Any, path: str | os.PathLike[str], params: bool) -> None:
 
 def with_checksums(record: ParameterRecord, state_dict: dict[str, Any]) -> dict[str, Any]:
     """Return a state dict with checksums of the parameters."""
-    from . import _checkpoint
+    from . import _state_check
 
-    return state_dict | {_checkpoint.CHECKSUMS: [_checksum(array) for array in record.params]}
-
-
-def _checksum(array: Array) -> int:
-    return zlib.crc32(np.ascontiguousarray(_storage.raw(array)).data.cast("B") if array.size else b"")
+    return state_dict | {_state_check.CHECKSUMS: [_checksum(array) for array in record.params]}
 
 
-def warn_of_other_params(record: ParameterRecord, path: str | os.PathLike[str], found: Mapping[str, Any]) -> None:
+def _checksum(array: Array, stored: Callable[[Array], Array] = lambda part: part) -> int:
+    """Return the checksum of a parameter; stored: a function that converts a part of it before."""
+    checksum = 0
+    for part in _parts(array):
+        checksum = zlib.crc32(np.ascontiguousarray(stored(part)).data.cast("B"), checksum)
+    return checksum
+
+
+def _parts(array: Array) -> Iterator[Array]:
+    flat = np.ascontiguousarray(_storage.raw(array)).reshape(-1)
+    return (flat[start : start + _PART] for start in range(0, flat.size, _PART))
+
+
+def warn_of_other_params(
+    record: ParameterRecord,
+    path: str | os.PathLike[str],
+    found: Mapping[str, Any],
+    conversion: Conversion | None = None,
+) -> None:
     """Warn if the parameters are not those that were saved with a state dict."""
-    from . import _checkpoint
+    from . import _state_check
 
-    saved = found.get(_checkpoint.CHECKSUMS, [])
+    saved = found.get(_state_check.CHECKSUMS, [])
     if others := [
-        record.label(i) for i, (one, array) in enumerate(zip(saved, record.params)) if one != _checksum(array)
+        record.label(index)
+        for index, (checksum, array) in enumerate(zip(saved, record.params))
+        if not _is_saved(index, checksum, array, conversion)
     ]:
         named = ", ".join(others[:5]) + ", ..." * (len(others) > 5)
         warnings.warn(
@@ -273,8 +305,21 @@ def warn_of_other_params(record: ParameterRecord, path: str | os.PathLike[str], 
         )
 
 
-def read(optimizer: Any, path: str | os.PathLike[str], params: bool) -> dict[str, Any]:
-    """Read a state dict that fits the optimizer's own from a file; its arrays lie where the optimizer keeps state."""
+def _is_saved(index: int, checksum: int, array: Array, conversion: Conversion | None) -> bool:
+    """Return True if a parameter has the saved values, in its own dtype or in the other dtype of weights."""
+    if checksum == _checksum(array) or conversion is None or array.dtype == np.float64:
+        return checksum == _checksum(array)
+    if index in conversion.same_weights:
+        return conversion.same_weights[index]
+    if _storage.is_bfloat16(array):  # float32 weights without lower bits have the same values
+        return checksum == _checksum(array, _storage.decoded)
+    if checksum != _checksum(array, lambda part: split(part)[0]):
+        return False
+    return index in conversion.same_low or not any(split(part)[1].any() for part in _parts(array))
+
+
+def read(optimizer: Any, path: str | os.PathLike[str], params: bool) -> tuple[dict[str, Any], Conversion]:
+    """Read a state dict from a file, converted to the optimizer's own storage; its arrays lie where state is kept."""
     from . import _checkpoint
 
     def rooms(arrays: list[Array]) -> list[Array]:  # all at once: with a folder for state that is one file
@@ -283,4 +328,6 @@ def read(optimizer: Any, path: str | os.PathLike[str], params: bool) -> dict[str
     record: ParameterRecord = optimizer._record
     if optimizer._spec.evaluation_weight is not None:  # the file decides on the mode
         record = _evaluation.with_copies(record, map(_storage.raw, record.params))
-    return _checkpoint.read(path, snapshot(optimizer, params, record), rooms=rooms)
+    conversion = Conversion(record.params)
+    own = snapshot(optimizer, params, record)
+    return _checkpoint.read(path, own, rooms=rooms, conversion=conversion), conversion

@@ -1,4 +1,4 @@
-"""Storage of state and parameters in fewer bits: array layouts, refused options and conversions.
+"""Storage of state and parameters in fewer bits: array layouts, refused options, encoding and decoding.
 
 The core does the arithmetic; `_reference_storage.py` is its specification.
 """
@@ -160,16 +160,6 @@ def widened(array: Array) -> Array:
     return decoded(array.view(np.uint16)) if is_bfloat16(array) else array
 
 
-def joined(array: Array, low: Array | None) -> Array:
-    """Return the values of a parameter in the dtype of the arithmetic, with the lower part of a bfloat16 parameter."""
-    if low is None or not is_bfloat16(array):
-        return widened(array)
-    high = array.view(np.uint16)
-    lower = low.astype(np.int32) << np.int32(8 if low.dtype == np.int8 else 0)
-    lower = np.where(((high & 0x7FFF) == 0) & (lower < 0), np.int32(0), lower)  # a zero that the user wrote
-    return np.asarray((high.astype(np.uint32) << np.uint32(16)) + lower.view(np.uint32)).view(np.float32)
-
-
 def shown(name: str, array: Array) -> Array:
     """Return a view of stored state with a dtype of ml_dtypes, if that library is imported."""
     library = sys.modules.get("ml_dtypes")
@@ -193,65 +183,6 @@ def moments_of(state: Mapping[str, Any]) -> list[str]:
         for name, value in state.items()
         if hasattr(value, "dtype") and name not in other and not name.endswith("_scale")
     ]
-
-
-def in_storage(own: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a parameter's state in the layout of other storage options; arrays of new dtypes are uninitialised."""
-    found = options.get("state_dtype")
-    state_dtype: StateDtype = found if found in WIDTHS else None
-    entries = {name: value for name, value in own.items() if not name.endswith("_scale")}
-    for name in moments_of(own):
-        array = own[name]
-        wide = _wide(array)
-        stored = None if wide == np.float64 else limited(name, state_dtype)
-        dtype = wide if stored is None or array.size < NARROW_FROM else np.dtype(DTYPES[stored])
-        if dtype == array.dtype:
-            entries |= {key: own[key] for key in (name, f"{name}_scale") if key in own}
-            continue
-        entries[name] = np.empty_like(array, dtype)
-        if dtype == np.uint8:
-            entries[f"{name}_scale"] = np.empty(scale_count(array), np.float32)
-    return entries
-
-
-def _wide(array: Array) -> np.dtype[Any]:
-    return np.dtype(np.float32) if array.dtype in (np.uint8, np.uint16) else array.dtype
-
-
-def converted(saved: Mapping[str, Any], own: Mapping[str, Any], label: str) -> Mapping[str, Any]:
-    """Convert a parameter's saved state to the optimizer's own storage; return ``saved`` itself if nothing changes."""
-    result = {name: raw(value) for name, value in saved.items()}
-    for name in moments_of(own):
-        found = result.get(name)
-        if not isinstance(found, np.ndarray) or found.shape != own[name].shape or _is_stored_as(own[name], found):
-            continue  # nothing to convert, or the check of state dicts refuses it
-        scales = result.pop(f"{name}_scale", None)
-        if found.dtype == np.uint8:
-            check_scales(f"{name}_scale of {label}", scales, scale_count(found))
-        elif found.dtype not in (np.uint16, np.float32):
-            continue
-        values = decoded(found if found.flags.forc else np.ascontiguousarray(found), scales)
-        result |= _encoded(name, values, own)
-    if "param_low" in own and "param_low" not in saved:  # saved with float32 parameters or master_bits=16
-        result["param_low"] = np.zeros_like(own["param_low"])
-    same = result.keys() == saved.keys() and all(result[name] is saved[name] for name in result)
-    return saved if same else result
-
-
-def _is_stored_as(own: Array, found: Array) -> bool:
-    """Return True if saved numbers and any scales can be copied into the optimizer's own arrays."""
-    same_order = found.flags.c_contiguous == own.flags.c_contiguous if found.flags.forc else own.flags.c_contiguous
-    return found.dtype == own.dtype and (found.dtype != np.uint8 or own.ndim < 2 or same_order)
-
-
-def _encoded(name: str, values: Array, own: Mapping[str, Any]) -> dict[str, Array]:
-    """Return float32 numbers in the storage of the optimizer's own moment."""
-    if own[name].dtype not in (np.uint8, np.uint16):
-        return {name: values}  # if the moment is float64, the check of state dicts refuses it
-    encoded = {key: np.empty_like(own[key]) for key in (name, f"{name}_scale") if key in own}
-    order: Any = "C" if own[name].flags.c_contiguous else "F"
-    encode_into(name, np.asarray(values, order=order), encoded)
-    return encoded
 
 
 def check_scales(label: str, scales: Any, count: int) -> None:

@@ -29,11 +29,10 @@ inline void random_bits(const RandomKey& key, unsigned use, std::uint64_t first,
   k = mix(k ^ (first >> 32));
   const auto k0 = static_cast<std::uint32_t>(k);
   const auto k1 = static_cast<std::uint32_t>(k >> 32);
-  const auto begin = static_cast<std::uint32_t>(first);
-  ONEPASS_SIMD
-  for (std::size_t i = 0; i < count; ++i) {
-    std::uint32_t x = (begin + static_cast<std::uint32_t>(i)) * 0x9E3779B1 + k0;
-    x ^= x >> 16;
+  constexpr std::uint32_t stride = 0x9E3779B1;
+  std::uint32_t counter = static_cast<std::uint32_t>(first) * stride + k0;  // added to, since AVX-512 multiplies slowly
+  for (std::size_t i = 0; i < count; ++i, counter += stride) {
+    std::uint32_t x = counter ^ counter >> 16;
     x *= 0x7FEB352D;
     x ^= k1;
     x ^= x >> 15;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
 from typing import Any
 
 import numpy as np
@@ -213,6 +214,46 @@ def test_saved_state_of_either_mode_resumes_with_the_same_bits(dtype: str, optio
         optimizer.train()
         torch_steps(optimizer, own, 5, 8)
         assert array_of(own).tobytes() == array_of(whole_param).tobytes()
+
+
+@pytest.mark.parametrize("state_dtype", [None, "float8"])
+@pytest.mark.parametrize("new", [None, 32, 24, 16])
+@pytest.mark.parametrize("old", [None, 32, 24, 16])
+def test_state_of_evaluation_mode_is_loaded_into_another_storage_as_by_the_numpy_class(
+    old: Any, new: Any, state_dtype: Any
+) -> None:
+    """Weights of None are float32, others bfloat16 with so many bits."""
+    dtypes = ["float32" if bits is None else "bfloat16" for bits in (old, new)]
+    options = [{"master_bits": bits or 32, "state_dtype": state_dtype} for bits in (old, new)]
+    (param, optimizer), (other_param, other) = (torch_case(name, **each) for name, each in zip(dtypes, options))
+    arrays = [array_of(each) for each in (param, other_param)]
+    numpy, other_numpy = (
+        onepass.ScheduleFreeAdamW(array, lr=0.05, warmup_steps=4, weight_decay=0.1, r=0.5, **each)
+        for array, each in zip(arrays, options)
+    )
+    for t in range(3):
+        torch_steps(optimizer, param, t, t + 1)
+        numpy.step(array_of(param.grad))
+    optimizer.eval()
+    numpy.eval()
+    other_param.data.copy_(param.data)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        saved_and_loaded(optimizer, other)
+    with warnings.catch_warnings(record=True) as expected:
+        warnings.simplefilter("always")
+        other_numpy.load_state_dict(numpy.state_dict(params=True), params=True)
+    assert len(caught) == len(expected)
+    other.train()
+    other_numpy.train()
+    for _ in range(2):
+        assert array_of(other_param).tobytes() == arrays[1].tobytes()
+        low = other.state[other_param].get("param_low")
+        assert (low is None) == ("param_low" not in other_numpy.state[0])
+        assert low is None or low.numpy().tobytes() == other_numpy.state[0]["param_low"].tobytes()
+        assert other.state[other_param]["z"].numpy().tobytes() == other_numpy.state[0]["z"].tobytes()
+        torch_steps(other, other_param, 3, 4)
+        other_numpy.step(array_of(other_param.grad))
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

@@ -13,7 +13,7 @@ import pytest
 
 import onepass
 from checkpoint_files import StateDict, assert_equal, small_state, state_of
-from onepass import _checkpoint
+from onepass import _state_check
 
 
 def test_a_state_dict_fits_itself_whatever_its_layout_and_numbers() -> None:
@@ -22,7 +22,7 @@ def test_a_state_dict_fits_itself_whatever_its_layout_and_numbers() -> None:
     state["param_groups"][0] |= {"lr": None, "betas": [0, 1], "eps_mode": "hat", "params": (0,)}
     state["skipped"] = 2**53
     before = copy.deepcopy(state), copy.deepcopy(like)
-    _checkpoint.check(state, like)
+    _state_check.check(state, like)
     assert_equal((state, like), before)
 
 
@@ -148,21 +148,21 @@ def test_a_state_dict_that_does_not_fit_is_refused(case: str) -> None:
     like, state = (state_of(np.zeros(3, "f4"), np.zeros(()), names=["w", "b"], mu_product=0.5) for _ in range(2))
     edit(state)
     with pytest.raises(error, match=re.escape(message)) as caught:
-        _checkpoint.check(state, like)
+        _state_check.check(state, like)
     assert caught.type is error
 
 
 @pytest.mark.parametrize("value", [None, [], "state", 3])
 def test_what_is_no_mapping_is_no_state_dict(value: Any) -> None:
     with pytest.raises(TypeError, match="a state dict must be a mapping"):
-        _checkpoint.check(value, small_state())
+        _state_check.check(value, small_state())
 
 
 def test_parameters_without_names_are_numbered() -> None:
     state = state_of(np.zeros(3), np.zeros(2))
     del state["state"][1]["step"]
     with pytest.raises(ValueError, match=r"the state of parameter 1 lacks \['step'\]"):
-        _checkpoint.check(state, state_of(np.zeros(3), np.zeros(2)))
+        _state_check.check(state, state_of(np.zeros(3), np.zeros(2)))
 
 
 def test_names_on_one_side_only_are_said_in_words(tmp_path: Path) -> None:

@@ -192,54 +192,6 @@ def test_weights_of_float32_training_go_on_as_bfloat16_weights(tmp_path: Path) -
     assert not exact.state[0]["param_low"].any() and (exact.params[0] == sixteen.params[0]).all()
 
 
-@pytest.mark.parametrize("reader", ["state dict", "file"])
-@pytest.mark.parametrize(
-    ("saved", "own", "message"),
-    [
-        (32, 24, "param_low of parameter 0: expected the lower bits of master_bits=24, got master_bits=32: create"),
-        (24, 32, "param_low of parameter 0: expected the lower bits of master_bits=32, got master_bits=24: create"),
-        (
-            32,
-            16,
-            "lower bits of bfloat16 parameters, which would be lost: create the optimizer with bfloat16 parameters",
-        ),
-        (
-            24,
-            16,
-            "lower bits of bfloat16 parameters, which would be lost: create the optimizer with bfloat16 parameters",
-        ),
-        (
-            32,
-            None,
-            "lower bits of bfloat16 parameters, which would be lost: create the optimizer with bfloat16 parameters",
-        ),
-    ],
-)
-def test_lower_bits_that_would_be_lost_are_refused(
-    saved: Any, own: Any, message: str, reader: str, tmp_path: Path
-) -> None:
-    donor, optimizer = made(saved), made(own)
-    train(donor, 1)
-    train(optimizer, 1)
-    with refused(ValueError, message, optimizer), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if reader == "file":
-            optimizer.load(in_file(donor, tmp_path / "a.npz"))
-        else:
-            optimizer.load_state_dict(donor.state_dict())
-
-
-def test_parameters_of_another_dtype_are_refused(tmp_path: Path) -> None:
-    plain, narrow = made(None), made(16)
-    for one, other, dtype in ((plain, narrow, "bfloat16 (as uint16)"), (narrow, plain, "float32")):
-        with refused(
-            ValueError, f"param of parameter 0: expected {'the parameter' if dtype == 'float32' else 'dtype'}", other
-        ):
-            other.load_state_dict(one.state_dict(params=True), params=True)
-        with refused(ValueError, dtype, other):
-            other.load(in_file(one, tmp_path / "a.npz", params=True), params=True)
-
-
 @pytest.mark.parametrize("other", STATES)
 @pytest.mark.parametrize("state_dtype", STATES)
 def test_files_with_moments_of_two_storages_load_into_any_storage(state_dtype: Any, other: Any, tmp_path: Path) -> None:

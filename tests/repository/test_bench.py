@@ -29,6 +29,8 @@ from bench import (
     readme,
     records,
     report,
+    run,
+    targets,
     training,
 )
 
@@ -55,7 +57,7 @@ def small(problem: Any) -> Any:
 
 
 def small_target(target: Any) -> Any:
-    one = {"one": small(target.one)} if isinstance(target, cases.FurtherTensor) else {}
+    one = {"one": small(target.one)} if isinstance(target, targets.FurtherTensor) else {}
     return replace(target, problem=small(target.problem), **one)
 
 
@@ -67,9 +69,9 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Any:
         library = case.peers[0].module is not None or name == "digits"  # its sizes are the network's
         if not library and case.why_missing() is None:
             kinds = tuple(kind for kind in case.peers if kind.module is None)
-            problems, targets = dict.fromkeys(map(small, case.problems)), map(small_target, case.targets)
-            case = replace(case, peers=kinds, problems=tuple(problems), targets=tuple(targets))
-            done[name] = cases.run(replace(case, budget=measure.Budget(0.0, 1, 2)), say=lambda line: None)
+            problems, aims = dict.fromkeys(map(small, case.problems)), map(small_target, case.targets)
+            case = replace(case, peers=kinds, problems=tuple(problems), targets=tuple(aims))
+            done[name] = run.run(replace(case, budget=measure.Budget(0.0, 1, 2)), say=lambda line: None)
     path = tmp_path_factory.mktemp("record") / "record.json"
     records.save(path, machine.describe(), done)
     return records.load(path)
@@ -88,7 +90,19 @@ def test_every_case_gives_a_point_for_each_problem_and_a_line_for_each_target(re
     assert {point["rule"] for point in record["cases"]["rules"]["points"]} == set(peer.RULES)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system has no /proc")
+no_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system has no /proc")
+
+
+@no_proc
+def test_memory_is_measured_in_the_process(record: Any) -> None:
+    expected = {"onepass": (16, 28), "onepass, bfloat16 state": (12, 20), "onepass, float8 state": (10.06, 16.12)}
+    for point in record["cases"]["bits-bandwidth"]["points"]:
+        assert {name: (point["held"][name], point["moved"][name]) for name in point["held"]} == {
+            name: pytest.approx(sizes, rel=0.02) for name, sizes in expected.items()
+        }
+
+
+@no_proc
 def test_state_on_disk_is_measured_within_a_limit_on_memory(record: Any) -> None:
     memory, disk = record["cases"]["disk"]["points"]
     assert [*memory["timings"]] == ["a step, pages in memory"]
@@ -105,7 +119,8 @@ def test_pages_and_images_are_made_from_a_record(record: Any, tmp_path: Path) ->
     assert "make bench CASE=digits" in pages["benchmarks.md"]  # the case that is not in this record
     pytest.importorskip("matplotlib")
     drawn = {path.name for path in plots.draw(record, tmp_path)}
-    assert drawn == {f"{name}.{suffix}" for name in plots.FIGURES for suffix in ("svg", "png")}
+    figures = {name for name in plots.FIGURES if name != "bits" or machine.process_bytes("RssAnon")}
+    assert drawn == {f"{name}.{suffix}" for name in figures for suffix in ("svg", "png")}
 
 
 def test_problems_have_distinct_names() -> None:
@@ -120,7 +135,7 @@ def test_a_case_without_its_library_reports_the_reason() -> None:
         module = "no_such_library"
 
     printed: list[str] = []
-    assert cases.run(replace(cases.CASES["thinc"], peers=(Absent,)), say=printed.append) is None
+    assert run.run(replace(cases.CASES["thinc"], peers=(Absent,)), say=printed.append) is None
     assert printed[0].startswith("not measured: no_such_library cannot be imported")
 
 
@@ -189,7 +204,7 @@ LIBRARIES = {
     "optax": ["Optax"],
     "thinc": ["Thinc", "ThincOptimizer", "OnepassThinc"],
     "sklearn": ["ScikitLearn"],
-    "ml_dtypes": ["OnepassBfloat16Weights", "OnepassBfloat16Weights24"],
+    "ml_dtypes": ["OnepassBfloat16Weights", "OnepassBfloat16Weights24", "OnepassBfloat16Weights16"],
     "bitsandbytes": ["Bitsandbytes8bit"],
     "torchao": ["Torchao8bit"],
 }
@@ -264,9 +279,9 @@ def train_on_digits() -> tuple[list[str], str]:
 
     training.EPOCHS = 2
     case = replace(cases.CASES["digits"], budget=measure.Budget(0.0))
-    timed = cases.run(replace(case, peers=(peers.Onepass, peers.NoOptimizer, peers.InPlaceNumPy)))
+    timed = run.run(replace(case, peers=(peers.Onepass, peers.NoOptimizer, peers.InPlaceNumPy)))
     with pytest.raises(measure.WrongResult) as error:
-        cases.run(replace(case, peers=(peers.Onepass, Wrong)))
+        run.run(replace(case, peers=(peers.Onepass, Wrong)))
     return [*timed["points"][0]["timings"]], str(error.value)
 
 
@@ -291,9 +306,9 @@ def train_a_policy() -> tuple[list[str], str]:
                 self.weights[0].data.fill_(float("nan"))
 
     case = replace(cases.CASES["torch-training"], budget=measure.Budget(0.0, iterations=5))
-    timed = cases.run(case)
+    timed = run.run(case)
     with pytest.raises(measure.WrongResult) as error:
-        cases.run(replace(case, peers=(adapters.OnepassTorch, Diverges)))
+        run.run(replace(case, peers=(adapters.OnepassTorch, Diverges)))
     return [*timed["points"][0]["timings"]], str(error.value)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import cases, loop, measure, peers, plots, readme, records, report
+from bench import cases, loop, measure, peers, plots, readme, records, report, targets
 
 
 def test_the_statistics_of_a_series_show_its_stalls() -> None:
@@ -41,7 +41,7 @@ def test_a_target_is_judged_by_its_part_of_the_loop_and_its_statistic() -> None:
     problem, one = loop.square(8), peers.OnepassOneThread
     points = {problem: point_of({"onepass": 100, one.name: 99.5}, step=point_of({"onepass": 10, one.name: 15}))}
     judged = {
-        (part, statistic): cases.Target(problem, (one,), 1, part, statistic).judge(points)
+        (part, statistic): targets.Target(problem, (one,), 1, part, statistic).judge(points)
         for part in ("step", "iteration")
         for statistic in ("median_ns", "mean_ns")
     }
@@ -58,7 +58,7 @@ def test_a_target_is_judged_by_its_part_of_the_loop_and_its_statistic() -> None:
 
 def test_a_target_of_the_stream_baseline_is_a_percentage() -> None:
     points = {cases.MILLION: point_of({"onepass": 10, "stream baseline": 8})}
-    line = report.target_line(cases.Target(cases.MILLION, (peers.StreamBaseline,), 0.85).judge(points))
+    line = report.target_line(targets.Target(cases.MILLION, (peers.StreamBaseline,), 0.85).judge(points))
     assert line.startswith("missed") and ": at least 85 % of the stream baseline: 80 % (" in line
 
 
@@ -88,6 +88,39 @@ def test_a_case_has_one_table_of_times_and_one_of_speeds_relative_to_the_stream_
     assert times.splitlines()[0] == "| float32, 1 thread | 10 elements | 20 elements |"
     assert times.splitlines()[2] == "| onepass | **2.00 µs** | **2.00 µs** |"
     assert shares.splitlines()[2:] == ["| onepass | 36 % | 36 % |"]
+
+
+def test_storage_in_fewer_bits_is_compared_by_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(records, "RESULTS", tmp_path)  # no other machine's results
+    medians, bits = {"onepass": 2e3, "stream baseline": 1e3, "onepass, float8 state": 3e3}, "onepass, float8 state"
+    bytes_of = {"held": {"onepass": 16, bits: 10.06}, "moved": {"onepass": 28, bits: 14}}
+    point = point_of(medians, problem="64 million elements, float32, 1 thread", **bytes_of)
+    record = record_of(bits_bandwidth=[point])
+    times, shares, _ = readme.tables(record, "bits-bandwidth").split("\n\n")
+    assert times.splitlines()[0].endswith("| bytes held a parameter |")
+    assert times.splitlines()[3:] == [
+        "| stream baseline | 1.00 µs (0.50×) |  |",
+        f"| {bits} | 3.00 µs (1.50×) | 10.1 |",
+    ]
+    assert shares.splitlines()[2:] == [
+        "| onepass | 50 % |",
+        f"| {bits} | 17 % |",
+    ]  # half of the bytes, 3 times the time
+    rows = readme.block("fewer bits", record, "a-machine").splitlines()
+    assert rows[2:4] == ["| float32 | 16.0 | 1.00× |", "| float8 state | 10.1 | 1.50× |"]
+    assert "make bench CASE=bits-bandwidth" in readme.block("fewer bits", record_of(), "a-machine")
+
+
+def test_an_image_is_made_from_the_results_of_a_machine_that_has_its_case(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    assert readme.block("figure threads", record_of(), "a-machine").startswith("Not measured")
+    (tmp_path / "another.json").write_text(json.dumps(record_of(threads=[point_of({"onepass": 1}, threads=1)])))
+    assert "(images/threads.png)" in readme.block("figure threads", record_of(), "a-machine")
+    pytest.importorskip("matplotlib")
+    monkeypatch.setitem(plots.FIGURES, "targets", plots.Figure("no-case", "", plots.targets))
+    assert {path.name for path in plots.draw(record_of(), tmp_path)} == {"threads.svg", "threads.png"}
 
 
 def test_sizes_are_below_the_fastest_times() -> None:

@@ -91,13 +91,15 @@ def test_an_option_that_another_thread_sets_while_state_is_loaded_is_not_lost() 
 
     class Slow(dict[str, Any]):
         def __getitem__(self, name: str) -> Any:
-            if name == "step_count" and rates:  # it is looked at early, and at the very end
+            if name == "momentum" and rates:  # read in the check, and after the optimizer's own options
                 thread = threading.Thread(target=setattr, args=(optimizer, "lr", rates.pop()))
                 thread.start()
                 thread.join()
             return super().__getitem__(name)
 
-    optimizer.load_state_dict(Slow(optimizer.state_dict()))  # which says no rate: it was a function
+    state_dict = optimizer.state_dict()  # without a rate, which is a function
+    state_dict["param_groups"] = [Slow(group) for group in state_dict["param_groups"]]
+    optimizer.load_state_dict(state_dict)
     assert optimizer.lr is first and not rates
 
 

@@ -242,7 +242,7 @@ def check_a_manifest_that_cannot_be_written_leaves_no_files_of_its_set() -> None
         sharded.save(folder)
         kept = sorted(folder.iterdir())
     # A failure once the manifest is in its place leaves the new set, and the old files.
-    flush = onepass._checkpoint._flush_folder  # type: ignore[attr-defined]
+    flush = onepass._archive._flush_folder  # type: ignore[attr-defined]
 
     def unflushed(where: pathlib.Path) -> None:
         flush(where)
@@ -252,7 +252,7 @@ def check_a_manifest_that_cannot_be_written_leaves_no_files_of_its_set() -> None
     manifest = kept[-1].read_bytes()
     assert kept[-1].name == "manifest.json"
     WORLD.Barrier()
-    with time_limit(), on_first(OSError, "late"), replaced(onepass._checkpoint, "_flush_folder", unflushed):  # type: ignore[attr-defined]
+    with time_limit(), on_first(OSError, "late"), replaced(onepass._archive, "_flush_folder", unflushed):  # type: ignore[attr-defined]
         sharded.save(folder)
     assert kept[-1].read_bytes() != manifest
     sharded.load(folder)
@@ -292,7 +292,7 @@ def save_and_die() -> None:
         counted(pathlib.Path, name)
     for name in ("fsync", "close"):
         counted(os, name)
-    counted(onepass._checkpoint, "_write_array")  # type: ignore[attr-defined]
+    counted(onepass._archive, "_write_array")  # type: ignore[attr-defined]
     sharded.save(folder)
     print(f"saved, with {calls} calls on rank {WORLD.rank}", flush=True)
 

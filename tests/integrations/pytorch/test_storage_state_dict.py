@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from integrations.pytorch.storage_helpers import (
     make_params,
     train,
 )
+from onepass import _reference_storage as reference
 from onepass import _storage
 
 
@@ -102,7 +104,9 @@ def test_decoded_state_loads_in_pytorch_and_in_other_storage(
     assert not decoded["param_groups"][0].keys() & {"state_dtype", "master_bits", "rounding", "seed"}
     theirs, wide = torch.optim.AdamW(params), ours.AdamW(params)
     theirs.load_state_dict(decoded)
-    wide.load_state_dict(through_file(optimizer.state_dict()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of lower bits
+        wide.load_state_dict(through_file(optimizer.state_dict()))
     for i, param in enumerate(params):
         state = decoded["state"][i]
         assert state.keys() - {"ema"} == {"step", "exp_avg", "exp_avg_sq"}
@@ -117,7 +121,9 @@ def test_decoded_state_loads_in_pytorch_and_in_other_storage(
     train(theirs, params, range(2, 3))
     train(wide, params, range(3, 4))
     again = ours.AdamW(params, **storage)
-    again.load_state_dict(wide.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        again.load_state_dict(wide.state_dict())
     train(again, params, range(4, 5))
     assert all(state["step"] == 4 for state in again.state.values())
 
@@ -137,24 +143,122 @@ def test_codes_in_another_layout_are_encoded_again() -> None:
         train(b, second, range(3, 4))
 
 
-@pytest.mark.parametrize(("saved", "own"), [(32, 24), (24, 32), (32, 16), (16, 32)])
-def test_master_bits_may_change_with_a_state_dict(saved: int, own: int) -> None:
-    params = make_params(torch.bfloat16)
-    first = ours.AdamW(params, lr=0.01, master_bits=saved)
+WEIGHTS = [(torch.float32, 32), (torch.bfloat16, 32), (torch.bfloat16, 24), (torch.bfloat16, 16)]
+FACTORS = {torch.int16: 1, torch.int8: 256}
+
+
+def lower_halves(state: Any) -> Any:
+    """Return the lower bits of weights, in the order of memory, as in the lower halves of float32 numbers."""
+    low = state.get("param_low", torch.zeros_like(state["exp_avg"], dtype=torch.int16))
+    return as_array(low).astype(np.int32) * FACTORS[low.dtype]
+
+
+@pytest.mark.parametrize("new", WEIGHTS, ids=str)
+@pytest.mark.parametrize("old", WEIGHTS, ids=str)
+def test_weights_in_another_storage_are_converted_as_in_the_numpy_optimizers(old: Any, new: Any) -> None:
+    params, others = make_params(old[0]), make_params(new[0])
+    first = ours.AdamW(params, lr=0.01, master_bits=old[1])
     train(first, params, range(3))
-    second = ours.AdamW(params, lr=0.01, master_bits=own)
-    second.load_state_dict(first.state_dict())
-    low = [state.get("param_low") for state in second.state.values()]
-    kept = first.state[params[0]].get("param_low")
-    if (saved, own) == (24, 32):
-        assert torch.equal(low[0], kept.to(torch.int16) << 8)
-    elif (saved, own) == (32, 24):
-        assert (low[0].to(torch.int32) * 256 - kept).abs().max() <= 255
-    elif own == 16:
-        assert low == [None] * len(params)
-    else:
-        assert not any(one.any() for one in low)
-    train(second, params, range(3, 4))
+    if old == (torch.bfloat16, 32):
+        first.state[params[0]]["param_low"][0, :4] = torch.tensor([32767, 32640, 32639, -32768])
+    for param, other in zip(params, others):
+        other.data.copy_(param.data)
+    second = ours.AdamW(others, lr=0.01, master_bits=new[1])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        second.load_state_dict(through_file(first.state_dict()))
+    lost = []
+    for index, (param, other) in enumerate(zip(params, others)):
+        state, own = first.state[param], second.state[other]
+        assert own.get("param_low") is None or own["param_low"].stride() == other.stride()
+        saved, found = lower_halves(state), lower_halves(own)
+        if new == (torch.bfloat16, 24) and old == (torch.bfloat16, 32):
+            high = as_array(param).view(np.uint16)
+            rounded, low = reference.split24(reference.join(high, saved.astype(np.int16)), None)
+            expected = np.where(rounded == high, low, 127).astype(np.int32) * 256
+        else:
+            expected = saved if "param_low" in own else np.zeros_like(saved)
+        assert np.array_equal(found, expected)
+        lost += [f"parameter {index}"] * bool(np.any(saved != found))
+    assert bool(lost) == (old[0] == torch.bfloat16 and (new[0] == torch.float32 or new[1] < old[1]) and old[1] != 16)
+    assert len(caught) == bool(lost)
+    if lost:
+        assert f"the weights of {', '.join(lost)} have more bits" in str(caught[0].message)
+        assert caught[0].filename == __file__
+    train(second, others, range(3, 4))
+
+
+def test_float32_weights_with_the_saved_lower_bits_lose_nothing() -> None:
+    params, others = make_params(torch.bfloat16), make_params()
+    first, second = ours.AdamW(params, lr=0.01), ours.AdamW(others, lr=0.01)
+    train(first, params, range(3))
+    for param, other in zip(params, others):
+        high, low = as_array(param).view(np.uint16), as_array(first.state[param]["param_low"])
+        flat = torch.as_strided(other.data, (other.numel(),), (1,))
+        flat.copy_(torch.from_numpy(reference.join(high, low)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second.load_state_dict(first.state_dict())
+    with torch.no_grad():
+        others[1][3] = 0.3
+    with pytest.warns(UserWarning, match="the weights of parameter 1 have more bits"):
+        second.load_state_dict(first.state_dict())
+
+
+def test_a_parameter_without_lower_bits_that_others_have_is_named() -> None:
+    params = make_params(torch.bfloat16)
+    optimizer = ours.AdamW(params, lr=0.01)
+    train(optimizer, params, range(3))
+    state_dict = copy.deepcopy(optimizer.state_dict())
+    del state_dict["state"][2]["param_low"]
+    with pytest.warns(UserWarning, match="the lower bits of parameter 2 are missing: they start at zero") as caught:
+        optimizer.load_state_dict(state_dict)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert not optimizer.state[params[2]]["param_low"].any() and optimizer.state[params[0]]["param_low"].any()
+    for state in state_dict["state"].values():
+        state.pop("param_low", None)  # as from torch.optim
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.load_state_dict(state_dict)
+    assert not optimizer.state[params[0]]["param_low"].any()
+
+
+def test_parameters_saved_without_lower_bits_start_at_zero_without_a_warning() -> None:
+    params = make_params(torch.bfloat16)
+    groups = [{"params": params[:1]}, {"params": params[1:], "master_bits": 16}]
+    saved, optimizer = ours.AdamW(groups, lr=0.01), ours.AdamW([{"params": params[:1]}, {"params": params[1:]}])
+    train(saved, params, range(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.load_state_dict(saved.state_dict())
+    assert optimizer.state[params[0]]["param_low"].any() and not optimizer.state[params[1]]["param_low"].any()
+
+
+def test_a_warning_that_is_an_error_changes_nothing() -> None:
+    params = make_params(torch.bfloat16)
+    saved, optimizer = ours.AdamW(params, lr=0.01), ours.AdamW(params, lr=0.02, master_bits=24)
+    train(saved, params, range(2))
+    train(optimizer, params, range(1))
+    before = copy.deepcopy((params, optimizer))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="more bits than this optimizer stores"):
+            optimizer.load_state_dict(saved.state_dict())
+    assert optimizer.param_groups[0]["lr"] == 0.02
+    assert_equal_bits(params, optimizer, *before)
+
+
+@pytest.mark.parametrize(
+    "low", [torch.zeros(7), torch.zeros(65, 80), torch.zeros(65, 79, dtype=torch.int16), "low"], ids=str
+)
+def test_lower_bits_of_another_shape_or_dtype_are_refused(low: Any) -> None:
+    params = make_params(torch.bfloat16)
+    optimizer = ours.AdamW(params, lr=0.01)
+    train(optimizer, params, range(1))
+    state_dict = copy.deepcopy(optimizer.state_dict())
+    state_dict["state"][0]["param_low"] = low
+    with pytest.raises(ValueError, match="parameter 0: expected 'param_low' as int16 or int8 of shape"):
+        optimizer.load_state_dict(state_dict)
 
 
 def test_state_of_bitsandbytes_that_is_not_decoded_is_refused() -> None:

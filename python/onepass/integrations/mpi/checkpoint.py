@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import _checkpoint
+from ... import _archive, _checkpoint
 from ..._checkpoint import MANIFEST
 from ..._optimizer import Optimizer
 from ..._state_dict import snapshot, warn_of_other_params
@@ -72,7 +72,7 @@ def save_set(comm: MPI.Intracomm, layout: Layout, optimizer: Optimizer, folder: 
 def _write_manifest(folder: Path, token: str, manifest: dict[str, Any]) -> None:
     """Write the manifest of a set; on failure delete the set's files, unless the manifest is already in place."""
     try:
-        with _checkpoint.replaced(folder / MANIFEST) as file:
+        with _archive.replaced(folder / MANIFEST) as file:
             file.write(json.dumps(manifest).encode())
     except BaseException:
         with suppress(OSError):
@@ -105,7 +105,7 @@ def read_path(layout: Layout, optimizer: Optimizer, path: str | os.PathLike[str]
         if whole.is_dir():
             return read_set(layout, optimizer, whole)
         schema = whole_schema(layout, optimizer)
-        found = _checkpoint.read(path, schema, splitter(layout), rooms(optimizer), any_storage=False)
+        found = _checkpoint.read(path, schema, splitter(layout), rooms(optimizer))
         warn_of_other_params(layout.record, path, found)
         return split_state_dict(layout, optimizer, found, lambda index, name, parts: parts)
     except TypeError as error:
@@ -132,7 +132,7 @@ def read_set(layout: Layout, optimizer: Optimizer, folder: Path) -> StateDict:
             _copy_common(layout, states, pieces[index], name, array)
 
         schema = _share_schema(layout, own, pieces)
-        found = _checkpoint.read(folder / name, schema, take, rooms(optimizer), any_storage=False)
+        found = _checkpoint.read(folder / name, schema, take, rooms(optimizer))
         scalars = {
             piece.parameter: {key: value for key, value in found["state"][index].items() if value is not None}
             for index, piece in enumerate(pieces)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import _checkpoint, _checks
+from ... import _checkpoint, _checks, _state_check
 from ..._gradients import nonfinite_gradient
 from ..._group import Group
 from ..._optimizer import Optimizer
@@ -219,8 +219,8 @@ class ShardedOptimizer:
         """
 
         def read() -> StateDict:
-            whole = _checkpoint.upgraded(state_dict)
-            _checkpoint.check(whole, whole_schema(self._layout, self._optimizer))
+            whole = _state_check.upgraded(state_dict)
+            _state_check.check(whole, whole_schema(self._layout, self._optimizer))
             return split_state_dict(self._layout, self._optimizer, whole, splitter(self._layout))
 
         self._load("load_state_dict", read, options)

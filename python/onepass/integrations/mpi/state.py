@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..._allocate import all_zeros_like
-from ..._checkpoint import CHECKSUMS
 from ..._flatten import in_line
 from ..._optimizer import Optimizer
+from ..._state_check import CHECKSUMS
 from ..._state_dict import named_params, scalars, snapshot
 from ..._types import Array
 from .. import needed

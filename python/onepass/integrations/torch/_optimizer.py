@@ -11,6 +11,7 @@ from threading import RLock
 from typing import Any, ClassVar
 
 from ... import _core
+from ..._conversion import warn_of_lost_bits
 from ..._optimizer import Optimizer as CoreOptimizer
 from ..._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS, refuse_unknown
 from ..._storage import OPTIONS as STORAGE_OPTIONS
@@ -294,7 +295,8 @@ class OnePass(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of this class or of PyTorch's class. Missing options of onepass keep their values.
 
-        The options of storage stay as they are: state in another storage is converted.
+        The options of storage stay as they are: state in another storage is converted, rounded to nearest. Emits a
+        warning that names the parameters whose weights lose bits.
         """
         own = [{name: group[name] for name in self._own_defaults() if name in group} for group in self.param_groups]
         handle = self.register_load_state_dict_pre_hook(OnePass._with_own_storage)  # after the hooks of the user
@@ -310,19 +312,25 @@ class OnePass(torch.optim.Optimizer):
     def _with_own_storage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Return a state dict with this optimizer's options of storage, and with state converted to them."""
         spec, groups, state = self._kind._spec, [], dict(state_dict["state"])
+        has_low = any("param_low" in entry for entry in state.values() if isinstance(entry, Mapping))
+        lost, missing = [], []
         for group, saved in zip(self.param_groups, state_dict["param_groups"]):
             options = group_options(group)
             rule = spec.rule_name({**DEFAULTS, **self._missing, **group, **saved})
             for param, index in zip(group["params"], saved["params"]):
-                label, moments = f"parameter {index}", [*_core.rules[rule][1]]
-                if self._has_double_scalars and isinstance(state.get(index), Mapping):
-                    numbers = _core.rules[rule][2].keys() & state[index].keys()
+                label, moments, found = f"parameter {index}", [*_core.rules[rule][1]], state.get(index, {})
+                if self._has_double_scalars and isinstance(found, Mapping) and found:
+                    numbers = _core.rules[rule][2].keys() & found.keys()
                     # PyTorch would cast tensors to the parameter's dtype; the next step makes tensors of these.
-                    state[index] = {**state[index], **{name: float(state[index][name]) for name in numbers}}
-                if (loaded := _storage.loaded(label, options, param, moments, state.get(index))) is not None:
-                    state[index] = loaded
+                    state[index] = found = {**found, **{name: float(found[name]) for name in numbers}}
+                if (loaded := _storage.loaded(label, options, param, moments, found)) is None:
+                    continue
+                state[index] = loaded
+                lost += [label] * loaded.is_lossy
+                missing += [label] * (loaded.is_low_missing and has_low and saved.get("master_bits") != 16)
             kept = {name: value for name, value in saved.items() if name not in STORAGE_OPTIONS}
             groups.append({**kept, **{name: group[name] for name in STORAGE_OPTIONS if name in group}})
+        warn_of_lost_bits(lost, missing)
         return {**state_dict, "state": state, "param_groups": [*groups, *state_dict["param_groups"][len(groups) :]]}
 
     def decoded_state_dict(self) -> dict[str, Any]:

@@ -6,6 +6,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from ... import _conversion as conversion
 from ... import _core
 from ..._options import COMMON_DEFAULTS
 from ..._storage import NARROW_FROM, OPTIONS, check_options, is_divisor, limited
@@ -175,6 +178,8 @@ class Loaded:
     """A parameter's state in its final storage, wrapped in an object so that PyTorch does not cast its tensors."""
 
     state: dict[str, Any]
+    is_lossy: bool  # the weights had more bits than the optimizer stores
+    is_low_missing: bool  # the lower bits of the weights start at zero
 
 
 def loaded(
@@ -196,12 +201,21 @@ def loaded(
         value, scales = result.get(name), result.pop(f"{name}_scale", None)
         if isinstance(value, torch.Tensor):
             result |= _stored(label, name, value, scales, tensor, state_tensor_dtype(name, options, tensor))
-    low = result.pop("param_low", None)
-    if (dtype := state_dtypes(options, tensor, ()).get("param_low")) is not None:
-        result["param_low"] = _tensors.zeros_like(tensor, dtype) if low is None else _low_part(low, dtype)
+    dtype, is_lossy, is_low_missing = state_dtypes(options, tensor, ()).get("param_low"), False, False
+    low, copy = result.pop("param_low", None), result.get("y")
+    if low is not None:
+        _check_like(label, "param_low", low, tensor, "int16 or int8", LOW_DTYPES.values())
+    if isinstance(copy, torch.Tensor) and copy.dtype != tensor.dtype:
+        result["y"], low, is_lossy = _copy_of_weights(label, copy, low, tensor, dtype)
+    elif low is not None:
+        low, is_lossy = _low_part(low, tensor, dtype)
+    elif dtype is not None:
+        low, is_low_missing = _tensors.zeros_like(tensor, dtype), True
+    if low is not None:
+        result["param_low"] = low
     if isinstance(result.get("ema"), torch.Tensor):
         result["ema"] = result["ema"].to(value_dtype(tensor))
-    return Loaded(result)
+    return Loaded(result, is_lossy, is_low_missing)
 
 
 def _stored(
@@ -230,16 +244,40 @@ def joined(tensor: torch.Tensor, low: torch.Tensor | None) -> torch.Tensor:
     """Return a copy of a parameter in the dtype of the arithmetic, with the lower part of a bfloat16 parameter."""
     if low is None or tensor.dtype != torch.bfloat16:
         return tensor.to(value_dtype(tensor), copy=True)
-    high = tensor.view(torch.int16).to(torch.int32)
-    lower = low.to(torch.int32) << (8 if low.dtype == torch.int8 else 0)
-    lower = torch.where(((high & 0x7FFF) == 0) & (lower < 0), 0, lower)  # a zero that the user wrote
-    return ((high << 16) + lower).view(torch.float32)
+    return torch.from_numpy(conversion.joined(_tensors.as_array(tensor, False), _tensors.as_array(low, False)))
 
 
-def _low_part(low: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return the lower part of a bfloat16 parameter, converted to another dtype."""
+def _check_like(
+    label: str, name: str, found: Any, tensor: torch.Tensor, expected: str, dtypes: Collection[torch.dtype]
+) -> None:
+    """Refuse anything except a tensor of a parameter's shape and of one of these dtypes."""
+    if not isinstance(found, torch.Tensor) or found.dtype not in dtypes or found.shape != tensor.shape:
+        got = f"{found.dtype} of shape {[*found.shape]}" if isinstance(found, torch.Tensor) else type(found).__name__
+        raise ValueError(f"the state of {label}: expected {name!r} as {expected} of shape {[*tensor.shape]}, got {got}")
+
+
+def _copy_of_weights(
+    label: str, saved: torch.Tensor, low: torch.Tensor | None, tensor: torch.Tensor, dtype: torch.dtype | None
+) -> tuple[torch.Tensor, torch.Tensor | None, bool]:
+    """Return a saved copy of weights and their lower bits in the storage of a parameter, and True if bits are lost."""
+    _check_like(label, "y", saved, tensor, "float32 or bfloat16", (torch.float32, torch.bfloat16))
+    made, made_low = torch.empty_like(tensor), None if dtype is None else torch.empty_like(tensor, dtype=dtype)
+    arrays = [
+        None if each is None else np.atleast_1d(_tensors.as_array(each.detach(), False))
+        for each in (saved, low, made, made_low)
+    ]
+    is_lossy, _ = conversion.convert_weights(np.atleast_1d(_tensors.as_array(tensor, False)), *arrays)
+    return made, made_low, is_lossy
+
+
+def _low_part(low: torch.Tensor, tensor: torch.Tensor, dtype: torch.dtype | None) -> tuple[torch.Tensor | None, bool]:
+    """Return saved lower bits of bfloat16 weights in the storage of a parameter, and True if bits are lost."""
+    saved = np.atleast_1d(low.detach().cpu().numpy())
+    if dtype is None:
+        weights = np.atleast_1d(tensor.detach().numpy()) if tensor.dtype == torch.float32 else None
+        return None, conversion.loses_bits(saved, None, weights)
     if low.dtype == dtype:
-        return low
-    if dtype == torch.int16:
-        return low.to(dtype) << 8
-    return ((low.to(torch.int32) + 0x80) >> 8).clamp(max=127).to(dtype)
+        return low, False
+    own = _tensors.ARRAY_DTYPES[dtype]
+    rounded = torch.from_numpy(conversion.rounded_low(saved, own)).reshape(tensor.shape)
+    return torch.empty_like(tensor, dtype=dtype).copy_(rounded), conversion.loses_bits(saved, own)
