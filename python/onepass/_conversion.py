@@ -193,10 +193,10 @@ class Conversion:
         if param.dtype == np.float64:
             return entries
         for name, low_name in _weights_of(own):
-            weights, low = (_dtype(found.get(each or ""), param.shape) for each in (name, low_name))
+            weights, low = (_dtype(found.get(each), param.shape) for each in (name, low_name))
             if weights in _WEIGHTS and (name in own or (weights == np.float32 and _storage.is_bfloat16(param))):
                 entries[name] = _blank(param.shape, weights)
-            if low_name is None or weights == np.float32:
+            if not low_name or weights == np.float32:
                 continue  # lower bits would contradict float32 weights
             if low in _LOW:
                 entries[low_name] = _blank(param.shape, low)
@@ -215,9 +215,9 @@ class Conversion:
             self._fill_weights(index, names, saved, rooms)
 
     def _fill_weights(
-        self, index: int, names: tuple[str, str | None], saved: Mapping[Any, Any], rooms: Mapping[Any, Any]
+        self, index: int, names: tuple[str, str], saved: Mapping[str, Any], rooms: Mapping[str, Any]
     ) -> None:
-        """Write weights, and the lower bits with their name if they have one, into arrays like the optimizer's own."""
+        """Write weights and their lower bits, both by name, into arrays like the optimizer's own."""
         given = [np.atleast_1d(arrays[name]) if name in arrays else None for arrays in (saved, rooms) for name in names]
         own = np.atleast_1d(self._params[index])
         param, low, room, low_room = given
@@ -233,7 +233,7 @@ class Conversion:
             is_lossy = is_lossy and is_same
         elif low is not None and is_same:
             self.same_low.add(index)
-        if is_lossy and names[1] is not None:  # an average needs no lower bits
+        if is_lossy and names[1]:  # an average needs no lower bits
             self._lost.append(index)
 
     def warn(self, labels: Sequence[str]) -> None:
@@ -265,12 +265,12 @@ def is_c_contiguous(array: Array) -> bool:
     return array.flags.c_contiguous or not array.flags.forc
 
 
-def _weights_of(state: Mapping[str, Any]) -> list[tuple[str, str | None]]:
-    """Return the names of a parameter's weights in its state, each with the name of its lower bits.
+def _weights_of(state: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the names of a parameter's weights in its state, each with the name of their lower bits.
 
     In evaluation mode the parameter holds an average without lower bits, and "y" holds the weights in training.
     """
-    return [("y", "param_low"), ("param", None)] if "y" in state else [("param", "param_low")]
+    return [("y", "param_low"), ("param", "")] if "y" in state else [("param", "param_low")]
 
 
 def _parts(array: Array) -> Iterator[slice]:
