@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from .libraries import ThincOptimizer, Torch
-from .peer import RULES, Options, imported
+from .peer import TORCH_RULES, Options, imported
 
 
 class OnepassTorch(Torch):
     """``onepass.integrations.torch``, one changed line in a training loop in PyTorch."""
 
     name = "onepass for torch"
-    rules = tuple(rule for rule in RULES if rule != "Lion")
+    rules = TORCH_RULES
 
     def make(self, rule: str, options: Options) -> Any:
         return getattr(imported("onepass.integrations.torch"), rule)(self.weights, **options.of(rule))

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .machine import cores
-from .peer import RULES, Arrays, Options, Peer, Problem, imported
+from .peer import TORCH_RULES, Arrays, Options, Peer, Problem, imported
 
 
 class Torch(Peer):
@@ -62,7 +62,7 @@ class TorchForeach(Torch):
     """PyTorch's form that applies each operation to all tensors."""
 
     name = "torch foreach"
-    rules = tuple(rule for rule in RULES if rule != "Lion")
+    rules = TORCH_RULES
     form: ClassVar = {"foreach": True}
 
 

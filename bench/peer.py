@@ -33,7 +33,8 @@ class Options:
 
     def of(self, rule: str) -> dict[str, Any]:
         """Return the keywords of this rule, which are the same in onepass and torch."""
-        values = {"betas": (self.beta1, self.beta2), "eps": self.eps, "momentum": self.beta1}
+        betas = _reference.defaults(rule).get("betas", ())
+        values = {"betas": (self.beta1, self.beta2, *betas[2:]), "eps": self.eps, "momentum": self.beta1}
         return {"lr": self.lr, **{keyword: values[keyword] for keyword in RULES[rule]}}
 
 
@@ -44,6 +45,8 @@ def _shared_options(rule: str) -> tuple[str, ...]:
 
 # Every rule of onepass, with its options besides the learning rate.
 RULES = {rule: _shared_options(rule) for rule in _reference.RULES}
+# Those that torch.optim has.
+TORCH_RULES = tuple(rule for rule in RULES if rule not in ("Lion", "AdEMAMix", "ScheduleFreeAdamW"))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import onepass
 import onepass._reference
-from onepass import _core, _storage
+from onepass import _checks, _core, _storage
 from support import hostile, ones, ordinary, small
 
 NUMBERS = {"ordinary": ordinary, "hostile": hostile, "small": small}  # functions that draw arrays
@@ -55,15 +55,21 @@ VALUES: dict[str, list[Any]] = {
     "momentum_decay": [4e-3, 0.7, 0.0],
     "decoupled_weight_decay": [False, True],
     "alpha": [0.99, 0.3],
+    "alpha_warmup": [None, 2],
+    "beta3_warmup": [None, 3, 1000],
     "rho": [0.9, 0.3],
     "centered": [False, True],
     "momentum": [0.0, 0.9],
     "lr_decay": [0.0, 0.3],
+    "warmup_steps": [0, 5],
+    "r": [0.0, 1.0, 0.5],
+    "weight_lr_power": [2.0, 0.0, 0.5],
     "initial_accumulator_value": [0.0, 0.2],
     "maximize": [False, True],
     "clip_value": [None, 1.5],
     "ema_decay": [None, 0.9, growing],
 }
+THREE_BETAS = [(0.9, 0.999, 0.9999), (0.5, 0.25, 0.75), (0.0, 0.0, 0.5), (0.5, 0.5, 0.0)]
 # Options that depend on each other: the name of one option, and combinations of values of all these options.
 TOGETHER: dict[frozenset[str], tuple[str, list[dict[str, Any]]]] = {
     frozenset({"momentum", "dampening", "nesterov"}): (
@@ -87,11 +93,25 @@ TOGETHER: dict[frozenset[str], tuple[str, list[dict[str, Any]]]] = {
 }
 
 
+def accepts(kind: str, options: dict[str, Any]) -> bool:
+    """Return False if an optimizer refuses these options together with its defaults."""
+    try:
+        CLASSES[kind]._spec.validate({**onepass._reference.defaults(kind), **options})
+    except ValueError:
+        return False
+    return True
+
+
 def values_of(kind: str) -> dict[str, list[Any]]:
     """Return the values to try for each option of an optimizer. A value that is a mapping sets several options."""
-    names = CLASSES[kind]._spec.checks.keys() - STORAGE
+    checks = CLASSES[kind]._spec.checks
+    names = checks.keys() - STORAGE
     tied = {name for together in TOGETHER if together <= names for name in together}
-    values = {name: VALUES[name] for name in names if name not in tied}  # KeyError: an option without values to try
+    choices = {**VALUES, "betas": THREE_BETAS if checks.get("betas") is _checks.three_betas else VALUES["betas"]}
+    # KeyError: an option without values to try
+    values = {
+        name: [value for value in choices[name] if accepts(kind, {name: value})] for name in names if name not in tied
+    }
     return values | dict(values for together, values in TOGETHER.items() if together <= names)
 
 

@@ -8,7 +8,7 @@ import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import numpy as np
 
-from cases import CLASSES, STORAGE
+from cases import CLASSES, STORAGE, accepts
 from onepass import _checks, schedules
 from support import BFLOAT16, Array
 
@@ -25,9 +25,12 @@ decays = st.sampled_from([0.0, 0.5, 0.9, 0.999]) | st.floats(0, 0.9999)
 BY_CHECK: dict[Any, Any] = {
     _checks.learning_rate: st.sampled_from([0.0, 1e-3, 1.0, *SCHEDULES]) | st.floats(0, 10),
     _checks.betas: st.tuples(decays, decays),
+    _checks.three_betas: st.tuples(decays, decays, decays),
+    _checks.steps_or_none: st.none() | st.sampled_from([1, 3, 1000]),
     _checks.non_negative: st.sampled_from([0.0, 1e-8, 1e-3, 0.1, 0.5, 0.9]),
     _checks.finite: st.sampled_from([0.0, 0.5]),
     _checks.unit_interval: st.sampled_from([0.0, 0.5, 0.99, 1.0]),
+    _checks.count: st.sampled_from([0, 3, 100]),
     _checks.flag: st.booleans(),
     _checks.eps_mode: st.sampled_from(["paper", "hat"]),
     _checks.positive_or_none: st.none() | st.sampled_from([0.5, float("inf"), 1e-30]),
@@ -50,7 +53,7 @@ def is_refused(kind: str, options: Any) -> bool:
     state_dtype = options.get("state_dtype")
     if state_dtype is None:
         return False
-    first = options.get("betas", (0, 0))[kind == "Lion"]
+    first = 0 if kind == "ScheduleFreeAdamW" else options.get("betas", (0, 0))[kind == "Lion"]
     noisy = first > 0.99 or options.get("momentum", 0) > 0.99 or options.get("rho", 0) > 0.95
     tiny = options.get("eps", 1.0) < (1e-32 if kind == "Adadelta" else 1e-16)
     return bool(options.get("amsgrad") or options.get("centered") or tiny or (state_dtype == "float8" and noisy))
@@ -62,7 +65,11 @@ def drawn_options(data: Any, kind: str, averaged: bool, state_dtype: str | None 
     chosen = data.draw(st.lists(st.sampled_from([*strategies]), unique=True), "options")
     options = {name: data.draw(strategies[name], name) for name in chosen}
     storage = {"state_dtype": state_dtype}
-    options = {name: value for name, value in options.items() if not is_refused(kind, {name: value, **storage})}
+    options = {
+        name: value
+        for name, value in options.items()
+        if accepts(kind, {name: value}) and not is_refused(kind, {name: value, **storage})
+    }
     if state_dtype is not None:
         options |= storage
     if data.draw(st.booleans(), "nearest"):

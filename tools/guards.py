@@ -39,6 +39,8 @@ def check_flags(build: Path) -> list[str]:
     return problems
 
 
+# The functions of power.hpp, which files of instruction sets may call.
+FUNCTIONS = ("power", "real_power", "libm_pow", "libm_exp", "libm_log")
 # The folders of src/ from the bottom up: each includes only itself and those below it.
 LAYERS = ("kernels/rules", "kernels", "core", "python")
 RULE_HEADERS = (
@@ -171,7 +173,7 @@ def check_microsoft(source: Path) -> list[str]:
         problems += [
             f"as Microsoft's compiler: calls {name}"
             for name in calls
-            if not re.match(r"\?(power|libm_pow)@onepass@", name)
+            if not re.match(rf"\?({'|'.join(FUNCTIONS)})@onepass@", name)
         ]
         shared = re.findall(r"CODE, LINK_ONCE\w+ \(COMDAT (\S+)", output("objdump", "-h", item))
         problems += [f"as Microsoft's compiler: shares {name}" for name in shared]
@@ -192,7 +194,7 @@ def check_symbols(name: str, item: Path) -> list[str]:
             defined.append(symbol)
         if (
             kind == "U"
-            and symbol.partition("(")[0] not in ("onepass::power", "onepass::libm_pow")
+            and symbol.partition("(")[0].removeprefix("onepass::") not in FUNCTIONS
             and symbol not in ("_GLOBAL_OFFSET_TABLE_",)
         ):
             problems.append(f"{name}: calls {symbol}")

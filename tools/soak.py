@@ -41,11 +41,14 @@ OWN: dict[str, list[dict[str, Any]]] = {
     "AdamW": [{}, {"amsgrad": True}],
     "Adamax": [{}],
     "NAdam": [{}, {"decoupled_weight_decay": True}],
+    "RAdam": [{}, {"decoupled_weight_decay": True, "betas": (0.5, 0.75)}],
     "RMSprop": [{}, {"centered": True, "momentum": 0.9}, {"momentum": 0.5}],
     "Adagrad": [{"lr_decay": 0.5}, {"initial_accumulator_value": 0.1}],
     "Adadelta": [{}],
     "SGD": [{}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.5, "dampening": 0.5}],
     "Lion": [{}],
+    "AdEMAMix": [{}, {"alpha_warmup": 3, "beta3_warmup": 5}],
+    "ScheduleFreeAdamW": [{}, {"warmup_steps": 3, "r": 1.0, "weight_lr_power": 0.0}],
 }
 
 

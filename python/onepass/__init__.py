@@ -31,12 +31,26 @@ from ._flatten import flatten
 from ._group import Group
 from ._optimizer import Optimizer
 from .functional import adam_step
-from .optimizers import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RMSprop
+from .optimizers import (
+    SGD,
+    Adadelta,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    AdEMAMix,
+    Lion,
+    NAdam,
+    RAdam,
+    RMSprop,
+    ScheduleFreeAdamW,
+)
 from .presets import presets
 from .sparse import SparseRows
 
 __all__ = [
     "SGD",
+    "AdEMAMix",
     "Adadelta",
     "Adagrad",
     "Adam",
@@ -46,7 +60,9 @@ __all__ = [
     "Lion",
     "NAdam",
     "Optimizer",
+    "RAdam",
     "RMSprop",
+    "ScheduleFreeAdamW",
     "SparseRows",
     "adam_step",
     "config",

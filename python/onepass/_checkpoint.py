@@ -136,9 +136,11 @@ def _load(
     if SCALARS not in infos:
         raise ValueError(f"not a onepass checkpoint (missing member {SCALARS!r})")
     found = _load_scalars(archive, infos[SCALARS])
+    if not any(_member(index, "y") in infos for index in like["state"]):
+        like = _in_training_mode(like)
     stored = like
     if conversion is not None:
-        for index, name in product(like["state"], ("param", "param_low")):  # whose dtypes no option says
+        for index, name in product(like["state"], ("param", "param_low", "y")):  # whose dtypes no option says
             if (member := _member(index, name)) in infos and isinstance(found["state"].get(index), dict):
                 found["state"][index][name] = read_header(archive, infos[member])
         stored = {**like, "state": conversion.layouts(like, found, is_file=True)}
@@ -179,6 +181,12 @@ def _load(
         options = {name: value for name, value in group.items() if name not in ("params", "param_names")}
         group |= {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
     return found
+
+
+def _in_training_mode(like: StateDict) -> StateDict:
+    """Return an optimizer's own state dict without copies of weights."""
+    states = {index: {name: state[name] for name in state if name != "y"} for index, state in like["state"].items()}
+    return {**like, "state": states}
 
 
 def _load_scalars(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> dict[str, Any]:

@@ -11,7 +11,20 @@ from typing import Any, SupportsFloat
 import numpy as np
 
 from ._allocate import address
-from ._types import Array, Average, Betas, Check, EpsMode, LearningRate, Nonfinite, Rate, Rounding, Schedule, StateDtype
+from ._types import (
+    Array,
+    Average,
+    Betas,
+    Check,
+    EpsMode,
+    LearningRate,
+    Nonfinite,
+    Rate,
+    Rounding,
+    Schedule,
+    StateDtype,
+    ThreeBetas,
+)
 
 
 def plural(number: int, noun: str) -> str:
@@ -75,15 +88,26 @@ def function(name: str, value: Schedule) -> Schedule:
 
 def betas(name: str, value: Betas) -> tuple[float, float]:
     """A pair of numbers in [0, 1)."""
+    first, second = _decays(name, value, 2, "a pair of numbers")
+    return first, second
+
+
+def three_betas(name: str, value: ThreeBetas) -> tuple[float, float, float]:
+    """Three numbers in [0, 1)."""
+    first, second, third = _decays(name, value, 3, "three numbers")
+    return first, second, third
+
+
+def _decays(name: str, value: Any, count: int, expected: str) -> list[float]:
     if isinstance(value, (str, bytes, Mapping, Set)):
-        raise TypeError(f"{name} must be a pair of numbers, got {value!r}")
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
     try:
         values = tuple(value)
     except TypeError:
-        raise TypeError(f"{name} must be a pair of numbers, got {value!r}") from None
-    if len(values) != 2:
-        raise ValueError(f"{name} must be a pair of numbers, got {value!r}")
-    return unit_interval_open(f"{name}[0]", values[0]), unit_interval_open(f"{name}[1]", values[1])
+        raise TypeError(f"{name} must be {expected}, got {value!r}") from None
+    if len(values) != count:
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+    return [unit_interval_open(f"{name}[{i}]", decay) for i, decay in enumerate(values)]
 
 
 def flag(name: str, value: bool) -> bool:
@@ -137,6 +161,24 @@ def integer(name: str, value: int) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
+
+
+def steps_or_none(name: str, value: int | None) -> int | None:
+    """A number of steps, 1 or more, or None."""
+    if value is None:
+        return None
+    number = integer(name, value)
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1 or None, got {value!r}")
+    return number
+
+
+def count(name: str, value: int) -> int:
+    """An integer, 0 or more, that a double holds."""
+    number = integer(name, value)
+    if not 0 <= number <= 2**53:
+        raise ValueError(f"{name} must be at least 0 and at most 2**53, got {value!r}")
+    return number
 
 
 def positive_or_none(name: str, value: SupportsFloat | None) -> float | None:

@@ -54,7 +54,11 @@ def _low_half(bits: Array) -> Array:
 
 
 def joined(high: Array, low: Array | None) -> Array:
-    """Return the bits of float32 weights. Negative lower bits of a zero count as zero, as in the core."""
+    """Return float32 weights. Negative lower bits of a zero count as zero, as in the core."""
+    return np.asarray(_joined_bits(high, low)).view(np.float32)
+
+
+def _joined_bits(high: Array, low: Array | None) -> Array:
     bits = high.astype(np.uint32) << 16
     if low is None:
         return bits
@@ -81,7 +85,7 @@ def _split_into(bits: Array, high: Array, low: Array | None) -> bool:
             kept = (kept + np.uint32(0x80)) & np.uint32(0xFFFFFF00)
         high[...] = (kept + np.uint32(0x8000)) >> 16
         low[...] = rounded_low(_low_half(kept), low.dtype)
-    return bool(((joined(high, low) != bits) & ~is_nan).any())
+    return bool(((_joined_bits(high, low) != bits) & ~is_nan).any())
 
 
 def _low_into(bits: Array, high: Array, low: Array | None) -> tuple[bool, bool]:
@@ -95,10 +99,10 @@ def _low_into(bits: Array, high: Array, low: Array | None) -> tuple[bool, bool]:
     if low is None or not is_rounded:
         return False, is_rounded
     low[...] = rounded_low(np.minimum(below, 0x7FFF).astype(np.int16), low.dtype)
-    return bool(((joined(high, low) != bits) & ~is_nan).any()), True
+    return bool(((_joined_bits(high, low) != bits) & ~is_nan).any()), True
 
 
-def _convert_weights(
+def convert_weights(
     own: Array, param: Array | None, low: Array | None, room: Array | None, low_room: Array | None
 ) -> tuple[bool, bool]:
     """Write saved weights and their lower bits into rooms, rounded to nearest; own: the optimizer's own weights.
@@ -111,7 +115,7 @@ def _convert_weights(
         if param.dtype == room.dtype:
             np.copyto(room, param)
         elif room.dtype == np.float32:
-            room.view(np.uint32)[...] = joined(param, low)
+            room[...] = joined(param, low)
             return False, True
         else:
             return _split_into(param.view(np.uint32), room, low_room), True
@@ -190,30 +194,37 @@ class Conversion:
                 entries[f"{name}_scale"] = _blank((_storage.scale_count(param),), np.dtype(np.float32))
         if param.dtype == np.float64:
             return entries
-        weights, low = (_dtype(found.get(name), param.shape) for name in ("param", "param_low"))
-        if weights in _WEIGHTS and ("param" in own or (weights == np.float32 and _storage.is_bfloat16(param))):
-            entries["param"] = _blank(param.shape, weights)
-        if weights == np.float32:
-            return entries  # lower bits would contradict them
-        if low in _LOW:
-            entries["param_low"] = _blank(param.shape, low)
-            self.has_low = True
-        elif "param_low" in own and options.get("master_bits") != 16:
-            self.without_low.append(self._record.label(index))
+        for name, low_name in _weights_of(own):
+            weights, low = (_dtype(found.get(each), param.shape) for each in (name, low_name))
+            if weights in _WEIGHTS and (name in own or (weights == np.float32 and _storage.is_bfloat16(param))):
+                entries[name] = _blank(param.shape, weights)
+            if not low_name or weights == np.float32:
+                continue  # lower bits would contradict float32 weights
+            if low in _LOW:
+                entries[low_name] = _blank(param.shape, low)
+                self.has_low = True
+            elif low_name in own and options.get("master_bits") != 16:
+                self.without_low.append(self._record.label(index))
         return entries
 
     def fill(self, index: int, saved: Mapping[str, Any], rooms: Mapping[str, Any]) -> None:
         """Write the arrays of a parameter's saved state into arrays like the optimizer's own."""
         for name in _storage.moments_of(rooms):
             _fill_moment(name, saved, rooms, f"{name}_scale of {self._record.label(index)}")
-        if "ema" in rooms:
-            np.copyto(rooms["ema"], saved["ema"])
-        names = ("param", "param_low")
+        for name in {"ema", *_storage.WEIGHTS} & rooms.keys():
+            np.copyto(rooms[name], saved[name])
+        for names in _weights_of(rooms):
+            self._fill_weights(index, names, saved, rooms)
+
+    def _fill_weights(
+        self, index: int, names: tuple[str, str], saved: Mapping[str, Any], rooms: Mapping[str, Any]
+    ) -> None:
+        """Write weights and their lower bits, both by name, into arrays like the optimizer's own."""
         given = [np.atleast_1d(arrays[name]) if name in arrays else None for arrays in (saved, rooms) for name in names]
         own = np.atleast_1d(self._record.params[index])
         param, low, room, low_room = given
         outcomes = [
-            _convert_weights(own[part], *(None if array is None else array[part] for array in given))
+            convert_weights(own[part], *(None if array is None else array[part] for array in given))
             for part in _parts(own)
         ]
         is_lossy, is_same = any(lossy for lossy, _ in outcomes), all(same for _, same in outcomes)
@@ -224,7 +235,7 @@ class Conversion:
             is_lossy = is_lossy and is_same
         elif low is not None and is_same:
             self.same_low.add(index)
-        if is_lossy:
+        if is_lossy and names[1]:  # an average needs no lower bits
             self.lost.append(self._record.label(index))
 
     def warn(self) -> None:
@@ -261,6 +272,14 @@ def is_c_contiguous(array: Array) -> bool:
     return array.flags.c_contiguous or not array.flags.forc
 
 
+def _weights_of(state: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the names of a parameter's weights in its state, each with the name of their lower bits.
+
+    In evaluation mode the parameter holds an average without lower bits, and "y" holds the weights in training.
+    """
+    return [("y", "param_low"), ("param", "")] if "y" in state else [("param", "param_low")]
+
+
 def _parts(array: Array) -> Iterator[slice]:
     """Yield slices of the first axis, so that temporary arrays are small."""
     step = max(1, _PART // max(1, array[:1].size))
@@ -286,9 +305,10 @@ def _convertible(found: Any, own: Array) -> Any:
 
 def _moments_by_option(own: Mapping[str, Any], options: Mapping[str, Any], size: int) -> dict[str, Any]:
     """Return the dtypes in which the moments of a parameter with so many elements are stored with a group's options."""
-    given = [np.dtype(dtype) for name, dtype in _storage.DTYPES.items() if name == options.get("state_dtype")]
+    found = options.get("state_dtype")
+    state_dtype = found if found in _storage.WIDTHS else None
     return {
-        name: given[0] if given and size >= _storage.NARROW_FROM else np.dtype(np.float32)
+        name: _storage.state_array_dtype(name, {"state_dtype": state_dtype}, _blank((), np.float32), size)
         for name in _storage.moments_of(own)
     }
 

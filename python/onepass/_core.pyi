@@ -19,7 +19,9 @@ can_flush_denormals: bool
 instruction_set: str
 built_instruction_sets: list[str]
 usable_instruction_sets: list[str]
-rules: dict[str, tuple[list[str], list[str]]]  # the names of each rule's options and of its state
+# The names of each rule's options, the kinds of its state arrays ("moment", "slow_moment", "divisor" or "weight"), and
+# the initial values of its scalars.
+rules: dict[str, tuple[list[str], dict[str, str], dict[str, float]]]
 no_clip_norm: float
 norm_block: int  # elements
 scale_group: int  # elements of float8 arrays that share a scale
@@ -140,15 +142,18 @@ class Optimizer:
         step_count: int,
         skipped: int,
         steps: list[int],
-        mu_products: list[float],
+        scalars: list[list[float]],
+        record: Any,
+        evaluates: bool,
     ) -> bool: ...
+    def _swap_arrays(self, pairs: list[tuple[_Array, _Array]], record: Any, evaluates: bool) -> None: ...
     def _locked(self, function: Callable[[], Any]) -> Any: ...
     def _prepare_step(self, grads: _Gradients, grad_scale: float) -> list[float]: ...
     def _measure_step(self) -> _Array: ...
     def _commit_step(self, norm: float, first_nonfinite: int | None) -> bool: ...
     def _fits(self, index: int, gradient: Any) -> bool: ...
     def _parameter_step(self, index: int) -> int: ...
-    def _mu_product(self, index: int) -> float: ...
+    def _parameter_scalars(self, index: int) -> dict[str, float]: ...
 
 def step_once(
     rule: str,
@@ -193,7 +198,7 @@ class TorchGroup:
 class TorchStorage:
     def __init__(
         self,
-        moments: str,
+        states: list[str],
         narrow_from: int,
         scales: list[str],
         divisors: list[bool],

@@ -169,6 +169,11 @@ def nonfinite_gradient(record: ParameterRecord, index: int) -> FloatingPointErro
     return FloatingPointError(f"{label} is not finite, or its squares are not; nothing has changed")
 
 
+def evaluation_mode(record: ParameterRecord) -> RuntimeError:
+    """Return the error for a step in evaluation mode."""
+    return RuntimeError("step: expected training mode, got evaluation mode (call train() first)")
+
+
 def read_only_parameter(record: ParameterRecord, index: int) -> ValueError:
     """Return the error for a parameter that was made read-only."""
     return _changed(record, index, "made read-only")

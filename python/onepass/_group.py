@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
-from ._core import CommonOptions
+from ._core import CommonOptions, rules
 from ._core import Group as CoreGroup
 from ._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS, Option, Spec, suggestion
 from ._storage import OPTIONS as STORAGE_OPTIONS
-from ._types import Array, Average, Betas, EpsMode, LearningRate, Rate, Rounding, StateDtype
+from ._types import Array, Average, Betas, EpsMode, LearningRate, Rate, Rounding, StateDtype, ThreeBetas
 
 
 class Group(Mapping[str, Any]):
@@ -38,19 +38,24 @@ eps_mode='paper', maximize=False, clip_value=None, ema_decay=None)
 
     # The options of all optimizers, for type checkers; a group has those of its own.
     lr: Option[Rate, LearningRate]
-    betas: Option[tuple[float, float], Betas]
+    betas: Option[tuple[float, ...], Betas | ThreeBetas]
     eps: Option[float, SupportsFloat]
     weight_decay: Option[float, SupportsFloat]
     amsgrad: Option[bool, bool]
     bias_correction: Option[bool, bool]
     eps_mode: Option[EpsMode, EpsMode]
     alpha: Option[float, SupportsFloat]
+    alpha_warmup: Option[int | None, int | None]
+    beta3_warmup: Option[int | None, int | None]
     rho: Option[float, SupportsFloat]
     momentum: Option[float, SupportsFloat]
     dampening: Option[float, SupportsFloat]
     nesterov: Option[bool, bool]
     centered: Option[bool, bool]
     momentum_decay: Option[float, SupportsFloat]
+    warmup_steps: Option[int, int]
+    r: Option[float, SupportsFloat]
+    weight_lr_power: Option[float, SupportsFloat]
     decoupled_weight_decay: Option[bool, bool]
     lr_decay: Option[float, SupportsFloat]
     initial_accumulator_value: Option[float, SupportsFloat]
@@ -159,7 +164,7 @@ def core_options(spec: Spec, values: Mapping[str, Any]) -> tuple[list[float], Co
     lr, ema_decay, scheduled = _rates(values)
     return spec.numbers(values), CommonOptions(
         lr=lr,
-        weight_decay=values["weight_decay"],
+        weight_decay=0.0 if "weight_decay" in rules[spec.rule_name(values)][0] else values["weight_decay"],
         clip_value=math.inf if clip_value is None else clip_value,
         ema_decay=ema_decay,
         decoupled=spec.is_decoupled(values),

@@ -86,6 +86,8 @@ class Optimizer(_core.Optimizer):
 
         def add() -> None:
             record = self._record
+            if record.is_evaluating:
+                raise RuntimeError("add_group: expected training mode, got evaluation mode (call train() first)")
             named = keyed if form is Form.mapping else dict(enumerate(keyed.values(), len(record.params)))
             register_groups(self, form, [(named, {**record.groups[0]._values, **options})])
 

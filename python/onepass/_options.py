@@ -97,7 +97,9 @@ class Spec:
     decoupled: bool | str = False  # True if weight decay shrinks the parameter, or the name of the option that decides
     initial: str = ""  # option with the initial value of state arrays; without an option, 0
     flush_from_eps: float = 1e-16  # threshold of eps: with a smaller eps, subnormal numbers are kept
-    scalars: tuple[str, ...] = ()  # state other than arrays and step counts
+    moment_beta: int | None = 0  # index in betas of the decay of the first moment, if there is one
+    # Weight w of an evaluation mode, in which the parameters are y + w·(z - y) with the trained ones y and the state z.
+    evaluation_weight: Callable[[Mapping[str, Any]], float] | None = None
     validate: Callable[[Mapping[str, Any]], None] = lambda options: None  # raises if options contradict each other
 
     def rule_name(self, options: Mapping[str, Any]) -> str:
@@ -109,7 +111,7 @@ class Spec:
         named = {f"beta{i}": beta for i, beta in enumerate(options.get("betas", ()), 1)}
         named["hat"] = options.get("eps_mode") == "hat"
         named |= options
-        return [float(named[name]) for name in _core.rules[self.rule_name(options)][0]]
+        return [float(named[name] or 0) for name in _core.rules[self.rule_name(options)][0]]
 
     def buffers(self, options: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return the values that determine which state arrays exist."""

@@ -72,6 +72,11 @@ class ParameterRecord:
             (*self.pins, *pins),
         )
 
+    @property
+    def is_evaluating(self) -> bool:
+        """True if the state holds a copy of the parameters as they are trained."""
+        return any("y" in state for state in self.states)
+
     def ranges(self) -> Iterator[tuple[Group, range]]:
         """Yield each group with the indices of its parameters."""
         first = 0
@@ -166,8 +171,8 @@ def initial_states(group: Group, parts: list[Part], spec: Spec, folder: str | No
         for name in state:
             if _storage.is_scale(name):
                 state[name].fill(_storage.SCALES[0])
-        if "ema" in state:
-            np.copyto(state["ema"], _storage.widened(array))
+        for name in {"ema", *_storage.WEIGHTS} & state.keys():
+            np.copyto(state[name], _storage.widened(array))
         for name in moments if first else ():
             with np.errstate(over="ignore"):
                 values = np.full_like(array, first, _storage.value_dtype(array))

@@ -180,8 +180,13 @@ def nadam_mu(t: int, o: Numbers) -> float:
     return float(o.betas[0] * (1 - 0.5 * math.pow(0.96, t * o.momentum_decay)))
 
 
+def advance_nadam(t: int, o: Numbers) -> dict[str, float]:
+    """NAdam's scalars after step t: the product of the momenta of steps 1 to t."""
+    return {"mu_product": o.mu_product * nadam_mu(t, o)}
+
+
 def fold_nadam(dtype: Any, t: int, o: Numbers) -> Numbers:
-    """NAdam's numbers at step t. ``mu_product`` is the product of the momenta of steps 1 to t."""
+    """NAdam's numbers at step t."""
     beta1, beta2 = o.betas
     mu, mu_next = nadam_mu(t, o), nadam_mu(t + 1, o)
     return rounded(
@@ -203,6 +208,34 @@ def nadam(k: Numbers, p: Elements, g: Elements, m: Elements, v: Elements) -> tup
     v = average(k.beta2, k.one_minus_beta2, v, g * g)
     d = v.sqrt() * k.r + k.eps
     return p - k.a * (g / d) - k.b * (m / d), m, v
+
+
+def fold_radam(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """RAdam's numbers at step t. Without epsilon the second moment does not scale the step."""
+    beta1, beta2 = o.betas
+    beta2_t = power(beta2, t)
+    c1, c2 = 1 - power(beta1, t), 1 - beta2_t
+    rho_inf = 2 / (1 - beta2) - 1
+    rho = rho_inf - 2 * t * beta2_t / c2
+    adaptive = rho > 5
+    if adaptive:
+        rect = math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+    return rounded(
+        dtype,
+        beta1=beta1,
+        one_minus_beta1=1 - beta1,
+        beta2=beta2,
+        one_minus_beta2=1 - beta2,
+        a=o.lr * rect * math.sqrt(c2) / c1 if adaptive else o.lr / c1,
+        eps=o.eps if adaptive else None,
+    )
+
+
+def radam(k: Numbers, p: Elements, g: Elements, m: Elements, v: Elements) -> tuple[Any, ...]:
+    """RAdam: Liu et al. (2020), algorithm 2; epsilon where torch has it."""
+    m = average(k.beta1, k.one_minus_beta1, m, g)
+    v = average(k.beta2, k.one_minus_beta2, v, g * g)
+    return p - k.a * (m if k.eps is None else m / (v.sqrt() + k.eps)), m, v
 
 
 def fold_rmsprop(dtype: Any, t: int, o: Numbers) -> Numbers:
@@ -274,6 +307,91 @@ def lion(k: Numbers, p: Elements, g: Elements, m: Elements) -> tuple[Any, ...]:
     """Lion: Chen et al. (2023), algorithm 2."""
     x = average(k.beta1, k.one_minus_beta1, m, g).sign()
     return p - k.lr * x, average(k.beta2, k.one_minus_beta2, m, g)
+
+
+def fold_ademamix(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """AdEMAMix's numbers at step t."""
+    beta1, beta2, beta3 = o.betas
+    alpha = o.alpha
+    if o.beta3_warmup is not None and t < o.beta3_warmup and beta3 > 0:
+        x = t / o.beta3_warmup
+        fast = (1 - x) / math.log(beta1) if beta1 > 0 else 0.0
+        beta3 = min(math.exp(1 / (fast + x / math.log(beta3))), beta3)
+    if o.alpha_warmup is not None:
+        alpha *= min(1.0, t / o.alpha_warmup)
+    return rounded(
+        dtype,
+        beta1=beta1,
+        one_minus_beta1=1 - beta1,
+        beta2=beta2,
+        one_minus_beta2=1 - beta2,
+        beta3=beta3,
+        one_minus_beta3=1 - beta3,
+        k1=o.lr / (1 - power(beta1, t)),
+        k2=o.lr * alpha,
+        r=1 / math.sqrt(1 - power(beta2, t)),
+        eps=o.eps,
+    )
+
+
+def ademamix(k: Numbers, p: Elements, g: Elements, m: Elements, v: Elements, slow: Elements) -> tuple[Any, ...]:
+    """AdEMAMix: Pagliardini, Ablin and Grangier (2024), algorithm 1."""
+    m = average(k.beta1, k.one_minus_beta1, m, g)
+    v = average(k.beta2, k.one_minus_beta2, v, g * g)
+    slow = average(k.beta3, k.one_minus_beta3, slow, g)
+    return p - (k.k1 * m + k.k2 * slow) / (v.sqrt() * k.r + k.eps), m, v, slow
+
+
+def real_power(base: float, exponent: float) -> float:
+    """A power by the C library, but for squares."""
+    return base * base if exponent == 2 else math.pow(base, exponent)
+
+
+def warmed_up(t: int, o: Numbers) -> float:
+    """The learning rate of step t."""
+    return float(o.lr * (t / o.warmup_steps if t < o.warmup_steps else 1.0))
+
+
+def schedule_free_weight(t: int, o: Numbers) -> float:
+    """The weight of step t in the average."""
+    return real_power(float(t), o.r) * real_power(o.lr_max, o.weight_lr_power)
+
+
+def advance_schedule_free(t: int, o: Numbers) -> dict[str, float]:
+    """Schedule-Free's scalars after step t: the largest learning rate, and the sum of the weights."""
+    o.lr_max = max(o.lr_max, warmed_up(t, o))
+    return {"lr_max": o.lr_max, "weight_sum": o.weight_sum + schedule_free_weight(t, o)}
+
+
+def fold_schedule_free(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """Schedule-Free AdamW's numbers at step t."""
+    beta1, beta2 = o.betas
+    lr = warmed_up(t, o)
+    c = schedule_free_weight(t, o) / o.weight_sum if o.weight_sum != 0 else 0.0
+    return rounded(
+        dtype,
+        beta2=beta2,
+        one_minus_beta2=1 - beta2,
+        r=1 / math.sqrt(1 - power(beta2, t)),
+        eps=o.eps,
+        weight_decay=o.weight_decay,
+        c=c,
+        a=lr * (1 - beta1 * (1 - c)),
+        lr=lr,
+    )
+
+
+def schedule_free_adamw(k: Numbers, y: Elements, g: Elements, v: Elements, z: Elements) -> tuple[Any, ...]:
+    """Schedule-Free AdamW: Defazio et al. (2024), as the authors' package has it."""
+    v = average(k.beta2, k.one_minus_beta2, v, g * g)
+    u = g / (v.sqrt() * k.r + k.eps) + k.weight_decay * y
+    y = z if k.c == 1 else y + k.c * (z - y)
+    return y - k.a * u, v, z - k.lr * u
+
+
+def evaluated(beta1: float, y: Array, z: Array) -> Array:
+    """Schedule-Free's weights in evaluation mode: the average x, of which y = (1 - beta1)·z + beta1·x consists."""
+    return np.asarray(y + y.dtype.type(1 - 1 / beta1) * (z - y))
 
 
 # What surrounds every rule.
@@ -351,6 +469,9 @@ class Rule(NamedTuple):
     update: Callable[..., tuple[Any, ...]]
     states: tuple[str, ...]  # in the order in which the update takes them
     squares: bool = True  # it takes squares of the gradient, which must not overflow
+    scalars: Mapping[str, float] = {}  # the numbers that it keeps, before the first step
+    advance: Callable[[int, Numbers], dict[str, float]] = lambda t, o: {}  # these numbers after step t
+    decays: bool = False  # it takes the weight decay itself
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -359,12 +480,22 @@ RULES = {
     "Adam": Rule(fold_adam, adam, (*MOMENTS, "max_exp_avg_sq")),
     "AdamW": Rule(fold_adam, adam, (*MOMENTS, "max_exp_avg_sq")),
     "Adamax": Rule(fold_adamax, adamax, ("exp_avg", "exp_inf"), squares=False),
-    "NAdam": Rule(fold_nadam, nadam, MOMENTS),
+    "NAdam": Rule(fold_nadam, nadam, MOMENTS, scalars={"mu_product": 1.0}, advance=advance_nadam),
+    "RAdam": Rule(fold_radam, radam, MOMENTS),
     "RMSprop": Rule(fold_rmsprop, rmsprop, ("square_avg", "grad_avg", "momentum_buffer")),
     "Adagrad": Rule(fold_adagrad, adagrad, ("sum",)),
     "Adadelta": Rule(fold_adadelta, adadelta, ("square_avg", "acc_delta")),
     "SGD": Rule(fold_sgd, sgd, ("momentum_buffer",), squares=False),
     "Lion": Rule(fold_lion, lion, ("exp_avg",), squares=False),
+    "AdEMAMix": Rule(fold_ademamix, ademamix, (*MOMENTS, "exp_avg_slow")),
+    "ScheduleFreeAdamW": Rule(
+        fold_schedule_free,
+        schedule_free_adamw,
+        ("exp_avg_sq", "z"),
+        scalars={"lr_max": 0.0, "weight_sum": 0.0},
+        advance=advance_schedule_free,
+        decays=True,
+    ),
 }
 
 
@@ -425,13 +556,15 @@ class Reference:
         weights = storage.decode(self.params[-1], None)
         self.state.append({"step": 0})
         for name in names:
-            numbers = np.full_like(weights, start)
-            self.state[-1] |= storage.stored_state(name, numbers, options["state_dtype"])
+            if name in storage.WEIGHTS:
+                self.state[-1][name] = weights.copy("K")
+            else:
+                numbers = np.full_like(weights, start)
+                self.state[-1] |= storage.stored_state(name, numbers, options["state_dtype"])
         if storage.is_bfloat16(array) and options["master_bits"] > 16:
             low = np.int16 if options["master_bits"] == 32 else np.int8
             self.state[-1]["param_low"] = np.zeros_like(weights, low)
-        if self.rule.update is nadam:
-            self.state[-1]["mu_product"] = 1.0
+        self.state[-1] |= self.rule.scalars
         self.ema.append(None if options["ema_decay"] is None else weights.copy("K"))
 
     def step(self, grads: Sequence[Any], grad_scale: float = 1.0) -> None:
@@ -446,6 +579,24 @@ class Reference:
             for index, pair in enumerate(given):
                 if pair is not None:
                     self._update(index, *pair, scale)
+
+    def eval(self) -> None:
+        """Put Schedule-Free's averages into the parameters, in training mode."""
+        for index, param in enumerate(self.params):
+            state, beta1 = self.state[index], self.group_of[index]["betas"][0]
+            state["y"] = (param.view(np.uint16) if storage.is_narrow(param) else param).copy("K")
+            with np.errstate(all="ignore"):
+                x = evaluated(beta1, self._decoded(index)[0], state["z"])
+            if storage.is_narrow(param):
+                storage.encode(x, param, None, None)
+            else:
+                param[...] = x
+
+    def train(self) -> None:
+        """Put Schedule-Free's trained weights back, in evaluation mode."""
+        for param, state in zip(self.params, self.state):
+            y = state.pop("y")
+            param[...] = y.view(param.dtype)
 
     def _scale(self, grads: Sequence[Array], grad_scale: float) -> float | None:
         """grad_scale times the clip factor; None when the step must be skipped."""
@@ -465,14 +616,16 @@ class Reference:
         state["step"] += 1
         o = Numbers(**self.group_of[index])
         o.lr = at(o.lr, self.step_count)
-        if "mu_product" in state:
-            o.mu_product = state["mu_product"] = state["mu_product"] * nadam_mu(state["step"], o)
+        vars(o).update({name: state[name] for name in self.rule.scalars})
+        state |= self.rule.advance(state["step"], o)
+        vars(o).update({name: state[name] for name in self.rule.scalars})
         k = self.rule.fold(grad.dtype, state["step"], o)
 
         flush = self.flush and not keeps_subnormals(self.rule, self.group_of[index])
         arrays = self._decoded(index)
         before: list[Any] = [None if array is None else Elements(array[rows], flush) for array in arrays]
-        p, g = around(before[0], Elements(grad, flush), scale, o)
+        surrounding = Numbers(**{**vars(o), "weight_decay": 0.0}) if self.rule.decays else o
+        p, g = around(before[0], Elements(grad, flush), scale, surrounding)
         after = self.rule.update(k, p, g, *before[1:])
         if ema is not None:
             ema[rows] = running_average(at(o.ema_decay, self.step_count), Elements(ema[rows], flush), after[0]).values

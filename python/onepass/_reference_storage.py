@@ -17,6 +17,8 @@ Array = npt.NDArray[Any]
 DIVISORS = frozenset(
     {"exp_avg_sq", "exp_inf", "square_avg", "sum", "acc_delta"}
 )  # rules divide by these states or take their roots
+WEIGHTS = frozenset({"z"})  # these states start as copies of the parameter and are never narrow
+AT_LEAST_BFLOAT16 = frozenset({"exp_avg_slow"})  # float8's noise is too large for these states
 GROUP = 128  # consecutive elements that share a float8 scale
 SMALLEST_NARROW = 4096  # smaller tensors keep float32 state
 WEIGHT_SLOT = 3  # states take slots 0, 1, 2
@@ -238,8 +240,9 @@ def stored_state(name: str, numbers: Array, state_dtype: str | None) -> dict[str
     """Return, by name, the arrays that store a state rounded to nearest."""
     if state_dtype is None or numbers.size < SMALLEST_NARROW:
         return {name: numbers}
-    arrays = {name: np.empty_like(numbers, np.uint8 if state_dtype == "float8" else np.uint16)}
-    if state_dtype == "float8":
+    is_float8 = state_dtype == "float8" and name not in AT_LEAST_BFLOAT16
+    arrays = {name: np.empty_like(numbers, np.uint8 if is_float8 else np.uint16)}
+    if is_float8:
         arrays[f"{name}_scale"] = np.empty(-(-numbers.size // GROUP), np.float32)
     encode(numbers, arrays[name], arrays.get(f"{name}_scale"), None, name in DIVISORS)
     return arrays

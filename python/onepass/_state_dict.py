@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _storage
+from . import _evaluation, _storage
 from ._allocate import address, all_zeros_like
 from ._checks import check_storage
 from ._conversion import Conversion, is_c_contiguous, is_stored_alike, split
@@ -27,11 +27,14 @@ _PART = 1 << 16  # elements of which a checksum is made at once
 # _checkpoint, _state_check and schedules take longer to import than all the rest, hence the imports in functions.
 
 
-def snapshot(optimizer: Any, params: bool = False) -> dict[str, Any]:
-    """Return the state dict of an optimizer, with the live arrays; params: the parameters too, as state."""
+def snapshot(optimizer: Any, params: bool = False, record: ParameterRecord | None = None) -> dict[str, Any]:
+    """Return the state dict of an optimizer, with the live arrays; params: the parameters too, as state.
+
+    record: the parameters and their state, if not the optimizer's own.
+    """
     from . import _checkpoint, schedules
 
-    record: ParameterRecord = optimizer._record
+    record = record or optimizer._record
     groups = [
         named_params(record, indices)
         | {name: schedules.describe(value) if callable(value) else value for name, value in group._values.items()}
@@ -52,17 +55,18 @@ def snapshot(optimizer: Any, params: bool = False) -> dict[str, Any]:
 
 def scalars(optimizer: Any, index: int) -> dict[str, Any]:
     """Return a parameter's state other than arrays."""
-    names = optimizer._spec.scalars
-    return {"step": optimizer._parameter_step(index)} | dict.fromkeys(names, optimizer._mu_product(index))
+    return {"step": optimizer._parameter_step(index), **optimizer._parameter_scalars(index)}
 
 
 def decoded(optimizer: Any, key: Hashable) -> dict[str, Any]:
-    """Return a parameter's state with float32 copies of its moments."""
+    """Return a parameter's state with copies of its moments and weights, in float32 where they are narrow."""
     record: ParameterRecord = optimizer._record
     index = record.find(key)
     state = record.states[index]
-    moments = {name: _storage.decoded(state[name], state.get(f"{name}_scale")) for name in _storage.moments_of(state)}
-    return scalars(optimizer, index) | moments
+    names = [*_storage.moments_of(state), *(name for name in state if name in _storage.WEIGHTS)]
+    return scalars(optimizer, index) | {
+        name: _storage.decoded(state[name], state.get(f"{name}_scale")) for name in names
+    }
 
 
 class StateView(Mapping[Any, "dict[str, Any]"]):
@@ -126,9 +130,10 @@ def prepare_load(
     from . import _state_check
 
     check_names(optimizer, given)
-    record: ParameterRecord = optimizer._record
-    own = snapshot(optimizer, params)
-    state_dict, conversion = in_own_storage(record, _state_check.upgraded(state_dict), own, optimizer._state_folder)
+    state_dict = _state_check.upgraded(state_dict)
+    record = _evaluation.in_mode(optimizer, _evaluation.is_saved_in(optimizer, state_dict))
+    own = snapshot(optimizer, params, record)
+    state_dict, conversion = in_own_storage(record, state_dict, own, optimizer._state_folder)
     whole = {name: given.get(name, state_dict[name]) for name in ("clip_norm", "nonfinite", "seed")}
     clip_norm, nonfinite, seed = (OPTIMIZER_CHECKS[name](name, value) for name, value in whole.items())
     given = {name: value for name, value in given.items() if name not in whole}
@@ -156,7 +161,9 @@ def prepare_load(
         state_dict["step_count"],
         state_dict["skipped"],
         [int(state["step"]) for state in states],
-        [float(state.get("mu_product", 1.0)) for state in states],
+        [[state[name] for name in optimizer._parameter_scalars(index)] for index, state in enumerate(states)],
+        record,
+        record.is_evaluating,
     )
 
 
@@ -324,5 +331,9 @@ def read(optimizer: Any, path: str | os.PathLike[str], params: bool) -> tuple[di
     def rooms(arrays: list[Array]) -> list[Array]:  # all at once: with a folder for state that is one file
         return all_zeros_like(arrays, optimizer._state_folder)
 
-    conversion = Conversion(optimizer._record)
-    return _checkpoint.read(path, snapshot(optimizer, params), rooms=rooms, conversion=conversion), conversion
+    record: ParameterRecord = optimizer._record
+    if optimizer._spec.evaluation_weight is not None:  # the file decides on the mode
+        record = _evaluation.with_copies(record, map(_storage.raw, record.params))
+    conversion = Conversion(record)
+    own = snapshot(optimizer, params, record)
+    return _checkpoint.read(path, own, rooms=rooms, conversion=conversion), conversion

@@ -6,19 +6,22 @@ The core does the arithmetic; `_reference_storage.py` is its specification.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from ._core import NarrowArrays, decode, encode, scale_group
-from ._types import Array
+from ._core import NarrowArrays, decode, encode, rules, scale_group
+from ._types import Array, StateDtype
 
 NARROW_FROM = 4096  # elements: smaller parameters keep float32 state
+WIDTHS: tuple[StateDtype, ...] = (None, "bfloat16", "float8")  # the values of state_dtype, from wide to narrow
 DTYPES = {"bfloat16": np.uint16, "float8": np.uint8}  # of the stored bits, by state_dtype
 LOW_DTYPES = {32: np.int16, 24: np.int8}  # of the lower part of bfloat16 parameters, by master_bits
 OPTIONS = ("state_dtype", "master_bits", "rounding")  # the options of a group that decide how its arrays are stored
-SIGNED = {"exp_avg", "grad_avg", "momentum_buffer"}  # rules divide by all other state or take its root
+KINDS = {name: kind for _, states, _ in rules.values() for name, kind in states.items()}  # of the rules' state arrays
+NARROWEST: dict[str, StateDtype] = {"moment": "float8", "divisor": "float8", "slow_moment": "bfloat16", "weight": None}
+WEIGHTS = {name for name, kind in KINDS.items() if kind == "weight"}
 SCALES = 2.0**-117, float(np.finfo(np.float32).max / np.float32(448))  # the smallest and largest scale
 FLOAT8_LIMITS = {"betas": 0.99, "momentum": 0.99, "rho": 0.95}  # above these values, float8 noise is too large
 
@@ -50,7 +53,9 @@ def check_options(spec: Any, options: Mapping[str, Any]) -> None:
         )
     for name, limit in FLOAT8_LIMITS.items() if state_dtype == "float8" else ():
         value = options.get(name, 0.0)
-        index = 1 if spec.rule == "lion" else 0  # Lion's momentum decays by its second beta
+        index = spec.moment_beta
+        if isinstance(value, tuple) and index is None:
+            continue
         first = value[index] if isinstance(value, tuple) else value
         if first > limit:
             label = f"{name}[{index}]" if isinstance(value, tuple) else name
@@ -81,10 +86,20 @@ def check_master_bits(groups: Iterable[Mapping[str, Any]], params: Iterable[Arra
         raise ValueError(f"master_bits={bits[0]} needs bfloat16 parameters, got {arrays[0].dtype}: use master_bits=32")
 
 
-def moment_dtype(options: Mapping[str, Any], array: Array, size: int) -> np.dtype[Any]:
-    """Return the dtype in which the moments of a parameter, or of a part of it, are stored; size: of the whole."""
-    narrow = options["state_dtype"] is not None and size >= NARROW_FROM
-    return np.dtype(DTYPES[options["state_dtype"]]) if narrow else value_dtype(array)
+def limited(name: str, state_dtype: StateDtype) -> StateDtype:
+    """Return the storage of a large state array: state_dtype, but no narrower than the array's kind allows."""
+    return min(state_dtype, NARROWEST[KINDS[name]], key=WIDTHS.index)
+
+
+def is_divisor(name: str) -> bool:
+    """Return True for a state array that rules divide by or take the root of."""
+    return KINDS[name] == "divisor"
+
+
+def state_array_dtype(name: str, options: Mapping[str, Any], array: Array, size: int) -> np.dtype[Any]:
+    """Return the dtype in which a state array of a parameter, or of a part of it, is stored; size: of the whole."""
+    stored = limited(name, options["state_dtype"])
+    return value_dtype(array) if stored is None or size < NARROW_FROM else np.dtype(DTYPES[stored])
 
 
 def scale_count(array: Array) -> int:
@@ -106,15 +121,15 @@ def is_scale(name: str) -> bool:
 
 
 def state_layout(
-    options: Mapping[str, Any], array: Array, moments: Iterable[str], size: int
+    options: Mapping[str, Any], array: Array, names: Iterable[str], size: int
 ) -> dict[str, tuple[Array, np.dtype[Any]]]:
     """Return, for each array of a parameter's state, an array with its shape and order, and its dtype.
 
     size: elements of the whole parameter, of which the array may be a part.
     """
-    stored = moment_dtype(options, array, size)
     layout = {}
-    for name in moments:
+    for name in names:
+        stored = state_array_dtype(name, options, array, size)
         layout[name] = array, stored
         if stored == np.uint8:
             layout[f"{name}_scale"] = np.empty(scale_count(array), np.float32), np.dtype(np.float32)
@@ -129,7 +144,7 @@ def describe(
     options: Mapping[str, Any],
     array: Array,
     state: Mapping[str, Array],
-    moments: list[str],
+    names: Collection[str],
     first: int,
     part_of: int | None,
 ) -> Any:
@@ -137,11 +152,11 @@ def describe(
 
     part_of: index of the larger parameter that this one is a part of, from its element ``first``.
     """
-    if not is_bfloat16(array) and all(state[name].dtype == array.dtype for name in moments):
+    if not is_bfloat16(array) and all(state[name].dtype == array.dtype for name in names):
         return None
     return NarrowArrays(
-        [state.get(f"{name}_scale") for name in moments],
-        [name not in SIGNED for name in moments],
+        [state.get(f"{name}_scale") for name in names],
+        [is_divisor(name) for name in names],
         state.get("param_low"),
         options["master_bits"],
         options["rounding"] == "stochastic",
@@ -165,7 +180,7 @@ def decoded(stored: Array, scales: Array | None = None) -> Array:
 
 def encode_into(name: str, values: Array, state: Mapping[str, Array]) -> None:
     """Encode float32 numbers, rounded to nearest, into the arrays of a moment."""
-    encode(flat(values), name not in SIGNED, flat(state[name]), state.get(f"{name}_scale"))
+    encode(flat(values), is_divisor(name), flat(state[name]), state.get(f"{name}_scale"))
 
 
 def widened(array: Array) -> Array:
@@ -190,7 +205,7 @@ def raw(array: Any) -> Any:
 
 def moments_of(state: Mapping[str, Any]) -> list[str]:
     """Return the names of the moments in a parameter's state."""
-    other = {"ema", "param", "param_low"}
+    other = {"ema", "param", "param_low", "y", *WEIGHTS}
     return [
         name for name, value in state.items() if hasattr(value, "dtype") and name not in other and not is_scale(name)
     ]

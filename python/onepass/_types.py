@@ -17,6 +17,7 @@ LearningRate = SupportsFloat | Schedule
 Rate = float | Any  # a number or a function of the step. Any: with Schedule in its place, lr *= 0.5 would be an error
 Average = SupportsFloat | Schedule | None  # the decay of the running average
 Betas = tuple[SupportsFloat, SupportsFloat] | list[float]
+ThreeBetas = tuple[SupportsFloat, SupportsFloat, SupportsFloat] | list[float]
 EpsMode = Literal["paper", "hat"]
 Nonfinite = Literal["propagate", "skip", "raise"]
 StateDtype = Literal["bfloat16", "float8"] | None

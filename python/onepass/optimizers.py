@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
-from . import _checks
+from . import _checks, _evaluation
 from ._optimizer import Optimizer
 from ._options import Option, declare
-from ._types import Betas, EpsMode, LearningRate, Params
+from ._types import Betas, EpsMode, LearningRate, Params, ThreeBetas
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -231,7 +231,7 @@ class Adamax(Optimizer):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **common)
 
 
-@declare("nadam", decoupled="decoupled_weight_decay", scalars=("mu_product",))
+@declare("nadam", decoupled="decoupled_weight_decay")
 class NAdam(Optimizer):
     """NAdam: Adam with Nesterov's momentum.
 
@@ -295,6 +295,73 @@ class NAdam(Optimizer):
             eps=eps,
             weight_decay=weight_decay,
             momentum_decay=momentum_decay,
+            decoupled_weight_decay=decoupled_weight_decay,
+            **common,
+        )
+
+
+@declare("radam", decoupled="decoupled_weight_decay")
+class RAdam(Optimizer):
+    """RAdam: Adam without the second moment in the first steps, until its variance is known.
+
+    At step ``t = 1, 2, …``, for each element of each parameter ``p`` with gradient ``g``::
+
+        rho_inf = 2/(1 − beta2) − 1,  rho = rho_inf − 2·t·beta2^t/(1 − beta2^t)
+        m ← beta1·m + (1 − beta1)·g              first moment, "exp_avg"
+        v ← beta2·v + (1 − beta2)·g²             second moment, "exp_avg_sq"
+        p ← p − lr/(1 − beta1^t) · m             while rho ≤ 5 (5 steps with the default betas), then
+        p ← p − lr·rect·sqrt(1 − beta2^t)/(1 − beta1^t) · m / (sqrt(v) + eps)
+        rect = sqrt((rho − 4)·(rho − 2)·rho_inf / ((rho_inf − 4)·(rho_inf − 2)·rho))
+
+    The first steps are steps with momentum, proportional to the gradients. Then ``rect`` rises from 0 to 1 and
+    serves as a warmup.
+
+    Args:
+        params: as in `Adam`. State takes two arrays of each one's size.
+        lr: the learning rate, or a function of ``t`` that returns one.
+        betas: the decays of the two moments, in [0, 1).
+        eps: added to the root of the second moment for numerical stability.
+        weight_decay: adds ``weight_decay·p`` to the gradient (L2), or is decoupled.
+        decoupled_weight_decay: weight decay shrinks the parameter instead, as in `AdamW`.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
+        state_dtype, master_bits, rounding, seed: as in `Adam`.
+
+    Raises:
+        TypeError, ValueError: as `Adam`.
+
+    Source: Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond" (2020); names, defaults and the place
+    of epsilon as ``torch.optim.RAdam``.
+
+    Example:
+        >>> import numpy as np, onepass
+        >>> w = np.ones(2)
+        >>> onepass.RAdam(w, lr=0.5).step(np.array([1.0, -0.5]))
+        >>> w
+        array([0.5 , 1.25])
+    """
+
+    __slots__ = ()
+
+    betas = Option(_checks.betas)
+    eps = Option(_checks.non_negative)
+    decoupled_weight_decay = Option(_checks.flag)
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: SupportsFloat = 1e-8,
+        weight_decay: SupportsFloat = 0.0,
+        decoupled_weight_decay: bool = False,
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        super().__init__(
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
             decoupled_weight_decay=decoupled_weight_decay,
             **common,
         )
@@ -554,7 +621,7 @@ class SGD(Optimizer):
         )
 
 
-@declare("lion", decoupled=True)
+@declare("lion", decoupled=True, moment_beta=1)
 class Lion(Optimizer):
     """Lion: steps by the sign of the momentum.
 
@@ -600,3 +667,198 @@ class Lion(Optimizer):
         **common: Unpack[CommonOptions],
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, weight_decay=weight_decay, **common)
+
+
+@declare("ademamix", decoupled=True)
+class AdEMAMix(Optimizer):
+    """AdEMAMix: AdamW with a second, slow average of the gradients.
+
+    At step ``t = 1, 2, …``, for each element of each parameter ``p`` with gradient ``g``::
+
+        m ← beta1·m + (1 − beta1)·g              fast first moment, "exp_avg"
+        v ← beta2·v + (1 − beta2)·g²             second moment, "exp_avg_sq"
+        n ← beta3(t)·n + (1 − beta3(t))·g        slow first moment, "exp_avg_slow"
+        p ← p·(1 − lr·weight_decay)              decoupled weight decay
+        p ← p − lr·(m/(1 − beta1^t) + alpha(t)·n) / (sqrt(v/(1 − beta2^t)) + eps)
+
+    The slow moment remembers about ``1/(1 − beta3)`` gradients, 10,000 by default. The warmups keep the first steps
+    small: with ``x = t/beta3_warmup`` and ``t`` below the warmups ::
+
+        alpha(t) = alpha·t/alpha_warmup
+        beta3(t) = min(exp(1/((1 − x)/ln(beta1) + x/ln(beta3))), beta3)
+
+    The paper sets both to the number of all steps.
+
+    Args:
+        params: as in `Adam`. State takes three arrays of each one's size.
+        lr: the learning rate, or a function of ``t`` that returns one.
+        betas: the decays of the fast first moment, of the second moment and of the slow first moment, in [0, 1).
+        alpha: the weight of the slow first moment.
+        alpha_warmup: the number of steps in which alpha rises from 0 to its value. None: it has its value from the
+            first step on.
+        beta3_warmup: the number of steps in which the decay of the slow moment rises from the first beta to the third.
+            None: it has its value from the first step on.
+        eps: added to the denominator for numerical stability.
+        weight_decay: decoupled weight decay; each step multiplies the parameter by ``1 − lr·weight_decay``.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
+        state_dtype, master_bits, rounding, seed: as in `Adam`; with ``state_dtype="float8"`` the slow moment, for which
+            float8 is too coarse, is stored in bfloat16.
+
+    Raises:
+        TypeError, ValueError: as `Adam`.
+
+    Source: Pagliardini, Ablin and Grangier, "The AdEMAMix Optimizer: Better, Faster, Older" (2024), algorithm 1.
+
+    Example:
+        >>> import numpy as np, onepass
+        >>> w = np.ones(2)
+        >>> onepass.AdEMAMix(w, lr=0.5, betas=(0.9, 0.999, 0.99), alpha=10.0).step(np.array([3.0, -1.0]))
+        >>> w.round(4)
+        array([0.45, 1.55])
+    """
+
+    __slots__ = ()
+
+    betas = Option(_checks.three_betas)
+    alpha = Option(_checks.non_negative)
+    alpha_warmup = Option(_checks.steps_or_none)
+    beta3_warmup = Option(_checks.steps_or_none)
+    eps = Option(_checks.non_negative)
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 1e-3,
+        betas: ThreeBetas = (0.9, 0.999, 0.9999),
+        alpha: SupportsFloat = 5.0,
+        alpha_warmup: int | None = None,
+        beta3_warmup: int | None = None,
+        eps: SupportsFloat = 1e-8,
+        weight_decay: SupportsFloat = 0.0,
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        super().__init__(
+            params,
+            lr=lr,
+            betas=betas,
+            alpha=alpha,
+            alpha_warmup=alpha_warmup,
+            beta3_warmup=beta3_warmup,
+            eps=eps,
+            weight_decay=weight_decay,
+            **common,
+        )
+
+
+def _check_schedule_free(options: Mapping[str, Any]) -> None:
+    if options["betas"][0] == 0:
+        raise ValueError(
+            f"ScheduleFreeAdamW needs betas[0] above 0, got {options['betas'][0]!r} (0.9 to 0.98 are common)"
+        )
+
+
+@declare(
+    "schedule_free_adamw",
+    validate=_check_schedule_free,
+    moment_beta=None,
+    evaluation_weight=lambda options: 1 - 1 / options["betas"][0],
+)
+class ScheduleFreeAdamW(Optimizer):
+    """Schedule-Free AdamW: an average of the weights in place of a schedule of the learning rate.
+
+    At step ``t = 1, 2, …``, for each element of each parameter ``y`` with gradient ``g``::
+
+        lr(t) = lr·min(1, t/warmup_steps)        "lr_max": the largest of these so far
+        q(t) = t^r · lr_max^weight_lr_power,  c = q(t) / (q(1) + … + q(t))
+        v ← beta2·v + (1 − beta2)·g²             second moment, "exp_avg_sq"
+        u = g / (sqrt(v/(1 − beta2^t)) + eps) + weight_decay·y
+        z ← z − lr(t)·u                          plain steps, "z"
+        x ← (1 − c)·x + c·z                      their weighted average
+        y = (1 − beta1)·z + beta1·x
+
+    While training the parameters hold ``y``, where gradients must be taken. `eval` puts the average ``x`` into them,
+    the weights to evaluate and to deploy, and `train` puts ``y`` back. A new optimizer is in training mode, with
+    ``x = y = z``. The sum of all ``q`` is kept in the state, as "weight_sum".
+
+    Args:
+        params: as in `Adam`. State takes two arrays of each one's size, and one more in evaluation mode.
+        lr: the learning rate, or a function of ``t`` that returns one. A constant, larger than Adam's, is common.
+        betas: the share of ``x`` in ``y``, in (0, 1), and the decay of the second moment, in [0, 1).
+        eps: added to the denominator for numerical stability.
+        weight_decay: adds ``weight_decay·y`` to the normalized gradient.
+        warmup_steps: the number of steps in which the learning rate rises linearly.
+        r: the power of ``t`` in the weight of a step.
+        weight_lr_power: the power of the largest learning rate so far in the weight of a step.
+        maximize, clip_norm, clip_value, nonfinite, flush_denormals: as in `Adam`.
+        ema_decay: as in `Adam`, an average of ``y``. ``x`` needs no other average.
+        state_dtype, master_bits, rounding, seed: as in `Adam`; "z" always has the dtype of the arithmetic.
+
+    Raises:
+        TypeError, ValueError: as `Adam`; ValueError: ``betas[0]`` is 0.
+
+    Source: Defazio et al., "The Road Less Scheduled" (2024); names, defaults and steps as ``AdamWScheduleFree`` in the
+    authors' package schedulefree 1.4.1, which starts in evaluation mode.
+
+    Example:
+        >>> import numpy as np, onepass
+        >>> w = np.ones(2, np.float32)
+        >>> opt = onepass.ScheduleFreeAdamW(w, lr=0.25, betas=(0.5, 0.999))
+        >>> for _ in range(2):
+        ...     opt.step(np.array([3, -1], np.float32))
+        >>> w
+        array([0.5625, 1.4375], dtype=float32)
+        >>> opt.eval()
+        >>> w
+        array([0.625, 1.375], dtype=float32)
+        >>> opt.train()
+        >>> w
+        array([0.5625, 1.4375], dtype=float32)
+    """
+
+    __slots__ = ()
+
+    betas = Option(_checks.betas)
+    eps = Option(_checks.non_negative)
+    warmup_steps = Option(_checks.count)
+    r = Option(_checks.non_negative)
+    weight_lr_power = Option(_checks.non_negative)
+
+    def __init__(
+        self,
+        params: Params,
+        lr: LearningRate = 2.5e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: SupportsFloat = 1e-8,
+        weight_decay: SupportsFloat = 0.0,
+        warmup_steps: int = 0,
+        r: SupportsFloat = 0.0,
+        weight_lr_power: SupportsFloat = 2.0,
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        super().__init__(
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            r=r,
+            weight_lr_power=weight_lr_power,
+            **common,
+        )
+
+    def eval(self) -> None:
+        """Put the averages ``x`` into the parameters, in place: to evaluate, or to save the weights for use.
+
+        The state keeps a copy of ``y`` until `train`, as ``"y"``. Steps and `add_group` are refused until then. Does
+        nothing in evaluation mode. What is saved in evaluation mode resumes in it. bfloat16 parameters take ``x``
+        rounded to nearest.
+
+        Raises:
+            MemoryError: no room for the copy. Nothing has changed.
+        """
+        _evaluation.switch(self, True)
+
+    def train(self) -> None:
+        """Put ``y`` back into the parameters, in place, bit for bit. Does nothing in training mode."""
+        _evaluation.switch(self, False)

@@ -41,9 +41,9 @@ ONEPASS_INLINE void loop(const Coefficients<T, Rule> k, std::size_t count, const
 
 // A list of states ends early at a null name.
 template <std::size_t count>
-constexpr std::size_t count_states(const char* const (&states)[count]) {
+constexpr std::size_t count_states(const StateEntry (&states)[count]) {
   std::size_t named = 0;
-  while (named < count && states[named] != nullptr) ++named;
+  while (named < count && states[named].name != nullptr) ++named;
   return named;
 }
 

@@ -131,5 +131,11 @@ double power(double base, std::int64_t exponent) noexcept {
 }
 
 double libm_pow(double base, double exponent) noexcept { return std::pow(base, exponent); }
+double libm_exp(double x) noexcept { return std::exp(x); }
+double libm_log(double x) noexcept { return std::log(x); }
+
+double real_power(double base, double exponent) noexcept {
+  return exponent == 2 ? base * base : libm_pow(base, exponent);
+}
 
 }  // namespace onepass

@@ -100,7 +100,7 @@ struct RuleEntry {
   const char* name;
   const char* const* options;  // names of the options, in the order in which coefficients take them
   std::size_t option_count;
-  const char* const* states;  // names of the state buffers, in the order of Operands::state
+  const StateEntry* states;  // in the order of Operands::state
   std::size_t state_count;
   const ScalarEntry* scalars;  // in the order of Scalars::values
   std::size_t scalar_count;

@@ -7,9 +7,12 @@
 #include "kernels/rules/adagrad.hpp"
 #include "kernels/rules/adam.hpp"
 #include "kernels/rules/adamax.hpp"
+#include "kernels/rules/ademamix.hpp"
 #include "kernels/rules/lion.hpp"
 #include "kernels/rules/nadam.hpp"
+#include "kernels/rules/radam.hpp"
 #include "kernels/rules/rmsprop.hpp"
+#include "kernels/rules/schedule_free_adamw.hpp"
 #include "kernels/rules/sgd.hpp"
 #include "kernels/stream_baseline.hpp"
 #include "kernels/table.hpp"
@@ -22,6 +25,7 @@ constexpr RuleEntry rules[] = {
     make_entry<AMSGrad>(),
     make_entry<Adamax>(),
     make_entry<NAdam>(),
+    make_entry<RAdam>(),
     make_entry<RMSpropPlain>(),
     make_entry<RMSpropMomentum>(),
     make_entry<RMSpropCentered>(),
@@ -31,6 +35,8 @@ constexpr RuleEntry rules[] = {
     make_entry<SGD>(),
     make_entry<SGDMomentum>(),
     make_entry<Lion>(),
+    make_entry<AdEMAMix>(),
+    make_entry<ScheduleFreeAdamW>(),
 };
 
 constexpr Kernels table(const char* instruction_set) noexcept {

@@ -19,14 +19,32 @@
 namespace onepass::python {
 namespace {
 
-// The names of each rule's options and of its state.
+const char* name_of(onepass::StateKind kind) {
+  switch (kind) {
+    case onepass::StateKind::moment:
+      return "moment";
+    case onepass::StateKind::slow_moment:
+      return "slow_moment";
+    case onepass::StateKind::divisor:
+      return "divisor";
+    case onepass::StateKind::weight:
+      break;
+  }
+  return "weight";
+}
+
+// The names of each rule's options, the kinds of its state arrays, and its scalars' initial values.
 py::dict rules() {
   py::dict all;
   const onepass::Kernels& kernels = onepass::kernels();
   for (std::size_t i = 0; i < kernels.rule_count; ++i) {
     const onepass::RuleEntry& rule = kernels.rules[i];
-    all[rule.name] = py::make_tuple(std::vector<std::string>(rule.options, rule.options + rule.option_count),
-                                    std::vector<std::string>(rule.states, rule.states + rule.state_count));
+    py::dict states;
+    py::dict scalars;
+    for (std::size_t k = 0; k < rule.state_count; ++k) states[rule.states[k].name] = name_of(rule.states[k].kind);
+    for (std::size_t k = 0; k < rule.scalar_count; ++k) scalars[rule.scalars[k].name] = rule.scalars[k].initial;
+    all[rule.name] =
+        py::make_tuple(std::vector<std::string>(rule.options, rule.options + rule.option_count), states, scalars);
   }
   return all;
 }

@@ -72,6 +72,10 @@ Optimizer::ScopedGradients::~ScopedGradients() { optimizer_.gradients_.clear(); 
 
 // Fill pointers_ and have the core take the options of this step. All user code runs before the pointers are taken.
 StepInputs Optimizer::prepare(py::handle grads, py::handle grad_scale) {
+  if (evaluates_) {
+    call_hook("_explain", "evaluation_mode");
+    throw std::runtime_error("evaluation_mode");
+  }
   // Take all options at once: an option that user code sets from here on takes effect at the next step.
   core_.take_options();
   StepInputs inputs = {1, onepass::pool_executor(), clip_norm_, nonfinite_};

@@ -50,7 +50,13 @@ class Optimizer {
   using Options = std::tuple<Group*, py::object, py::object, std::vector<double>, CommonOptions>;  // as of Group::swap
   bool restore(const std::vector<std::pair<py::array, py::array>>& copies, const std::vector<Options>& options,
                double clip_norm, Nonfinite nonfinite, std::uint64_t seed, std::int64_t step_count, std::int64_t skipped,
-               const std::vector<std::int64_t>& steps, const std::vector<double>& mu_products);
+               const std::vector<std::int64_t>& steps, const std::vector<std::vector<double>>& scalars,
+               py::object record, bool evaluates);
+
+  // Swap the contents of pairs of arrays of equal size and layout, and replace Python's record. evaluates: the
+  // parameters no longer are those that the optimizer trains, so that it refuses to step.
+  using ArrayPairs = std::vector<std::pair<py::array, py::array>>;
+  void swap_arrays(const ArrayPairs& pairs, py::object record, bool evaluates);
 
   // Call a function while no thread steps. The function may call add_group and restore.
   py::object locked(const py::function& function);
@@ -78,7 +84,7 @@ class Optimizer {
   std::int64_t parameter_step(std::size_t i);
   std::uint64_t seed();
   void set_seed(std::uint64_t seed);
-  double mu_product(std::size_t i);
+  py::dict parameter_scalars(std::size_t i);
   std::int64_t skipped() const { return skipped_; }
   // Norm of the last step's gradients, if clip_norm was set.
   std::optional<double> grad_norm() const { return measured_ ? std::optional<double>(grad_norm_) : std::nullopt; }
@@ -121,6 +127,7 @@ class Optimizer {
   std::unique_lock<StepLock> lock_for_change();
   std::unique_lock<StepLock> lock_for_reading();
   void check_process() const;
+  void replace_record(py::object& record, bool evaluates);
   [[noreturn]] void explain(const char* kind, std::size_t i);
   StepInputs prepare(py::handle grads, py::handle grad_scale);
   void evaluate_schedules(std::size_t g, std::int64_t t);
@@ -155,6 +162,7 @@ class Optimizer {
   std::optional<PreparedStep> prepared_;
   StepLock lock_;
   bool is_locked_ = false;  // true while locked() holds the lock
+  bool evaluates_ = false;  // set with record_: steps are refused
   bool in_files_;
   unsigned made_forks_ = onepass::fork_count();  // fork count of the process that created the optimizer
 };

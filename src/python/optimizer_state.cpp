@@ -1,6 +1,7 @@
 // The bound Optimizer between steps: registration, restoring, counts.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <utility>
@@ -9,6 +10,18 @@
 #include "python/optimizer.hpp"
 
 namespace onepass::python {
+namespace {
+
+void check_pairs(const Optimizer::ArrayPairs& pairs) {
+  for (const auto& [one, other] : pairs) {
+    if (one.nbytes() != other.nbytes() ||
+        (PyArray_FLAGS(as_array(one)) & PyArray_FLAGS(as_array(other)) & any_order) == 0) {
+      throw py::value_error("the arrays of a pair must have the same layout");
+    }
+  }
+}
+
+}  // namespace
 
 void Optimizer::add_group(Form form, const py::object& group, const std::vector<py::object>& keys,
                           const std::vector<py::array>& params, const std::vector<std::vector<py::array>>& states,
@@ -35,8 +48,7 @@ void Optimizer::add_group(Form form, const py::object& group, const std::vector<
   records_.swap(records);  // the old records are released at the end
   ranges_ = std::move(ranges);
   form_ = form;
-  const std::scoped_lock record_lock(record_mutex_);
-  std::swap(record_, record);
+  replace_record(record, evaluates_);
 }
 
 py::object Optimizer::record() const {
@@ -47,37 +59,54 @@ py::object Optimizer::record() const {
 bool Optimizer::restore(const std::vector<std::pair<py::array, py::array>>& copies, const std::vector<Options>& options,
                         double clip_norm, Nonfinite nonfinite, std::uint64_t seed, std::int64_t step_count,
                         std::int64_t skipped, const std::vector<std::int64_t>& steps,
-                        const std::vector<double>& mu_products) {
+                        const std::vector<std::vector<double>>& scalars, py::object record, bool evaluates) {
   const std::unique_lock<StepLock> lock = lock_for_change();
   check_process();
-  if (steps.size() != records_.size() || mu_products.size() != records_.size()) {
+  if (steps.size() != records_.size() || scalars.size() != records_.size()) {
     throw py::value_error("one count for each parameter");
   }
-  for (const auto& [to, from] : copies) {
-    if (to.nbytes() != from.nbytes() ||
-        (PyArray_FLAGS(as_array(to)) & PyArray_FLAGS(as_array(from)) & any_order) == 0) {
-      throw py::value_error("the arrays of a pair must have the same layout");
-    }
-  }
+  check_pairs(copies);
   std::vector<OptionsUpdate> updates;
   for (const auto& [group, expected, values, numbers, common] : options) {
     if (group == nullptr) throw py::type_error("group must not be None");
     updates.push_back({*group, expected, values, numbers, common});
   }
-  std::vector<Scalars> scalars;
-  scalars.reserve(mu_products.size());
-  for (const double product : mu_products) scalars.push_back({{product}});
+  std::vector<Scalars> values(scalars.size());
+  for (std::size_t i = 0; i < scalars.size(); ++i) {
+    if (scalars[i].size() > onepass::max_scalars) throw py::value_error("too many scalars");
+    std::copy(scalars[i].begin(), scalars[i].end(), values[i].values);
+  }
   if (!swap_all(updates)) return false;
   prepared_.reset();
   for (const auto& [to, from] : copies) {
     std::memmove(data_of(to), data_of(from), static_cast<std::size_t>(to.nbytes()));
   }
-  core_.restore(step_count, steps, scalars);
+  core_.restore(step_count, steps, values);
   core_.set_seed(seed);
   skipped_ = skipped;
   clip_norm_ = clip_norm;
   nonfinite_ = nonfinite;
+  replace_record(record, evaluates);
   return true;
+}
+
+void Optimizer::swap_arrays(const ArrayPairs& pairs, py::object record, bool evaluates) {
+  const std::unique_lock<StepLock> lock = lock_for_change();
+  check_process();
+  check_pairs(pairs);
+  prepared_.reset();
+  for (const auto& [one, other] : pairs) {
+    auto* const begin = static_cast<unsigned char*>(data_of(one));
+    std::swap_ranges(begin, begin + one.nbytes(), static_cast<unsigned char*>(data_of(other)));
+  }
+  replace_record(record, evaluates);
+}
+
+// Swap the record with Python's record: the caller releases the old one.
+void Optimizer::replace_record(py::object& record, bool evaluates) {
+  const std::scoped_lock lock(record_mutex_);
+  std::swap(record_, record);
+  evaluates_ = evaluates;
 }
 
 py::object Optimizer::locked(const py::function& function) {
@@ -131,9 +160,13 @@ void Optimizer::set_seed(std::uint64_t seed) {
   core_.set_seed(seed);
 }
 
-double Optimizer::mu_product(std::size_t i) {
+py::dict Optimizer::parameter_scalars(std::size_t i) {
   const std::unique_lock<StepLock> lock = lock_for_reading();
-  return core_.parameters().at(i).scalars.values[0];
+  const Parameter& parameter = core_.parameters().at(i);
+  const RuleEntry& rule = groups_.at(parameter.group).cast<const Group&>().core()->rule();
+  py::dict scalars;
+  for (std::size_t k = 0; k < rule.scalar_count; ++k) scalars[rule.scalars[k].name] = parameter.scalars.values[k];
+  return scalars;
 }
 
 int Optimizer::traverse(visitproc visit, void* argument) const {

@@ -129,7 +129,8 @@ void register_optimizer(py::module_& m) {
            py::arg("params"), py::arg("states"), py::arg("averages"), py::arg("narrow"), py::arg("record"))
       .def("_restore", method(&Optimizer::restore), py::arg("copies"), py::arg("options"), py::arg("clip_norm"),
            py::arg("nonfinite"), py::arg("seed"), py::arg("step_count"), py::arg("skipped"), py::arg("steps"),
-           py::arg("mu_products"))
+           py::arg("scalars"), py::arg("record"), py::arg("evaluates"))
+      .def("_swap_arrays", method(&Optimizer::swap_arrays), py::arg("pairs"), py::arg("record"), py::arg("evaluates"))
       .def("_locked", method(&Optimizer::locked), py::arg("function"))
       .def("_prepare_step", method(&Optimizer::prepare_step), py::arg("grads"), py::arg("grad_scale"))
       .def("_measure_step", method(&Optimizer::measure_step))
@@ -141,7 +142,7 @@ void register_optimizer(py::module_& m) {
              return optimizer.fits(i, gradient.ptr());
            })
       .def("_parameter_step", method(&Optimizer::parameter_step))
-      .def("_mu_product", method(&Optimizer::mu_product))
+      .def("_parameter_scalars", method(&Optimizer::parameter_scalars))
       .def_property("_seed", method(&Optimizer::seed), method(&Optimizer::set_seed))
       .def_property("_clip_norm", method(&Optimizer::clip_norm), method(&Optimizer::set_clip_norm))
       .def_property("_nonfinite", method(&Optimizer::nonfinite), method(&Optimizer::set_nonfinite))

@@ -106,22 +106,22 @@ bool TorchEngine::find_narrow(std::size_t i, Parameter& parameter, Finder& finde
   const Held& held = held_[i];
   const HeldStorage& held_storage = held_storage_[i];
   const auto tensor = py::reinterpret_borrow<py::object>(entries_[i].tensor);
-  const Storage moments = parameter.size < options.narrow_from ? Storage::plain : options.moments;
+  const bool is_large = parameter.size >= options.narrow_from;
   NarrowStorage& storage = parameter.storage;
   Operands& operands = parameter.operands;
   const bool is_bfloat16 = finder.find_elements(tensor, Storage::bfloat16, operands.param);
   if (!is_bfloat16 && !finder.find_elements(tensor, Storage::plain, operands.param)) return false;
   parameter.dtype = onepass::float32;
-  parameter.is_narrow = is_bfloat16 || moments != Storage::plain;
+  parameter.is_narrow = is_bfloat16 || (options.has_narrow_states && is_large);
   storage.param = is_bfloat16 ? Storage::bfloat16 : Storage::plain;
   storage.master_bits = options.master_bits;
   storage.stochastic = options.stochastic;
   const std::size_t states = rule(g).state_count;
   for (std::size_t k = 0; k < states; ++k) {
-    if (!finder.find_elements(held.tensors[k], moments, operands.state[k])) return false;
-    storage.state[k] = moments;
+    storage.state[k] = is_large ? options.states[k] : Storage::plain;
+    if (!finder.find_elements(held.tensors[k], storage.state[k], operands.state[k])) return false;
     storage.divisor[k] = options.divisors[k];
-    const bool has_scales = moments == Storage::float8;
+    const bool has_scales = storage.state[k] == Storage::float8;
     if (has_scales && !finder.find_scales(held_storage.scales[k], scales_of(parameter.size), storage.scale[k])) {
       return false;
     }
@@ -142,18 +142,23 @@ bool TorchEngine::locate_narrow_gradient(std::size_t i) {
 
 void register_torch_storage(py::module_& m) {
   py::class_<TorchStorage>(m, "TorchStorage")
-      .def(py::init([](const std::string& moments, std::size_t narrow_from, std::vector<py::object> scales,
+      .def(py::init([](const std::vector<std::string>& states, std::size_t narrow_from, std::vector<py::object> scales,
                        std::vector<bool> divisors, py::object low, unsigned char master_bits, bool stochastic) {
-             if (scales.size() != divisors.size() || scales.size() > onepass::max_states) {
-               throw py::value_error("one name of scales and one divisor for each moment");
+             const std::size_t count = states.size();
+             if (scales.size() != count || divisors.size() != count || count > onepass::max_states) {
+               throw py::value_error("one name of scales and one divisor for each state");
              }
-             Storage stored = Storage::plain;
-             if (moments == "float8") stored = Storage::float8;
-             if (moments == "bfloat16") stored = Storage::bfloat16;
-             return TorchStorage{stored,         narrow_from, std::move(scales), std::move(divisors),
-                                 std::move(low), master_bits, stochastic};
+             std::vector<Storage> stored(count, Storage::plain);
+             for (std::size_t k = 0; k < count; ++k) {
+               if (states[k] == "float8") stored[k] = Storage::float8;
+               if (states[k] == "bfloat16") stored[k] = Storage::bfloat16;
+             }
+             const bool has_narrow =
+                 std::any_of(stored.begin(), stored.end(), [](Storage one) { return one != Storage::plain; });
+             return TorchStorage{std::move(stored),   has_narrow,     narrow_from, std::move(scales),
+                                 std::move(divisors), std::move(low), master_bits, stochastic};
            }),
-           py::arg("moments"), py::arg("narrow_from"), py::arg("scales"), py::arg("divisors"), py::arg("low"),
+           py::arg("states"), py::arg("narrow_from"), py::arg("scales"), py::arg("divisors"), py::arg("low"),
            py::arg("master_bits"), py::arg("stochastic"));
 }
 

@@ -28,8 +28,9 @@ def bfloat16(*shape: int) -> Array:
 REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     *[
         (cls, {"state_dtype": "float8", "betas": (0.991, 0.999)}, "state_dtype='float8' needs betas[0] of at most 0.99")
-        for cls in (onepass.Adam, onepass.AdamW, onepass.Adamax, onepass.NAdam)
+        for cls in (onepass.Adam, onepass.AdamW, onepass.Adamax, onepass.NAdam, onepass.RAdam)
     ],
+    (onepass.AdEMAMix, {"state_dtype": "float8", "betas": (0.995, 0.999, 0.9999)}, "needs betas[0] of at most 0.99"),
     (onepass.Lion, {"state_dtype": "float8", "betas": (0.9, 0.995)}, "needs betas[1] of at most 0.99, got 0.995"),
     (onepass.SGD, {"state_dtype": "float8", "momentum": 0.995}, "needs momentum of at most 0.99, got 0.995, or its"),
     (onepass.RMSprop, {"state_dtype": "float8", "momentum": 1.0}, "noise is too large: use state_dtype='bfloat16'"),
@@ -65,6 +66,7 @@ ALLOWED: list[tuple[Any, dict[str, Any]]] = [
     (onepass.Adam, {"state_dtype": "bfloat16", "betas": (0.999, 0.9999)}),
     (onepass.Lion, {"state_dtype": "float8", "betas": (0.999, 0.99)}),  # only the second is the decay of its momentum
     (onepass.Lion, {"state_dtype": "float8"}),
+    (onepass.AdEMAMix, {"state_dtype": "float8"}),
     (onepass.RMSprop, {"state_dtype": "float8", "alpha": 1.0, "momentum": 0.99}),
     (onepass.Adadelta, {"state_dtype": "float8", "rho": 0.95, "eps": 1e-32}),
     (onepass.Adadelta, {"state_dtype": "bfloat16", "rho": 1.0}),
@@ -266,6 +268,18 @@ def test_decoded_state_is_float32_copies_of_what_state_shows(state_dtype: Any, o
             missing(w)
     with pytest.raises(TypeError, match="expected the index of a parameter, got ndarray"):
         onepass.SGD(w).decoded_state(w)
+
+
+@pytest.mark.parametrize("state_dtype", [None, *NARROW])
+def test_slow_moment_of_ademamix_is_never_narrower_than_bfloat16(state_dtype: Any) -> None:
+    w = ones(N)
+    optimizer = onepass.AdEMAMix(w, state_dtype=state_dtype)
+    optimizer.step(ones(N))
+    slow = optimizer.state[0]["exp_avg_slow"]
+    assert slow.itemsize == (4 if state_dtype is None else 2)
+    assert optimizer.state[0]["exp_avg"].itemsize == {None: 4, "bfloat16": 2, "float8": 1}[state_dtype]
+    assert "exp_avg_slow_scale" not in optimizer.state[0]
+    np.testing.assert_allclose(optimizer.decoded_state(0)["exp_avg_slow"], 1e-4, rtol=1e-2)
 
 
 def test_state_is_live() -> None:

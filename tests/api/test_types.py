@@ -62,7 +62,8 @@ onepass.adam_step(W, W, W, W, np.int64(1), lr=np.float32(0.1), betas=[0.9, 0.99]
 preset = onepass.Adam(W, **onepass.presets["keras"])
 kinds: list[type[onepass.Optimizer]] = [onepass.Adam, onepass.SGD]
 made = [kind(W, lr=0.1) for kind in kinds]
-for kind in (onepass.Adamax, onepass.NAdam, onepass.Adagrad, onepass.Adadelta, onepass.Lion):
+variants: list[type[onepass.Optimizer]] = [onepass.Adamax, onepass.NAdam, onepass.RAdam, onepass.Adagrad]
+for kind in (*variants, onepass.Adadelta, onepass.Lion, onepass.AdEMAMix):
     optimizer: onepass.Optimizer = kind(W)
 one.step(W)
 several.step([W, None], grad_scale=0.5)

@@ -138,7 +138,13 @@ OUT_OF_RANGE: dict[Any, list[tuple[Any, str]]] = {
     _checks.finite: FINITE,
     _checks.positive_or_none: [(0.0, "must be above 0 or None, got 0.0"), (NAN, "must be finite, got nan")],
     _checks.betas: [((0.9, 1.0), "must be at least 0 and less than 1, got 1.0"), ((-0.1, 0), "at least 0")],
+    _checks.three_betas: [
+        ((0.9, 0.9, 1.0), "[2] must be at least 0 and less than 1, got 1.0"),
+        ((0, 0), "three numbers"),
+    ],
+    _checks.steps_or_none: [(0, "must be at least 1 or None, got 0"), (-3, "must be at least 1 or None, got -3")],
     _checks.ema_decay: [*AVERAGE, (NAN, "must be finite, got nan")],
+    _checks.count: [(-1, "must be at least 0 and at most 2**53, got -1")],
     _checks.master_bits: [(8, "must be 32, 24 or 16, got 8")],
     _checks.flag: [],
     _checks.eps_mode: [("tf", "must be 'paper' or 'hat', got 'tf'")],
@@ -161,7 +167,7 @@ def test_wrong_options_of_each_optimizer(cls: Any, name: str) -> None:
         assert str(caught.value).startswith(name)
         with refused(ValueError, message, optimizer):
             setattr(optimizer.groups[0], name, value)
-    may_be_none = check in (_checks.positive_or_none, _checks.ema_decay, _checks.state_dtype)
+    may_be_none = check in (_checks.positive_or_none, _checks.steps_or_none, _checks.ema_decay, _checks.state_dtype)
     for value in [1, "yes", None] if check is _checks.flag else ["0.5", 1j, *[None] * (not may_be_none)]:
         error = ValueError if name in WORDS and value == "0.5" else TypeError
         with refused(error, name, arrays=[w]):
@@ -285,13 +291,14 @@ def test_every_option_can_be_set_on_an_optimizer_with_one_group() -> None:
             for name in cls._spec.checks.keys() - STORAGE:
                 value = getattr(optimizer, name)
                 assert value is group[name]
-                other = (
-                    {"paper": "hat", "hat": "paper"}[value]
-                    if name == "eps_mode"
-                    else (0.25, 0.5)
-                    if name == "betas"
-                    else 0.25
-                )
+                others = {
+                    "eps_mode": "hat" if value == "paper" else "paper",
+                    "betas": (0.25, 0.5, 0.75)[: len(value)] if name == "betas" else None,
+                    "alpha_warmup": 3,
+                    "beta3_warmup": 3,
+                    "warmup_steps": 3,
+                }
+                other = others.get(name, 0.25)
                 wanted = not value if isinstance(value, bool) else other
                 try:
                     setattr(optimizer, name, wanted)

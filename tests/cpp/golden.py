@@ -39,13 +39,17 @@ SIZE = 25  # vectors and a tail on every instruction set; eight elements of each
 DECAYS = [0.0, 0.5, 0.9, 0.99, 0.999, 1 - 2.0**-53]
 CHOICES: dict[str, list[Any]] = {  # of each option; flags and decays are not listed
     "lr": [0.0, 1e-3, 0.1, 1.0, 1e6, 1e30],
-    "betas": [*itertools.product(DECAYS, DECAYS)],
     "eps": [0.0, 1e-8, 1e-6, 0.1, 1e-40, 1e-310],
     "eps_mode": ["paper", "hat"],
     "weight_decay": [0.0, 0.0, 0.01, 0.5, 1e-42, 1e3],
     "clip_value": [None, None, 0.5, 1e-39, 1e-3, 1e30],
     "lr_decay": [0.0, 0.1, 3.0],
+    "alpha_warmup": [None, 2, 1000, 1 << 40],
+    "beta3_warmup": [None, 2, 1000, 1 << 40],
     "momentum_decay": [0.0, 0.004, 0.1, 3.0],
+    "warmup_steps": [0, 3, 1000],
+    "r": [0.0, 1.0, 2.0],
+    "weight_lr_power": [0.0, 1.0, 2.0],
 }
 BARE: dict[str, Any] = {"weight_decay": 0.0, "clip_value": None, "maximize": False, "ema_decay": None}
 # The cases of each rule, dtype and treatment of subnormal numbers: the number of steps, and options that are not drawn.
@@ -110,7 +114,7 @@ def case(
     param, average, *rest = arrays(2 + len(states) + number, SIZE, np.arange(SIZE) % 3, dtype, seed)
     averaged = "ema_decay" not in fixed and pick([False, True])
     count = 0 if number == 1 else pick(COUNTS)
-    scalars = {name: pick([0.25, 0.37, 0.9]) if count else 1.0 for name in spec.scalars}
+    scalars = {name: pick([0.25, 0.37, 0.9]) if count else initial for name, initial in rule.scalars.items()}
     reference = Reference(kind, param, flush_denormals=flush, ema_decay=0.0 if averaged else None, **switches)
     reference.rule = rule._replace(fold=fold)
     reference.ema[0] = average if averaged else None
@@ -120,6 +124,9 @@ def case(
         options = {}
         for name, default in defaults(kind).items():
             if name in STORAGE:
+                continue
+            if name == "betas":
+                options[name] = pick([*itertools.product(DECAYS, repeat=len(default))])
                 continue
             options[name] = pick(CHOICES.get(name, [False, True] if isinstance(default, bool) else DECAYS))
         options |= {name: on and pick(DECAYS) if name == "momentum" else on for name, on in switches.items()}
@@ -131,7 +138,8 @@ def case(
         fits = all(math.isfinite(x) for x in vars(folded[-1]).values() if x is not None)
         reference = next_one if fits else reference  # a step whose coefficients overflow changes nothing
         clip_value = math.inf if options["clip_value"] is None else options["clip_value"]
-        yield from [options["lr"], options["weight_decay"], clip_value, options["ema_decay"] or 0]
+        weight_decay = 0.0 if rule.decays else options["weight_decay"]
+        yield from [options["lr"], weight_decay, clip_value, options["ema_decay"] or 0]
         yield from [options["decoupled_weight_decay"], options["maximize"], keeps_subnormals(rule, options), scale]
         yield from [*spec.numbers(options), fits, is_usable(grad, scale, rule.squares)]
     yield from [reference.params[0], *([reference.ema[0]] if averaged else [])]

@@ -182,6 +182,8 @@ std::vector<double> any_options(const onepass::RuleEntry& rule, Random& random) 
       values.push_back(random.chance(2) ? 1 : 0);
     } else if (name == "eps") {
       values.push_back(random.pick({0.0, 1e-8, 1e-6, 0.1, 1e-40, 1e-310}));
+    } else if (name == "warmup_steps") {
+      values.push_back(random.pick({0.0, 3.0, 1000.0}));
     } else if (name == "lr_decay" || name == "momentum_decay") {
       values.push_back(random.pick({0.0, 0.004, 0.1, 3.0}));
     } else {

@@ -54,7 +54,7 @@ void one_case(const onepass::Kernels& table, const onepass::RuleEntry& rule, std
   const onepass::StepContext step{common.lr,
                                   random.pick<std::int64_t>({1, 2, 3, 10, 1000, 1000000, std::int64_t{1} << 40}),
                                   random.pick({1.0, 1.0, -1.0, 0.25, 1e-3, 1e10}),
-                                  {{random.uniform()}}};
+                                  {{random.uniform(), random.uniform()}}};
   const std::string context =
       test::words(table.instruction_set, rule.name, sizeof(T), name_of(values), "count", count, "t", step.t, "lr",
                   common.lr, "decay", common.weight_decay, common.decoupled, "flush", flush);
@@ -67,7 +67,9 @@ void one_case(const onepass::Kernels& table, const onepass::RuleEntry& rule, std
   onepass::PackedCoefficients baseline = {};
   CHECK_EQUAL(fits, test::baseline_rule(rule.name).coefficients[dtype](options.data(), common, theirs, baseline),
               context);
-  CHECK_BITS(ours.scalars.values[0], theirs.scalars.values[0], context);
+  for (std::size_t k = 0; k < onepass::max_scalars; ++k) {
+    CHECK_BITS(ours.scalars.values[k], theirs.scalars.values[k], context);
+  }
   if (!fits) return;
 
   const Arrays<T> actual(rule, count, values, random);
@@ -132,7 +134,7 @@ namespace {
 std::string names_of(const onepass::RuleEntry& rule) {
   std::string names = rule.name;
   for (std::size_t i = 0; i < rule.option_count; ++i) names = names + ' ' + rule.options[i];
-  for (std::size_t k = 0; k < rule.state_count; ++k) names = names + ' ' + rule.states[k];
+  for (std::size_t k = 0; k < rule.state_count; ++k) names = names + ' ' + rule.states[k].name;
   return names;
 }
 

@@ -1,4 +1,4 @@
-"""Deviations of onepass from torch.optim, and of Lion from optax: ``python tests/integrations/deviations.py``.
+"""Deviations of onepass from torch.optim and from optax: ``python tests/integrations/deviations.py``.
 
 The table gives, for each rule and dtype, the largest deviation after 50 steps with all the options below. The tests of
 this folder run the same cases.
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 import onepass
+from onepass import _reference
 
 Array = npt.NDArray[Any]
 Options = Mapping[str, Any]
@@ -42,6 +43,11 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"momentum_decay": 0.1},
         {"decoupled_weight_decay": True, "weight_decay": 0.1},
         {**MOMENTS[-1], "momentum_decay": 0.1, "decoupled_weight_decay": True},
+    ],
+    "RAdam": [
+        *MOMENTS,
+        {"decoupled_weight_decay": True, "weight_decay": 0.1},
+        {**MOMENTS[-1], "decoupled_weight_decay": True},
     ],
     "RMSprop": [
         {},
@@ -77,8 +83,18 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"momentum": 0.6, "nesterov": True, "weight_decay": 0.1, "maximize": True},
     ],
 }
-LION: list[dict[str, Any]] = [{}, {"weight_decay": 0.1}, {"betas": (0.5, 0.8), "weight_decay": 0.1}]
-LR = dict.fromkeys((*CASES, "Lion"), 0.05) | {"Adadelta": 5.0}
+# Options of the rules that are compared with optax, whose names are the keys of OPTAX.
+OPTAX: dict[str, list[dict[str, Any]]] = {
+    "Lion": [{}, {"weight_decay": 0.1}, {"betas": (0.5, 0.8), "weight_decay": 0.1}],
+    # Its epsilon is in the paper's place.
+    "RAdam": [{"eps": 0.0}, {"betas": (0.5, 0.8), "eps": 0.0}],
+    "AdEMAMix": [
+        {},
+        {"betas": (0.5, 0.8, 0.95), "alpha": 2.0, "eps": 1e-2, "weight_decay": 0.1},
+        {"betas": (0.5, 0.8, 0.999), "alpha_warmup": 40, "beta3_warmup": 30},
+    ],
+}
+LR = dict.fromkeys((*CASES, *OPTAX), 0.05) | {"Adadelta": 5.0}
 
 
 def numbers(dtype: str, seed: int = 0, steps: int = STEPS) -> tuple[list[Array], list[list[Array]]]:
@@ -109,23 +125,61 @@ def run_torch(kind: str, dtype: str, options: Options) -> tuple[list[list[Array]
         return path, [torch_state(optimizer, w) for w in weights]
 
 
-def run_optax(dtype: str, options: Options) -> list[list[Array]]:
-    """Return the parameters of optax's Lion before the first and after each step."""
+def run_optax(kind: str, dtype: str, options: Options) -> list[list[Array]]:
+    """Return the parameters of optax's optimizer before the first and after each step."""
     import optax
 
     params, steps = numbers(dtype)
-    betas = options.get("betas", (0.9, 0.99))
     with jax_in_double() if dtype == "float64" else nullcontext():
         import jax.numpy as jnp
 
-        lion = optax.lion(LR["Lion"], *betas, weight_decay=options.get("weight_decay", 0.0))
+        optimizer = optax_optimizer(kind, {**_reference.defaults(kind), "lr": LR[kind], **options})
         weights = [jnp.asarray(p) for p in params]
-        state, path = lion.init(weights), [params]
+        state, path = optimizer.init(weights), [params]
         for grads in steps:
-            updates, state = lion.update([jnp.asarray(g) for g in grads], state, weights)
+            updates, state = optimizer.update([jnp.asarray(g) for g in grads], state, weights)
             weights = optax.apply_updates(weights, updates)
             path.append([np.array(w) for w in weights])
     return path
+
+
+def optax_optimizer(kind: str, options: Options) -> Any:
+    """Return optax's optimizer with all these options of onepass."""
+    import optax
+
+    lr, betas, weight_decay = options["lr"], options["betas"], options["weight_decay"]
+    if kind == "Lion":
+        return optax.lion(lr, *betas, weight_decay=weight_decay)
+    if kind == "RAdam":
+        return optax.radam(lr, *betas, eps=options["eps"])
+    beta1, beta2, beta3 = betas
+    rising = {
+        "alpha": ademamix_alpha(options["alpha"], options["alpha_warmup"]),
+        "b3": ademamix_beta3(beta1, beta3, options["beta3_warmup"]),
+    }
+    return optax.contrib.ademamix(lr, beta1, beta2, **rising, eps=options["eps"], weight_decay=weight_decay)
+
+
+def ademamix_alpha(alpha: float, warmup: int | None) -> Any:
+    """Return the paper's schedule of alpha for optax, which counts steps from 0."""
+    import jax.numpy as jnp
+
+    return alpha if warmup is None else lambda t: alpha * jnp.minimum(1.0, (t + 1.0) / warmup)
+
+
+def ademamix_beta3(beta1: float, beta3: float, warmup: int | None) -> Any:
+    """Return the paper's schedule of the slow decay for optax, multiplied out."""
+    import jax.numpy as jnp
+
+    if warmup is None:
+        return beta3
+    fast, slow = np.log(beta1), np.log(beta3)
+
+    def decay(t: Any) -> Any:
+        x = jnp.minimum(1.0, (t + 1.0) / warmup)
+        return jnp.minimum(beta3, jnp.exp(fast * slow / ((1 - x) * slow + x * fast)))
+
+    return decay
 
 
 def torch_optimizer(kind: str, params: Sequence[Array], **options: Any) -> tuple[list[Any], Any]:
@@ -209,10 +263,10 @@ def from_torch(kind: str, dtype: str, options: Options, **changed: Any) -> dict[
     return found
 
 
-def from_optax(dtype: str, options: Options, **changed: Any) -> float:
-    """Return Lion's deviation in units of the distance travelled; ``changed`` as in `from_torch`."""
-    params, _ = run_onepass("Lion", dtype, {**options, **changed})
-    path = run_optax(dtype, options)
+def from_optax(kind: str, dtype: str, options: Options, **changed: Any) -> float:
+    """Return the deviation in units of the distance travelled; ``changed`` as in `from_torch`."""
+    params, _ = run_onepass(kind, dtype, {**options, **changed})
+    path = run_optax(kind, dtype, options)
     return deviation(params, path[-1], distance(path))
 
 
@@ -231,8 +285,9 @@ def main() -> None:
             cells.append(max(each.pop("params") for each in found))
             cells.append(max((value for each in found for value in each.values()), default=0.0))
         print(f"| {kind} | torch | " + " | ".join(f"{cell:.1e}" for cell in cells) + " |")
-    found = [max(from_optax(dtype, options) for options in LION) for dtype in DTYPES]
-    print(f"| Lion | optax | {found[0]:.1e} | | {found[1]:.1e} | |")
+    for kind, cases in OPTAX.items():
+        found = [max(from_optax(kind, dtype, options) for options in cases) for dtype in DTYPES]
+        print(f"| {kind} | optax | {found[0]:.1e} | | {found[1]:.1e} | |")
 
 
 if __name__ == "__main__":

@@ -31,8 +31,10 @@ def run_sgd(fun: Any = bowl, jac: Any = slope, callback: Any = None, tol: float 
 
 @pytest.mark.parametrize(("name", "options"), [
     ("adam", {"lr": 0.1}), ("adamw", {"lr": 0.1, "weight_decay": 0.0}), ("adamax", {"lr": 0.1}), ("nadam", {"lr": 0.1}),
+    ("radam", {"lr": 0.1}),
     ("adagrad", {"lr": 1.0}), ("adadelta", {"lr": 10.0}), ("sgd", {"lr": 0.1}), ("sgd", {"lr": 0.02, "momentum": 0.9}),
     ("rmsprop", {"lr": onepass.schedules.exponential(0.1, 0.98)}),
+    ("ademamix", {"lr": 0.1, "betas": (0.9, 0.999, 0.99)}),
     ("lion", {"lr": onepass.schedules.exponential(0.1, 0.98)}),
 ])  # fmt: skip
 def test_every_method_finds_the_minimum(name: str, options: dict[str, Any]) -> None:

@@ -36,6 +36,19 @@ def nadam(g: Array, s: dict[str, Any], t: int, lr: float, **o: Any) -> Array:
     return lr * ahead / (np.sqrt(s["v"] / (1 - b2**t)) + o.get("eps", 1e-8))
 
 
+def radam(g: Array, s: dict[str, Any], t: int, lr: float, **o: Any) -> Array:
+    b1, b2 = o.get("betas", (0.9, 0.999))
+    s["m"] = b1 * s.get("m", 0) + (1 - b1) * g
+    s["v"] = b2 * s.get("v", 0) + (1 - b2) * g**2
+    most = 2 / (1 - b2) - 1
+    rho = most - 2 * t * b2**t / (1 - b2**t)
+    m_hat = s["m"] / (1 - b1**t)
+    if rho <= 5:
+        return lr * m_hat
+    rectification = math.sqrt((rho - 4) / (most - 4) * (rho - 2) / (most - 2) * most / rho)
+    return lr * m_hat * rectification * math.sqrt(1 - b2**t) / (np.sqrt(s["v"]) + o.get("eps", 1e-8))
+
+
 def rmsprop(g: Array, s: dict[str, Any], t: int, lr: float, **o: Any) -> Array:
     alpha = o.get("alpha", 0.99)
     s["v"] = variance = alpha * s.get("v", 0) + (1 - alpha) * g**2
@@ -72,14 +85,31 @@ def lion(g: Array, s: dict[str, Any], t: int, lr: float, **o: Any) -> Array:
     return lr * np.sign(b1 * m + (1 - b1) * g)
 
 
+def ademamix(g: Array, s: dict[str, Any], t: int, lr: float, **o: Any) -> Array:
+    b1, b2, b3 = o.get("betas", (0.9, 0.999, 0.9999))
+    alpha, warmup = o.get("alpha", 5.0) * min(1, t / (o.get("alpha_warmup") or 1)), o.get("beta3_warmup") or 1
+    if t < warmup and b3 > 0:
+        # the paper's formula, multiplied out
+        fast, slow = (math.log(b) if b > 0 else -math.inf for b in (b1, b3))
+        share = t / warmup
+        b3 = b3 ** (1 / share) if b1 == 0 else min(math.exp(fast * slow / ((1 - share) * slow + share * fast)), b3)
+    s["m"] = b1 * s.get("m", 0) + (1 - b1) * g
+    s["v"] = b2 * s.get("v", 0) + (1 - b2) * g**2
+    s["slow"] = b3 * s.get("slow", 0) + (1 - b3) * g
+    root = np.sqrt(s["v"] / (1 - b2**t)) + o.get("eps", 1e-8)
+    return lr * (s["m"] / (1 - b1**t) + alpha * s["slow"]) / root
+
+
 MOVES = {
     "Adamax": adamax,
     "NAdam": nadam,
+    "RAdam": radam,
     "RMSprop": rmsprop,
     "Adagrad": adagrad,
     "Adadelta": adadelta,
     "SGD": sgd,
     "Lion": lion,
+    "AdEMAMix": ademamix,
 }
 ELSEWHERE = ("lr", "clip_value", "ema_decay")  # options that have tests of their own
 CASES = [(kind, options) for kind in MOVES for options in [*one_by_one(kind, *ELSEWHERE), all_set(kind, *ELSEWHERE)]]
@@ -90,7 +120,7 @@ def textbook(kind: str, p: Array, grads: list[Array], lr: float, **o: Any) -> Ar
     p = p.astype(np.float64)
     state: dict[str, Any] = {}
     decay = o.pop("weight_decay", 0)
-    decoupled = o.pop("decoupled_weight_decay", kind == "Lion")
+    decoupled = o.pop("decoupled_weight_decay", kind in ("Lion", "AdEMAMix"))
     sign = -1 if o.pop("maximize", False) else 1
     for t, grad in enumerate(grads, 1):
         g = sign * grad.astype(np.float64)
@@ -127,7 +157,15 @@ def test_thirty_steps_follow_the_textbook(kind: str, options: dict[str, Any], dt
 @pytest.mark.parametrize("kind", MOVES)
 def test_the_defaults_are_those_of_torch(kind: str) -> None:
     """Without a single option. Adadelta's lr is 1, Lion's 1e-4."""
-    lr = {"Adamax": 2e-3, "NAdam": 2e-3, "Adadelta": 1.0, "SGD": 1e-3, "Lion": 1e-4}.get(kind, 1e-2)
+    lr = {
+        "Adamax": 2e-3,
+        "NAdam": 2e-3,
+        "Adadelta": 1.0,
+        "RAdam": 1e-3,
+        "AdEMAMix": 1e-3,
+        "SGD": 1e-3,
+        "Lion": 1e-4,
+    }.get(kind, 1e-2)
     rng = np.random.default_rng(1)
     p, grads = np.zeros(50), gradients(rng, 50, np.float64, 5)
     expected = textbook(kind, p, grads, lr)
@@ -138,7 +176,7 @@ def test_the_defaults_are_those_of_torch(kind: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["Adamax", "NAdam", "RMSprop", "Adagrad", "Lion"])
+@pytest.mark.parametrize("kind", ["Adamax", "NAdam", "RMSprop", "Adagrad", "Lion", "AdEMAMix"])
 def test_rescaled_gradients_give_the_same_steps_bit_for_bit_without_eps(kind: str, dtype: Any) -> None:
     rng = np.random.default_rng(2)
     options: dict[str, Any] = {"lr": 0.1} if kind == "Lion" else {"lr": 0.1, "eps": 0.0}
@@ -390,16 +428,21 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "Adamax": {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0},
     "NAdam": {"lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "momentum_decay": 4e-3}
     | {"decoupled_weight_decay": False},
+    "RAdam": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "decoupled_weight_decay": False},
     "RMSprop": {"lr": 1e-2, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0.0, "momentum": 0.0, "centered": False},
     "Adagrad": {"lr": 1e-2, "lr_decay": 0.0, "weight_decay": 0.0, "initial_accumulator_value": 0.0, "eps": 1e-10},
     "Adadelta": {"lr": 1.0, "rho": 0.9, "eps": 1e-6, "weight_decay": 0.0},
     "SGD": {"lr": 1e-3, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False},
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0},
+    "AdEMAMix": {"lr": 1e-3, "betas": (0.9, 0.999, 0.9999), "alpha": 5.0, "alpha_warmup": None, "beta3_warmup": None}
+    | {"eps": 1e-8, "weight_decay": 0.0},
+    "ScheduleFreeAdamW": {"lr": 2.5e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "warmup_steps": 0}
+    | {"r": 0.0, "weight_lr_power": 2.0},
 }
 
 
 @pytest.mark.parametrize("kind", DEFAULTS)
-def test_defaults_are_those_of_torch_and_of_the_paper_for_lion(kind: str) -> None:
+def test_defaults_are_those_of_torch_or_of_the_authors(kind: str) -> None:
     parameters = inspect.signature(getattr(onepass, kind)).parameters.values()
     found = {p.name: p.default for p in parameters if p.name != "params"}
     assert found == DEFAULTS[kind] | COMMON | STORAGE | {"flush_denormals": True}

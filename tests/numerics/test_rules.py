@@ -20,7 +20,7 @@ from onepass._reference import Reference, global_norm
 from support import DTYPES, Array, assert_same_bits, ordinary, small
 
 RULES = rules()
-SIGNED = {"exp_avg", "grad_avg", "momentum_buffer"}  # the states that may be negative
+SIGNED = {"exp_avg", "exp_avg_slow", "grad_avg", "momentum_buffer"}  # the states that may be negative
 
 
 def pairwise(choices: dict[str, list[Any]]) -> list[dict[str, Any]]:
@@ -95,6 +95,22 @@ def test_every_option_gives_the_bits_of_the_reference(kind: str, dtype: Any, flu
             optimizer.step(grads, grad_scale)
             reference.step(grads, grad_scale)
             assert_agreed(optimizer, reference, params, context)
+
+
+@pytest.mark.parametrize("values", NUMBERS)
+@pytest.mark.parametrize("flush", [True, False], ids=["flush", "gradual"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_radam_gives_the_bits_of_the_reference_before_and_after_step_5(dtype: Any, flush: bool, values: str) -> None:
+    """The second moment scales the steps after the fifth; other tests take fewer steps, or have smaller betas."""
+    rng = np.random.default_rng(7)
+    for options in ({}, {"betas": (0.0, 0.9), "eps": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True}):
+        params = [NUMBERS[values](rng, 151, dtype)]
+        optimizer, reference = pair("RAdam", params, flush_denormals=flush, **options)
+        for t in range(9):
+            grads = [NUMBERS[values](rng, 151, dtype)]
+            optimizer.step(grads)
+            reference.step(grads)
+            assert_agreed(optimizer, reference, params, t)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -93,6 +93,16 @@ def test_every_storage_gives_the_bits_of_the_reference(kind: str, state_dtype: s
 
 @pytest.mark.parametrize("state_dtype", STATES)
 @pytest.mark.parametrize("storage", PARAMETERS)
+def test_radam_gives_the_bits_of_the_reference_after_step_5(storage: dict[str, Any], state_dtype: str | None) -> None:
+    rng = np.random.default_rng(6)
+    params = [drawn(rng, 4225, BFLOAT16 if storage else np.float32)]
+    pair = Pair("RAdam", params, lr=0.1, state_dtype=state_dtype, **storage)
+    for t in range(8):
+        pair.step(gradients(rng, params, t))
+
+
+@pytest.mark.parametrize("state_dtype", STATES)
+@pytest.mark.parametrize("storage", PARAMETERS)
 def test_every_length_gives_the_bits_of_the_reference(storage: dict[str, Any], state_dtype: str | None) -> None:
     """Short parameters too: next to a longer array they are narrow if the parameters are."""
     rng = np.random.default_rng(1)

@@ -25,6 +25,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("AdamW", {"weight_decay": 0.3}, {"amsgrad": True, "maximize": True}),
     ("Adamax", {"eps": 0.1}, {"betas": (0.7, 0.6)}),
     ("NAdam", {"momentum_decay": 0.3}, {"decoupled_weight_decay": True, "weight_decay": 0.1}),
+    ("RAdam", {"weight_decay": 0.1}, {"betas": (0.5, 0.8), "decoupled_weight_decay": True}),
     ("RMSprop", {}, {"alpha": 0.5}),
     ("RMSprop", {"momentum": 0.9, "centered": True}, {"momentum": 0.0}),
     ("RMSprop", {"momentum": 0.5}, {"centered": True}),
@@ -33,6 +34,8 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("SGD", {}, {"momentum": 0.9, "nesterov": True}),
     ("SGD", {"momentum": 0.9, "dampening": 0.5}, {"momentum": 0.0, "dampening": 0.0, "weight_decay": 0.1}),
     ("Lion", {"weight_decay": 0.1}, {"betas": (0.5, 0.6)}),
+    ("AdEMAMix", {"beta3_warmup": 8, "weight_decay": 0.1}, {"betas": (0.5, 0.6, 0.9), "alpha": 2.0, "alpha_warmup": 7}),
+    ("ScheduleFreeAdamW", {"warmup_steps": 5, "weight_decay": 0.1}, {"r": 0.5, "weight_lr_power": 0.0}),
 ]
 NAMES = [f"{kind}-{index}" for index, (kind, _, _) in enumerate(CASES)]
 EMAS = {"number": 0.75, "function": schedules.linear(0.5, 0.9, 8)}

@@ -340,7 +340,7 @@ def test_a_conversion_that_fails_half_way_changes_nothing(
         with onepass.state_dir(tmp_path / "state"):
             optimizer = trained(24, state_dtype="float8")
     path, entries = in_file(saved, tmp_path / "a.npz", params=True), saved.state_dict(params=True)
-    convert, calls = _conversion._convert_weights, []
+    convert, calls = _conversion.convert_weights, []
 
     def exhausted(*arguments: Any) -> Any:
         calls.append(1)
@@ -348,7 +348,7 @@ def test_a_conversion_that_fails_half_way_changes_nothing(
             raise MemoryError
         return convert(*arguments)
 
-    monkeypatch.setattr(_conversion, "_convert_weights", exhausted)
+    monkeypatch.setattr(_conversion, "convert_weights", exhausted)
     with refused(MemoryError, "", optimizer):
         if reader == "file":
             optimizer.load(path, params=True)

@@ -190,3 +190,15 @@ def test_weights_of_float32_training_go_on_as_bfloat16_weights(tmp_path: Path) -
         own[...] = param
     exact.load(in_file(sixteen, tmp_path / "b.npz", params=True), params=True)
     assert not exact.state[0]["param_low"].any() and (exact.params[0] == sixteen.params[0]).all()
+
+
+@pytest.mark.parametrize("other", STATES)
+@pytest.mark.parametrize("state_dtype", STATES)
+def test_files_with_moments_of_two_storages_load_into_any_storage(state_dtype: Any, other: Any, tmp_path: Path) -> None:
+    made = [onepass.AdEMAMix(np.ones(5000, np.float32), state_dtype=name) for name in (state_dtype, other)]
+    made[0].step(np.linspace(-1, 1, 5000, dtype=np.float32))
+    made[0].save(tmp_path / "state.npz")
+    made[1].params[...] = made[0].params
+    made[1].load(tmp_path / "state.npz")
+    slow = [optimizer.decoded_state(0)["exp_avg_slow"] for optimizer in made]
+    np.testing.assert_allclose(slow[1], slow[0], rtol=2**-8)

@@ -256,8 +256,9 @@ def test_decayed_state_is_subnormal_and_stays_so() -> None:
 
 def test_every_rule_is_measured_with_the_number_of_its_arrays() -> None:
     arrays = {rule: measure.streams(rule) for rule in peer.RULES}
-    assert arrays["Adam"] == arrays["NAdam"] == arrays["Adadelta"] == 7
+    assert {arrays[rule] for rule in ("Adam", "NAdam", "RAdam", "Adadelta", "ScheduleFreeAdamW")} == {7}
     assert arrays["SGD"] == arrays["Lion"] == arrays["Adagrad"] == arrays["RMSprop"] == 5
+    assert arrays["AdEMAMix"] == 9
     exported = [getattr(onepass, name) for name in onepass.__all__]
     family = {each for each in exported if isinstance(each, type) and issubclass(each, onepass.Optimizer)}
     assert {getattr(onepass, rule) for rule in peer.RULES} == family - {onepass.Optimizer}

@@ -42,7 +42,9 @@ def test_an_optimizer_that_was_never_made_says_so(tmp_path: Path) -> None:
         partial(optimizer.load_state_dict, {}),
         optimizer.state_dict,
         partial(optimizer._add_group, _core.Optimizer._Form.array, None, [], [], [], [], [], {}),  # type: ignore[arg-type]
-        partial(optimizer._restore, [], [], 0.0, _core.Optimizer._Nonfinite.skip, 0, 0, 0, [], []),
+        partial(optimizer._restore, [], [], 0.0, _core.Optimizer._Nonfinite.skip, 0, 0, 0, [], [], None, False),
+        partial(optimizer._swap_arrays, [], None, False),
+        partial(optimizer._parameter_scalars, 0),
         partial(optimizer._prepare_step, [], 1.0),
         partial(optimizer._commit_step, 0.0, None),
     ]

@@ -1,10 +1,10 @@
 """SciPy's ``minimize`` with onepass's optimizers: ``scipy.optimize.minimize(f, x0, jac=g, method=adam)``.
 
-``adam``, ``adamw``, ``adamax``, ``nadam``, ``rmsprop``, ``adagrad``, ``adadelta``, ``sgd`` and ``lion`` are methods
-that `scipy.optimize.minimize` takes as they are. They descend along the gradient of a smooth or noisy function of many
-variables, without line searches or second derivatives. ``options`` takes the options of the optimizer, such as
-``betas`` and ``lr``, and the options in the table. ``lr`` is a number or a function of the step; its default is the
-optimizer's own (0.001 for ``adam``): set it to fit the scale of your variables.
+``adam``, ``adamw``, ``adamax``, ``nadam``, ``radam``, ``rmsprop``, ``adagrad``, ``adadelta``, ``sgd``, ``lion`` and
+``ademamix`` are methods that `scipy.optimize.minimize` takes as they are. They descend along the gradient of a smooth
+or noisy function of many variables, without line searches or second derivatives. ``options`` takes the options of the
+optimizer, such as ``betas`` and ``lr``, and the options in the table. ``lr`` is a number or a function of the step; its
+default is the optimizer's own (0.001 for ``adam``): set it to fit the scale of your variables.
 
 ==============  ======================================================================================================
 ``maxiter``     the maximum number of steps (1,000)
@@ -51,7 +51,7 @@ from . import needed
 with needed("scipy"):
     from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning
 
-__all__ = ["adadelta", "adagrad", "adam", "adamax", "adamw", "lion", "nadam", "rmsprop", "sgd"]
+__all__ = ["adadelta", "adagrad", "adam", "adamax", "adamw", "ademamix", "lion", "nadam", "radam", "rmsprop", "sgd"]
 
 _DEFAULTS: dict[str, Any] = {
     "maxiter": 1000,
@@ -255,5 +255,7 @@ def _method(kind: type[onepass.Optimizer]) -> Callable[..., OptimizeResult]:
 
 
 adam, adamw, adamax, nadam = map(_method, (onepass.Adam, onepass.AdamW, onepass.Adamax, onepass.NAdam))
+radam = _method(onepass.RAdam)
 rmsprop, adagrad, adadelta = map(_method, (onepass.RMSprop, onepass.Adagrad, onepass.Adadelta))
 sgd, lion = map(_method, (onepass.SGD, onepass.Lion))
+ademamix = _method(onepass.AdEMAMix)

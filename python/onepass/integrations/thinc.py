@@ -5,8 +5,7 @@ imported by hand, and take the arguments of thinc's ``Adam.v1``, ``RAdam.v1`` an
 gradient's clipping, the step, weight decay and the running average, which thinc does one after the other, happen in one
 pass. State is kept where and as thinc keeps it, in ``mom1``, ``mom2``, ``averages`` and ``nr_update``. Weights,
 gradients and averages that are no contiguous NumPy arrays of float32 (on a GPU, say) or not of one shape are left to
-thinc, and so are RAdam's first steps, which have a rule of their own. Subnormal numbers count as zero, in the weights
-too, as elsewhere in onepass and unlike in thinc.
+thinc. Subnormal numbers count as zero, in the weights too, as elsewhere in onepass and unlike in thinc.
 
 Example:
     >>> import numpy as np
@@ -64,8 +63,11 @@ class Optimizer(ThincOptimizer):
         decay = lr_scale * lr * l2 if self.L2_is_weight_decay else 0.0
         shrink = 1 - decay
         t = self.nr_update.get(key, 0) + 1
-        lr *= _rectification(beta1, beta2, t) if self.use_radam else lr_scale  # thinc's RAdam has no lr_scale either
-        ours = moments and lr > 0 if self.use_radam else moments or beta2 == 0
+        if self.use_radam:  # thinc's has no lr_scale
+            ours = moments and beta1 < 1 and beta2 < 1
+        else:
+            lr *= lr_scale
+            ours = moments or beta2 == 0
         average = None if self.averages is None else self.averages.get(key)
         if not (
             ours
@@ -99,12 +101,12 @@ class Optimizer(ThincOptimizer):
         states = [mom[key] if key in mom else zeros_like(weights).reshape(-1) for mom in kept.values()]
         if moments:
             spec, options = (
-                onepass.Adam._spec,
+                onepass.RAdam._spec if self.use_radam else onepass.Adam._spec,
                 {
                     "betas": (beta1, beta2),
                     "eps": self._now("eps", key),
                     "amsgrad": False,
-                    "bias_correction": not self.use_radam,  # RAdam's is in its factor
+                    "bias_correction": True,
                     "eps_mode": "hat",
                 },
             )
@@ -123,7 +125,8 @@ class Optimizer(ThincOptimizer):
         )
         scale = limit / norm if limit and norm >= limit else 1.0
         rule, numbers = spec.rule_name(options), spec.numbers(options)
-        if not _core.step_once(rule, numbers, common, scale, True, t, weights, decayed, states, average):
+        count = t + 1 if self.use_radam else t  # thinc's RAdam counts one ahead
+        if not _core.step_once(rule, numbers, common, scale, True, count, weights, decayed, states, average):
             raise ValueError(f"a number of step {t} of {key!r} overflows float32 or is NaN: {lr=}, {norm=}")
         gradient.fill(0)
         self.nr_update[key] = t
@@ -137,21 +140,6 @@ class Optimizer(ThincOptimizer):
         """An option's value: thinc 9 has a schedule of each, thinc 8 a number."""
         option = getattr(self, name)
         return float(option(self.step, **self._schedule_args(key)) if callable(option) else option)
-
-
-def _rectification(beta1: float, beta2: float, t: int) -> float:
-    """RAdam's factor of the learning rate at step t; 0 while there are too few gradients to know their variance.
-
-    Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond" (2020), with thinc's count, one ahead.
-    """
-    if beta2 == 1 or not beta1 < 1:
-        return 0.0
-    most, faded = 2 / (1 - beta2) - 1, beta2 ** (t + 1)
-    known = most - 2 * (t + 1) * faded / (1 - faded)
-    if known < 5:
-        return 0.0
-    variance = (known - 4) / (most - 4) * (known - 2) / known * most / (most - 2)
-    return math.sqrt((1 - faded) * variance) / (1 - beta1 ** (t + 1))
 
 
 def _is_plain(array: Any) -> bool:

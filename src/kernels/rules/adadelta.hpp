@@ -16,7 +16,7 @@ template <class T>
 struct Adadelta {
   using Options = AdadeltaOptions;
   static constexpr const char* name = "adadelta";
-  static constexpr const char* states[] = {"square_avg", "acc_delta"};
+  static constexpr StateEntry states[] = {{"square_avg", StateKind::divisor}, {"acc_delta", StateKind::divisor}};
   static constexpr bool squares_gradient = true;
 
   T rho;

@@ -17,7 +17,7 @@ template <class T>
 struct Adagrad {
   using Options = AdagradOptions;
   static constexpr const char* name = "adagrad";
-  static constexpr const char* states[] = {"sum"};
+  static constexpr StateEntry states[] = {{"sum", StateKind::divisor}};
   static constexpr bool squares_gradient = true;
 
   T step_size;  // a: the decayed learning rate

@@ -20,7 +20,7 @@ template <class T>
 struct Adam {
   using Options = AdamOptions;
   static constexpr const char* name = "adam";
-  static constexpr const char* states[] = {"exp_avg", "exp_avg_sq"};
+  static constexpr StateEntry states[] = {{"exp_avg", StateKind::moment}, {"exp_avg_sq", StateKind::divisor}};
   static constexpr bool squares_gradient = true;
 
   T beta1;
@@ -71,7 +71,8 @@ template <class T>
 struct AMSGrad : Adam<T> {
   using Options = AdamOptions;
   static constexpr const char* name = "amsgrad";
-  static constexpr const char* states[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+  static constexpr StateEntry states[] = {
+      {"exp_avg", StateKind::moment}, {"exp_avg_sq", StateKind::divisor}, {"max_exp_avg_sq", StateKind::divisor}};
 
   static AMSGrad coefficients(const Options& options, StepContext& step) {
     return {Adam<T>::coefficients(options, step)};

@@ -18,7 +18,7 @@ template <class T>
 struct Adamax {
   using Options = AdamaxOptions;
   static constexpr const char* name = "adamax";
-  static constexpr const char* states[] = {"exp_avg", "exp_inf"};
+  static constexpr StateEntry states[] = {{"exp_avg", StateKind::moment}, {"exp_inf", StateKind::divisor}};
   static constexpr bool squares_gradient = false;
 
   T beta1;

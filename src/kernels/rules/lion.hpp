@@ -16,7 +16,7 @@ template <class T>
 struct Lion {
   using Options = LionOptions;
   static constexpr const char* name = "lion";
-  static constexpr const char* states[] = {"exp_avg"};
+  static constexpr StateEntry states[] = {{"exp_avg", StateKind::moment}};
   static constexpr bool squares_gradient = false;
 
   T beta1;

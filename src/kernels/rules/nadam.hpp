@@ -18,7 +18,7 @@ template <class T>
 struct NAdam {
   using Options = NAdamOptions;
   static constexpr const char* name = "nadam";
-  static constexpr const char* states[] = {"exp_avg", "exp_avg_sq"};
+  static constexpr StateEntry states[] = {{"exp_avg", StateKind::moment}, {"exp_avg_sq", StateKind::divisor}};
   static constexpr ScalarEntry scalars[] = {{"mu_product", 1}};
   static constexpr bool squares_gradient = true;
 

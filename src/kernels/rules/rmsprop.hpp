@@ -21,8 +21,10 @@ struct RMSprop {
   static constexpr const char* variants[4] = {"rmsprop", "rmsprop_momentum", "rmsprop_centered",
                                               "rmsprop_centered_momentum"};
   static constexpr const char* name = variants[(centered ? 2 : 0) + (with_momentum ? 1 : 0)];
-  static constexpr const char* buffer = with_momentum ? "momentum_buffer" : nullptr;
-  static constexpr const char* states[] = {"square_avg", centered ? "grad_avg" : buffer, centered ? buffer : nullptr};
+  static constexpr StateEntry mean = {"grad_avg", StateKind::moment};
+  static constexpr StateEntry buffer = with_momentum ? StateEntry{"momentum_buffer", StateKind::moment} : no_state;
+  static constexpr StateEntry states[] = {
+      {"square_avg", StateKind::divisor}, centered ? mean : buffer, centered ? buffer : no_state};
   static constexpr bool squares_gradient = true;
 
   T alpha;

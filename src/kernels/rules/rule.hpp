@@ -3,7 +3,7 @@
 //   Options                      a struct of doubles, with their names; options cross the table as an array of double,
 //                                so that flags are 0 or 1 here
 //   name                         in the table
-//   states[]                     names of the arrays that the rule keeps; the list ends early at a null name
+//   states[]                     names and kinds of the arrays that the rule keeps; the list ends early at no_state
 //   scalars[]                    names and initial values of the doubles that it keeps for each parameter, if any
 //   squares_gradient             the rule squares the gradient: one whose square overflows would freeze a parameter
 //   coefficients(options, step)  the numbers of one step, computed in double and rounded to T once
@@ -18,6 +18,8 @@
 
 namespace onepass {
 namespace {
+
+constexpr StateEntry no_state = {nullptr, StateKind::moment};
 
 // True for rules that keep a gradient as it is: a copy does not flush, so that it must not be multiplied by 1.
 template <class Rule>

@@ -19,7 +19,7 @@ template <class T>
 struct SGD {
   using Options = SGDOptions;
   static constexpr const char* name = "sgd";
-  static constexpr const char* states[] = {nullptr};
+  static constexpr StateEntry states[] = {no_state};
   static constexpr bool squares_gradient = false;
 
   T lr;
@@ -36,7 +36,7 @@ template <class T>
 struct SGDMomentum {
   using Options = SGDOptions;
   static constexpr const char* name = "sgd_momentum";
-  static constexpr const char* states[] = {"momentum_buffer"};
+  static constexpr StateEntry states[] = {{"momentum_buffer", StateKind::moment}};
   static constexpr bool squares_gradient = false;
 
   T lr;

@@ -99,6 +99,8 @@ def check_wrong_arguments_are_refused_on_every_rank() -> None:
     w = np.ones(3, np.float32)
     with raises(TypeError, "kind must be an optimizer class"):
         ShardedOptimizer(WORLD, onepass.adam_step, w)  # type: ignore[arg-type]
+    with raises(ValueError, "kind: expected an optimizer without eval(), got ScheduleFreeAdamW"):
+        ShardedOptimizer(WORLD, onepass.ScheduleFreeAdamW, w)
     with raises(TypeError, "comm must be an mpi4py intracommunicator, got str"):
         ShardedOptimizer("world", onepass.Adam, w)
     with raises(TypeError, "chunk must be an integer, got 1.5"):

@@ -32,12 +32,14 @@ RULES: list[tuple[Any, dict[str, Any]]] = [
     (onepass.AdamW, {"amsgrad": True, "lr": lambda t: 0.1 / t}),
     (onepass.Adamax, {"clip_norm": 1e-3}),
     (onepass.NAdam, {"clip_norm": 1e-3, "nonfinite": "skip"}),
+    (onepass.RAdam, {"weight_decay": 0.1, "decoupled_weight_decay": True}),
     (onepass.RMSprop, {"momentum": 0.5, "centered": True, "clip_value": 1e-4}),
     (onepass.Adagrad, {"initial_accumulator_value": 0.5, "maximize": True}),
     (onepass.Adadelta, {"ema_decay": lambda t: 1 - 1 / t, "nonfinite": "raise"}),
     (onepass.SGD, {"momentum": 0.9, "nesterov": True, "clip_norm": float("inf")}),
     (onepass.SGD, {"lr": onepass.schedules.cosine(0.1, 10)}),
     (onepass.Lion, {"flush_denormals": False}),
+    (onepass.AdEMAMix, {"alpha_warmup": 5, "beta3_warmup": 9, "weight_decay": 0.1}),
 ]
 
 

@@ -11,7 +11,7 @@ import torch
 
 import onepass.integrations.torch as ours
 
-NAMES = ["Adam", "AdamW", "Adamax", "NAdam", "RMSprop", "Adagrad", "Adadelta", "SGD"]
+NAMES = ["Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "SGD"]
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("Adam", {}),
@@ -22,6 +22,9 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("Adamax", {"weight_decay": 0.1}),
     ("NAdam", {}),
     ("NAdam", {"decoupled_weight_decay": True, "weight_decay": 0.1}),
+    ("RAdam", {"lr": 0.01}),
+    ("RAdam", {"decoupled_weight_decay": True, "weight_decay": 0.1, "betas": (0.8, 0.9), "maximize": True}),
+    ("RAdam", {"weight_decay": 0.1, "foreach": True}),
     ("RMSprop", {}),
     ("RMSprop", {"momentum": 0.9, "centered": True, "weight_decay": 0.1, "foreach": True}),
     ("Adagrad", {"initial_accumulator_value": 0.1, "lr_decay": 0.1}),

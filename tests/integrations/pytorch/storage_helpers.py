@@ -13,12 +13,15 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("AdamW", {"betas": (0.8, 0.99)}),
     ("Adamax", {}),
     ("NAdam", {"nonfinite": "skip"}),
+    ("RAdam", {"decoupled_weight_decay": True, "weight_decay": 0.1}),
     ("RMSprop", {"momentum": 0.9}),
     ("Adagrad", {"initial_accumulator_value": 0.1}),
     ("Adadelta", {}),
     ("SGD", {"momentum": 0.9, "nesterov": True}),
     ("SGD", {}),
     ("Lion", {"clip_value": 0.5}),
+    ("AdEMAMix", {"weight_decay": 0.1, "beta3_warmup": 5}),
+    ("ScheduleFreeAdamW", {"warmup_steps": 2, "weight_decay": 0.1}),
 ]
 for_each_case = pytest.mark.parametrize(
     ("name", "options"), CASES, ids=[f"{name}-{'-'.join(options) or 'defaults'}" for name, options in CASES]

@@ -206,10 +206,12 @@ def test_lazily_negated_gradient_is_refused_until_it_is_resolved() -> None:
     [
         ("Adam", {"eps_mode": "hat", "bias_correction": False, "clip_value": 0.5}),
         ("Lion", {"weight_decay": 0.1, "clip_norm": 0.7, "maximize": True}),
+        ("AdEMAMix", {"weight_decay": 0.1, "alpha_warmup": 3, "beta3_warmup": 4, "betas": [0.8, 0.9, 0.99]}),
+        ("ScheduleFreeAdamW", {"weight_decay": 0.1, "clip_norm": 0.7, "warmup_steps": 3, "r": 0.5}),
         ("Adam", presets["keras3"]),
         ("SGD", {"flush_denormals": False, "ema_decay": 0.9}),
     ],
-    ids=["Adam-hat", "Lion", "Adam-keras3", "SGD"],
+    ids=["Adam-hat", "Lion", "AdEMAMix", "ScheduleFreeAdamW", "Adam-keras3", "SGD"],
 )
 def test_adapter_has_the_bits_of_the_numpy_optimizer(name: str, options: dict[str, Any]) -> None:
     w = np.linspace(-1, 1, 37, dtype=np.float32)

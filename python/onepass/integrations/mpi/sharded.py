@@ -387,6 +387,11 @@ class ShardedOptimizer:
 def _check_kind(kind: Any) -> None:
     if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
         raise TypeError(f"kind must be an optimizer class such as onepass.AdamW, got {kind!r}")
+    if kind is not Optimizer and kind._spec.evaluation_weight is not None:
+        raise ValueError(
+            f"kind: expected an optimizer without eval(), got {kind.__name__} (it would change only this "
+            "rank's share of the parameters)"
+        )
 
 
 def _check_storage(form: Form, groups: list[GroupParams], options: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ between steps. A parameter with a gradient must be on the CPU and have dtype flo
 without a gradient may have any device and dtype. ``capturable`` and ``differentiable`` are refused; ``foreach`` and
 ``fused`` select among PyTorch's own implementations, none of which runs here. A sparse gradient updates only its own
 rows, in the parameter and in the state: momentum does not move the remaining rows. (PyTorch's SGD moves all rows;
-PyTorch's Adam, Adamax, NAdam, RMSprop and Adadelta refuse sparse gradients.)
+PyTorch's Adam, Adamax, NAdam, RAdam, RMSprop and Adadelta refuse sparse gradients.)
 
 Every class also takes onepass's own options by keyword: ``clip_norm``, ``clip_value``, ``nonfinite``, ``ema_decay``
 (see ``optimizer.ema`` and ``optimizer.averaged()``), ``flush_denormals``, and Adam's ``eps_mode`` and
@@ -45,12 +45,13 @@ from .. import needed
 from ._backward import step_in_backward
 from ._cast import cast_model
 from ._optimizer import OnePass
+from ._schedule_free import ScheduleFreeAdamW
 
 with needed("torch"):
     import torch
 
-__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RMSprop"]
-__all__ += ["cast_model", "step_in_backward"]
+__all__ = ["SGD", "AdEMAMix", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop"]
+__all__ += ["ScheduleFreeAdamW", "cast_model", "step_in_backward"]
 
 
 class _CoreAdam(onepass.Adam):
@@ -98,6 +99,12 @@ class NAdam(OnePass, torch.optim.NAdam):
     _kind = onepass.NAdam
 
 
+class RAdam(OnePass, torch.optim.RAdam):
+    """``torch.optim.RAdam`` with its arguments, stepped by `onepass.RAdam`."""
+
+    _kind = onepass.RAdam
+
+
 class RMSprop(OnePass, torch.optim.RMSprop):
     """``torch.optim.RMSprop`` with its arguments, stepped by `onepass.RMSprop`."""
 
@@ -140,6 +147,40 @@ class Lion(OnePass):
         """Take the options of `onepass.Lion`."""
         checks = self._kind._spec.checks
         given = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
+        super().__init__(params, {name: checks[name](name, value) for name, value in given.items()}, **options)
+
+
+class AdEMAMix(OnePass):
+    """AdEMAMix, which torch.optim does not have, stepped by `onepass.AdEMAMix`."""
+
+    _kind = onepass.AdEMAMix
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
+        alpha: float = 5.0,
+        alpha_warmup: int | None = None,
+        beta3_warmup: int | None = None,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        **options: Any,
+    ) -> None:
+        """Take the options of `onepass.AdEMAMix`."""
+        checks = self._kind._spec.checks
+        given = {
+            "lr": lr,
+            "betas": betas,
+            "alpha": alpha,
+            "alpha_warmup": alpha_warmup,
+            "beta3_warmup": beta3_warmup,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+        }
         super().__init__(params, {name: checks[name](name, value) for name, value in given.items()}, **options)
 
 

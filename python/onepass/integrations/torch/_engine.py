@@ -11,7 +11,7 @@ from ... import _checks, _core
 from ..._group import core_options
 from ..._options import OPTIMIZER_CHECKS
 from ..._state_dict import core_clip_norm
-from ..._storage import FLOAT8_LIMITS
+from ..._storage import FLOAT8_LIMITS, WEIGHTS
 from ..._storage import OPTIONS as STORAGE_OPTIONS
 from .. import needed
 from . import _storage, _tensors
@@ -48,7 +48,9 @@ class Engine:
         counted = self.spec.name != "SGD" or any(
             values["state_dtype"] is not None or values["master_bits"] != 32 for values in self.values
         )
-        self.scalars = ["step", *self.spec.scalars] if counted else []
+        initial = {name: number for rule in self.rules for name, number in _core.rules[rule][2].items()}
+        self.scalars = {"step": 0.0, **initial} if counted else {}  # with their values before the first step
+        self.scalar_dtype = torch.float64 if optimizer._has_double_scalars else step_dtype()
         self.groups = [
             _core.TorchGroup(
                 group, tensors, rule, self._places(values, rule), {"momentum"}, *core_options(self.spec, values)
@@ -61,7 +63,7 @@ class Engine:
             optimizer.state,
             self.states,
             [_storage.core_storage(values, moments) for values, moments in zip(self.values, self.moments)],
-            self.scalars,
+            [*self.scalars],
             exchange,
             torch.Tensor,
             torch.get_num_threads,
@@ -78,10 +80,12 @@ class Engine:
     def _read(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of a group, with tensors converted to numbers."""
         refuse(group)
+        if not group.get("train_mode", True):
+            raise RuntimeError("step: expected training mode, got evaluation mode (call optimizer.train() first)")
         for name in self.own & group.keys():
             self.spec.checks[name](name, group[name])
         options = {name: group[name] if name in group else self.defaults[name] for name in self.spec.checks}
-        values = {name: _plain(value, self.spec.checks[name] is _checks.flag) for name, value in options.items()}
+        values = {name: plain(value, self.spec.checks[name] is _checks.flag) for name, value in options.items()}
         values["master_bits"] = int(values["master_bits"])
         _storage.check_group(self.spec, values, self.flush_denormals)
         return values
@@ -91,11 +95,11 @@ class Engine:
         names = [*_core.rules[rule][0], "lr", "weight_decay", "clip_value", "ema_decay"]
         places = {}
         for name, value in values.items():
-            parts = ["beta1", "beta2"] if name == "betas" else [name]
+            parts = [f"beta{i}" for i in range(1, len(value) + 1)] if name == "betas" else [name]
             is_checked = name in {"eps", *self.own} or (values["state_dtype"] == "float8" and name in FLOAT8_LIMITS)
             is_number = not isinstance(value, (bool, str)) and value is not None and not is_checked
             places[name] = [names.index(part) for part in parts] if is_number and parts[0] in names else []
-        return {**places, "capturable": [], "differentiable": [], "seed": []}
+        return {**places, "capturable": [], "differentiable": [], "seed": [], "train_mode": []}
 
     def renew(self, optimizer: Any) -> bool:
         """Read the groups again. Return False if the core needs a new engine for the groups."""
@@ -189,18 +193,18 @@ class Engine:
                 name = next(name for name in arrays if name not in begun)
                 raise KeyError(f"the state of {label} has no tensor {name!r} (was it created with other options?)")
             made = {}
-            for name in self.scalars:
+            for name, initial in self.scalars.items():
                 if not isinstance(state.get(name), torch.Tensor):
-                    was_counted = name != "step" or (self.spec.name == "SGD" and begun)
-                    initial = 1.0 if was_counted else 0.0
-                    made[name] = torch.tensor(float(state.get(name, initial)), dtype=step_dtype())
-            for name, dtype in dtypes.items():
+                    number = state.get(name, 1.0 if name == "step" and self.spec.name == "SGD" and begun else initial)
+                    dtype = step_dtype() if name == "step" else self.scalar_dtype
+                    made[name] = torch.tensor(float(number), dtype=dtype)
+            for name, stored in dtypes.items():
                 if state.get(name) is None and not (begun and name not in {"ema", "param_low"}):
-                    made[name] = _tensors.zeros_like(tensor, dtype)
+                    made[name] = _tensors.zeros_like(tensor, stored)
             for name in arrays if self.spec.initial and not begun else []:
                 _fill(name, self.spec.initial_value(options), made)
-            if "ema" in made:
-                made["ema"].copy_(tensor)
+            for name in {"ema", *WEIGHTS} & made.keys():
+                made[name].copy_(tensor)
             if not begun:
                 new[tensor] = [*made]
             optimizer.state[tensor].update(made)
@@ -253,7 +257,7 @@ def _fill(name: str, value: float, state: Mapping[str, torch.Tensor]) -> None:
 def group_options(group: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a group that decide on its storage, with numbers in place of tensors."""
     names = {*STORAGE_OPTIONS, "ema_decay", "amsgrad", "centered", "eps", *FLOAT8_LIMITS}
-    values = {name: _plain(group[name], False) for name in names & group.keys()}
+    values = {name: plain(group[name], False) for name in names & group.keys()}
     return {**DEFAULTS, **values, "master_bits": int(values.get("master_bits", 32))}
 
 
@@ -283,14 +287,14 @@ def _are_same(some: Any, others: tuple[Any, ...]) -> bool:
     return len(some) == len(others) and all(one is other for one, other in zip(some, others))
 
 
-def _plain(value: Any, flag: bool) -> Any:
+def plain(value: Any, flag: bool) -> Any:
     """Return an option's value with tensors converted to numbers. PyTorch takes any object as a flag."""
     if isinstance(value, (torch.Tensor, np.ndarray)):
         value = value.tolist() if len(value.shape) > 0 and value.shape[0] > 1 else value.item()
     if callable(value):
         raise TypeError(f"options of groups: expected numbers, got the function {value!r} (use a scheduler)")
     if isinstance(value, (tuple, list)):
-        return tuple(_plain(item, False) for item in value)
+        return tuple(plain(item, False) for item in value)
     if flag:
         return bool(value)
     return float(value) if isinstance(value, (int, np.number)) and not isinstance(value, bool) else value

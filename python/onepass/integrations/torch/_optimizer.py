@@ -30,6 +30,7 @@ class OnePass(torch.optim.Optimizer):
     _kind: ClassVar[type[CoreOptimizer]]
     _missing: ClassVar[Mapping[str, Any]] = {}  # options missing in PyTorch's groups, or in groups of an older PyTorch
     _options: ClassVar[list[str] | None] = None  # the arguments, if those of PyTorch's class are known
+    _has_double_scalars: ClassVar[bool] = False  # the rule's scalars are float64, not as PyTorch's step counts
     _steps_itself: ClassVar[bool] = True
     _engine: Engine | None = None
     _in_backward: Any = None  # the handle of step_in_backward
@@ -318,12 +319,15 @@ class OnePass(torch.optim.Optimizer):
             rule = spec.rule_name({**DEFAULTS, **self._missing, **group, **saved})
             for param, index in zip(group["params"], saved["params"]):
                 label, moments, found = f"parameter {index}", [*_core.rules[rule][1]], state.get(index, {})
+                if self._has_double_scalars and isinstance(found, Mapping) and found:
+                    numbers = _core.rules[rule][2].keys() & found.keys()
+                    # PyTorch would cast tensors to the parameter's dtype; the next step makes tensors of these.
+                    state[index] = found = {**found, **{name: float(found[name]) for name in numbers}}
                 if (loaded := _storage.loaded(label, options, param, moments, found)) is None:
                     continue
                 state[index] = loaded
                 lost += [label] * loaded.is_lossy
-                is_missing = "param_low" in loaded.state.keys() - found.keys()
-                missing += [label] * (is_missing and has_low and saved.get("master_bits") != 16)
+                missing += [label] * (loaded.is_low_missing and has_low and saved.get("master_bits") != 16)
             kept = {name: value for name, value in saved.items() if name not in STORAGE_OPTIONS}
             groups.append({**kept, **{name: group[name] for name in STORAGE_OPTIONS if name in group}})
         warn_of_lost_bits(lost, missing)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ... import _conversion as conversion
 from ... import _core
-from ..._conversion import loses_bits, rounded_low
 from ..._options import COMMON_DEFAULTS
-from ..._storage import NARROW_FROM, OPTIONS, SIGNED, check_options
+from ..._storage import NARROW_FROM, OPTIONS, check_options, is_divisor, limited
 from .. import needed
 from . import _tensors
 from ._compat import is_distributed
@@ -34,20 +34,19 @@ def value_dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype
 
 
-def moment_dtype(options: Mapping[str, Any], tensor: torch.Tensor) -> torch.dtype:
-    """Return the dtype of a parameter's moments."""
-    narrow = options["state_dtype"] is not None and tensor.numel() >= NARROW_FROM
-    return DTYPES[options["state_dtype"]] if narrow else value_dtype(tensor)
+def state_tensor_dtype(name: str, options: Mapping[str, Any], tensor: torch.Tensor) -> torch.dtype:
+    """Return the dtype of a state tensor of a parameter."""
+    stored = limited(name, options["state_dtype"])
+    return value_dtype(tensor) if stored is None or tensor.numel() < NARROW_FROM else DTYPES[stored]
 
 
 def state_dtypes(
-    options: Mapping[str, Any], tensor: torch.Tensor, moments: Iterable[str]
+    options: Mapping[str, Any], tensor: torch.Tensor, names: Iterable[str]
 ) -> dict[str, torch.dtype | None]:
     """Return the dtype of each tensor of a parameter's state, or None for a tensor of scales."""
-    stored = moment_dtype(options, tensor)
     dtypes: dict[str, torch.dtype | None] = {}
-    for name in moments:
-        dtypes[name] = stored
+    for name in names:
+        dtypes[name] = stored = state_tensor_dtype(name, options, tensor)
         if stored == torch.float8_e4m3fn:
             dtypes[f"{name}_scale"] = None
     if tensor.dtype == torch.bfloat16 and options["master_bits"] in LOW_DTYPES:
@@ -60,13 +59,13 @@ def state_dtypes(
 # ---- Descriptions for the core ----
 
 
-def core_storage(options: Mapping[str, Any], moments: list[str]) -> _core.TorchStorage:
+def core_storage(options: Mapping[str, Any], names: Collection[str]) -> _core.TorchStorage:
     """Return the storage of a group in the form that the core's engine takes."""
     return _core.TorchStorage(
-        options["state_dtype"] or "",
+        [limited(name, options["state_dtype"]) or "" for name in names],
         NARROW_FROM,
-        [f"{name}_scale" for name in moments],
-        [name not in SIGNED for name in moments],
+        [f"{name}_scale" for name in names],
+        [is_divisor(name) for name in names],
         "param_low",
         options["master_bits"],
         options["rounding"] == "stochastic",
@@ -74,18 +73,18 @@ def core_storage(options: Mapping[str, Any], moments: list[str]) -> _core.TorchS
 
 
 def narrow_tensors(
-    label: str, options: Mapping[str, Any], tensor: torch.Tensor, state: Mapping[str, Any], moments: list[str]
+    label: str, options: Mapping[str, Any], tensor: torch.Tensor, state: Mapping[str, Any], names: Collection[str]
 ) -> _tensors.Narrow | None:
     """Return the tensors that only narrow storage has, or None if all tensors have the parameter's dtype."""
-    if tensor.dtype != torch.bfloat16 and moment_dtype(options, tensor) == tensor.dtype:
+    dtypes = state_dtypes(options, tensor, names)
+    if tensor.dtype != torch.bfloat16 and all(dtypes[name] == tensor.dtype for name in names):
         return None
-    dtypes = state_dtypes(options, tensor, moments)
     if missing := [name for name in dtypes if state.get(name) is None]:
         raise KeyError(f"the state of {label} has no tensor {missing[0]!r} (was it created with other options?)")
     return _tensors.Narrow(
-        [dtypes[name] for name in moments],
-        [state.get(f"{name}_scale") if f"{name}_scale" in dtypes else None for name in moments],
-        [name not in SIGNED for name in moments],
+        [dtypes[name] for name in names],
+        [state.get(f"{name}_scale") if f"{name}_scale" in dtypes else None for name in names],
+        [is_divisor(name) for name in names],
         state["param_low"] if "param_low" in dtypes else None,
         dtypes.get("param_low"),
         options["master_bits"],
@@ -154,7 +153,7 @@ def encode_into(name: str, values: torch.Tensor, state: Mapping[str, Any]) -> No
         scales = state.get(f"{name}_scale")
         codes = _tensors.as_array(state[name], True)
         _core.encode(
-            _tensors.as_array(values, True), name not in SIGNED, codes, None if scales is None else scales.numpy()
+            _tensors.as_array(values, True), is_divisor(name), codes, None if scales is None else scales.numpy()
         )
 
 
@@ -180,38 +179,43 @@ class Loaded:
 
     state: dict[str, Any]
     is_lossy: bool  # the weights had more bits than the optimizer stores
+    is_low_missing: bool  # the lower bits of the weights start at zero
 
 
 def loaded(
-    label: str, options: Mapping[str, Any], tensor: torch.Tensor, moments: list[str], saved: Any
+    label: str, options: Mapping[str, Any], tensor: torch.Tensor, names: Collection[str], saved: Any
 ) -> Loaded | None:
     """Return saved state in the storage of a parameter, or None if PyTorch's own loading gives the same result."""
     if not isinstance(saved, Mapping) or tensor.device.type != "cpu" or is_distributed(tensor):
         return None
-    is_saved_narrow = "param_low" in saved or any(f"{name}_scale" in saved for name in moments)
+    is_saved_narrow = "param_low" in saved or any(f"{name}_scale" in saved for name in names)
     if not is_narrow(options, tensor) and not is_saved_narrow:
         return None
-    if "state1" in saved and moments and moments[0] not in saved:
+    if "state1" in saved and (missing := [name for name in names if name not in saved]):
         raise ValueError(
-            f"the state of {label}: expected {moments[0]!r}, got {', '.join(map(repr, saved))} (state of bitsandbytes? "
+            f"the state of {label}: expected {missing[0]!r}, got {', '.join(map(repr, saved))} (state of bitsandbytes? "
             "decode it into float32 tensors with the names of torch.optim)"
         )
     result = dict(saved)
-    for name in moments:
+    for name in names:
         value, scales = result.get(name), result.pop(f"{name}_scale", None)
         if isinstance(value, torch.Tensor):
-            result |= _stored(label, name, value, scales, tensor, moment_dtype(options, tensor))
-    dtype, is_lossy = state_dtypes(options, tensor, ()).get("param_low"), False
-    low = result.pop("param_low", None)
+            result |= _stored(label, name, value, scales, tensor, state_tensor_dtype(name, options, tensor))
+    dtype, is_lossy, is_low_missing = state_dtypes(options, tensor, ()).get("param_low"), False, False
+    low, copy = result.pop("param_low", None), result.get("y")
     if low is not None:
-        low, is_lossy = _low_part(label, low, tensor, dtype)
+        _check_like(label, "param_low", low, tensor, "int16 or int8", LOW_DTYPES.values())
+    if isinstance(copy, torch.Tensor) and copy.dtype != tensor.dtype:
+        result["y"], low, is_lossy = _copy_of_weights(label, copy, low, tensor, dtype)
+    elif low is not None:
+        low, is_lossy = _low_part(low, tensor, dtype)
     elif dtype is not None:
-        low = _tensors.zeros_like(tensor, dtype)
+        low, is_low_missing = _tensors.zeros_like(tensor, dtype), True
     if low is not None:
         result["param_low"] = low
     if isinstance(result.get("ema"), torch.Tensor):
         result["ema"] = result["ema"].to(value_dtype(tensor))
-    return Loaded(result, is_lossy)
+    return Loaded(result, is_lossy, is_low_missing)
 
 
 def _stored(
@@ -236,21 +240,44 @@ def _stored(
     return result
 
 
-def _low_part(
-    label: str, low: Any, tensor: torch.Tensor, dtype: torch.dtype | None
-) -> tuple[torch.Tensor | None, bool]:
+def joined(tensor: torch.Tensor, low: torch.Tensor | None) -> torch.Tensor:
+    """Return a copy of a parameter in the dtype of the arithmetic, with the lower part of a bfloat16 parameter."""
+    if low is None or tensor.dtype != torch.bfloat16:
+        return tensor.to(value_dtype(tensor), copy=True)
+    return torch.from_numpy(conversion.joined(_tensors.as_array(tensor, False), _tensors.as_array(low, False)))
+
+
+def _check_like(
+    label: str, name: str, found: Any, tensor: torch.Tensor, expected: str, dtypes: Collection[torch.dtype]
+) -> None:
+    """Refuse anything except a tensor of a parameter's shape and of one of these dtypes."""
+    if not isinstance(found, torch.Tensor) or found.dtype not in dtypes or found.shape != tensor.shape:
+        got = f"{found.dtype} of shape {[*found.shape]}" if isinstance(found, torch.Tensor) else type(found).__name__
+        raise ValueError(f"the state of {label}: expected {name!r} as {expected} of shape {[*tensor.shape]}, got {got}")
+
+
+def _copy_of_weights(
+    label: str, saved: torch.Tensor, low: torch.Tensor | None, tensor: torch.Tensor, dtype: torch.dtype | None
+) -> tuple[torch.Tensor, torch.Tensor | None, bool]:
+    """Return a saved copy of weights and their lower bits in the storage of a parameter, and True if bits are lost."""
+    _check_like(label, "y", saved, tensor, "float32 or bfloat16", (torch.float32, torch.bfloat16))
+    made, made_low = torch.empty_like(tensor), None if dtype is None else torch.empty_like(tensor, dtype=dtype)
+    arrays = [
+        None if each is None else np.atleast_1d(_tensors.as_array(each.detach(), False))
+        for each in (saved, low, made, made_low)
+    ]
+    is_lossy, _ = conversion.convert_weights(np.atleast_1d(_tensors.as_array(tensor, False)), *arrays)
+    return made, made_low, is_lossy
+
+
+def _low_part(low: torch.Tensor, tensor: torch.Tensor, dtype: torch.dtype | None) -> tuple[torch.Tensor | None, bool]:
     """Return saved lower bits of bfloat16 weights in the storage of a parameter, and True if bits are lost."""
-    if not isinstance(low, torch.Tensor) or low.dtype not in LOW_DTYPES.values() or low.shape != tensor.shape:
-        found = f"{low.dtype} of shape {[*low.shape]}" if isinstance(low, torch.Tensor) else type(low).__name__
-        raise ValueError(
-            f"the state of {label}: expected 'param_low' as int16 or int8 of shape {[*tensor.shape]}, got {found}"
-        )
     saved = np.atleast_1d(low.detach().cpu().numpy())
     if dtype is None:
         weights = np.atleast_1d(tensor.detach().numpy()) if tensor.dtype == torch.float32 else None
-        return None, loses_bits(saved, None, weights)
+        return None, conversion.loses_bits(saved, None, weights)
     if low.dtype == dtype:
         return low, False
     own = _tensors.ARRAY_DTYPES[dtype]
-    rounded = torch.from_numpy(rounded_low(saved, own)).reshape(tensor.shape)
-    return torch.empty_like(tensor, dtype=dtype).copy_(rounded), loses_bits(saved, own)
+    rounded = torch.from_numpy(conversion.rounded_low(saved, own)).reshape(tensor.shape)
+    return torch.empty_like(tensor, dtype=dtype).copy_(rounded), conversion.loses_bits(saved, own)

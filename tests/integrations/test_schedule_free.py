@@ -1,0 +1,306 @@
+"""Schedule-Free AdamW takes the steps of the authors' package and of optax, and loads the package's state."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+import onepass
+from integrations import deviations
+from support import Array
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"warmup_steps": 10},
+    {"weight_decay": 0.1},
+    {"r": 1.0},
+    {"weight_lr_power": 0.0},
+    {"betas": (0.5, 0.9), "eps": 1e-2},
+    {"warmup_steps": 7, "weight_decay": 0.1, "r": 0.5, "weight_lr_power": 1.5},
+]
+CHANGES: list[dict[str, Any]] = [
+    {"betas": (0.85, 0.99)},
+    {"betas": (0.9, 0.95)},
+    {"eps": 1e-1},
+    {"weight_decay": 0.05},
+    {"warmup_steps": 20},
+    {"r": 2.0},
+    {"maximize": True},
+]
+TOLERANCE = {"float32": 2e-6, "float64": 5e-15}  # of numbers of about 1
+STEPS, SIZE, LR = 50, 400, 0.05
+
+
+def numbers(dtype: str) -> tuple[Array, list[Array]]:
+    rng = np.random.default_rng(0)
+    p, *grads = (rng.standard_normal(SIZE).astype(dtype) for _ in range(STEPS + 1))
+    return p, grads
+
+
+def run_onepass(dtype: str, options: dict[str, Any]) -> list[Array]:
+    """Return y, x, z and the second moment after the steps."""
+    p, grads = numbers(dtype)
+    optimizer = onepass.ScheduleFreeAdamW(p, lr=LR, **options)
+    for grad in grads:
+        optimizer.step(grad)
+    y = p.copy()
+    optimizer.eval()
+    return [y, p, optimizer.state[0]["z"], optimizer.state[0]["exp_avg_sq"]]
+
+
+def run_package(dtype: str, options: dict[str, Any]) -> list[Array]:
+    torch, schedulefree = pytest.importorskip("torch"), pytest.importorskip("schedulefree")
+    p, grads = numbers(dtype)
+    weight = torch.nn.Parameter(torch.from_numpy(p))
+    optimizer = schedulefree.AdamWScheduleFree([weight], lr=LR, foreach=False, **options)
+    optimizer.train()
+    for grad in grads:
+        weight.grad = torch.from_numpy(grad)
+        optimizer.step()
+    y = p.copy()
+    optimizer.eval()
+    state = optimizer.state[weight]
+    return [y, p, state["z"].numpy(), state["exp_avg_sq"].numpy()]
+
+
+def run_optax(dtype: str, options: dict[str, Any]) -> list[Array]:
+    optax = pytest.importorskip("optax")
+    p, grads = numbers(dtype)
+    options = dict(options)
+    b1, b2 = options.pop("betas", (0.9, 0.999))
+    with deviations.jax_in_double():
+        import jax.numpy as jnp
+
+        optimizer = optax.contrib.schedule_free_adamw(LR, b1=b1, b2=b2, **options)
+        weights = jnp.asarray(p)
+        state = optimizer.init(weights)
+        for grad in grads:
+            updates, state = optimizer.update(jnp.asarray(grad), state, weights)
+            weights = optax.apply_updates(weights, updates)
+        x = optax.contrib.schedule_free_eval_params(state, weights)
+        return [np.asarray(weights), np.asarray(x), np.asarray(state.z)]
+
+
+def deviation(ours: list[Array], theirs: list[Array]) -> float:
+    return max(float(np.max(np.abs(a - b) / np.maximum(1, np.abs(b)))) for a, b in zip(ours, theirs))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_fifty_steps_match_the_package_of_the_authors(options: dict[str, Any], dtype: str) -> None:
+    theirs = run_package(dtype, options)
+    assert deviation(run_onepass(dtype, options), theirs) <= TOLERANCE[dtype]
+    for changed in CHANGES:
+        if any(options.get(name) != value for name, value in changed.items()):
+            assert deviation(run_onepass(dtype, {**options, **changed}), theirs) > 100 * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("options", [one for one in OPTIONS if not one.keys() & {"r", "warmup_steps"}], ids=str)
+def test_fifty_steps_match_optax(options: dict[str, Any]) -> None:
+    """With a constant learning rate: the warmup of optax is another one. Its eps is added as here."""
+    theirs = run_optax("float64", options)
+    assert deviation(run_onepass("float64", options), theirs) <= 1e-13
+    assert deviation(run_onepass("float64", {**options, "weight_decay": 0.05}), theirs) > 1e-5
+
+
+# ---- The class for PyTorch ----
+
+
+def torch_steps(optimizer: Any, param: Any, first: int, last: int) -> None:
+    import torch
+
+    for t in range(first, last):
+        param.grad = torch.randn(param.shape, generator=torch.Generator().manual_seed(t)).to(param.dtype)
+        optimizer.step()
+
+
+def torch_case(dtype: str = "float32", **options: Any) -> tuple[Any, Any]:
+    torch = pytest.importorskip("torch")
+    import onepass.integrations.torch as ours
+
+    param = torch.nn.Parameter(
+        torch.randn(70, 80, generator=torch.Generator().manual_seed(9)).to(getattr(torch, dtype))
+    )
+    return param, ours.ScheduleFreeAdamW([param], lr=0.05, warmup_steps=4, weight_decay=0.1, r=0.5, **options)
+
+
+def array_of(param: Any) -> Array:
+    """Return a parameter as the array that the optimizers for NumPy take."""
+    import torch
+
+    if param.dtype != torch.bfloat16:
+        return np.asarray(param.detach().clone().numpy())
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    return np.asarray(param.detach().clone().view(torch.int16).numpy().view(bfloat16))
+
+
+STORAGES: list[tuple[str, dict[str, Any]]] = [
+    ("float32", {}),
+    ("float64", {}),
+    ("float32", {"state_dtype": "float8", "seed": 3}),
+    ("bfloat16", {}),
+    ("bfloat16", {"master_bits": 24, "state_dtype": "bfloat16"}),
+    ("bfloat16", {"master_bits": 16, "state_dtype": "float8"}),
+]
+
+
+@pytest.mark.parametrize(("dtype", "options"), STORAGES, ids=str)
+def test_the_class_for_pytorch_has_the_bits_of_the_numpy_class_in_both_modes(
+    dtype: str, options: dict[str, Any]
+) -> None:
+    param, optimizer = torch_case(dtype, **options)
+    array = array_of(param)
+    numpy = onepass.ScheduleFreeAdamW(array, lr=0.05, warmup_steps=4, weight_decay=0.1, r=0.5, **options)
+    for t in range(6):
+        torch_steps(optimizer, param, t, t + 1)
+        numpy.step(array_of(param.grad))
+        assert array_of(param).tobytes() == array.tobytes()
+        if t % 3 == 2:
+            optimizer.eval()
+            numpy.eval()
+            assert array_of(param).tobytes() == array.tobytes()
+            optimizer.eval()
+            optimizer.train()
+            numpy.train()
+            optimizer.train()
+            assert array_of(param).tobytes() == array.tobytes()
+            assert "y" not in optimizer.state[param]
+        if t == 3:  # of zeros in bfloat16 the lower bits stay, and may be negative
+            param.data[:9] = 0
+            array[:9] = 0
+            optimizer.eval()
+            numpy.eval()
+            assert array_of(param).tobytes() == array.tobytes()
+            optimizer.train()
+            numpy.train()
+    assert optimizer.slow_steps == 1
+    for name in ("lr_max", "weight_sum"):
+        assert optimizer.state[param][name].item() == numpy.state[0][name]
+
+
+def saved_and_loaded(optimizer: Any, other: Any) -> Any:
+    import torch
+
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    return other
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize(("dtype", "options"), STORAGES, ids=str)
+def test_saved_state_of_either_mode_resumes_with_the_same_bits(dtype: str, options: dict[str, Any], mode: str) -> None:
+    whole_param, whole = torch_case(dtype, **options)
+    torch_steps(whole, whole_param, 0, 8)
+    param, stopped = torch_case(dtype, **options)
+    torch_steps(stopped, param, 0, 5)
+    getattr(stopped, mode)()
+    other_param, other = torch_case(dtype, **options)
+    other_param.data.copy_(param.data)
+    resumed = [(other_param, saved_and_loaded(stopped, other))]
+    for copied in (pickle.loads(pickle.dumps(stopped)), copy.deepcopy(stopped)):
+        resumed.append((copied.param_groups[0]["params"][0], copied))
+    for own, optimizer in [*resumed, (param, stopped)]:
+        if mode == "eval":
+            with pytest.raises(RuntimeError, match=r"got evaluation mode \(call optimizer.train\(\) first\)"):
+                torch_steps(optimizer, own, 5, 6)
+        optimizer.train()
+        torch_steps(optimizer, own, 5, 8)
+        assert array_of(own).tobytes() == array_of(whole_param).tobytes()
+
+
+@pytest.mark.parametrize("state_dtype", [None, "float8"])
+@pytest.mark.parametrize("new", [None, 32, 24, 16])
+@pytest.mark.parametrize("old", [None, 32, 24, 16])
+def test_state_of_evaluation_mode_is_loaded_into_another_storage_as_by_the_numpy_class(
+    old: Any, new: Any, state_dtype: Any
+) -> None:
+    """Weights of None are float32, others bfloat16 with so many bits."""
+    dtypes = ["float32" if bits is None else "bfloat16" for bits in (old, new)]
+    options = [{"master_bits": bits or 32, "state_dtype": state_dtype} for bits in (old, new)]
+    (param, optimizer), (other_param, other) = (torch_case(name, **each) for name, each in zip(dtypes, options))
+    arrays = [array_of(each) for each in (param, other_param)]
+    numpy, other_numpy = (
+        onepass.ScheduleFreeAdamW(array, lr=0.05, warmup_steps=4, weight_decay=0.1, r=0.5, **each)
+        for array, each in zip(arrays, options)
+    )
+    for t in range(3):
+        torch_steps(optimizer, param, t, t + 1)
+        numpy.step(array_of(param.grad))
+    optimizer.eval()
+    numpy.eval()
+    other_param.data.copy_(param.data)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        saved_and_loaded(optimizer, other)
+    with warnings.catch_warnings(record=True) as expected:
+        warnings.simplefilter("always")
+        other_numpy.load_state_dict(numpy.state_dict(params=True), params=True)
+    assert len(caught) == len(expected)
+    other.train()
+    other_numpy.train()
+    for _ in range(2):
+        assert array_of(other_param).tobytes() == arrays[1].tobytes()
+        low = other.state[other_param].get("param_low")
+        assert (low is None) == ("param_low" not in other_numpy.state[0])
+        assert low is None or low.numpy().tobytes() == other_numpy.state[0]["param_low"].tobytes()
+        assert other.state[other_param]["z"].numpy().tobytes() == other_numpy.state[0]["z"].tobytes()
+        torch_steps(other, other_param, 3, 4)
+        other_numpy.step(array_of(other_param.grad))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_state_of_the_package_is_loaded_in_either_mode(dtype: str, mode: str) -> None:
+    schedulefree = pytest.importorskip("schedulefree")
+    param, optimizer = torch_case(dtype)
+    their_param = copy.deepcopy(param)
+    theirs = schedulefree.AdamWScheduleFree([their_param], lr=0.05, warmup_steps=8, weight_decay=0.2, r=1.0)
+    theirs.train()
+    torch_steps(theirs, their_param, 0, 5)
+    getattr(theirs, mode)()
+    param.data.copy_(their_param.data)
+    optimizer.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    for one, own in ((theirs, their_param), (optimizer, param)):
+        one.train()
+        torch_steps(one, own, 5, 12)
+        one.eval()
+    assert deviation([array_of(param)], [array_of(their_param)]) <= TOLERANCE[dtype]
+    assert optimizer.param_groups[0]["warmup_steps"] == 8 and "k" not in optimizer.param_groups[0]
+
+
+def test_parameters_without_a_gradient_keep_their_values_in_both_modes() -> None:
+    torch = pytest.importorskip("torch")
+    import onepass.integrations.torch as ours
+
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = ours.ScheduleFreeAdamW(params, lr=0.1)
+    torch_steps(optimizer, params[0], 0, 2)
+    optimizer.eval()
+    assert torch.equal(params[1].detach(), torch.ones(3))
+    optimizer.train()
+    torch_steps(optimizer, params[1], 0, 1)
+    assert not torch.equal(params[1].detach(), torch.ones(3))
+
+
+def test_groups_of_impossible_options_are_refused() -> None:
+    torch = pytest.importorskip("torch")
+    import onepass.integrations.torch as ours
+
+    with pytest.raises(ValueError, match=r"needs betas\[0\] above 0"):
+        ours.ScheduleFreeAdamW([torch.ones(3)], betas=(0.0, 0.9))
+    optimizer = ours.ScheduleFreeAdamW([torch.ones(3)])
+    for options, error in [({"eps": -1.0}, ValueError), ({"betas": (0.0, 0.9)}, ValueError), ({"r": "1"}, TypeError)]:
+        with pytest.raises(error):
+            optimizer.add_param_group({"params": [torch.ones(2)], **options})
+    optimizer.eval()
+    with pytest.raises(RuntimeError, match="add_param_group: expected training mode"):
+        optimizer.add_param_group({"params": [torch.ones(2)]})
+    assert len(optimizer.param_groups) == 1
