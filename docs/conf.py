@@ -48,7 +48,7 @@ html_theme_options: dict[str, Any] = {
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 
-# MathJax in one file, fonts included, beside the pages.
+# MathJax in one file, fonts included, next to the pages.
 _mathjax = find_spec("sphinx-mathjax-offline")
 assert _mathjax is not None and _mathjax.origin is not None
 html_static_path = ["static", str(Path(_mathjax.origin).parent / "static" / "mathjax" / "tex-svg.js")]
@@ -75,6 +75,6 @@ def leave_colons(app: Sphinx, what: str, name: str, obj: Any, options: Any, line
 
 
 def setup(app: Sphinx) -> None:
-    """What Sphinx calls."""
+    """Connect the handlers below; Sphinx calls this function."""
     app.connect("missing-reference", link_from_anywhere)
     app.connect("autodoc-process-docstring", leave_colons, priority=400)  # before napoleon

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # bench is not 
 from bench.plots import FAINT, FORMATS, GRID, IMAGES, STYLE, card
 
 STEPS = 100
-# What is drawn, as it is typed, and its colour.
+# Source text and colour of each schedule.
 EXAMPLES = [
     ("inverse_sqrt(1e-3)", "#d1242f"),
     ("inverse_time(1e-3, decay=0.1)", "#0969da"),

@@ -26,7 +26,7 @@ EDGE = 1.15  # of what is drawn, in both directions
 
 
 def learned() -> dict[str, Any]:
-    """What the tutorial's blocks leave behind, run in a folder of their own."""
+    """Run the tutorial's code blocks in a temporary folder and return their variables."""
     session: dict[str, Any] = {}
     blocks = re.findall(r"^```python\n(.*?)^```$", TUTORIAL.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     here = Path.cwd()

@@ -1,6 +1,6 @@
 """Step a parameter that does not fit in memory: weights and moments in files, a chunk at a time.
 
-Every operation of Adam is on one element alone, so chunks give the same bits as the whole. `onepass.adam_step` is the
+Every operation of Adam acts on one element only, so chunks give the same bits as the whole. `onepass.adam_step` is the
 kernel on arrays that the caller keeps, and a slice of a memory map serves as well as an array.
 
     python examples/memory_map.py [--elements 4000000] [--chunk 250000] [--steps 3] [--folder DIR]
@@ -23,7 +23,7 @@ Vector = npt.NDArray[np.float32]
 
 
 def gradient_of(param: Vector, start: int) -> Vector:
-    """Of 1/2 |param - target|², whose target is made where it is needed."""
+    """Return the gradient of 1/2 |param - target|². Only the needed part of the target is computed."""
     target = np.sin(0.001 * np.arange(start, start + len(param))).astype(np.float32)
     gradient: Vector = param - target
     return gradient

@@ -8,7 +8,7 @@ Each process, a rank, has the whole network but half of each batch, and keeps ha
 line is a checksum of the trained weights. It is that of one rank, which takes the two halves of a batch one after the
 other: what is computed is then the same, and a sum of two numbers does not depend on who adds them.
 
-With --save the state goes to a folder, a file from each rank, and rank 0 puts the weights beside it; --load goes on
+With --save the state goes to a folder, a file from each rank, and rank 0 saves the weights there too; --load goes on
 from there, on one rank or on two.
 """
 

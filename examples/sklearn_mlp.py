@@ -23,9 +23,9 @@ import onepass
 
 
 class Adam:
-    """What MLPClassifier asks of an optimizer, answered by onepass.Adam with the numbers of scikit-learn's own.
+    """Optimizer interface of MLPClassifier, implemented with onepass.Adam and scikit-learn's default options.
 
-    The interface is private to scikit-learn; this is how its versions 1.0 to 1.9 have it.
+    The interface is private to scikit-learn; it is the same in versions 1.0 to 1.9.
     """
 
     def __init__(self, own: Any):

@@ -138,7 +138,7 @@ def initial_parameters(sizes: Sequence[int], seed: int) -> list[Array]:
 
 
 def forward(parameters: list[Array], images: Array) -> list[Array]:
-    """What enters each layer, and the logits last."""
+    """Return the input of each layer, followed by the logits."""
     values = [images]
     for i in range(0, len(parameters), 2):
         z = values[-1] @ parameters[i] + parameters[i + 1]
@@ -229,7 +229,7 @@ def train(contenders: Sequence[Contender], digits: Digits, epochs: int, batch: i
     return [Run(*run) for run in zip(names, losses, optimizer, totals, accuracies)]
 
 
-# ---- What came out ----
+# ---- Results ----
 
 
 def report(ours: Run, textbook: Run) -> str:

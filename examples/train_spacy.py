@@ -42,7 +42,7 @@ def sentences() -> list[tuple[str, dict[str, Any]]]:
 
 
 class Run(NamedTuple):
-    """How a training went."""
+    """Record of one training run."""
 
     losses: list[float]  # of each step
     seconds: float

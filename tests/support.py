@@ -43,7 +43,7 @@ def bits(array: Array) -> Array:
 
 
 def differing(a: Array, b: Array) -> int:
-    """How many elements differ in any bit; NaNs count as equal, whatever their sign and payload."""
+    """Count the elements that differ in any bit. NaNs count as equal, whatever their sign and payload."""
     assert a.dtype == b.dtype and a.shape == b.shape
     return int(np.sum((bits(a) != bits(b)) & ~(np.isnan(a) & np.isnan(b))))
 
@@ -126,7 +126,7 @@ def offset(array: Array, elements: int) -> Array:
 
 
 def make_targets(root: Path) -> set[str]:
-    """What ``make`` knows how to do."""
+    """Return the targets of the makefiles."""
     makefiles = (root / "Makefile", root / "tests" / "cpp" / "core.mk")
     texts = [makefile.read_text(encoding="utf-8") for makefile in makefiles]
     return {name for text in texts for name in re.findall(r"^([a-z-]+):", text, re.MULTILINE)}

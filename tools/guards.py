@@ -121,7 +121,7 @@ def imports_of(name: str, path: Path) -> set[str]:
     return found
 
 
-# What Microsoft's compiler makes of the kernels, as far as Clang can tell in its place: no header but these two.
+# Stand-ins for the headers of Microsoft's compiler, so that Clang can check the kernels as that compiler sees them.
 STUBS = {
     "cstddef": "#include <stddef.h>\nnamespace std { using ::size_t; }\n",
     "cstdint": "#include <stdint.h>\n#define U(type) using ::type;\n"

@@ -44,7 +44,7 @@ ABOUT = (
 
 
 def output(*command: str | Path, **options: object) -> str:
-    """What the command prints; when it fails, all that it said."""
+    """Return the output of a command, or print all of its output and exit if the command fails."""
     ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)  # type: ignore[call-overload]
     if ran.returncode:
         sys.exit(f"{' '.join(map(str, command))}\n{ran.stdout}{ran.stderr}\nfailed with status {ran.returncode}")
@@ -101,10 +101,10 @@ def numpys(inside: Path) -> dict[str, str]:
 
 
 def expected_sdist() -> set[str]:
-    """What it takes to build, install and test, of what git knows."""
+    """Return the files known to git that are needed to build, install and test."""
     known = output("git", "-C", ROOT, "ls-files").splitlines()
-    alone = {"CMakeLists.txt", "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md"}
-    wanted = {name for name in known if name in alone or name.startswith(("src/", "python/", "tests/"))}
+    single = {"CMakeLists.txt", "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md"}
+    wanted = {name for name in known if name in single or name.startswith(("src/", "python/", "tests/"))}
     core = {name for name in wanted if name.startswith("tests/cpp/")}  # which the Makefile builds and runs
     return {name for name in wanted - core if (ROOT / name).exists()} | {"PKG-INFO"}
 
@@ -116,7 +116,7 @@ def make_sdist() -> Path:
     with tarfile.open(sdist) as archive:
         held = {member.name.partition("/")[2] for member in archive if member.isfile()}
     expected = expected_sdist()
-    for words, odd in (("lacks", expected - held), ("has what git does not know (git add it?):", held - expected)):
+    for words, odd in (("has no", expected - held), ("has what git does not know (git add it?):", held - expected)):
         if odd:
             sys.exit(f"the sdist {words} {', '.join(sorted(odd))}")
     output(tool("twine"), "check", "--strict", sdist)
@@ -155,7 +155,7 @@ def same_from_tree(inside: Path, wheel: Path) -> None:
 
 
 def repair(wheel: Path) -> Path:
-    """What auditwheel makes of it, in dist/: the oldest tag that its symbols allow, and nothing grafted."""
+    """Repair a wheel with auditwheel, into dist/, with the oldest tag that its symbols allow. No library is grafted."""
     if sys.platform != "linux":  # there delocate and delvewheel do it, in cibuildwheel
         return Path(shutil.copy(wheel, DIST))
     folder = WORK / "repaired"
@@ -178,20 +178,20 @@ def needed(wheel: Path) -> dict[str, list[str]]:
 
 
 def documented() -> dict[str, str]:
-    """What each wheel of the table in docs/installing.md is for: a row has a platform, and the Pythons in column 2."""
+    """Return the platform of each wheel in the table of docs/installing.md, which has the Pythons in column 2."""
     page = (ROOT / "docs" / "installing.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| (`cp[^|]+`) \| ([^|]+) \|$", page, re.MULTILINE)
     return {f"{python}-{for_}": what for for_, pythons, what in rows for python in re.findall(r"`(\w+)`", pythons)}
 
 
 def identifier(wheel: Path) -> str:
-    """What cibuildwheel calls it: cp314t-manylinux_x86_64."""
+    """Return cibuildwheel's identifier of a wheel, for example cp314t-manylinux_x86_64."""
     _, _, _, abi, platform = wheel.stem.split("-")
     return f"{abi}-{re.sub(r'_[0-9]+_[0-9]+(?=_)', '', platform.partition('.')[0])}"
 
 
 def problems_of(wheel: Path) -> list[str]:
-    """Whatever is in it that should not be, or is not."""
+    """Return the problems of a wheel: unexpected and missing files, size, symbols."""
     python = {name.removeprefix("python/") for name in output("git", "-C", ROOT, "ls-files", "python").splitlines()}
     info = f"onepass-{PROJECT['version']}.dist-info"
     expected = python | {f"{info}/{name}" for name in ("METADATA", "WHEEL", "entry_points.txt", "licenses/LICENSE")}
@@ -205,7 +205,7 @@ def problems_of(wheel: Path) -> list[str]:
             modules.append(name)
         elif name not in expected and not re.fullmatch(may, name):
             problems.append(f"brings {name}")
-    problems += [f"lacks {name}" for name in sorted(expected - sizes(wheel).keys())]
+    problems += [f"has no {name}" for name in sorted(expected - sizes(wheel).keys())]
     if len(modules) != 1:
         problems.append(f"has {len(modules)} compiled modules")
     if wheel.stat().st_size > (limit := LARGEST_WITH_CXX if re.search("musllinux|win_", wheel.name) else LARGEST):
@@ -218,7 +218,7 @@ def problems_of(wheel: Path) -> list[str]:
 
 
 def check(wheel: Path) -> str:
-    """The platform tag, after a look at the wheel."""
+    """Check a wheel and return its platform tag."""
     if problems := problems_of(wheel):
         sys.exit(f"{wheel.name} {', '.join(problems)}")
     output(tool("twine"), "check", "--strict", wheel)
@@ -227,7 +227,7 @@ def check(wheel: Path) -> str:
 
 
 def check_release(files: list[Path]) -> int:
-    """Of what is to be released: one sdist, every wheel that the documentation lists, once, and each as it must be."""
+    """Check the files of a release: one sdist, and exactly one sound wheel for each that the documentation lists."""
     sdists = [file.name for file in files if file.name.endswith(".tar.gz")]
     wheels = [file for file in files if file.suffix == ".whl"]
     here, there = sorted(map(identifier, wheels)), sorted(documented())
@@ -244,7 +244,7 @@ def check_release(files: list[Path]) -> int:
 
 
 def run_tests(python: Path, sdist: Path, wheel: Path, numpy: str, arguments: list[str]) -> str:
-    """What pytest says in the end, of the installed wheel, in a folder that has what the sdist has and no more."""
+    """Test the installed wheel in a folder with only the contents of the sdist, and return pytest's summary."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.unpack_archive(sdist, folder)
         folder = str(next(Path(folder).iterdir()))
@@ -264,8 +264,8 @@ def run_tests(python: Path, sdist: Path, wheel: Path, numpy: str, arguments: lis
 def main() -> int:
     """Build and test the wheels; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--python", action="append", help="one of them alone, say 3.12")
-    parser.add_argument("--numpy", choices=["oldest", "newest"], help="one of them alone")
+    parser.add_argument("--python", action="append", help="only this version, for example 3.12")
+    parser.add_argument("--numpy", choices=["oldest", "newest"], help="only this version")
     parser.add_argument(
         "--check", nargs="+", type=Path, metavar="FILE", help="look at the files of a release, build none"
     )

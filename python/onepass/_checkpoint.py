@@ -69,7 +69,7 @@ def write(path: PathLike, state_dict: StateDict) -> None:
     """Write a state dict to one ``.npz`` file at exactly this path.
 
     At every moment, also after a crash, the path holds the whole old file or the whole new one. A process that is
-    killed while it writes may leave a file ``.onepass-*.tmp`` beside it, which can be deleted.
+    killed while it writes may leave a file ``.onepass-*.tmp`` next to it, which can be deleted.
     """
     members = {SCALARS: np.frombuffer(_scalars(state_dict), np.uint8)}
     members |= {_member(*key): array for key, array in _arrays(state_dict).items()}

@@ -73,7 +73,7 @@ class Elements:
     def sqrt(self) -> Elements:
         return Elements(np.sqrt(flushed(self.values) if self.flush else self.values), self.flush)
 
-    # What follows compares and copies. Comparisons take subnormals for zero, copies do not flush.
+    # Comparisons and copies. Comparisons take subnormals for zero, copies do not flush.
 
     def __abs__(self) -> Elements:
         return Elements(abs(self.values), self.flush)
@@ -276,11 +276,11 @@ def lion(k: Numbers, p: Elements, g: Elements, m: Elements) -> tuple[Any, ...]:
     return p - k.lr * x, average(k.beta2, k.one_minus_beta2, m, g)
 
 
-# What surrounds every rule.
+# Operations before and after every rule.
 
 
 def around(p: Elements, g: Elements, scale: float, o: Numbers) -> tuple[Elements, Elements]:
-    """What comes before: the parameter and the gradient as the rule sees them."""
+    """Return the parameter and the gradient as the rule sees them."""
     k = rounded(
         p.values.dtype,
         scale=-scale if o.maximize else scale,
@@ -326,7 +326,7 @@ def sum_of_squares(block: Array) -> float:
 
 
 def is_usable(grad: Array, grad_scale: float, squares: bool) -> bool:
-    """Whether a gradient, scaled, is finite, and so are its squares if the rule takes them."""
+    """Return True if a scaled gradient is finite, and so are its squares if the rule takes them."""
     scale = grad.dtype.type(grad_scale)
     g = grad if scale == 1 else grad * scale
     return bool(np.isfinite(g * g if squares else g).all())
@@ -545,7 +545,7 @@ def adam_step(
     flush_denormals: bool = True,
     **options: Any,
 ) -> tuple[Array, ...]:
-    """What `onepass.adam_step` leaves in param, exp_avg, exp_avg_sq (and max_exp_avg_sq): new arrays."""
+    """Compute param, exp_avg, exp_avg_sq (and max_exp_avg_sq) after `onepass.adam_step`, as new arrays."""
     o = Numbers(**chosen(defaults("Adam"), options))
     arrays = [param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq]
     with np.errstate(all="ignore"):

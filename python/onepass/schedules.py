@@ -373,5 +373,5 @@ def _items(name: str, value: Any) -> tuple[Any, ...]:
 
 
 def _between(start: float, end: float, fraction: float) -> float:
-    """What lies this far on the way from start to end: exactly start at 0, exactly end at 1."""
+    """Interpolate linearly from start to end: exactly start at 0, exactly end at 1."""
     return end if fraction == 1 else start + (end - start) * fraction

@@ -40,7 +40,7 @@ def test_flat_parameters_come_in_the_form_of_the_given_ones() -> None:
     assert groups[0]["params"][0].base.tolist() == [0.5] * 4 + [-1] * 2
 
 
-def test_what_cannot_be_flattened_is_refused() -> None:
+def test_wrong_parameters_are_refused() -> None:
     w = np.ones(4, np.float32)
     for wrong, error, message in [
         ([1], TypeError, "parameter 0 must be a NumPy array"),

@@ -1,6 +1,6 @@
 """Schedules say what their formulas say, are values (equal, hashed, pickled, printed), and refuse what makes no sense.
 
-And the presets: fixed, complete, and what `Adam` takes. `integrations/test_presets.py` runs them beside the libraries.
+The presets are fixed, complete, and accepted by `Adam`. `integrations/test_presets.py` compares them with others.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def test_schedules_differ_by_kind_and_by_arguments() -> None:
     assert inverse_sqrt(0.1) != 0.1
 
 
-def test_how_a_number_was_written_makes_no_difference() -> None:
+def test_every_type_of_number_gives_the_same_schedule() -> None:
     assert inverse_sqrt(1) == inverse_sqrt(1.0) == inverse_sqrt(np.float32(1))
     assert repr(inverse_sqrt(np.float64(1))) == "inverse_sqrt(lr=1.0)"
     assert repr(cosine(np.float32(0.5), np.int8(3), np.array(0))) == "cosine(lr=0.5, steps=3, end=0.0)"

@@ -160,7 +160,7 @@ def test_values_that_the_options_do_not_have(option: str, value: Any, error: typ
         onepass.Adam(w, **{option: value})
 
 
-def test_what_decides_about_storage_cannot_be_set_later() -> None:
+def test_storage_options_cannot_be_set_later() -> None:
     for optimizer in (onepass.Adam([ones(N)]), onepass.Adam([bfloat16(N)], state_dtype="float8")):
         for name, value in (("state_dtype", "bfloat16"), ("master_bits", 24), ("rounding", "nearest")):
             message = f"{name} cannot be changed after construction: it determines how numbers are stored"

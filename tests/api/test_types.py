@@ -19,7 +19,7 @@ import pytest
 
 import onepass
 
-# What people write. A line that carries an ignore is wrong, and mypy must say so: under --strict an ignore that
+# Typical user code. A line that carries an ignore is wrong, and mypy must report it: under --strict an ignore that
 # ignores nothing is an error too.
 PROGRAM = """
 from collections.abc import Mapping
@@ -229,7 +229,7 @@ def test_help_lists_the_options_with_their_defaults() -> None:
         assert said in shown, said
 
 
-def test_what_is_shown_is_what_is_public() -> None:
+def test_dir_lists_only_public_names() -> None:
     for module, more in ((onepass, {"integrations"}), (onepass.schedules, set())):
         assert {name for name in dir(module) if not name.startswith("__")} == {*module.__all__} | more
     assert onepass.integrations.__name__ == "onepass.integrations"

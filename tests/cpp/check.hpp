@@ -30,7 +30,7 @@ std::string shown(const T& value) {
   return text.str();
 }
 
-// What to say of a failure besides the two sides, made of anything that a stream takes.
+// Join the values into the message of a failed check. A value is anything that a stream takes.
 template <class... Words>
 std::string words(const Words&... said) {
   std::ostringstream text;

@@ -41,7 +41,7 @@ template <class Child>
 bool in_a_child(Child child) {
   const pid_t id = fork();
   if (id == 0) {
-    alarm(120);  // instead of waiting for ever
+    alarm(120);  // instead of waiting forever
     _exit(child() ? 0 : 1);
   }
   int status = 0;

@@ -21,7 +21,7 @@ using test::Random;
 using test::Twin;
 using test::Values;
 
-// What is left of the input; zeros when it is used up.
+// The rest of the input. An exhausted input yields zeros.
 class Input {
  public:
   Input(const std::uint8_t* data, std::size_t size) : data_(data), size_(size) {}
@@ -51,7 +51,7 @@ class Input {
     std::memcpy(&any, &bits, sizeof any);
     return any;
   }
-  // What the classes let through: finite, not negative; a beta lies below 1.
+  // An option that the classes accept: finite and not negative; a beta is below 1.
   double option() {
     const double any = number();
     return any - any == 0 ? (any < 0 ? -any : any) : 1;

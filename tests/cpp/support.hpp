@@ -106,8 +106,8 @@ T draw(Values values, Random& random) {
   }
 }
 
-// Where an array lies: up against a page that may not be touched, or on the heap, exactly as large as it is and this
-// many elements behind a cache line's border.
+// Position of an array in memory: directly before or after a protected page, or on the heap in a block of exactly its
+// size, this many elements after the start of a cache line.
 struct Place {
   enum Kind : unsigned char { before_guard, after_guard, heap } kind;
   std::size_t offset = 0;

@@ -16,7 +16,7 @@ using test::Large;
 
 namespace {
 
-// Of this process, where the system tells; otherwise as many as are expected.
+// Number of threads in this process if the system reports it, otherwise the expected number.
 std::size_t thread_count(std::size_t expected) {
   std::error_code none;
   const std::filesystem::directory_iterator tasks("/proc/self/task", none);

@@ -76,13 +76,13 @@ def test_config_says_what_is_used(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"{name}: " in printed
 
 
-# What a long mixed run leaves, on every machine: no instruction set, compiler or operating system changes it.
-# Without flushing, since architectures differ in when they call a result tiny.
+# Digest of a long mixed run, the same with every instruction set, compiler and operating system. The run does not flush
+# subnormals, because architectures differ in when a result counts as tiny.
 DIGEST = "35f745ba2ba284d2de450fa2fba996e920a937e767c3112358850c85a9ac18a0"
 
 
 def test_the_bits_are_those_of_every_other_machine() -> None:
-    # Inputs from integers alone: NumPy's distributions are free to change.
+    # Inputs are made from integers only, because NumPy's distributions may change.
     words = np.frombuffer(b"".join(hashlib.sha256(b"%d" % i).digest() for i in range(4096)), "<u4")
     values = (words.astype(np.int64) - 2**31).astype(np.float64) / 2**31  # in [-1, 1), exact
     digest = hashlib.sha256()

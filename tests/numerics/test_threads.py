@@ -137,7 +137,7 @@ def test_a_child_forked_amid_another_threads_step_is_told_so_instead_of_waiting_
     inside.wait()
     child = os.fork()
     if child == 0:
-        signal.alarm(60)  # instead of waiting for ever
+        signal.alarm(60)  # instead of waiting forever
         try:
             onepass.SGD(param, lr=1).step(np.ones(2))  # others work
             with pytest.raises(RuntimeError, match="forked"):

@@ -1,4 +1,4 @@
-"""The programs beside the library run: the examples, and their reader of MNIST's files."""
+"""The examples run, and their reader of MNIST's files works."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_mapped_file_has_elements_chunks_and_steps(option: str, number: str) -
 
 
 def refused(*arguments: Any) -> str:
-    """What memory_map.py says when it does not take these."""
+    """Return the message of memory_map.py for arguments that it refuses."""
     command = [sys.executable, str(EXAMPLES / "memory_map.py"), *map(str, arguments)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 2 and "Traceback" not in ended.stderr

@@ -1,4 +1,4 @@
-"""What a release relies on: one place for the version, a changelog, a citation that names no version."""
+"""Requirements of a release: one place for the version, a changelog, a citation that names no version."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_each_job_says_what_it_is_for() -> None:
                 assert number > 0 and lines[number - 1].startswith("  # "), f"{file.name}: {line.strip()}"
 
 
-# ---- What keeps the repository from being released ----
+# ---- Obstacles to a release ----
 
 READY = {
     "README.md": "`pip install onepass`, and the [docs](docs/installing.md)\n",
@@ -97,8 +97,8 @@ def test_a_repository_that_lacks_nothing_is_ready_for_a_release(tmp_path: Path) 
         ("docs/installing.md", "a release", "no\nrelease yet", "docs/installing.md: still says"),
         ("docs/installing.md", "There is a", "With a release there will be a", "docs/installing.md: still says"),
         ("docs/api/index.md", "The", "(There is no release yet.) The", "docs/api/index.md: still says"),
-        ("SECURITY.md", "https://example.org/onepass", "the repository", "SECURITY.md: lacks"),
-        ("python/onepass/__main__.py", "example.org", "example.com", "__main__.py: lacks"),
+        ("SECURITY.md", "https://example.org/onepass", "the repository", "SECURITY.md: has no"),
+        ("python/onepass/__main__.py", "example.org", "example.com", "__main__.py: has no"),
         ("pyproject.toml", "fancy_pypi_readme", "nothing", "README.md: 1 links are relative, docs/installing.md"),
         ("pyproject.toml", "\nRepository", "\n[tool.x]\nRepository", "pyproject.toml: [project.urls] has no"),
         ("pyproject.toml", "[project.urls]", "[tool.x]", "pyproject.toml: [project.urls] has no"),

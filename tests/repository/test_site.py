@@ -38,7 +38,7 @@ def run(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
-def test_what_a_page_shows_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "import ml_dtypes" in page.read_text(encoding="utf-8"):
         pytest.importorskip("ml_dtypes")
     monkeypatch.chdir(tmp_path)  # some save files

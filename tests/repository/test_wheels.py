@@ -1,4 +1,4 @@
-"""What is looked at before a release: a wheel or a file that is wrong, missing or there twice is noticed."""
+"""Checks before a release: a wheel or a file that is wrong, missing or duplicated is reported."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def made(folder: Path, name: str, without: str = "", extra: str = "", size: int 
 
 MISTAKES = {
     "a library of another's": ({"extra": "onepass.libs/libstdc++-0123abcd.so.6"}, "brings onepass.libs/libstdc++"),
-    "a file beside the package": ({"extra": "conftest.py"}, "brings conftest.py"),
+    "a file outside the package": ({"extra": "conftest.py"}, "brings conftest.py"),
     "a source": ({"extra": "onepass/module.cpp"}, "brings onepass/module.cpp"),
-    "a module that is missing": ({"without": "onepass/_reference.py"}, "lacks onepass/_reference.py"),
-    "no license": ({"without": INFO + "licenses/LICENSE"}, f"lacks {INFO}licenses/LICENSE"),
+    "a module that is missing": ({"without": "onepass/_reference.py"}, "has no onepass/_reference.py"),
+    "no license": ({"without": INFO + "licenses/LICENSE"}, f"has no {INFO}licenses/LICENSE"),
     "nothing compiled": ({"without": "onepass/_core.cpython-x.so"}, "has 0 compiled modules"),
     "too much": ({"size": wheels.LARGEST_WITH_CXX + 1}, "bytes, more than"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_what_a_wheel_should_not_hold_or_lacks_is_noticed(mistake: str, tmp_path: Path) -> None:
+def test_unexpected_and_missing_files_in_a_wheel_are_reported(mistake: str, tmp_path: Path) -> None:
     options, words = MISTAKES[mistake]
     assert wheels.problems_of(made(tmp_path, "cp312-musllinux_x86_64")) == []
     (problem,) = wheels.problems_of(made(tmp_path, "cp312-musllinux_x86_64", **options))

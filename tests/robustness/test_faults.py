@@ -1,4 +1,4 @@
-"""What a machine may do to a training: no threads, full disks, folders that are closed, an end amid a step."""
+"""Faults of the machine during training: no threads, full disks, inaccessible folders, death during a step."""
 
 from __future__ import annotations
 

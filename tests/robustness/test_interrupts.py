@@ -29,11 +29,11 @@ EVENTS = {"call", "return", "c_return"}
 
 
 class Interrupted(BaseException):
-    """What KeyboardInterrupt is, under a name that nothing else uses."""
+    """Stand-in for KeyboardInterrupt that nothing else raises."""
 
 
 def interrupted(moment: int, call: Callable[[], Any]) -> bool:
-    """Call it, and raise at the given moment at which a signal could be handled; whether it came to that moment."""
+    """Raise at the given moment of a call at which a signal could be handled. Return True if the call reached it."""
     left, came = moment, False
 
     def profile(frame: Any, event: str, argument: Any) -> None:
@@ -94,7 +94,7 @@ def plain(value: Any) -> Any:
 
 
 def and_goes_on(optimizer: Any) -> list[Any]:
-    """What it is, and what it becomes: Python's half and the core's must agree on what comes next."""
+    """Return the state now and after two steps, to check that Python and the core agree on both."""
     found = everything(optimizer)
     for _ in range(2):
         optimizer.step([*gradients(), *([np.ones(2, F)] * (len(optimizer.params) - 3))])
@@ -142,7 +142,7 @@ ACTIONS: dict[str, Callable[[Any, Saved], Any]] = {
     "reading": lambda optimizer, saved: (dict(optimizer.state), optimizer.ema, optimizer.params),
 }
 
-# Where there are many moments, every so many-th; all of them with ONEPASS_EVERY_MOMENT=1 (minutes).
+# Test every n-th moment of functions with many moments, or all of them with ONEPASS_EVERY_MOMENT=1 (minutes).
 STRIDES = {"load": 23, "load_state_dict": 3, "add_group": 3, "save": 7, "deepcopy": 7, "pickle": 5}
 if os.environ.get("ONEPASS_EVERY_MOMENT"):
     STRIDES = {}

@@ -22,7 +22,7 @@ pytestmark = [
 
 
 def run(preloaded: Path, folder: Path, code: str, **environment: str) -> str:
-    """What a program of its own prints, under the library."""
+    """Run a program in a child process with the library preloaded and return its output."""
     result = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", PROGRAM + code],
         cwd=folder,

@@ -155,7 +155,7 @@ def _rectification(beta1: float, beta2: float, t: int) -> float:
 
 
 def _is_plain(array: Any) -> bool:
-    """Whether the kernels can read and write it."""
+    """Return True if the kernels can read and write the array."""
     # carray: contiguous, writeable and aligned
     return type(array) is np.ndarray and array.dtype == np.float32 and array.flags.carray
 
