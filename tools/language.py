@@ -103,11 +103,11 @@ def opener_problems(name: str, source: str) -> list[str]:
 
 
 def word_problems(name: str, source: str) -> list[str]:
-    """Return the words of a file that have a plainer synonym. A phrase may span the lines of a comment."""
+    """Return the words that have a plainer synonym, in text and names. A phrase may span the lines of a comment."""
     found = []
     for words, better in SYNONYMS.items():
         pattern = words.replace(" ", r"[\s#/]+")
-        for match in re.finditer(rf"\b(?:{pattern})\b", source, re.IGNORECASE):
+        for match in re.finditer(rf"\b(?:{pattern})\b", source.replace("_", " "), re.IGNORECASE):
             line = source[: match.start()].count("\n") + 1
             found.append(f"{name}:{line}: expected {better}; got {match[0]!r}")
     return found

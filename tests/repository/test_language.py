@@ -39,7 +39,7 @@ def test_somehow() -> None:
 '''
 GOOD_WORDS = """
 for every reason; a lack of memory; slack, black and lacquer; besides; amend, recommend and commend; hand-written,
-hands, over; forever; the lacks_key flag; menders
+hands, over; forever; menders; slacks_off and forevermore
 """
 
 
@@ -111,6 +111,8 @@ def test_words_with_a_plainer_synonym_are_found(words: str, better: str) -> None
         expect(language.word_problems(name, f"One\n{words} two"), f"{name}:2: ", better)
     for wrapped in (words.replace(" ", "\n    # "), words.replace(" ", "\n// ")):
         expect(language.word_problems("a.py", f"# One {wrapped}, two"), "a.py:1: ", better)
+    name = words.replace(" ", "_")
+    expect(language.word_problems("a.py", f"\ndef test_{name}_two(): ..."), "a.py:2: ", better)
 
 
 def test_good_prose_has_no_problems() -> None:
