@@ -1,4 +1,4 @@
-// The fused loop: carries a rule over contiguous buffers in one pass, with what surrounds every rule (scale and
+// The fused loop: carries a rule over contiguous buffers in one pass, with the extras of every rule (scale and
 // clamping of the gradient, weight decay, the running average). A rule sees one element's gradient, parameter and
 // state.
 #pragma once
