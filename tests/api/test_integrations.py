@@ -16,7 +16,7 @@ LIBRARIES = {adapter: {"mpi": "mpi4py"}.get(adapter, adapter) for adapter in ADA
 
 
 @pytest.mark.parametrize(("adapter", "library"), LIBRARIES.items())
-def test_an_adapter_without_its_library_says_what_to_install(
+def test_an_adapter_without_its_library_names_the_package_to_install(
     adapter: str, library: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == library]:

@@ -432,7 +432,7 @@ def test_bfloat16_parameters_in_every_form_and_place() -> None:
         onepass.Adam([w.reshape(-1)[:60], w.reshape(-1)[50:100]])
 
 
-def test_a_narrow_gradient_beside_its_parameter_is_read_where_it_lies() -> None:
+def test_a_narrow_gradient_next_to_its_parameter_is_read_in_place() -> None:
     rng = np.random.default_rng(5)
     buffer = np.zeros(3 * N, np.uint16)
     narrow, param = buffer[:N].view(bfloat16().dtype), buffer[N:].view(np.float32)

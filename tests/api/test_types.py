@@ -194,7 +194,7 @@ def test_everything_that_can_be_called_shows_its_arguments(name: str) -> None:
     assert not vague, "an editor would show nothing but *args"
 
 
-def test_the_types_are_those_of_the_package_and_not_guessed() -> None:
+def test_the_types_come_from_the_package() -> None:
     folder = Path(onepass.__file__).parent
     assert (folder / "py.typed").exists()
     assert (folder / "_core.pyi").exists()
@@ -208,7 +208,7 @@ def test_the_types_know_the_options_of_every_optimizer() -> None:
     assert {name for name in onepass.Group.__annotations__ if not name.startswith("_")} == options
 
 
-def test_help_says_of_each_constructor_what_is_so() -> None:
+def test_help_shows_the_full_signature_of_each_constructor() -> None:
     for name in ("Optimizer", "Adam", "AdamW", "SGD"):
         cls = getattr(onepass, name)
         assert inspect.signature(cls).parameters["params"].default is inspect.Parameter.empty

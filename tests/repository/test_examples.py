@@ -42,7 +42,7 @@ def test_a_mapped_file_is_stepped_in_chunks_and_kept(tmp_path: Path) -> None:
     assert np.mean((moved - target) ** 2) < np.mean(target**2)
 
 
-def test_files_that_are_there_are_refused_and_left_alone(tmp_path: Path) -> None:
+def test_existing_files_are_refused_and_not_changed(tmp_path: Path) -> None:
     (tmp_path / "exp_avg.f32").write_bytes(bytes(range(40)))
     assert "exp_avg.f32 is there already" in refused("--elements", "10", "--chunk", "3", "--folder", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["exp_avg.f32"]

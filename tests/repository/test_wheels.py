@@ -24,7 +24,7 @@ PLATFORMS = {
 
 
 def made(folder: Path, name: str, without: str = "", extra: str = "", size: int = 0) -> Path:
-    """A wheel of that name with the files that one has, none of them real."""
+    """Write a wheel of that name with fake contents in the files of a real wheel."""
     python, _, platform = name.partition("-")
     wheel = folder / f"onepass-{VERSION}-{python.rstrip('t')}-{python}-{PLATFORMS[platform]}.whl"
     names = [file.removeprefix("python/") for file in wheels.output("git", "-C", ROOT, "ls-files", "python").split()]
@@ -60,14 +60,14 @@ def test_unexpected_and_missing_files_in_a_wheel_are_reported(mistake: str, tmp_
     assert words in problem
 
 
-def test_a_wheel_for_windows_may_bring_microsofts_cxx_library_alone(tmp_path: Path) -> None:
+def test_a_wheel_for_windows_may_contain_only_microsofts_cxx_library(tmp_path: Path) -> None:
     library = "onepass.libs/msvcp140-0123456789abcdef.dll"
     assert wheels.problems_of(made(tmp_path, "cp312-win_amd64", extra=library)) == []
     assert wheels.problems_of(made(tmp_path, "cp312-win_amd64", extra=library.replace("msvcp", "vcomp"))) != []
     assert wheels.problems_of(made(tmp_path, "cp312-macosx_arm64", extra=library)) != []
 
 
-def test_a_module_that_asks_for_a_newer_glibc_than_its_tag_is_noticed(
+def test_a_module_that_requires_a_newer_glibc_than_its_tag_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wheels, "needed", lambda wheel: {"GLIBC_2.27": ["a"], "GLIBCXX_3.4.30": ["b"]})
@@ -80,7 +80,7 @@ def test_a_release_has_every_wheel_that_the_documentation_lists_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(wheels, "needed", lambda wheel: {})
-    monkeypatch.setattr(wheels, "check", lambda wheel: "")  # which asks other programs
+    monkeypatch.setattr(wheels, "check", lambda wheel: "")  # which runs other programs
     sdist = tmp_path / f"onepass-{VERSION}.tar.gz"
     sdist.touch()
     files = [sdist, *(made(tmp_path, name) for name in wheels.documented())]

@@ -112,7 +112,7 @@ class Machine(RuleBasedStateMachine):
         narrow = group["state_dtype"] is not None or param.dtype.kind != "f"
         return bool(param.ndim) and param.flags.c_contiguous and not narrow
 
-    # Gradients: what the optimizer is handed, and what the model is.
+    # Gradients, one for the optimizer and one for the model.
 
     def gradient(self, data: Any, index: int) -> tuple[Any, Any]:
         param = self.arrays[index]
