@@ -33,7 +33,7 @@ COLUMNS, ROWS = 4, 2
 
 
 def draw(folder: Path = IMAGES) -> list[Path]:
-    """Draw the image in each format, and say where they are."""
+    """Draw the image in each format, and print the paths."""
     matplotlib.use("agg")
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -46,7 +46,7 @@ def draw(folder: Path = IMAGES) -> list[Path]:
 
 
 def panels() -> Any:
-    """One panel for each example."""
+    """Draw one panel for each example."""
     figure = card(
         "Learning-rate schedules",
         "The learning rate against the step t = 1, 2, …",

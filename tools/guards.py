@@ -197,7 +197,7 @@ def check_symbols(name: str, item: Path) -> list[str]:
         ):
             problems.append(f"{name}: calls {symbol}")
     if defined != [f"onepass::kernels_{name}"]:
-        problems.append(f"{name}: defines {defined} instead of its table alone")
+        problems.append(f"{name}: defines {defined} instead of only its table")
     sections = output("readelf", "-SW", item)
     problems += [f"{name}: static initializer ({s})" for s in (".init_array", ".ctors") if s in sections]
     return problems

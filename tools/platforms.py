@@ -1,6 +1,6 @@
-"""The wheels that cibuildwheel will make are those that docs/installing.md lists: python -m tools.platforms.
+"""Check that cibuildwheel will build the wheels in docs/installing.md: python -m tools.platforms.
 
-And its settings are what its own schema allows: it looks at some of them only when it builds.
+Its settings are also checked with its schema, since cibuildwheel reads some of them only during a build.
 """
 
 from __future__ import annotations

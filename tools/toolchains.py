@@ -72,8 +72,8 @@ def row(name: str, cmake: Path, compiler: str, optimize: str, arguments: list[st
     if isinstance(site, str):
         print(site)
         return compiler, optimize, version, "-", "FAILED: not built", "-"
-    said = run(sys.executable, "-m", "onepass", "--json", PYTHONPATH=str(site))
-    found = json.loads(said.stdout)
+    report = run(sys.executable, "-m", "onepass", "--json", PYTHONPATH=str(site))
+    found = json.loads(report.stdout)
     if found["config"]["version"] != "0":  # the number that this file gives
         sys.exit("another copy of onepass was imported")
     digests = {check["digest"][:16] for check in found["checks"]}
@@ -83,7 +83,7 @@ def row(name: str, cmake: Path, compiler: str, optimize: str, arguments: list[st
     seconds = f"{time.perf_counter() - start:.0f} s"
     passed = ran.stdout.strip().rpartition("\n")[2].partition(" in ")[0]
     if ran.returncode or not found["good"]:
-        print(ran.stdout + ran.stderr + said.stdout)
+        print(ran.stdout + ran.stderr + report.stdout)
         passed = f"FAILED: {passed}"
     sets = ", ".join(check["instruction_set"] for check in found["checks"])
     return found["config"]["compiler"], optimize, version, f"{' '.join(digests)} ({sets})", passed, seconds
