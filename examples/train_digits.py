@@ -261,9 +261,8 @@ def plot(ours: Run, textbook: Run, title: str, path: Path) -> None:
     figure.suptitle(title, fontsize=17, color=dark)
     left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
 
-    starts = np.arange(
-        0, ours.losses.size, math.ceil(ours.losses.size / 120)
-    )  # average curves that are too dense to see
+    # Average curves that are too dense to see.
+    starts = np.arange(0, ours.losses.size, math.ceil(ours.losses.size / 120))
     sizes = np.diff(starts, append=ours.losses.size)
     for run, style in (
         (textbook, {"color": pale, "linewidth": 8, "solid_capstyle": "round"}),

@@ -55,8 +55,10 @@ class Comment(NamedTuple):
 
 def passages(name: str, source: str) -> Iterator[Passage]:
     """Yield the passages of a file."""
+    for match in re.finditer(r"^ *(?:def test_|TEST\()(\w+)", source, re.MULTILINE):
+        yield Passage(source[: match.start()].count("\n") + 1, match[1].replace("_", " ").capitalize())
     if name.endswith(PYTHON):
-        yield from docstrings_and_test_names(ast.parse(source))
+        yield from docstrings(ast.parse(source))
         tokens = [token for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.string[:1] == "#"]
         yield from joined(Comment(token.start[0], token.string[1:], token.line.lstrip()[0] == "#") for token in tokens)
     for marker, endings in COMMENTS.items():
@@ -68,11 +70,9 @@ def passages(name: str, source: str) -> Iterator[Passage]:
             )
 
 
-def docstrings_and_test_names(tree: ast.Module) -> Iterator[Passage]:
-    """Yield the docstrings of a module and the names of its tests, written as sentences."""
+def docstrings(tree: ast.Module) -> Iterator[Passage]:
+    """Yield the docstrings of a module."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-            yield Passage(node.lineno, node.name.removeprefix("test_").replace("_", " ").capitalize())
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             text = ast.get_docstring(node)
             if text is not None:

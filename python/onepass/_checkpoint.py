@@ -108,7 +108,7 @@ def read(
             raise
         except Exception as error:  # zipfile raises a dozen kinds
             detail = str(error) or type(error).__name__
-            if type(error) not in (TypeError, ValueError):  # not what this module has to say
+            if type(error) not in (TypeError, ValueError):  # not an error of this module
                 detail = f"the file is damaged, or no checkpoint ({detail})"
             raise ValueError(f"cannot load {name!r}: {detail}") from error
 

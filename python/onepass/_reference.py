@@ -1,7 +1,7 @@
 """Executable specification of the kernels in NumPy, one operation at a time.
 
 Each rule is a fold (the numbers that depend only on options and step, in double, rounded to the dtype once) and an
-update of one step's arrays, in exactly the order in which the kernels do it. What surrounds every rule is `around`,
+update of one step's arrays, in exactly the order in which the kernels do it. All rules share `around`,
 the class `Reference` a whole optimizer; `_reference_storage` has storage in fewer bits. The kernels must give the same
 bits. Input is taken to be valid.
 """
@@ -511,14 +511,14 @@ def keeps_subnormals(rule: Rule, options: Mapping[str, Any]) -> bool:
 
 
 def chosen(defaults: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """The options, and the defaults of those that are not given."""
+    """Return the options, with the defaults of missing options."""
     if unknown := options.keys() - defaults.keys():
         raise TypeError(f"unknown options: {sorted(unknown)}")
     return {**defaults, **options}
 
 
 def at(number: Any, t: int) -> float:
-    """A number, or what a function of the step says at step t."""
+    """Evaluate a schedule at step t; numbers are returned unchanged."""
     return float(number(t) if callable(number) else number)
 
 

@@ -132,7 +132,7 @@ def _check_length(what: str, found: Any, wanted: Any, where: str = "") -> None:
 
 
 def _check_names(group: Any, own: Mapping[str, Any]) -> None:
-    """Say in words what is wrong where one side's parameters have names and the other's have none."""
+    """Raise a ValueError if parameters have names on only one side."""
     if not isinstance(group, Mapping) or group.keys() ^ own.keys() != {"param_names"}:
         return
     if "param_names" in own:

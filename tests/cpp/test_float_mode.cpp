@@ -142,7 +142,7 @@ TEST(steps_that_flush_take_subnormal_numbers_for_zero_and_others_do_not) {
   }
 }
 
-TEST(whether_this_processor_can_flush_is_known) {
+TEST(the_core_knows_if_this_processor_can_flush) {
 #if defined(__SSE2__) || defined(__aarch64__)
   CHECK(onepass::FloatMode::can_flush);
 #else

@@ -186,7 +186,7 @@ TEST(one_sweep_over_the_callers_arrays_is_a_step_of_an_optimizer) {
   }
 }
 
-TEST(what_does_not_fit_a_rule_is_refused) {
+TEST(options_that_do_not_fit_a_rule_are_refused) {
   const onepass::RuleEntry& rule = test::rule_named("adam");
   const auto refused = [](auto attempt) {
     try {

@@ -73,8 +73,10 @@ def test_bad_openers_are_found_in_other_files(name: str) -> None:
 
 @pytest.mark.parametrize("opener", language.OPENERS)
 def test_bad_openers_are_found_in_test_names(opener: str) -> None:
-    source = f"\n\ndef test_{opener.lower()}_is_right(): ...\n"
-    expect(language.opener_problems("a.py", source), "a.py:3: ", repr(opener))
+    name = f"{opener.lower()}_is_right"
+    expect(language.opener_problems("a.py", f"\n\ndef test_{name}(): ...\n"), "a.py:3: ", repr(opener))
+    expect(language.opener_problems("a.py", f"class A:\n    def test_{name}(): ...\n"), "a.py:2: ", repr(opener))
+    expect(language.opener_problems("a.cpp", f"\nTEST({name}) {{}}\n"), "a.cpp:2: ", repr(opener))
 
 
 def test_a_comment_of_several_lines_is_one_passage() -> None:
