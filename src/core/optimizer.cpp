@@ -103,7 +103,7 @@ void Group::copy_options(OptionsSnapshot& snapshot) const noexcept {
 
 void Optimizer::add_group(std::shared_ptr<Group> group, const std::vector<Parameter>& parameters) {
   const std::size_t count = parameters_.size() + parameters.size();
-  // All allocation comes first; plan() then never allocates.
+  // All allocation comes first; plan() then allocates only for sparse gradients.
   parameters_.reserve(count);
   coefficients_.reserve(count);
   sweeps_.reserve(count);
