@@ -2,7 +2,7 @@
 #
 #   Everyday:
 #     make test               run the tests, two to three minutes on two cores
-#     make lint               check format, style, types, compiler warnings and machine code
+#     make lint               check format, style, wording, types, compiler warnings and machine code
 #     make format             format the Python and the C++
 #     make docs               build the documentation site in build/docs/
 #     make demo               train on handwritten digits with onepass and with textbook NumPy, and compare
@@ -38,7 +38,7 @@ CXXS ?= $(shell for cxx in g++ clang++; do command -v $$cxx; done)
 
 venv := .venv
 python := $(venv)/bin/python
-# Where a target's packages are noted once they are installed.
+# The file that marks a target's packages as installed.
 installed = $(venv)/.installed-$(1)
 
 .PHONY: help demo comparison low-precision fine-tuning test test-integrations test-spacy test-mpi bench bench-mpi bench-guard docs lint format mutants toolchains wheel clean install
@@ -98,6 +98,7 @@ lint: lint_dir = build/lint-$(notdir $(firstword $(CXXS)))
 lint: install $(call installed,lint)
 	$(venv)/bin/ruff format --check .
 	$(venv)/bin/ruff check .
+	$(python) -m tools.language
 	$(venv)/bin/mypy
 	$(venv)/bin/stubtest onepass._core --mypy-config-file pyproject.toml --allowlist tools/stubtest.txt
 	$(venv)/bin/check-jsonschema --builtin-schema vendor.github-workflows $(workflows)

@@ -45,7 +45,7 @@ def _shared_options(rule: str) -> tuple[str, ...]:
 
 # Every rule of onepass, with its options besides the learning rate.
 RULES = {rule: _shared_options(rule) for rule in _reference.RULES}
-# Those that torch.optim has.
+# The rules of torch.optim.
 TORCH_RULES = tuple(rule for rule in RULES if rule not in ("Lion", "AdEMAMix", "ScheduleFreeAdamW"))
 
 

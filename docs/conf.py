@@ -31,11 +31,11 @@ myst_heading_anchors = 4
 myst_dmath_double_inline = True
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the docstrings say what each argument may be
-autodoc_mock_imports = ["torch", "thinc", "scipy", "mpi4py"]  # only the words about the integrations are wanted
+autodoc_typehints = "none"  # the docstrings describe the type of each argument
+autodoc_mock_imports = ["torch", "thinc", "scipy", "mpi4py"]  # the page uses only the docstring's text
 add_module_names = False
 maximum_signature_line_length = 90
-copybutton_exclude = ".linenos, .gp, .go"  # neither prompts nor what is printed
+copybutton_exclude = ".linenos, .gp, .go"  # neither prompts nor output
 
 html_theme = "furo"
 html_title = f"onepass {release}"
@@ -48,7 +48,7 @@ html_theme_options: dict[str, Any] = {
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 
-# MathJax in one file, fonts included, beside the pages.
+# MathJax in one file, fonts included, next to the pages.
 _mathjax = find_spec("sphinx-mathjax-offline")
 assert _mathjax is not None and _mathjax.origin is not None
 html_static_path = ["static", str(Path(_mathjax.origin).parent / "static" / "mathjax" / "tex-svg.js")]
@@ -57,7 +57,7 @@ mathjax_path = "tex-svg.js"
 
 
 def link_from_anywhere(app: Sphinx, env: BuildEnvironment, node: Any, text: nodes.Element) -> nodes.Element | None:
-    """Docstrings say `Adam` and `step` wherever they are: look in onepass, and among what the optimizers share."""
+    """Resolve links such as `Adam` and `step` from every docstring, in onepass and in its class Optimizer."""
     if node.get("refdomain") != "py":
         return None
     target = node["reftarget"]
@@ -75,6 +75,6 @@ def leave_colons(app: Sphinx, what: str, name: str, obj: Any, options: Any, line
 
 
 def setup(app: Sphinx) -> None:
-    """What Sphinx calls."""
+    """Connect the handlers below; Sphinx calls this function."""
     app.connect("missing-reference", link_from_anywhere)
     app.connect("autodoc-process-docstring", leave_colons, priority=400)  # before napoleon

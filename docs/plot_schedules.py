@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # bench is not 
 from bench.plots import FAINT, FORMATS, GRID, IMAGES, STYLE, card
 
 STEPS = 100
-# What is drawn, as it is typed, and its colour.
+# Source text and colour of each schedule.
 EXAMPLES = [
     ("inverse_sqrt(1e-3)", "#d1242f"),
     ("inverse_time(1e-3, decay=0.1)", "#0969da"),
@@ -33,7 +33,7 @@ COLUMNS, ROWS = 4, 2
 
 
 def draw(folder: Path = IMAGES) -> list[Path]:
-    """Draw the image in each format, and say where they are."""
+    """Draw the image in each format, and print the paths."""
     matplotlib.use("agg")
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -46,7 +46,7 @@ def draw(folder: Path = IMAGES) -> list[Path]:
 
 
 def panels() -> Any:
-    """One panel for each example."""
+    """Draw one panel for each example."""
     figure = card(
         "Learning-rate schedules",
         "The learning rate against the step t = 1, 2, …",

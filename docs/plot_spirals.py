@@ -26,7 +26,7 @@ EDGE = 1.15  # of what is drawn, in both directions
 
 
 def learned() -> dict[str, Any]:
-    """What the tutorial's blocks leave behind, run in a folder of their own."""
+    """Run the tutorial's code blocks in a temporary folder and return their variables."""
     session: dict[str, Any] = {}
     blocks = re.findall(r"^```python\n(.*?)^```$", TUTORIAL.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     here = Path.cwd()
@@ -41,7 +41,7 @@ def learned() -> dict[str, Any]:
 
 
 def draw(path: Path = IMAGES / "spirals.png") -> Path:
-    """Draw the image, and say where it is."""
+    """Draw the image, and print its path."""
     matplotlib.use("agg")
     with matplotlib.rc_context(STYLE):
         panels(learned()).savefig(path, transparent=True, **FORMATS["png"])
@@ -49,7 +49,7 @@ def draw(path: Path = IMAGES / "spirals.png") -> Path:
 
 
 def panels(session: dict[str, Any]) -> Any:
-    """The network before the training, and after it."""
+    """Draw the network before and after the training."""
     figure = card(
         "Three arms of a spiral",
         "What the network takes each place for, before the training and after it, and the points held back.",

@@ -1,7 +1,7 @@
 """Step a parameter that does not fit in memory: weights and moments in files, a chunk at a time.
 
-Every operation of Adam is on one element alone, so chunks give the same bits as the whole. `onepass.adam_step` is the
-kernel on arrays that the caller keeps, and a slice of a memory map serves as well as an array.
+Every operation of Adam acts on one element only, so chunks give the same bits as the whole. `onepass.adam_step` is the
+kernel on arrays that the caller keeps, and these may be slices of memory maps.
 
     python examples/memory_map.py [--elements 4000000] [--chunk 250000] [--steps 3] [--folder DIR]
 """
@@ -23,17 +23,17 @@ Vector = npt.NDArray[np.float32]
 
 
 def gradient_of(param: Vector, start: int) -> Vector:
-    """Of 1/2 |param - target|², whose target is made where it is needed."""
+    """Return the gradient of 1/2 |param - target|². Only the needed part of the target is computed."""
     target = np.sin(0.001 * np.arange(start, start + len(param))).astype(np.float32)
     gradient: Vector = param - target
     return gradient
 
 
 def train(folder: Path, elements: int, chunk: int, steps: int) -> Path:
-    """Adam over new files, which begin as zeros; the one with the weights."""
+    """Train weights in new files, which start as zeros, with Adam; return the path of the weights."""
     paths = {name: folder / f"{name}.f32" for name in ("param", "exp_avg", "exp_avg_sq")}
     for path in paths.values():
-        if path.exists():  # to go on with it, one would have to know how many steps it has taken
+        if path.exists():  # continuing would need its number of steps
             raise FileExistsError(f"{path} is there already")
     maps = {name: np.memmap(path, np.float32, "w+", shape=(elements,)) for name, path in paths.items()}
     for step in range(1, steps + 1):
@@ -42,7 +42,7 @@ def train(folder: Path, elements: int, chunk: int, steps: int) -> Path:
             g = gradient_of(part["param"], start)
             onepass.adam_step(part["param"], g, part["exp_avg"], part["exp_avg_sq"], step, lr=0.1)
     for whole in maps.values():
-        whole.flush()  # to the disk: until then the system writes as it sees fit
+        whole.flush()  # to the disk: before, the system writes pages at any time
     return folder / "param.f32"
 
 

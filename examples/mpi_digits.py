@@ -8,7 +8,7 @@ Each process, a rank, has the whole network but half of each batch, and keeps ha
 line is a checksum of the trained weights. It is that of one rank, which takes the two halves of a batch one after the
 other: what is computed is then the same, and a sum of two numbers does not depend on who adds them.
 
-With --save the state goes to a folder, a file from each rank, and rank 0 puts the weights beside it; --load goes on
+With --save the state goes to a folder, a file from each rank, and rank 0 saves the weights there too; --load goes on
 from there, on one rank or on two.
 """
 
@@ -32,7 +32,7 @@ PARTS = 2  # of a batch
 
 
 def loss_and_gradients(params: dict[str, Array], images: Array, labels: Array) -> tuple[float, dict[str, Array]]:
-    """The mean cross-entropy of a network with one hidden layer, and its gradients."""
+    """Return the mean cross-entropy of a network with one hidden layer, and its gradients."""
     hidden = np.maximum(images @ params["W1"] + params["b1"], 0)
     logits = hidden @ params["W2"] + params["b2"]
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -92,9 +92,9 @@ def main() -> None:
         if comm.rank == 0:
             np.savez(options.save / "weights.npz", **params)
     state = sum(x.nbytes for each in optimizer.optimizer.state.values() for x in each.values() if hasattr(x, "nbytes"))
-    told = comm.gather(state)
-    if told is not None:
-        print("state on each rank:", ", ".join(f"{number:,} bytes" for number in told))
+    sizes_of_state = comm.gather(state)
+    if sizes_of_state is not None:
+        print("state on each rank:", ", ".join(f"{number:,} bytes" for number in sizes_of_state))
         print("weights", hashlib.sha256(params["W1"].base.tobytes()).hexdigest())
 
 

@@ -1,4 +1,4 @@
-"""scikit-learn's MLPClassifier fitted with onepass.Adam in place of its own, on handwritten digits.
+"""scikit-learn's MLPClassifier fitted with onepass.Adam, on handwritten digits.
 
 python examples/sklearn_mlp.py
 """
@@ -23,9 +23,9 @@ import onepass
 
 
 class Adam:
-    """What MLPClassifier asks of an optimizer, answered by onepass.Adam with the numbers of scikit-learn's own.
+    """Optimizer interface of MLPClassifier, implemented with onepass.Adam and scikit-learn's default options.
 
-    The interface is private to scikit-learn; this is how its versions 1.0 to 1.9 have it.
+    The interface is private to scikit-learn; it is the same in versions 1.0 to 1.9.
     """
 
     def __init__(self, own: Any):
@@ -40,14 +40,14 @@ class Adam:
 
     def update_params(self, params: list[Any], grads: list[Any]) -> None:
         if self.optimizer is None or any(a is not b for a, b in zip(self.params, params, strict=True)):
-            before = self.optimizer  # of weights that others have taken the place of, after early stopping say
+            before = self.optimizer  # early stopping, for example, replaces the weights: keep the state
             self.params, self.optimizer = list(params), onepass.Adam(params, **self.options)
             if before is not None:
                 self.optimizer.load_state_dict(before.state_dict())
         self.optimizer.step(grads)
 
     def iteration_ends(self, time_step: int) -> None:
-        """After an epoch: the learning rate stays."""
+        """Keep the learning rate after an epoch."""
 
     def trigger_stopping(self, msg: str, verbose: bool) -> bool:
         if verbose:
@@ -56,7 +56,7 @@ class Adam:
 
 
 class FasterMLPClassifier(MLPClassifier):  # type: ignore[misc]
-    """MLPClassifier(solver="adam") that steps with onepass: what it makes to step with is exchanged."""
+    """MLPClassifier(solver="adam") that steps with onepass: the attribute with its optimizer is replaced."""
 
     @property
     def _optimizer(self) -> Adam:

@@ -4,11 +4,11 @@
     python examples/train_digits.py --data mnist --epochs 3     # MNIST, from a folder with its four IDX files
 
 Both start from the same weights and train in turn on each batch: the loss curves should coincide. A table and a picture
-show whether they do, and how long the optimizers took.
+show the curves, and the time that the optimizers took.
 
-The two round differently in the last bit. With the default settings no more than that is seen. In a longer training,
-or with about one seed in ten, such a bit gets a ReLU to switch, and the curves part in their third or fourth digit;
-two ways of writing Adam in NumPy part just so.
+The two optimizers round differently in the last bit. With the default settings there is no larger difference. In a
+longer training, or with about one seed in ten, such a bit switches a ReLU, and the curves then differ in their third or
+fourth digit; so do two NumPy versions of Adam.
 
 Needs matplotlib, tqdm and, unless --data is given, scikit-learn.
 """
@@ -38,11 +38,11 @@ import numpy.typing as npt
 import onepass
 
 Array = npt.NDArray[Any]
-Step = Callable[[list[Array]], None]  # an optimizer's: updates its parameters, given their gradients
+Step = Callable[[list[Array]], None]  # updates the parameters, given their gradients
 
 
 def need(module: str, package: str) -> Any:
-    """An optional module, or the way to get it."""
+    """Import an optional module, or end the program with the command that installs it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -53,7 +53,7 @@ def need(module: str, package: str) -> Any:
 
 
 class Digits(NamedTuple):
-    """Images as rows of float32 in [0, 1], and the class of each."""
+    """Images as rows of float32 in [0, 1], and their classes."""
 
     name: str
     train_images: Array
@@ -63,7 +63,7 @@ class Digits(NamedTuple):
 
 
 def scanned_digits() -> Digits:
-    """The 8x8 scans that scikit-learn carries; a fifth of them, always the same, is held out for the test."""
+    """Load the 8x8 scans of scikit-learn. A fixed fifth of them is held out for the test."""
     scans = need("sklearn.datasets", "scikit-learn").load_digits()
     images, labels = (scans.data / 16).astype(np.float32), scans.target
     test, train = np.split(np.random.default_rng(0).permutation(len(labels)), [len(labels) // 5])
@@ -71,13 +71,13 @@ def scanned_digits() -> Digits:
 
 
 def read_idx(path: Path, dimensions: int) -> Array:
-    """The unsigned bytes in an IDX file, plain or gzipped; ValueError says what is wrong with any other file.
+    """Read the unsigned bytes of an IDX file, plain or gzipped. Other files raise a ValueError with the reason.
 
     The format: two zero bytes, the type (8: unsigned bytes), the number of dimensions, the length of each as a
     big-endian uint32, the elements.
     """
     data = path.read_bytes()
-    if data[:2] == b"\x1f\x8b":  # gzip's magic number; names lie, since some browsers unpack what they download
+    if data[:2] == b"\x1f\x8b":  # gzip's magic number; the name is not reliable, since some browsers unpack downloads
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
@@ -96,7 +96,7 @@ def read_idx(path: Path, dimensions: int) -> Array:
 
 
 def find_idx(folder: Path, name: str) -> Path:
-    """The file of that name, in either spelling, plain or gzipped."""
+    """Return the path of a file, in either spelling of its name, plain or gzipped."""
     dotted = name.replace("-idx", ".idx")
     for candidate in (name, dotted, f"{name}.gz", f"{dotted}.gz"):
         if (folder / candidate).is_file():
@@ -105,7 +105,7 @@ def find_idx(folder: Path, name: str) -> Path:
 
 
 def read_part(folder: Path, part: str) -> tuple[Array, Array]:
-    """The images, a row each, and the labels of one part of MNIST: "train" or "t10k"."""
+    """Read the images, one per row, and the labels of a part of MNIST: "train" or "t10k"."""
     images_path = find_idx(folder, f"{part}-images-idx3-ubyte")
     labels_path = find_idx(folder, f"{part}-labels-idx1-ubyte")
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
@@ -117,18 +117,18 @@ def read_part(folder: Path, part: str) -> tuple[Array, Array]:
 
 
 def read_mnist(folder: Path) -> Digits:
-    """MNIST, or any other set in its format, from the folder with its four files."""
+    """Read MNIST, or a data set in the same format, from the folder with its four files."""
     train, test = read_part(folder, "train"), read_part(folder, "t10k")
     if train[0].shape[1] != test[0].shape[1]:
         raise ValueError(f"{folder}: training images of {train[0].shape[1]} pixels, test images of {test[0].shape[1]}")
     return Digits(folder.resolve().name, *train, *test)
 
 
-# ---- The network: its parameters are one list, the weights and the biases of each layer in turn ----
+# ---- The network: one list of parameters, with the weights and the biases of each layer in turn ----
 
 
 def initial_parameters(sizes: Sequence[int], seed: int) -> list[Array]:
-    """He's initialisation: normal weights of variance 2 / inputs, no biases."""
+    """Initialise as He: normal weights of variance 2 / inputs, biases of 0."""
     rng = np.random.default_rng(seed)
     parameters: list[Array] = []
     for inputs, outputs in pairwise(sizes):
@@ -138,7 +138,7 @@ def initial_parameters(sizes: Sequence[int], seed: int) -> list[Array]:
 
 
 def forward(parameters: list[Array], images: Array) -> list[Array]:
-    """What enters each layer, and the logits last."""
+    """Return the input of each layer, followed by the logits."""
     values = [images]
     for i in range(0, len(parameters), 2):
         z = values[-1] @ parameters[i] + parameters[i + 1]
@@ -147,7 +147,7 @@ def forward(parameters: list[Array], images: Array) -> list[Array]:
 
 
 def loss_and_gradients(parameters: list[Array], images: Array, labels: Array) -> tuple[float, list[Array]]:
-    """The mean cross-entropy of the softmax, and its gradient with respect to each parameter."""
+    """Return the mean cross-entropy of the softmax, and its gradient with respect to each parameter."""
     *inputs, logits = forward(parameters, images)
     logits = logits - logits.max(axis=1, keepdims=True)  # so that exp cannot overflow
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -165,7 +165,7 @@ def loss_and_gradients(parameters: list[Array], images: Array, labels: Array) ->
 
 
 def accuracy(parameters: list[Array], images: Array, labels: Array) -> float:
-    """The share of the images whose largest logit is the right one."""
+    """Return the fraction of the images whose largest logit is the right one."""
     return float(np.mean(forward(parameters, images)[-1].argmax(axis=1) == labels))
 
 
@@ -229,7 +229,7 @@ def train(contenders: Sequence[Contender], digits: Digits, epochs: int, batch: i
     return [Run(*run) for run in zip(names, losses, optimizer, totals, accuracies)]
 
 
-# ---- What came out ----
+# ---- Results ----
 
 
 def report(ours: Run, textbook: Run) -> str:
@@ -254,14 +254,15 @@ def report(ours: Run, textbook: Run) -> str:
 
 
 def plot(ours: Run, textbook: Run, title: str, path: Path) -> None:
-    """The two loss curves, one on the other, and the time of a step, as a PNG."""
+    """Draw both loss curves in one panel, and the time of a step, as a PNG."""
     pale, dark = "#f7b267", "#1d3557"
     figure = need("matplotlib.figure", "matplotlib").Figure(figsize=(12, 5), layout="constrained")  # drawn by Agg
     figure.get_layout_engine().set(w_pad=0.2, h_pad=0.15)
     figure.suptitle(title, fontsize=17, color=dark)
     left, right = figure.subplots(1, 2, width_ratios=[1.5, 1])
 
-    starts = np.arange(0, ours.losses.size, math.ceil(ours.losses.size / 120))  # average what is too dense to be seen
+    # Average curves that are too dense to see.
+    starts = np.arange(0, ours.losses.size, math.ceil(ours.losses.size / 120))
     sizes = np.diff(starts, append=ours.losses.size)
     for run, style in (
         (textbook, {"color": pale, "linewidth": 8, "solid_capstyle": "round"}),
@@ -290,7 +291,7 @@ def plot(ours: Run, textbook: Run, title: str, path: Path) -> None:
 
 
 def positive(text: str) -> int:
-    """A whole number above 0, for argparse."""
+    """Parse a positive integer, for argparse."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
     return number
@@ -312,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     option("--out", type=Path, metavar="PNG", default=Path("out/digits.png"), help="where the plot goes")
     args = parser.parse_args(argv)
 
-    need("matplotlib.figure", "matplotlib")  # say so now if it is missing, not after the training
+    need("matplotlib.figure", "matplotlib")  # if it is missing, fail before the training
     try:
         digits = read_mnist(args.data) if "data" in args else scanned_digits()
         classes = 1 + max(int(digits.train_labels.max()), int(digits.test_labels.max()))

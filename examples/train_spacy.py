@@ -18,18 +18,18 @@ import spacy
 from spacy.training import Example
 from thinc.api import fix_random_seed
 
-OPTIMIZERS = {"thinc": "Adam.v1", "onepass": "onepass.Adam.v1"}  # found by name; nothing is imported
+OPTIMIZERS = {"thinc": "Adam.v1", "onepass": "onepass.Adam.v1"}  # found by name, without an import
 
 PEOPLE = ["Ada Lovelace", "Grace Hopper", "Alan Turing", "Emmy Noether"]
 PLACES = ["London", "New York", "Manchester", "Göttingen"]
-SCORES = {"textcat": "cats_score", "ner": "ents_f"}  # what is trained, and what tells how well it does
+SCORES = {"textcat": "cats_score", "ner": "ents_f"}  # the components, and the metric of each
 
 KIND = ["{person} loved the concert in {place}.", "In {place} everybody praised {person}."]
 UNKIND = ["{person} found the food in {place} awful.", "The hotel in {place} disappointed {person} badly."]
 
 
 def sentences() -> list[tuple[str, dict[str, Any]]]:
-    """64 sentences, each with its category and with the names of people and places in it."""
+    """Make 64 sentences, each with its category and with the names of people and places in it."""
     made = []
     for (template, kind), person, place in itertools.product(
         [(t, True) for t in KIND] + [(t, False) for t in UNKIND], PEOPLE, PLACES
@@ -42,7 +42,7 @@ def sentences() -> list[tuple[str, dict[str, Any]]]:
 
 
 class Run(NamedTuple):
-    """How a training went."""
+    """Record of one training run."""
 
     losses: list[float]  # of each step
     seconds: float

@@ -25,7 +25,7 @@ StateDict = dict[str, Any]
 
 
 def state_of(*parameters: Any, names: Any = None, **scalars: Any) -> StateDict:
-    """A state dict whose parameters have these arrays as exp_avg, and their negatives as exp_avg_sq."""
+    """Return a state dict whose parameters have these arrays as exp_avg, and their negatives as exp_avg_sq."""
     group = {
         "params": list(range(len(parameters))),
         **({"param_names": list(names)} if names else {}),
@@ -50,7 +50,7 @@ def small_state() -> StateDict:
 
 
 def assert_equal(found: Any, expected: Any) -> None:
-    """The same values to the bit, of the same types, in the same order in memory."""
+    """Assert that values are bit-identical, with equal types and equal order in memory."""
     if isinstance(expected, np.ndarray):
         assert type(found) is np.ndarray and found.dtype == expected.dtype and found.shape == expected.shape
         assert np.array_equal(bits(found), bits(expected))
@@ -85,7 +85,7 @@ def allocating_at_most(size: int) -> Iterator[None]:
 
 
 def refused(path: Path, like: StateDict, message: str = "cannot load", cause: type[BaseException] = Exception) -> str:
-    """Reading raises a ValueError that names the file and has a cause, and costs little memory."""
+    """Assert that reading raises a ValueError that names the file and has a cause, and needs little memory."""
     before = copy.deepcopy(like)
     with allocating_at_most(4 << 20), pytest.raises(ValueError, match=re.escape(message)) as caught:
         _checkpoint.read(path, like)

@@ -59,7 +59,7 @@ class Target:
             assert state_of(optimizer) == before, "a file that was refused has changed the optimizer"
             self.refused += 1
         else:
-            # What was loaded is what the file says, read by other means; and it can be saved and loaded again.
+            # The loaded state equals the contents of the file, read without onepass, and can be saved and loaded again.
             with zipfile.ZipFile(self.path) as archive:
                 for index, state in enumerate(optimizer.state.values()):
                     for name, value in state.items():

@@ -1,4 +1,4 @@
-"""Helpers of several tests: numbers to try, equality of bits, and errors that change nothing."""
+"""Helpers of several tests: test numbers, bitwise comparison, and errors that change nothing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def bits(array: Array) -> Array:
 
 
 def differing(a: Array, b: Array) -> int:
-    """How many elements differ in any bit; NaNs count as equal, whatever their sign and payload."""
+    """Count the elements that differ in any bit. NaNs count as equal, whatever their sign and payload."""
     assert a.dtype == b.dtype and a.shape == b.shape
     return int(np.sum((bits(a) != bits(b)) & ~(np.isnan(a) & np.isnan(b))))
 
@@ -89,12 +89,12 @@ def assert_is_reference(optimizer: onepass.Optimizer, reference: Any, context: o
 
 
 def ordinary(rng: np.random.Generator, size: Any, dtype: Any) -> Array:
-    """Numbers as they occur in training."""
+    """Draw numbers as they occur in training."""
     return np.asarray(rng.standard_normal(size), dtype)
 
 
 def hostile(rng: np.random.Generator, size: Any, dtype: Any) -> Array:
-    """Numbers over the whole exponent range, subnormals, zeros of both signs, infinities and NaNs among them."""
+    """Draw numbers over the whole exponent range, with subnormals, zeros of both signs, infinities and NaNs."""
     info = np.finfo(dtype)
     exponents = rng.integers(info.minexp - info.nmant - 2, info.maxexp, size)
     values = np.ldexp(rng.uniform(1, 2, size) * rng.choice([-1.0, 1.0], size), exponents)
@@ -109,14 +109,14 @@ def hostile(rng: np.random.Generator, size: Any, dtype: Any) -> Array:
 
 
 def small(rng: np.random.Generator, size: Any, dtype: Any) -> Array:
-    """Numbers whose squares and small multiples straddle the smallest normal number."""
+    """Draw numbers whose squares and small multiples straddle the smallest normal number."""
     info = np.finfo(dtype)
     exponents = rng.choice([info.minexp - 2, info.minexp - 1, info.minexp, info.minexp + 4, info.minexp // 2], size)
     return np.asarray(np.ldexp(rng.uniform(1, 2, size) * rng.choice([-1.0, 1.0], size), exponents), dtype)
 
 
 def offset(array: Array, elements: int) -> Array:
-    """A copy that starts this many elements after a cache line's border."""
+    """Return a copy that starts this many elements after the start of a cache line."""
     item = array.dtype.itemsize
     buffer = np.empty(array.size + 64 // item + elements, array.dtype)
     start = (-buffer.ctypes.data // item) % (64 // item) + elements
@@ -126,7 +126,7 @@ def offset(array: Array, elements: int) -> Array:
 
 
 def make_targets(root: Path) -> set[str]:
-    """What ``make`` knows how to do."""
+    """Return the targets of the makefiles."""
     makefiles = (root / "Makefile", root / "tests" / "cpp" / "core.mk")
     texts = [makefile.read_text(encoding="utf-8") for makefile in makefiles]
     return {name for text in texts for name in re.findall(r"^([a-z-]+):", text, re.MULTILINE)}
@@ -136,14 +136,14 @@ def make_targets(root: Path) -> set[str]:
 def refused(
     error: type[BaseException], message: str, *optimizers: onepass.Optimizer, arrays: Iterable[Array] = ()
 ) -> Iterator[Any]:
-    """The block raises this, and neither the optimizers (parameters, state, counts, options) nor the arrays change."""
+    """Assert that the block raises this error and changes no array and no optimizer (with state, counts, options)."""
 
     def everything() -> list[Any]:
         found: list[Any] = [bits(a).tolist() for a in arrays]
         for optimizer in optimizers:
             found.append([bits(np.asarray(p)).tolist() for group in optimizer.groups for p in group.params])
             found.append([{name: bits(np.asarray(x)).tolist() for name, x in s.items()} for s in snapshot(optimizer)])
-            found.append((optimizer.step_count, optimizer.skipped, repr(optimizer.grad_norm)))  # which may be NaN
+            found.append((optimizer.step_count, optimizer.skipped, repr(optimizer.grad_norm)))  # the norm may be NaN
             found.append((repr(optimizer), repr(optimizer.groups), list(optimizer.state)))
         return found
 
@@ -155,7 +155,7 @@ def refused(
 
 
 def snapshot(optimizer: onepass.Optimizer) -> list[dict[str, Any]]:
-    """Each parameter's state, and its average if there is one."""
+    """Return each parameter's state, with its average if there is one."""
     averages = optimizer.ema
     if isinstance(averages, np.ndarray):
         averages = [averages]

@@ -123,7 +123,7 @@ def imports_of(name: str, path: Path) -> set[str]:
     return found
 
 
-# What Microsoft's compiler makes of the kernels, as far as Clang can tell in its place: no header but these two.
+# Stand-ins for the headers of Microsoft's compiler, so that Clang can check the kernels as that compiler sees them.
 STUBS = {
     "cstddef": "#include <stddef.h>\nnamespace std { using ::size_t; }\n",
     "cstdint": "#include <stdint.h>\n#define U(type) using ::type;\n"
@@ -199,7 +199,7 @@ def check_symbols(name: str, item: Path) -> list[str]:
         ):
             problems.append(f"{name}: calls {symbol}")
     if defined != [f"onepass::kernels_{name}"]:
-        problems.append(f"{name}: defines {defined} instead of its table alone")
+        problems.append(f"{name}: defines {defined} instead of only its table")
     sections = output("readelf", "-SW", item)
     problems += [f"{name}: static initializer ({s})" for s in (".init_array", ".ctors") if s in sections]
     return problems

@@ -1,4 +1,4 @@
-"""Machine code of the hot functions in the kernel tables, found by their addresses and not by their names."""
+"""Machine code of the hot functions in the kernel tables, found by address instead of name."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def functions_of(disassembly: str) -> dict[int, Code]:
 
 
 def reachable(address: int, functions: dict[int, Code]) -> tuple[list[Code], list[str]]:
-    """Return the functions that one calls or jumps to, itself first, and the calls that lead out of the program."""
+    """Return a function and all functions that it calls or jumps to, and the calls that leave the program."""
     found: dict[int, Code] = {}
     unknown = []
     todo = [address]
@@ -70,7 +70,7 @@ def reachable(address: int, functions: dict[int, Code]) -> tuple[list[Code], lis
 
 
 def innermost_loops(code: Code) -> Iterator[list[str]]:
-    """Give the instructions of each loop that holds no other."""
+    """Yield the instructions of each innermost loop."""
     places = {at: index for index, (at, _) in enumerate(code)}
     begin = 0
     for index, (at, text) in enumerate(code):

@@ -1,6 +1,6 @@
-"""The wheels that cibuildwheel will make are those that docs/installing.md lists: python -m tools.platforms.
+"""Check that cibuildwheel will build the wheels in docs/installing.md: python -m tools.platforms.
 
-And its settings are what its own schema allows: it looks at some of them only when it builds.
+Its settings are also checked with its schema, since cibuildwheel reads some of them only during a build.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 from .wheels import ROOT, documented
 
-# What GitHub's runners are, by their names: the platform, its processor.
+# Platform and processor of GitHub's runners, by name.
 RUNNERS = {
     r"ubuntu-[\d.]+": ("linux", "x86_64"),
     r"ubuntu-[\d.]+-arm": ("linux", "aarch64"),
@@ -29,7 +29,7 @@ RUNNERS = {
 
 
 def runners() -> list[tuple[str, str]]:
-    """Those of the wheels workflow's matrix."""
+    """Return the runners in the matrix of the wheels workflow."""
     workflow = YAML(typ="safe").load(ROOT / ".github" / "workflows" / "wheels.yml")
     names = workflow["jobs"]["wheels"]["strategy"]["matrix"]["os"]
     if unknown := [runner for runner in names if not any(re.fullmatch(name, runner) for name in RUNNERS)]:
@@ -38,7 +38,7 @@ def runners() -> list[tuple[str, str]]:
 
 
 def configured() -> dict[str, str]:
-    """What cibuildwheel says it would build on each, and the oldest system that it would build for, if it is told."""
+    """Return the identifiers that cibuildwheel would build, each with its oldest supported system, if that is set."""
     found: dict[str, str] = {}
     for platform, architecture in runners():
         command = [sys.executable, "-m", "cibuildwheel", "--print-build-identifiers", "--platform", platform]

@@ -1,6 +1,6 @@
-"""What still keeps the repository from being released: ``python -m tools.release`` says it, and exits with 1.
+"""Check that the repository is ready for a release: ``python -m tools.release`` prints the obstacles and exits with 1.
 
-RELEASING.md says what to do about it. Needs nothing but Python: it runs before anything is built.
+RELEASING.md explains each step. Needs only Python, because it runs before anything is built.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# What the pages say as long as `pip install onepass` finds nothing.
+# Wording of the pages while `pip install onepass` finds nothing.
 BEFORE = re.compile(r"\bno\s+release\s+yet\b|\bwith\s+a\s+release\s+there\s+will\s+be\b", re.IGNORECASE)
 LINK = re.compile(r"\]\((?!https?:|#)([^)]+)\)")
-WITH_ADDRESS = ("SECURITY.md", "python/onepass/__main__.py")  # whose readers are to report something
-ABSOLUTE_LINKS = "scikit_build_core.metadata.fancy_pypi_readme"  # what makes README's links absolute for PyPI
+WITH_ADDRESS = ("SECURITY.md", "python/onepass/__main__.py")  # their readers are to report something
+ABSOLUTE_LINKS = "scikit_build_core.metadata.fancy_pypi_readme"  # makes README's links absolute for PyPI
 
 
 def pages(root: Path) -> list[str]:
@@ -24,12 +24,12 @@ def pages(root: Path) -> list[str]:
 
 
 def before_a_release(root: Path) -> list[str]:
-    """The pages that say that there is no release."""
+    """Return the pages that still announce a release."""
     return [page for page in pages(root) if BEFORE.search((root / page).read_text(encoding="utf-8"))]
 
 
 def unready(root: Path = ROOT) -> list[str]:
-    """A sentence for everything that is missing; none if a release can be made."""
+    """Return a message for each obstacle; none if a release can be made."""
     found = [f"{page}: still says that there is no release" for page in before_a_release(root)]
     settings = (root / "pyproject.toml").read_text(encoding="utf-8")
     urls = re.search(r"^\[project\.urls\]\n((?:[^\[].*\n|\n)*)", settings, re.MULTILINE)
@@ -38,7 +38,7 @@ def unready(root: Path = ROOT) -> list[str]:
         found.append('pyproject.toml: [project.urls] has no Repository = "https://..."')
     for name in WITH_ADDRESS:
         if address is None or address[1] not in (root / name).read_text(encoding="utf-8"):
-            found.append(f"{name}: lacks the repository's address")
+            found.append(f"{name}: has no address of the repository")
     relative = LINK.findall((root / "README.md").read_text(encoding="utf-8"))
     if relative and ABSOLUTE_LINKS not in settings:
         found.append(f"README.md: {len(relative)} links are relative, {relative[0]} for one, and dead on PyPI")

@@ -25,7 +25,7 @@ BIN = Path(sys.executable).parent
 
 
 def compilers() -> list[str]:
-    """Those of PATH, each under one name, the plain names first."""
+    """Return the compilers on PATH, each under one name; plain names take precedence."""
     names = {file.name for folder in os.get_exec_path() if Path(folder).is_dir() for file in Path(folder).iterdir()}
     chosen: dict[Path, str] = {}
     for name in sorted((name for name in names if re.fullmatch(r"(g|clang)\+\+(-\d+)?", name)), key=len):
@@ -39,7 +39,7 @@ def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess
 
 
 def built(name: str, cmake: Path, compiler: str, optimize: str) -> Path | str:
-    """A folder with the package in it, as that compiler makes it; or what went wrong."""
+    """Build the package with a compiler. Return its folder, or the output of a build that failed."""
     folder = WORK / name
     shutil.rmtree(folder, ignore_errors=True)
     pybind11 = run(sys.executable, "-m", "pybind11", "--cmakedir").stdout.strip()
@@ -66,14 +66,14 @@ def built(name: str, cmake: Path, compiler: str, optimize: str) -> Path | str:
 
 
 def row(name: str, cmake: Path, compiler: str, optimize: str, arguments: list[str]) -> tuple[str, ...]:
-    """What this build gives: the compiler as it calls itself, the digest, the tests, the seconds that those took."""
+    """Build with one toolchain, and return its row: compiler, flags, CMake, digest, result and time of the tests."""
     version = run(cmake, "--version").stdout.split()[2]
     site = built(name, cmake, compiler, optimize)
     if isinstance(site, str):
         print(site)
         return compiler, optimize, version, "-", "FAILED: not built", "-"
-    said = run(sys.executable, "-m", "onepass", "--json", PYTHONPATH=str(site))
-    found = json.loads(said.stdout)
+    report = run(sys.executable, "-m", "onepass", "--json", PYTHONPATH=str(site))
+    found = json.loads(report.stdout)
     if found["config"]["version"] != "0":  # the number that this file gives
         sys.exit("another copy of onepass was imported")
     digests = {check["digest"][:16] for check in found["checks"]}
@@ -83,14 +83,14 @@ def row(name: str, cmake: Path, compiler: str, optimize: str, arguments: list[st
     seconds = f"{time.perf_counter() - start:.0f} s"
     passed = ran.stdout.strip().rpartition("\n")[2].partition(" in ")[0]
     if ran.returncode or not found["good"]:
-        print(ran.stdout + ran.stderr + said.stdout)
+        print(ran.stdout + ran.stderr + report.stdout)
         passed = f"FAILED: {passed}"
     sets = ", ".join(check["instruction_set"] for check in found["checks"])
     return found["config"]["compiler"], optimize, version, f"{' '.join(digests)} ({sets})", passed, seconds
 
 
 def other_cmake(version: str) -> Path:
-    """The first release of that CMake on PyPI, in a folder of its own."""
+    """Install the first PyPI release of a CMake version into its own folder, and return its path."""
     folder = WORK / f"cmake-{version}"
     if not (folder / "bin" / "cmake").exists():
         subprocess.run([BIN / "pip", "install", "-q", "--target", folder, f"cmake=={version}.*"], check=True)
@@ -100,7 +100,7 @@ def other_cmake(version: str) -> Path:
 def main() -> int:
     """Print a table of all toolchains; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--compiler", action="append", help="one of them alone, say g++-12")
+    parser.add_argument("--compiler", action="append", help="test only this compiler, for example g++-12")
     options, arguments = parser.parse_known_args()
     oldest = re.search(r"VERSION (\d+\.\d+)", (ROOT / "CMakeLists.txt").read_text(encoding="utf-8"))
     assert oldest is not None

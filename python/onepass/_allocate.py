@@ -58,7 +58,7 @@ def _mapped(size: int, folder: str) -> Array:
         with tempfile.TemporaryFile(dir=folder, prefix="onepass-") as file:
             _extend(file, size)
             return np.frombuffer(mmap.mmap(file.fileno(), size), np.uint8)
-    except OSError as error:  # of a file whose name says nothing
+    except OSError as error:  # the error's file name is meaningless
         raise OSError(error.errno, error.strerror, folder) from error
 
 

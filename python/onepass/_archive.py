@@ -31,7 +31,7 @@ _HEADER = re.compile(rb"\{'descr': '([^']{,20})', 'fortran_order': (True|False),
 
 @contextmanager
 def replaced(path: PathLike) -> Iterator[IO[bytes]]:
-    """A file to write what the path shall hold when the block has ended; if it raises, the path is as it was."""
+    """Open a file that replaces the path atomically at the end of the block, unless the block raises."""
     target = Path(os.path.realpath(os.fsdecode(path)))  # a symbolic link stays one
     mode = _mode(target)
     temporary = target.with_name(f".onepass-{secrets.token_hex(8)}.tmp")

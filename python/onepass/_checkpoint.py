@@ -69,7 +69,7 @@ def write(path: PathLike, state_dict: StateDict) -> None:
     """Write a state dict to one ``.npz`` file at exactly this path.
 
     At every moment, also after a crash, the path holds the whole old file or the whole new one. A process that is
-    killed while it writes may leave a file ``.onepass-*.tmp`` beside it, which can be deleted.
+    killed while it writes may leave a file ``.onepass-*.tmp`` next to it, which can be deleted.
     """
     members = {SCALARS: np.frombuffer(_scalars(state_dict), np.uint8)}
     members |= {_member(*key): array for key, array in _arrays(state_dict).items()}
@@ -108,7 +108,7 @@ def read(
             raise
         except Exception as error:  # zipfile raises a dozen kinds
             detail = str(error) or type(error).__name__
-            if type(error) not in (TypeError, ValueError):  # not what this module has to say
+            if type(error) not in (TypeError, ValueError):  # not an error of this module
                 detail = f"the file is damaged, or no checkpoint ({detail})"
             raise ValueError(f"cannot load {name!r}: {detail}") from error
 

@@ -86,7 +86,7 @@ def get_num_threads() -> int:
 
 
 def show_config() -> None:
-    """Print `config`, a line each, and a hint where more threads could be used."""
+    """Print `config`, one line per item, and a hint if more threads could be used."""
     for name, value in config().items():
         print(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
     if hint := thread_hint():

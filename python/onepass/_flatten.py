@@ -1,4 +1,4 @@
-"""Parameters that lie one behind the other in one array."""
+"""Parameters that are adjacent in one array."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def flatten(params: Iterable[Array]) -> list[Array]: ...
 @overload
 def flatten(params: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]: ...
 def flatten(params: Params) -> Any:
-    """Copies of the parameters, in the form in which they came, that lie one behind the other in one array per dtype.
+    """Copy parameters into one array per dtype, and return views of it in the form of the argument.
 
-    Each has the shape and order (C or Fortran) of its original and is a view of the array of its dtype, one-dimensional
-    and in its ``base``: all weights can be saved, copied, compared or sent to other processes at once. An optimizer
-    takes the views as any arrays; `onepass.integrations.mpi.ShardedOptimizer` then sends them without copies.
+    Each view has the shape and order (C or Fortran) of its original. Its ``base`` is the one-dimensional array of its
+    dtype, which contains all weights, so that they can be saved, copied, compared or sent to other processes at once.
+    Optimizers accept the views like any arrays; `onepass.integrations.mpi.ShardedOptimizer` sends them without copies.
 
     Args:
         params: an array, a sequence, a mapping, or groups, as in `Adam`.
 
     Raises:
-        TypeError, ValueError: what an optimizer could not update in place, as in `Adam`.
+        TypeError, ValueError: an optimizer could not update the parameters in place, as in `Adam`.
 
     Example:
         >>> import numpy as np, onepass
@@ -80,14 +80,14 @@ def flatten(params: Params) -> Any:
 
 
 def in_line(array: Array, order: Any = None) -> Any:
-    """The elements in the order in which an array of that order has them in memory: a view, or what slices copies."""
+    """Return the elements in memory order of the given order: a view, or a flat iterator whose slices are copies."""
     order = order or ("C" if array.flags.c_contiguous else "F")
     turned = array if order == "C" else array.T
     return turned.reshape(-1) if turned.flags.c_contiguous else turned.flat
 
 
 def one_array(arrays: list[Array], dtype: Any) -> Array | None:
-    """One array of all of these that have elements, if they lie one behind the other in one; None otherwise."""
+    """Return one array of all nonempty arrays of a dtype if they are adjacent in one array, otherwise None."""
     full = [array for array in arrays if array.dtype == dtype and array.size]
     if len(full) < 2:
         return in_line(full[0]) if full else np.empty(0, dtype)

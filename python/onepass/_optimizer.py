@@ -215,7 +215,7 @@ class Optimizer(_core.Optimizer):
 
         Without ``params=True`` the file holds only checksums of the parameters: save the parameters yourself.
 
-        A crash at any moment leaves the old file or the new one: the file is written beside its place, flushed to disk
+        A crash at any moment leaves the old file or the new one: a temporary file is written, flushed to disk
         and renamed. `numpy.load` can read it; nothing in it is pickled.
 
         Raises:

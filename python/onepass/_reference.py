@@ -1,7 +1,7 @@
 """Executable specification of the kernels in NumPy, one operation at a time.
 
 Each rule is a fold (the numbers that depend only on options and step, in double, rounded to the dtype once) and an
-update of one step's arrays, in exactly the order in which the kernels do it. What surrounds every rule is `around`,
+update of one step's arrays, in exactly the order in which the kernels do it. All rules share `around`,
 the class `Reference` a whole optimizer; `_reference_storage` has storage in fewer bits. The kernels must give the same
 bits. Input is taken to be valid.
 """
@@ -73,7 +73,7 @@ class Elements:
     def sqrt(self) -> Elements:
         return Elements(np.sqrt(flushed(self.values) if self.flush else self.values), self.flush)
 
-    # What follows compares and copies. Comparisons take subnormals for zero, copies do not flush.
+    # Comparisons and copies. Comparisons take subnormals for zero, copies do not flush.
 
     def __abs__(self) -> Elements:
         return Elements(abs(self.values), self.flush)
@@ -394,11 +394,11 @@ def evaluated(beta1: float, y: Array, z: Array) -> Array:
     return np.asarray(y + y.dtype.type(1 - 1 / beta1) * (z - y))
 
 
-# What surrounds every rule.
+# Operations before and after every rule.
 
 
 def around(p: Elements, g: Elements, scale: float, o: Numbers) -> tuple[Elements, Elements]:
-    """What comes before: the parameter and the gradient as the rule sees them."""
+    """Return the parameter and the gradient as the rule sees them."""
     k = rounded(
         p.values.dtype,
         scale=-scale if o.maximize else scale,
@@ -444,7 +444,7 @@ def sum_of_squares(block: Array) -> float:
 
 
 def is_usable(grad: Array, grad_scale: float, squares: bool) -> bool:
-    """Whether a gradient, scaled, is finite, and so are its squares if the rule takes them."""
+    """Return True if a scaled gradient is finite, and so are its squares if the rule takes them."""
     scale = grad.dtype.type(grad_scale)
     g = grad if scale == 1 else grad * scale
     return bool(np.isfinite(g * g if squares else g).all())
@@ -664,14 +664,14 @@ def keeps_subnormals(rule: Rule, options: Mapping[str, Any]) -> bool:
 
 
 def chosen(defaults: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """The options, and the defaults of those that are not given."""
+    """Return the options, with the defaults of missing options."""
     if unknown := options.keys() - defaults.keys():
         raise TypeError(f"unknown options: {sorted(unknown)}")
     return {**defaults, **options}
 
 
 def at(number: Any, t: int) -> float:
-    """A number, or what a function of the step says at step t."""
+    """Evaluate a schedule at step t; numbers are returned unchanged."""
     return float(number(t) if callable(number) else number)
 
 
@@ -698,7 +698,7 @@ def adam_step(
     flush_denormals: bool = True,
     **options: Any,
 ) -> tuple[Array, ...]:
-    """What `onepass.adam_step` leaves in param, exp_avg, exp_avg_sq (and max_exp_avg_sq): new arrays."""
+    """Compute param, exp_avg, exp_avg_sq (and max_exp_avg_sq) after `onepass.adam_step`, as new arrays."""
     o = Numbers(**chosen(defaults("Adam"), options))
     arrays = [param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq]
     with np.errstate(all="ignore"):

@@ -106,7 +106,7 @@ def _check_keys(label: str, found: Any, wanted: Iterable[Any]) -> None:
     _check_type(label, found, Mapping, "a mapping")
     missing, unknown = [key for key in wanted if key not in found], sorted(found.keys() - set(wanted), key=repr)
     if missing or unknown:
-        wrong = [f"lacks {short(missing)}"] * bool(missing) + [f"has unknown {short(unknown)}"] * bool(unknown)
+        wrong = [f"is missing {short(missing)}"] * bool(missing) + [f"has unknown {short(unknown)}"] * bool(unknown)
         raise ValueError(f"{label} {' and '.join(wrong)}")
 
 
@@ -132,7 +132,7 @@ def _check_length(what: str, found: Any, wanted: Any, where: str = "") -> None:
 
 
 def _check_names(group: Any, own: Mapping[str, Any]) -> None:
-    """Say in words what is wrong where one side's parameters have names and the other's have none."""
+    """Raise a ValueError if parameters have names on only one side."""
     if not isinstance(group, Mapping) or group.keys() ^ own.keys() != {"param_names"}:
         return
     if "param_names" in own:
@@ -203,7 +203,7 @@ def _dtype_name(dtype: str) -> str:
 
 
 def _labels(like: StateDict) -> dict[int, str]:
-    """What to call each parameter."""
+    """Return a label for each parameter, for messages."""
     labels = {index: f"parameter {index}" for index in like["state"]}
     for group in like["param_groups"]:
         labels |= {i: f"parameter {i} ({name!r})" for i, name in zip(group["params"], group.get("param_names", ()))}

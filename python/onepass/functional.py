@@ -43,17 +43,17 @@ def adam_step(
 
     Args:
         param: the parameter, float32 or float64, contiguous and writeable.
-        grad: its gradient, of the same shape; copied first if its dtype or layout differ or it overlaps the others.
+        grad: its gradient, of the same shape; copied first if its dtype or layout differs or it overlaps the others.
         exp_avg: the first moment, of the parameter's shape, dtype and layout; zeros before the first step.
-        exp_avg_sq: the second moment, likewise.
+        exp_avg_sq: the second moment, with the same requirements as ``exp_avg``.
         step: the number of this step, 1 or more.
-        max_exp_avg_sq: the largest second moment so far, likewise; given, the step is AMSGrad's.
+        max_exp_avg_sq: the largest second moment so far, with the same requirements; enables AMSGrad.
         grad_scale: a factor for the gradient.
 
-    The other options are those of `Adam`. ``lr`` is a number here.
+    The other options are described in `Adam`. ``lr`` must be a number.
 
     Raises:
-        TypeError, ValueError: as `Adam` and `Adam.step`; nothing has changed.
+        TypeError, ValueError: as in `Adam` and `Adam.step`; nothing has changed.
 
     Example:
         >>> import numpy as np, onepass
@@ -105,8 +105,8 @@ def adam_step(
     same_order = (gradient.flags.c_contiguous and param.flags.c_contiguous) or (
         gradient.flags.f_contiguous and param.flags.f_contiguous
     )
-    alone = not any(np.may_share_memory(gradient, array) for array in arrays.values())
-    if not (same_order and alone and gradient.flags.aligned and gradient.dtype == param.dtype):
+    separate = not any(np.may_share_memory(gradient, array) for array in arrays.values())
+    if not (same_order and separate and gradient.flags.aligned and gradient.dtype == param.dtype):
         gradient = cast_into(zeros_like(param), gradient)
 
     spec = Adam._spec

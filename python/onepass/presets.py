@@ -1,4 +1,4 @@
-"""What other libraries' Adam does with its defaults, as keyword arguments for `Adam`.
+"""Default options of Adam in other libraries, as keyword arguments for `Adam`.
 
 ``presets`` maps a library's name to ``lr``, ``betas``, ``eps`` and ``eps_mode``, the place of epsilon, which is where
 libraries differ most: ``"paper"`` adds it to the root of the bias-corrected second moment, ``"hat"`` to the root of the
@@ -14,19 +14,19 @@ name            library                               how it was checked (``test
 ``lasagne``     Lasagne                               the article's values, the formula of ``lasagne.updates.adam``
 ``caffe``       Caffe                                 the article's values, the formula of ``AdamSolver``
 ``mxnet``       MXNet                                 the article's values, the formula in its documentation
-``torch``       PyTorch                               the article's values; run beside PyTorch 2.13.0
-``keras3``      Keras 3                               run beside Keras 3.15.1 (JAX backend, float64)
-``optax``       optax, with ``learning_rate=1e-3``    run beside optax 0.2.8
-``sklearn``     scikit-learn's ``MLPClassifier``      run beside scikit-learn 1.9.1
-``thinc``       thinc (spaCy), without its clipping   run beside thinc 9.1.1 (float32)
-``pennylane``   PennyLane's ``AdamOptimizer``         run beside PennyLane 0.45.1
-``qiskit``      Qiskit Algorithms' ``ADAM``           run beside qiskit-algorithms 0.4.0
+``torch``       PyTorch                               the article's values; compared with PyTorch 2.13.0
+``keras3``      Keras 3                               compared with Keras 3.15.1 (JAX backend, float64)
+``optax``       optax, with ``learning_rate=1e-3``    compared with optax 0.2.8
+``sklearn``     scikit-learn's ``MLPClassifier``      compared with scikit-learn 1.9.1
+``thinc``       thinc (spaCy), without its clipping   compared with thinc 9.1.1 (float32)
+``pennylane``   PennyLane's ``AdamOptimizer``         compared with PennyLane 0.45.1
+``qiskit``      Qiskit Algorithms' ``ADAM``           compared with qiskit-algorithms 0.4.0
 ==============  ====================================  ==================================================================
 
 "The article" is Jason Brownlee's "Gentle Introduction to the Adam Optimization Algorithm for Deep Learning" (2017),
-whose list of defaults the first seven names are. To run beside a library is to take 20 steps with its own optimizer,
-left at its defaults and once more with an epsilon of 0.01, along ordinary gradients and along some as small as epsilon,
-which only the right place of epsilon follows.
+whose list of defaults the first seven names come from. "Compared with" a library: the preset follows 20 steps of the
+library's own optimizer, at its defaults and with an epsilon of 0.01, for ordinary gradients and for gradients as small
+as epsilon, which only the right place of epsilon follows.
 
 Example:
     >>> import numpy as np, onepass

@@ -1,7 +1,7 @@
 """Learning-rate schedules: functions of the step ``t = 1, 2, …`` that return the learning rate of that step.
 
-Each is a small immutable object that can be called, pickled, compared, hashed and printed (what it prints makes it
-again), and serves wherever an optimizer takes ``lr``. Any other callable serves there too.
+A schedule is a small immutable object that can be called, pickled, compared, hashed and printed (its repr is the code
+that creates it). Optimizers accept it as ``lr``, as well as any other callable.
 
 ========================================  ========================================  ======================
 schedule                                  learning rate at step t                   known from
@@ -16,7 +16,7 @@ schedule                                  learning rate at step t               
 ========================================  ========================================  ======================
 
 The rates are Python floats, finite and at least 0 at every step that an optimizer can reach (below 2⁶³). A step below 1
-is a ``ValueError``, one that is no integer a ``TypeError``; arguments are checked when a schedule is made.
+raises ``ValueError``, a step that is not an integer ``TypeError``. Arguments are checked when a schedule is created.
 
 Example:
     >>> import numpy as np, onepass
@@ -93,7 +93,7 @@ class inverse_sqrt:
         _keep(self, lr=_checks.non_negative("lr", self.lr))
 
     def __call__(self, t: int) -> float:
-        """The rate at step t."""
+        """Return the rate at step t."""
         return self.lr / math.sqrt(_step(t))
 
 
@@ -121,7 +121,7 @@ class inverse_time:
         _keep(self, lr=_checks.non_negative("lr", self.lr), decay=_checks.non_negative("decay", self.decay))
 
     def __call__(self, t: int) -> float:
-        """The rate at step t."""
+        """Return the rate at step t."""
         return self.lr / (1 + self.decay * (_step(t) - 1))
 
 
@@ -155,7 +155,7 @@ class exponential:
         _keep(self, lr=lr, rate=rate, steps=_count("steps", self.steps))
 
     def __call__(self, t: int) -> float:
-        """The rate at step t."""
+        """Return the rate at step t."""
         exponent = (_step(t) - 1) / self.steps
         try:
             factor = math.pow(self.rate, exponent)
@@ -200,7 +200,7 @@ class piecewise:
         _keep(self, boundaries=boundaries, values=values)
 
     def __call__(self, t: int) -> float:
-        """The rate at step t."""
+        """Return the rate at step t."""
         return self.values[bisect_left(self.boundaries, _step(t))]
 
 
@@ -233,7 +233,7 @@ class linear:
         _keep(self, lr=lr, end=end, steps=_count("steps", self.steps))
 
     def __call__(self, t: int) -> float:
-        """The rate at step t."""
+        """Return the rate at step t."""
         return _between(self.lr, self.end, min(_step(t) - 1, self.steps) / self.steps)
 
 
@@ -267,7 +267,7 @@ class cosine:
         _keep(self, lr=lr, steps=_count("steps", self.steps), end=end)
 
     def __call__(self, t: int) -> float:
-        """The rate at step t."""
+        """Return the rate at step t."""
         angle = math.pi * (min(_step(t) - 1, self.steps) / self.steps)
         return _between(self.end, self.lr, (1 + math.cos(angle)) / 2)
 
@@ -281,7 +281,7 @@ class warmup:
 
     Args:
         schedule: a schedule, any other function of the step that returns a rate, or a number, a constant rate.
-        steps: how many steps the rise takes, at least 1.
+        steps: number of steps of the rise, at least 1.
 
     Raises:
         ValueError, TypeError: also when called, if the schedule returns no finite number, 0 or more.
@@ -303,7 +303,7 @@ class warmup:
         _keep(self, schedule=_checks.learning_rate("schedule", self.schedule), steps=_count("steps", self.steps))
 
     def __call__(self, t: int) -> float:
-        """The rate at step t."""
+        """Return the rate at step t."""
         t = _step(t)
         return self._rate(1) * (t / self.steps) if t <= self.steps else self._rate(t - self.steps)
 
@@ -344,7 +344,7 @@ def _keep(self: object, /, **values: Any) -> None:
 
 
 def _count(name: str, value: Any) -> int:
-    """An integer, 1 or more."""
+    """Return an integer of at least 1, or raise."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -355,7 +355,7 @@ def _count(name: str, value: Any) -> int:
 
 
 def _step(t: Any) -> int:
-    """The number of a step: an integer from 1 to 2**63 - 1."""
+    """Return the number of a step, an integer from 1 to 2**63 - 1, or raise."""
     number = _count("t", t)
     if number >= 2**63:
         raise ValueError(f"t must fit 64 bits, not {t!r}")
@@ -363,7 +363,7 @@ def _step(t: Any) -> int:
 
 
 def _items(name: str, value: Any) -> tuple[Any, ...]:
-    """The items of a sequence."""
+    """Return the items of a sequence as a tuple, or raise."""
     if isinstance(value, (str, bytes, bytearray, Mapping, Set)):
         raise TypeError(f"{name} must be a sequence of numbers, got {value!r}")
     try:
@@ -373,5 +373,5 @@ def _items(name: str, value: Any) -> tuple[Any, ...]:
 
 
 def _between(start: float, end: float, fraction: float) -> float:
-    """What lies this far on the way from start to end: exactly start at 0, exactly end at 1."""
+    """Interpolate linearly from start to end: exactly start at 0, exactly end at 1."""
     return end if fraction == 1 else start + (end - start) * fraction

@@ -1,4 +1,4 @@
-"""Gradients of which only some rows are not zero."""
+"""Sparse gradients: only some rows are not zero."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ._types import Array
 
 
 class SparseRows:
-    """The gradient of a parameter of which only some rows are not zero.
+    """Sparse gradient, with values for some rows of its parameter.
 
-    Hand it to `step` in the place of an array: only these rows of the parameter and of its state are touched, those
-    of the moments and of the running average included. The parameter's own step count increases by one as usual. Weight
-    decay, clipping and everything else apply to these rows alone.
+    Pass it to `step` in place of an array. The step reads and changes only these rows of the parameter and of its
+    state, including the moments and the running average. The parameter's own step count increases by one as usual.
+    Weight decay, clipping and all other options apply only to these rows.
 
     Args:
         indices: the rows, a sequence or one-dimensional array of integers, in any order. Values of rows that occur
@@ -24,9 +24,9 @@ class SparseRows:
         values: an array of a real floating dtype, one entry of the shape of a row for each index.
 
     Raises:
-        TypeError: indices that are not integers, values that are no array of real floating-point numbers.
+        TypeError: indices that are not integers, values that are not an array of real floating-point numbers.
         ValueError: indices that are not one-dimensional, or a number of values that differs from the number of indices.
-        IndexError: a negative index; one past the end, when it is handed to `step`.
+        IndexError: a negative index; an index past the end, raised by `step`.
 
     Example:
         >>> import numpy as np, onepass

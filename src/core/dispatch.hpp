@@ -8,11 +8,12 @@
 
 namespace onepass {
 
-// The kernels in use: the widest that this processor has, or those that the environment variable ONEPASS_ISA names,
-// chosen at the first call. Throws std::invalid_argument when the name is unknown or not supported by the processor.
+// The kernels in use, chosen at the first call: the widest instruction set of this processor, or the one that the
+// environment variable ONEPASS_ISA names. Throws std::invalid_argument when the name is unknown or not supported by the
+// processor.
 const Kernels& kernels();
 
-// The names of the instruction sets built in, narrowest first, and of those that this processor has.
+// Names of the instruction sets in this build, and of the ones that this processor has; narrowest first.
 std::vector<std::string> built_instruction_sets();
 std::vector<std::string> usable_instruction_sets();
 

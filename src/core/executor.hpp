@@ -20,8 +20,8 @@ struct Executor {
 // The pool, with get_num_threads() threads.
 Executor pool_executor() noexcept;
 
-// Calls part(context, begin, end) for parts that cover [0, count), on as many threads as work of that many bytes is
-// worth.
+// Calls part(context, begin, end) for parts that cover [0, count). The number of threads depends on the bytes of
+// memory that the work moves.
 void run_parts(const Executor& executor, Part part, const void* context, std::size_t count,
                std::uint64_t bytes) noexcept;
 

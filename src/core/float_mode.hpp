@@ -12,8 +12,8 @@
 
 namespace onepass {
 
-// While it lives, this thread rounds to nearest, traps nothing and, if asked to, takes subnormal numbers for zero
-// (inputs and results). Whatever mode the caller had is back afterwards.
+// Guard that makes this thread round to nearest, without traps and, on request, with subnormal inputs and results
+// flushed to zero. The destructor restores the caller's mode.
 class FloatMode {
  public:
 #if defined(ONEPASS_MXCSR)

@@ -7,7 +7,7 @@ namespace onepass {
 // before a fork belong to the parent.
 unsigned fork_count() noexcept;
 
-// False where forks go unnoticed, because the system refused to report them.
+// False if the system refused to report forks, so that they go unnoticed.
 bool forks_are_counted() noexcept;
 
 }  // namespace onepass

@@ -17,8 +17,8 @@ namespace {
 
 #if defined(__linux__) || defined(__APPLE__)
 
-// True in a process that was forked and has not executed a program since: the system's own flag on Linux, so that forks
-// before onepass was imported count too.
+// Return true in a process that was forked and has not executed a program since. On Linux the system has a flag for
+// this, so that forks before the import of onepass count too.
 bool is_forked() {
 #if defined(__linux__)
   constexpr unsigned long forked_not_executed = 0x40;  // PF_FORKNOEXEC
@@ -26,7 +26,7 @@ bool is_forked() {
   std::string text{std::istreambuf_iterator<char>(file), {}};
   // "pid (name) state ppid pgrp session tty_nr tpgid flags": the name may hold anything, a parenthesis too.
   const std::size_t name_end = text.rfind(')');
-  if (name_end == std::string::npos) return true;  // unknown: without a team steps are merely slower
+  if (name_end == std::string::npos) return true;  // unknown: assume a fork, since steps without a team are only slower
   std::size_t at = name_end + 1;
   for (int field = 0; field < 7; ++field) {
     at = text.find(' ', at);
@@ -39,8 +39,9 @@ bool is_forked() {
 #endif
 }
 
-// The runtime of PyTorch's library. Of several in the process it is the first that offers GOMP_parallel to everybody,
-// since PyTorch's own calls go there too; never one found by its file name. All functions come from one library.
+// Find the runtime that PyTorch uses. If the process has several runtimes, it is the first one with a global symbol
+// GOMP_parallel, because PyTorch's calls go there too; a file name would not be reliable. All functions come from one
+// library.
 const OpenMP* find() {
   const std::string torch = find_loaded_library("libtorch_cpu.");
   if (torch.empty()) return nullptr;
@@ -63,14 +64,14 @@ const OpenMP* find() {
 
 #endif
 
-// One region: what its members share.
+// Data shared by the members of one region.
 struct Region {
   WorkQueue& queue;
   const OpenMP& runtime;
   std::size_t workers;
   std::atomic<std::size_t> arrived{0};
-  // Order memory, their values do not matter: each member sees the caller's writes, and the caller those of each
-  // member. The runtime does so too, in a way that tools for finding races cannot see.
+  // Synchronization; the values do not matter. Each member sees the caller's writes, and the caller sees each member's
+  // writes. The runtime guarantees this too, but race detectors cannot see how.
   std::atomic<bool> begun{false};
   std::atomic<std::size_t> finished{0};
 };

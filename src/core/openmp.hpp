@@ -1,4 +1,5 @@
-// The OpenMP runtime of another library, whose threads are awake where ours would sleep or be queued behind them.
+// Steps on the threads of another library's OpenMP runtime. The threads are already awake, and our own threads would
+// compete with them for processors.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +23,8 @@ struct OpenMP {
 // where a region would wait forever for the parent's threads.
 const OpenMP* torch_openmp() noexcept;
 
-// Runs the queue on the calling thread's whole team: a smaller region would make the runtime end the surplus threads.
+// Runs the queue on the calling thread's whole team, because a smaller region would make the runtime end the surplus
+// threads.
 // Only the first `workers` members to arrive work. Returns false, and does nothing, if the caller is inside a region or
 // another thread's region is running. A thread that has no team yet gets one, as from PyTorch's own operations; where
 // the system refuses the threads, the runtime ends the process.

@@ -103,7 +103,7 @@ void Group::copy_options(OptionsSnapshot& snapshot) const noexcept {
 
 void Optimizer::add_group(std::shared_ptr<Group> group, const std::vector<Parameter>& parameters) {
   const std::size_t count = parameters_.size() + parameters.size();
-  // All that may fail comes first. A plan finds all its room here.
+  // All allocation comes first; plan() then allocates only for sparse gradients.
   parameters_.reserve(count);
   coefficients_.reserve(count);
   sweeps_.reserve(count);
@@ -297,9 +297,9 @@ void Optimizer::plan(const Gradient* gradients, double grad_scale) {
     const Gradient& gradient = gradients[i];
     if (gradient.data == nullptr) continue;
     const Parameter& parameter = parameters_[i];
-    // Neighbours mostly share their coefficients.
+    // Adjacent parameters usually share coefficients.
     if (last == nullptr || !last->matches(parameter)) last = &coefficients(i, grad_scale);
-    // Built in place: a copy of fields that were just written one by one takes as long as all the rest.
+    // Built in place: copying fields that were just written takes as long as everything else.
     Sweep& sweep = sweeps_.emplace_back();
     sweep.function = last->function;
     sweep.coefficients = &last->packed;

@@ -142,7 +142,7 @@ class Optimizer {
     options_[group].common.ema_decay = ema_decay;
   }
 
-  // Prepares the step along these gradients, with the options taken last. Changes nothing that shows. Throws Overflow.
+  // Prepares the step along these gradients, with the options taken last. Changes no visible state. Throws Overflow.
   // Allocates only for gradients of some rows.
   void plan(const Gradient* gradients, double grad_scale);
 

@@ -14,7 +14,7 @@ namespace {
 
 constexpr int missing = -1;
 
-// The result of an OpenBLAS function that takes no arguments, under whichever of the names that builds give it.
+// Call an OpenBLAS function without arguments. Builds of OpenBLAS give it different prefixes and suffixes.
 int call_if_present(const std::string& library, const std::string& function) {
   for (const char* const prefix : {"", "scipy_"}) {
     for (const char* const suffix : {"", "64_", "_64_", "_"}) {
@@ -25,8 +25,8 @@ int call_if_present(const std::string& library, const std::string& function) {
   return missing;
 }
 
-// The base-2 logarithm of the cycles for which OpenBLAS' threads spin: the value that it read when it was loaded, where
-// it tells, else what the environment holds now.
+// Return the base-2 logarithm of the cycles for which OpenBLAS' threads spin: the value that OpenBLAS read when it was
+// loaded, or the current value in the environment for versions without a function that returns it.
 int spin_exponent(const std::string& library) {
   int exponent = call_if_present(library, "openblas_thread_timeout");
   const char* const text = std::getenv("OPENBLAS_THREAD_TIMEOUT");
@@ -36,9 +36,9 @@ int spin_exponent(const std::string& library) {
 }
 
 std::string find() {
-  constexpr int own_threads = 1;     // the result of openblas_get_parallel() in builds that make threads without OpenMP
+  constexpr int own_threads = 1;     // openblas_get_parallel() for builds with threads but without OpenMP
   constexpr int longest_quiet = 20;  // 2^20 cycles are less than half a millisecond
-  // Through NumPy's extension module, whose BLAS it is, whatever the file is called and whichever others are loaded.
+  // Look the functions up in NumPy's extension module, which finds NumPy's BLAS under any file name, and no other BLAS.
   const std::string numpy = find_loaded_library("_multiarray_umath");
   const bool spins = !numpy.empty() && call_if_present(numpy, "openblas_get_parallel") == own_threads &&
                      call_if_present(numpy, "openblas_get_num_threads") > 1 && spin_exponent(numpy) > longest_quiet;
@@ -49,7 +49,7 @@ std::string find() {
 
 #else
 
-std::string find() { return {}; }  // on Windows its threads wait for events
+std::string find() { return {}; }  // on Windows, OpenBLAS' threads wait for events
 
 #endif
 
@@ -57,7 +57,7 @@ std::string find() { return {}; }  // on Windows its threads wait for events
 
 const char* spinning_blas() noexcept {
   try {
-    static const std::string& path = *new std::string(find());  // usable until the very end of the process
+    static const std::string& path = *new std::string(find());  // never destroyed: threads may step during exit
     return path.empty() ? nullptr : path.c_str();
   } catch (const std::exception&) {
     return nullptr;  // out of memory

@@ -66,7 +66,7 @@ void run_sweeps(const Executor& executor, Sweep* sweeps, std::size_t count) noex
     run_alike(executor, sweeps, count);
     return;
   }
-  Sweep* const kept = std::partition(sweeps, end, flushes);  // they may be carried out in any order
+  Sweep* const kept = std::partition(sweeps, end, flushes);  // the order does not matter
   run_alike(executor, sweeps, static_cast<std::size_t>(kept - sweeps));
   run_alike(executor, kept, static_cast<std::size_t>(end - kept));
 }

@@ -8,7 +8,7 @@
 
 namespace onepass {
 
-// One loop over the arrays of one parameter, or over some of its rows.
+// Loop over the arrays of one parameter, or over some of its rows.
 struct Sweep {
   SweepFunction function;
   const PackedCoefficients* coefficients;
@@ -16,7 +16,7 @@ struct Sweep {
   const NarrowStorage* storage;  // null: all arrays are of the dtype of the arithmetic
   std::size_t size;              // elements
   bool flush_denormals;
-  std::size_t begin;  // where it begins in the whole list, in grains: run_sweeps() fills it in
+  std::size_t begin;  // start in the whole list, in grains; set by run_sweeps()
 };
 
 // Carries out the sweeps, in any order. The list is cut between cache lines as if it were one long array.

@@ -16,7 +16,7 @@
 namespace onepass {
 namespace {
 
-// A number of threads from the environment; 0 where the variable holds no valid one.
+// Return a number of threads from the environment, or 0 if the variable is not set to a valid number.
 int from_environment(const char* name) noexcept {
   const char* const text = std::getenv(name);
   if (text == nullptr || *text == '\0') return 0;
@@ -27,8 +27,8 @@ int from_environment(const char* name) noexcept {
   return static_cast<int>(number);
 }
 
-// The processors that a container's quota allows, by the file's "quota period" in microseconds; 0: no quota, which the
-// file calls "max".
+// Return the number of processors that a container's quota allows, or 0 without a quota. The file contains
+// "quota period" in microseconds, and "max" in place of the quota if there is none.
 int allowed_by_cgroup() noexcept {
   std::ifstream file("/sys/fs/cgroup/cpu.max");
   double quota = 0;

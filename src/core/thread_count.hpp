@@ -3,11 +3,11 @@
 
 namespace onepass {
 
-// At first the number that ONEPASS_NUM_THREADS or OMP_NUM_THREADS asks for; else 1 where NumPy's BLAS keeps the
-// processors busy between steps (see spinning_blas()), else the number of processors of this process. At least 1.
+// Returns at least 1. The initial value is ONEPASS_NUM_THREADS or OMP_NUM_THREADS if set; otherwise 1 if NumPy's BLAS
+// keeps the processors busy between steps (see spinning_blas()), else the number of processors of this process.
 int get_num_threads() noexcept;
 void set_num_threads(int count) noexcept;
-void reset_num_threads() noexcept;  // to the number at first
+void reset_num_threads() noexcept;  // to the initial value
 
 // The number that the user set for onepass itself, by ONEPASS_NUM_THREADS or set_num_threads(); 0: none.
 int requested_threads() noexcept;

@@ -45,7 +45,7 @@ bool ThreadPool::run(WorkQueue& queue, std::size_t helpers) noexcept {
   }
   queue.work(0);
   {
-    // All chunks are taken. A helper that has not joined by now is not waited for.
+    // All chunks are taken: do not wait for helpers that have not joined yet.
     std::unique_lock<std::mutex> lock(mutex_);
     wanted_ = 0;
     done_.wait(lock, [this] { return working_ == 0; });
@@ -54,11 +54,12 @@ bool ThreadPool::run(WorkQueue& queue, std::size_t helpers) noexcept {
   return true;
 }
 
-// Makes helpers until there are as many as wanted, or as the system gives.
+// Starts helpers until there are as many as wanted, or until the system refuses. Returns the number of usable helpers.
 std::size_t ThreadPool::grow(std::size_t wanted) noexcept {
   if (threads_.size() >= wanted) return wanted;
 #if defined(__unix__) || defined(__APPLE__)
-  // Threads inherit the mask. Signals are for the program's own threads, but for those that a thread causes itself.
+  // New threads inherit the mask. They block signals, which are for the program's own threads, except for the signals
+  // that a thread causes itself.
   sigset_t helpers_mask;
   sigset_t callers_mask;
   sigfillset(&helpers_mask);
@@ -70,7 +71,7 @@ std::size_t ThreadPool::grow(std::size_t wanted) noexcept {
     while (threads_.size() < wanted) {
       threads_.emplace_back([this, worker = threads_.size() + 1] { wait_for_work(worker); });
     }
-  } catch (const std::exception&) {  // NOLINT(bugprone-empty-catch): fewer threads will do
+  } catch (const std::exception&) {  // NOLINT(bugprone-empty-catch): fewer threads are enough
   }
 #if defined(__unix__) || defined(__APPLE__)
   pthread_sigmask(SIG_SETMASK, &callers_mask, nullptr);

@@ -15,16 +15,16 @@ namespace onepass {
 // Helpers that sleep until there is work. Used by one caller at a time.
 class ThreadPool {
  public:
-  // The pool of this process, made at first need; null where there is none to be had. It stays until the process ends.
-  // A forked child, which has none of its parent's threads, makes a pool of its own and leaves the parent's as it is,
-  // since a lock in it may be held forever.
+  // Returns the pool of this process, created at first use and never destroyed; null if it cannot be created. A forked
+  // child has none of its parent's threads. It creates a new pool and does not touch the old pool, whose lock may be
+  // held forever.
   static ThreadPool* of_this_process() noexcept;
 
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  // Has this thread and helpers, as many as the system gives, empty the queue. Returns false, and has done nothing,
-  // when another caller has the pool.
+  // Empties the queue on this thread and up to this many helpers, fewer if the system refuses threads. Returns false,
+  // and does nothing, if the pool is in use by another caller.
   bool run(WorkQueue& queue, std::size_t helpers) noexcept;
 
  private:
@@ -33,14 +33,14 @@ class ThreadPool {
   std::size_t grow(std::size_t wanted) noexcept;
   void wait_for_work(std::size_t worker) noexcept;
 
-  const unsigned fork_;              // fork_count() of the process whose pool it is
-  std::atomic<bool> in_use_{false};  // by the caller whose work this is
+  const unsigned fork_;              // fork_count() of the process that owns the pool
+  std::atomic<bool> in_use_{false};  // by a caller of run()
   std::vector<std::thread> threads_;
   std::mutex mutex_;  // guards the members below
   std::condition_variable wake_;
   std::condition_variable done_;
   WorkQueue* queue_ = nullptr;
-  std::size_t helpers_ = 0;  // the first of them take part
+  std::size_t helpers_ = 0;  // helpers with a number up to this take part
   std::size_t wanted_ = 0;   // helpers that may still join
   std::size_t working_ = 0;  // helpers that have joined and not finished
 };

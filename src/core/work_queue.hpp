@@ -12,8 +12,8 @@ namespace onepass {
 using Part = void (*)(const void* context, std::size_t begin, std::size_t end) noexcept;
 
 // Items [0, count), cut into chunks. Each worker owns a contiguous range of chunks and takes from its front, so that
-// its memory is the same in each step; when its range is empty, it takes from the ends of the others'. Any number of
-// workers may call work(), in any order and at any time; a worker that finds no chunk left knows that all are taken.
+// its memory is the same in each step; when its range is empty, it takes chunks from the ends of other ranges. Any
+// number of workers may call work(), in any order and at any time. When a worker finds no chunk, all chunks are taken.
 class WorkQueue {
  public:
   WorkQueue(Part part, const void* context, std::size_t count, std::size_t chunk, std::size_t workers) noexcept
@@ -39,8 +39,8 @@ class WorkQueue {
   static constexpr std::size_t max_ranges = 64;
   static constexpr std::size_t max_chunks = std::size_t{1} << 24;
 
-  // The chunks of one range that nobody has taken: first and one past the last, in one word, so that both change at
-  // once. A cache line each.
+  // Untaken chunks of one range: the first chunk and the end, in one word, so that both change atomically. Each range
+  // has its own cache line.
   struct alignas(64) Range {
     std::atomic<std::uint64_t> bounds{0};
   };

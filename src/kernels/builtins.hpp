@@ -1,13 +1,13 @@
-// Builtins of the compiler that the kernels use: files that are compiled with instruction-set flags must not use the
-// standard library, whose inline functions the linker could share with files that are compiled without.
+// Builtins of the compiler that the kernels use. Files compiled with instruction-set flags must not use the standard
+// library: the linker could share its inline functions with files compiled without these flags.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #if defined(_MSC_VER) && !defined(__clang__)
-// Declared here: <math.h> and <string.h> have inline functions. OpenMP's loops would be compiled as with /fp:fast,
-// which adds up in any order.
+// The functions are declared here because <math.h> and <string.h> have inline functions. OpenMP pragmas are not used:
+// they would compile loops as with /fp:fast, which sums in any order.
 extern "C" double __cdecl sqrt(double);
 extern "C" float __cdecl sqrtf(float);
 extern "C" void* __cdecl memcpy(void*, const void*, std::size_t);
@@ -35,7 +35,7 @@ extern "C" void* __cdecl memcpy(void*, const void*, std::size_t);
 #define ONEPASS_PREFETCH(address) __builtin_prefetch(address)
 #endif
 
-// CMakeLists.txt takes such flags back where CXXFLAGS or a build type set them; this notices where it could not.
+// CMakeLists.txt undoes such flags of CXXFLAGS or a build type. This check fails where it could not.
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || \
     defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || defined(__NO_SIGNED_ZEROS__)
 #error "these flags change what arithmetic gives: onepass promises the same bits everywhere"
@@ -64,7 +64,7 @@ inline float absolute(float x) noexcept { return without_sign(x, ~(std::uint32_t
 inline double absolute(double x) noexcept { return without_sign(x, ~(std::uint64_t{1} << 63)); }
 #endif
 
-// The larger number, as numpy.maximum: a NaN stays.
+// Return the larger number. As in numpy.maximum, the result is NaN if one of the numbers is.
 template <class T>
 T maximum(T a, T b) noexcept {
   return a > b || a != a ? a : b;
@@ -78,7 +78,7 @@ T sign(T x) noexcept {
   return absolute(x) > 0 ? one : other;
 }
 
-// False for infinity, which less itself is NaN, and for NaN.
+// Return false for infinity and NaN: their difference from themselves is NaN.
 template <class T>
 bool is_finite(T x) noexcept {
   return x - x == 0;

@@ -8,7 +8,7 @@
 namespace onepass {
 namespace {
 
-// All of the dtype of the arithmetic.
+// Coefficients of one sweep, in the dtype of the arithmetic.
 template <class T, class Rule>
 struct Coefficients {
   T clip_value;    // of the gradient; infinity: not clamped
@@ -19,10 +19,10 @@ struct Coefficients {
   Rule rule;
 };
 
-// The smallest of the sets that make_entry() has sweeps for.
+// Return the smallest suitable set of extras among the sets for which make_entry() has sweeps.
 template <class Rule>
 Extras extras_for(bool scales, bool clips, bool decays, bool averages) {
-  // A selection in the loop would not do: Clang makes it a product with 1.
+  // The loop cannot select instead: Clang turns the selection into a product with 1.
   const Extras clip = copies_gradient<Rule> && !scales ? clip_gradient : scale_gradient | clip_gradient;
   const Extras average = averages ? average_weights : 0;
   if (decays) return scale_gradient | clip_gradient | decay_weights | average;
@@ -59,7 +59,7 @@ bool coefficients(const double* values, const CommonOptions& common, StepContext
   packed.extras = extras_for<Rule>(k.scale != 1, is_finite(common.clip_value), coupled != 0, common.averaged);
 
   Coefficients<T, Rule> bounded = k;
-  // These two may be infinite or NaN: no clip_value is infinity, and gradients that hold a NaN have a NaN for a norm.
+  // clip_value is infinite without clipping, and scale is NaN if a gradient holds a NaN; neither is an overflow.
   if (!is_finite(common.clip_value)) bounded.clip_value = 0;
   if (scale != scale) bounded.scale = 0;
   return all_finite(bounded);

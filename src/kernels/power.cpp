@@ -44,7 +44,7 @@ Float128 multiply(const Float128& a, const Float128& b) noexcept {
   top.hi += top.lo < cross1 ? 1U : 0U;
   top.lo += cross2;
   top.hi += top.lo < cross2 ? 1U : 0U;
-  // The leading bit is set or the one after it; which of them, no branch predictor would guess.
+  // Either the leading bit or the bit after it is set. Branch-free, because the branch would be unpredictable.
   const std::uint64_t shift = (top.hi >> 63) ^ 1U;
   return {top.hi << shift | (top.lo >> 63 & shift), top.lo << shift,
           a.exponent + b.exponent + 128 - static_cast<std::int64_t>(shift)};
@@ -59,7 +59,7 @@ constexpr std::int64_t smallest_exponent = 1 - exponent_offset - 127;  // of a F
 
 constexpr Float128 one{std::uint64_t{1} << 63, 0, -127};
 
-// By repeated squaring. Below 2^-1022 it may be too large, but stays below.
+// Exponentiation by squaring. Below 2^-1022 it may be too large, but stays below.
 Float128 power(Float128 base, std::int64_t exponent) noexcept {
   Float128 result = one;
   for (; exponent != 0 && result.exponent >= smallest_exponent; exponent >>= 1) {

@@ -9,7 +9,7 @@
 namespace onepass {
 namespace {
 
-// Sixteen interleaved sums, added up in a fixed tree: the same bits for every width of vectors.
+// Sum of squares in sixteen interleaved sums that are added in a fixed tree: bit-identical for every vector width.
 template <class T>
 double squares(const void* grad, std::size_t begin, std::size_t end) {
   constexpr std::size_t lanes = 16;
@@ -36,7 +36,7 @@ double squares(const void* grad, std::size_t begin, std::size_t end) {
 
 template <bool squared, class T>
 bool all_finite(const T* grad, T scale, std::size_t count) {
-  T zero = 0;  // stays zero as long as all are finite: infinity less itself is NaN
+  T zero = 0;  // stays zero while all are finite: infinity - infinity is NaN
   ONEPASS_SIMD_SUM(zero)
   for (std::size_t i = 0; i < count; ++i) {
     const T g = grad[i] * scale;

@@ -4,11 +4,12 @@
 //   Value                    the dtype of the arithmetic
 //   load(i), store(i, x)     element i of the sweep, decoded and encoded
 //   ref(i)                   the same as a Value&, for as long as a rule is at work
-//   until_cache_line(count)  the elements that a sweep of so many should take by themselves first
+//   until_cache_line(count)  the number of elements before the first cache line, which a sweep of count elements takes
+//                            separately
 //
-// and a Format names the storage of each of a parameter's arrays. Narrower ones are further types here and a line in
-// make_entry(). What needs more than one element, such as a scale for 128 of them, is decoded into Plain<Value> buffers
-// in the nearest cache by run_loop(), which then calls the same loop() and encodes its results. Rules see neither.
+// A Format names the storage of each array of a parameter. Storages that need several elements at once, such as 128
+// elements with a common scale, are decoded into Plain<Value> buffers in the L1 cache by narrow_sweep(), which then
+// calls the same loop() and encodes its results. Rules see neither.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +19,7 @@ namespace onepass {
 namespace {
 
 // One element of state as a plain T& for a rule: loaded by the constructor, stored by the destructor, which runs when
-// the rule has returned. A pointer of its own: with a storage as a member GCC 12 did not vectorise the loop.
+// the rule has returned. It holds a pointer, because with a storage as a member GCC 12 did not vectorise the loop.
 template <class T>
 class StateRef {
  public:
@@ -33,7 +34,7 @@ class StateRef {
   T value_;
 };
 
-// Elements as the arithmetic has them. Stored: T, or const T for an array that is only read.
+// Elements stored in the dtype of the arithmetic. Stored: T, or const T for an array that is only read.
 template <class T, class Stored = T>
 class Plain {
  public:
@@ -46,8 +47,8 @@ class Plain {
   void store(std::size_t i, T x) const noexcept { data_[i] = x; }
   StateRef<T> ref(std::size_t i) const noexcept { return StateRef<T>(data_ + i); }
 
-  // Vectors stored across two lines made a sweep of a million elements 1.8 times as slow, and one of eight million 1.2
-  // times (AVX-512, Zen 5); in the nearest cache they cost nothing that shows.
+  // Storing vectors across two cache lines made a sweep of a million elements 1.8 times as slow, and a sweep of eight
+  // million 1.2 times (AVX-512, Zen 5); in the L1 cache the effect was not measurable.
   std::size_t until_cache_line(std::size_t count) const noexcept {
     constexpr std::size_t line = 64;
     constexpr std::size_t worth_aligning = 4096;
@@ -59,7 +60,7 @@ class Plain {
   Stored* data_;
 };
 
-// One dtype for all arrays.
+// Format with one dtype for all arrays.
 template <class T>
 struct PlainFormat {
   using Value = T;

@@ -31,7 +31,8 @@ bool step_once(const std::string& rule_name, const std::vector<double>& options,
   if (options.size() != rule.option_count || states.size() != rule.state_count) {
     throw py::value_error("wrong number of options or states for this rule");
   }
-  if (common.averaged != average.has_value()) throw py::value_error("averaged, but no average, or the other way round");
+  if (common.averaged != average.has_value())
+    throw py::value_error("average: expected an array if and only if averaged is true");
   Parameter parameter = describe(param, states, average);
   const auto is_state = [](const py::array& state) { return is_contiguous(state) && state.writeable(); };
   if (dtype_of(grad) != parameter.dtype || grad.size() != param.size() || !is_contiguous(grad)) {
@@ -49,7 +50,7 @@ bool step_once(const std::string& rule_name, const std::vector<double>& options,
   return done;
 }
 
-// An array in the memory of another object, which it keeps alive.
+// Return an array in the memory of another object, and keep that object alive.
 py::array array_at(std::uintptr_t address, const py::dtype& dtype, std::vector<py::ssize_t> shape,
                    std::vector<py::ssize_t> strides, const py::object& owner) {
   return py::array(dtype, std::move(shape), std::move(strides), reinterpret_cast<const void*>(address), owner);
@@ -95,7 +96,7 @@ void encode(const py::array_t<float, py::array::c_style | py::array::forcecast>&
   });
 }
 
-// The L2 norm of a contiguous array, with the bits that clip_norm finds for one gradient.
+// Return the L2 norm of a contiguous array, bit-identical to the norm that clip_norm measures.
 double norm(const py::array& array) {
   const std::optional<DType> dtype = dtype_of(array);
   if (!dtype || !is_contiguous(array)) {
@@ -127,8 +128,8 @@ std::pair<py::array, py::array> sum_rows(const py::array_t<std::int64_t, py::arr
   return {py::array_t<std::int64_t>(shape[0], sum.rows), py::array(values.dtype(), shape, sum.data)};
 }
 
-// The norm of gradients, and the first parameter whose gradient is not finite if that is requested, from the statistics
-// of all blocks of all gradients, one in each row.
+// Return the norm of all gradients and, on request, the first parameter whose gradient is not finite. blocks: one row
+// of statistics for each block of each gradient.
 std::pair<double, std::optional<std::size_t>> total(const py::array_t<double, py::array::c_style>& blocks,
                                                     const std::vector<std::size_t>& counts, double grad_scale,
                                                     bool finite) {
@@ -143,7 +144,7 @@ std::pair<double, std::optional<std::size_t>> total(const py::array_t<double, py
   return {result.norm, result.first_nonfinite};
 }
 
-// The stream baseline of benchmarks: reads and writes the memory of an Adam step, and computes next to nothing.
+// The stream baseline of benchmarks: reads and writes the memory of an Adam step, and computes almost nothing.
 void stream_baseline(const py::array& param, const py::array& grad, const py::array& exp_avg,
                      const py::array& exp_avg_sq) {
   Parameter parameter = describe(param, {exp_avg, exp_avg_sq}, std::nullopt);

@@ -10,8 +10,8 @@ namespace onepass::python {
 
 namespace py = pybind11;
 
-// The C++ object of a bound instance; null before its __init__ was called. pybind11's public casts cannot tell: they
-// return memory that no constructor has run on.
+// The C++ object of a bound instance; null before its __init__ was called. pybind11's public casts do not detect this:
+// they return uninitialized memory.
 template <class T>
 T* try_get(PyObject* self) {
   auto* const instance = reinterpret_cast<py::detail::instance*>(self);

@@ -6,10 +6,11 @@
 
 namespace onepass::python {
 
-// Lets one thread at a time step; the others wait without the GIL. For std::scoped_lock and std::unique_lock.
+// Mutex that lets one thread step at a time; waiting threads release the GIL. For std::scoped_lock and
+// std::unique_lock.
 class StepLock {
  public:
-  // Throws std::runtime_error where this thread holds the lock already, and where a fork has left it locked forever.
+  // Throws std::runtime_error if this thread already holds the lock, or if a fork has left it locked forever.
   void lock();
   void unlock() noexcept;
 

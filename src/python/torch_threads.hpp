@@ -15,7 +15,7 @@ namespace onepass::python {
 namespace py = pybind11;
 
 // The calling thread's OpenMP team where PyTorch has one, else the pool; in either case as many threads as PyTorch uses
-// (get_num_threads is PyTorch's function), or fewer where the user asked onepass for fewer. May run Python code.
+// (get_num_threads is PyTorch's function), or fewer if the user has set a lower limit in onepass. May run Python code.
 inline Executor torch_executor(const py::object& get_num_threads) {
   const auto torch_threads = [&] { return call(get_num_threads, py::tuple()).cast<int>(); };
   const int requested = requested_threads();
@@ -23,8 +23,8 @@ inline Executor torch_executor(const py::object& get_num_threads) {
     return static_cast<std::size_t>(std::max(1, requested == 0 ? threads : std::min(threads, requested)));
   };
   if (const OpenMP* const runtime = torch_openmp()) {
-    // PyTorch sets a thread's count of threads when it is first asked for it. If the runtime then has another, it is
-    // not the one that PyTorch uses.
+    // The first call of get_num_threads in a thread sets the runtime's number for that thread. A runtime that then has
+    // a different number is not the runtime that PyTorch uses.
     enum class Match : unsigned char { unknown, yes, no };
     thread_local Match match = Match::unknown;
     if (match == Match::unknown) match = torch_threads() == runtime->max_threads() ? Match::yes : Match::no;

@@ -40,7 +40,7 @@ def test_flat_parameters_come_in_the_form_of_the_given_ones() -> None:
     assert groups[0]["params"][0].base.tolist() == [0.5] * 4 + [-1] * 2
 
 
-def test_what_cannot_be_flattened_is_refused() -> None:
+def test_wrong_parameters_are_refused() -> None:
     w = np.ones(4, np.float32)
     for wrong, error, message in [
         ([1], TypeError, "parameter 0 must be a NumPy array"),
@@ -55,18 +55,18 @@ def test_what_cannot_be_flattened_is_refused() -> None:
             onepass.flatten(wrong)
 
 
-def test_arrays_are_one_only_where_they_lie_one_behind_the_other() -> None:
+def test_only_adjacent_arrays_are_one_array() -> None:
     base = np.arange(24, dtype=np.float32)
     a, b, c = base[2:8].reshape(2, 3), base[8:8], base[8:20].reshape(3, 4, order="F")
     one = one_array([a, b, c], np.float32)
     assert one is not None and one.tolist() == list(range(2, 20)) and np.shares_memory(one, base)
     other = np.zeros(3)
-    assert one_array([a, other, c], np.float32) is not None  # an array of another dtype is not asked about
+    assert one_array([a, other, c], np.float32) is not None  # an array of another dtype does not count
     assert one_array([other], np.float32).tolist() == []  # type: ignore[union-attr]
     for apart in ([c, a], [a, base[9:12]], [a, base[7:12]], [a, np.zeros(3, np.float32)], [a, a]):
         assert one_array(apart, np.float32) is None
     table = np.zeros((4, 6), np.float32)
-    assert one_array([table[0], table[1]], np.float32) is None  # of what is no line itself
+    assert one_array([table[0], table[1]], np.float32) is None  # the rows of a table with gaps are not contiguous
     writeable = [base[:3], base[3:6]]
     base.flags.writeable = False
-    assert one_array(writeable, np.float32) is None  # MPI would be handed what NumPy protects
+    assert one_array(writeable, np.float32) is None  # MPI would write to a read-only array

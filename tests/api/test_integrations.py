@@ -1,4 +1,4 @@
-"""The adapters to other libraries without those libraries; tests/integrations has them beside them."""
+"""Adapters to other libraries, without these libraries; tests/integrations tests the adapters with them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIBRARIES = {adapter: {"mpi": "mpi4py"}.get(adapter, adapter) for adapter in ADA
 
 
 @pytest.mark.parametrize(("adapter", "library"), LIBRARIES.items())
-def test_an_adapter_without_its_library_says_what_to_install(
+def test_an_adapter_without_its_library_names_the_package_to_install(
     adapter: str, library: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == library]:
@@ -36,7 +36,7 @@ def test_an_adapter_without_its_library_says_what_to_install(
     assert caught.value.name == library
 
 
-def test_what_a_library_itself_lacks_is_not_blamed_on_it() -> None:
+def test_a_missing_dependency_of_the_library_is_reported_unchanged() -> None:
     with (
         pytest.raises(ModuleNotFoundError, match="No module named 'no_such_module'"),
         onepass.integrations.needed("torch"),

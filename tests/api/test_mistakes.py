@@ -1,4 +1,4 @@
-"""Typical mistakes: each message names the subject, what was got and what to do."""
+"""Typical mistakes: each message names the subject, the given value and a remedy."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_the_message_says_what_is_wrong_and_what_to_do(name: str) -> None:
+def test_the_message_names_the_mistake_and_the_remedy(name: str) -> None:
     act, error, words = MISTAKES[name]
     with pytest.raises(error) as caught:
         act()

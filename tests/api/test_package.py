@@ -42,7 +42,7 @@ def test_everything_public_has_a_docstring_with_an_example(name: str) -> None:
         assert ">>> " in public.__doc__, f"{name} shows no example"
 
 
-def test_importing_onepass_needs_numpy_alone_and_starts_nothing() -> None:
+def test_importing_onepass_needs_only_numpy_and_starts_nothing() -> None:
     code = (
         "import sys, threading, numpy; before = set(sys.modules); import onepass; "
         "print(sorted(m.split('.')[0] for m in set(sys.modules) - before)); print(threading.active_count())"

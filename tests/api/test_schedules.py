@@ -1,6 +1,6 @@
-"""Schedules say what their formulas say, are values (equal, hashed, pickled, printed), and refuse what makes no sense.
+"""Schedules follow their formulas, are values (compared, hashed, pickled, printed), and refuse wrong arguments.
 
-And the presets: fixed, complete, and what `Adam` takes. `integrations/test_presets.py` runs them beside the libraries.
+The presets are fixed, complete, and accepted by `Adam`. `integrations/test_presets.py` compares them with others.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from onepass.schedules import cosine, exponential, inverse_sqrt, inverse_time, l
 NAN, INF = float("nan"), float("inf")
 LARGEST_STEP = 2**63 - 1
 
-# Each schedule with the formula that its documentation gives, written down again.
+# Each schedule with the formula in its documentation.
 FORMULAS: dict[Any, Callable[[int], float]] = {
     inverse_sqrt(0.3): lambda t: 0.3 * t**-0.5,
     inverse_time(0.3, 0.07): lambda t: 0.3 / (1 + 0.07 * (t - 1)),
@@ -76,15 +76,15 @@ def test_a_warmup_ends_exactly_where_its_schedule_begins() -> None:
 
 
 def test_a_warmup_takes_any_callable() -> None:
-    asked = []
+    steps = []
 
     def constant(t: int) -> float:
-        asked.append(t)
+        steps.append(t)
         return 0.4
 
     schedule = warmup(constant, 4)
     assert [schedule(t) for t in range(1, 7)] == [0.1, 0.2, pytest.approx(0.3), 0.4, 0.4, 0.4]
-    assert asked == [1, 1, 1, 1, 1, 2]
+    assert steps == [1, 1, 1, 1, 1, 2]
     assert warmup(lambda t: np.float32(0.5), 2)(3) == 0.5
 
 
@@ -127,7 +127,7 @@ def test_a_growing_rate_stops_at_the_largest_double() -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-def test_a_copy_is_equal_and_says_the_same(schedule: Any) -> None:
+def test_a_copy_is_equal_and_returns_the_same_rates(schedule: Any) -> None:
     copies = [pickle.loads(pickle.dumps(schedule, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
     for twin in [*copies, copy.copy(schedule), copy.deepcopy(schedule), eval(repr(schedule), vars(schedules).copy())]:
         assert type(twin) is type(schedule)
@@ -141,7 +141,7 @@ def test_schedules_differ_by_kind_and_by_arguments() -> None:
     assert inverse_sqrt(0.1) != 0.1
 
 
-def test_how_a_number_was_written_makes_no_difference() -> None:
+def test_every_type_of_number_gives_the_same_schedule() -> None:
     assert inverse_sqrt(1) == inverse_sqrt(1.0) == inverse_sqrt(np.float32(1))
     assert repr(inverse_sqrt(np.float64(1))) == "inverse_sqrt(lr=1.0)"
     assert repr(cosine(np.float32(0.5), np.int8(3), np.array(0))) == "cosine(lr=0.5, steps=3, end=0.0)"
@@ -260,7 +260,7 @@ def test_a_warmup_refuses_what_its_schedule_should_not_return(value: Any, error:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-def test_an_optimizer_with_a_schedule_does_what_one_whose_rate_is_set_each_step_does(schedule: Any) -> None:
+def test_a_schedule_has_the_same_effect_as_a_rate_that_is_set_before_each_step(schedule: Any) -> None:
     rng = np.random.default_rng(0)
     w, v = np.zeros(5), np.zeros(5)
     scheduled, by_hand = onepass.Adam(w, lr=schedule), onepass.Adam(v)
@@ -309,7 +309,7 @@ def test_nothing_about_a_preset_can_be_changed(mapping: Any) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_documentation_says_where_a_preset_comes_from(name: str) -> None:
+def test_the_documentation_names_the_source_of_each_preset(name: str) -> None:
     assert f"\n``{name}``" in (importlib.import_module("onepass.presets").__doc__ or "")
 
 

@@ -20,7 +20,7 @@ from onepass import _core
 from onepass._reference import RULES
 
 CASES = 8 * 2 * len(RULES) + 3
-# What the cases of the self-check leave, on every machine and with every NumPy.
+# Digest of the results of the self-check, on every machine and with every NumPy.
 DIGEST = "8d281cdd5a9c2c3ffbcbc48d2108fb071aa407b0211d7523ddd9a6e5dddc3a1f"
 
 
@@ -44,7 +44,7 @@ def run(*arguments: str, path: Path | None = None, **more: str) -> subprocess.Co
         os.close(writing)
 
 
-# What some places run as every Python starts; here it reads and writes what is not its own.
+# A site customization, which runs when Python starts. This one uses the program's input and output.
 SITE = """
 import atexit, os, sys
 if "ONEPASS_ISA" in os.environ:
@@ -87,7 +87,7 @@ if os.environ.get("ONEPASS_ISA") == "avx2":
 def test_a_planted_difference_and_a_crash_are_reported_and_the_exit_status_is_1(tmp_path: Path) -> None:
     package = Path(onepass.__file__).parent
     if Path(_core.__file__).parent != package:
-        pytest.skip("an editable install: the compiled module is not beside the others")
+        pytest.skip("an editable install: the compiled module is in a different folder")
     shutil.copytree(package, tmp_path / "onepass")
     if (libraries := package.with_name("onepass.libs")).exists():  # Microsoft's C++ library, in a wheel for Windows
         shutil.copytree(libraries, tmp_path / "onepass.libs")
@@ -196,7 +196,7 @@ def test_rounds_differ_by_what_most_of_them_differ() -> None:
 def test_numpys_step_is_that_of_the_benchmarks() -> None:
     peers = Path(__file__).parents[2] / "bench" / "peers.py"
     if not peers.exists():
-        pytest.skip("the benchmarks are not beside the tests")
+        pytest.skip("the benchmarks are not next to the tests")
     calls = re.compile(r"^ +((?:multiply|add|subtract|divide|sqrt)\(.*\))$", re.MULTILINE)
     theirs, ours = (calls.findall(Path(file).read_text(encoding="utf-8")) for file in (peers, main.__file__))
     assert len(ours) == 12 and ours == theirs

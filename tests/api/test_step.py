@@ -198,7 +198,7 @@ def test_state_is_live_views_under_torchs_names() -> None:
     assert list(state) == ["step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
     assert all((state[name] == 0).all() and state[name].shape == (3, 2) for name in list(state)[1:])
     optimizer.step({"w": np.ones((3, 2), np.float32)})
-    np.testing.assert_allclose(state["exp_avg"], 0.1, rtol=1e-6)  # the view of before
+    np.testing.assert_allclose(state["exp_avg"], 0.1, rtol=1e-6)  # the view from before the step
     state["exp_avg"][...] = 0
     np.testing.assert_allclose(optimizer.state["w"]["exp_avg"], 0)
     assert optimizer.state["w"]["step"] == 1 and len(optimizer.state) == 1 and "w" in optimizer.state
@@ -234,7 +234,7 @@ def test_an_optimizer_is_freed_with_its_last_reference() -> None:
         gc.enable()
 
 
-def test_it_prints_what_it_is() -> None:
+def test_the_repr_of_an_optimizer_lists_its_options() -> None:
     assert repr(onepass.Adam([np.zeros(3), np.zeros((2, 2))], lr=0.5, maximize=True)) == (
         "Adam(2 parameters, 7 elements, lr=0.5, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0, "
         "amsgrad=False, bias_correction=True, eps_mode='paper', maximize=True, clip_value=None, ema_decay=None)"
@@ -309,7 +309,7 @@ def test_maximize_and_a_negative_scale_are_the_same() -> None:
     assert (a[1:] > 1).all()
 
 
-def test_state_and_rows_print_what_they_are() -> None:
+def test_the_repr_of_state_and_rows_is_readable() -> None:
     optimizer = onepass.SGD({"w": np.zeros(2)}, momentum=0.5)
     assert repr(optimizer.state) == "{'w': {'step': 0, 'momentum_buffer': array([0., 0.])}}"
     assert repr(onepass.SparseRows([1, 1], np.ones((2, 3), np.float32))) == "SparseRows(2 rows of shape (3,), float32)"

@@ -162,7 +162,7 @@ def test_values_that_the_options_do_not_have(option: str, value: Any, error: typ
         onepass.Adam(w, **{option: value})
 
 
-def test_what_decides_about_storage_cannot_be_set_later() -> None:
+def test_storage_options_cannot_be_set_later() -> None:
     for optimizer in (onepass.Adam([ones(N)]), onepass.Adam([bfloat16(N)], state_dtype="float8")):
         for name, value in (("state_dtype", "bfloat16"), ("master_bits", 24), ("rounding", "nearest")):
             message = f"{name} cannot be changed after construction: it determines how numbers are stored"
@@ -446,7 +446,7 @@ def test_bfloat16_parameters_in_every_form_and_place() -> None:
         onepass.Adam([w.reshape(-1)[:60], w.reshape(-1)[50:100]])
 
 
-def test_a_narrow_gradient_beside_its_parameter_is_read_where_it_lies() -> None:
+def test_a_narrow_gradient_next_to_its_parameter_is_read_in_place() -> None:
     rng = np.random.default_rng(5)
     buffer = np.zeros(3 * N, np.uint16)
     narrow, param = buffer[:N].view(bfloat16().dtype), buffer[N:].view(np.float32)

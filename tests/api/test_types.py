@@ -19,7 +19,7 @@ import pytest
 
 import onepass
 
-# What people write. A line that carries an ignore is wrong, and mypy must say so: under --strict an ignore that
+# Typical user code. A line that carries an ignore is wrong, and mypy must report it: under --strict an ignore that
 # ignores nothing is an error too.
 PROGRAM = """
 from collections.abc import Mapping
@@ -195,7 +195,7 @@ def test_everything_that_can_be_called_shows_its_arguments(name: str) -> None:
     assert not vague, "an editor would show nothing but *args"
 
 
-def test_the_types_are_those_of_the_package_and_not_guessed() -> None:
+def test_the_types_come_from_the_package() -> None:
     folder = Path(onepass.__file__).parent
     assert (folder / "py.typed").exists()
     assert (folder / "_core.pyi").exists()
@@ -209,7 +209,7 @@ def test_the_types_know_the_options_of_every_optimizer() -> None:
     assert {name for name in onepass.Group.__annotations__ if not name.startswith("_")} == options
 
 
-def test_help_says_of_each_constructor_what_is_so() -> None:
+def test_help_shows_the_full_signature_of_each_constructor() -> None:
     for name in ("Optimizer", "Adam", "AdamW", "SGD"):
         cls = getattr(onepass, name)
         assert inspect.signature(cls).parameters["params"].default is inspect.Parameter.empty
@@ -230,7 +230,7 @@ def test_help_lists_the_options_with_their_defaults() -> None:
         assert said in shown, said
 
 
-def test_what_is_shown_is_what_is_public() -> None:
+def test_dir_lists_only_public_names() -> None:
     for module, more in ((onepass, {"integrations"}), (onepass.schedules, set())):
         assert {name for name in dir(module) if not name.startswith("__")} == {*module.__all__} | more
     assert onepass.integrations.__name__ == "onepass.integrations"

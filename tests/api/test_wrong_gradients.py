@@ -1,4 +1,4 @@
-"""Wrong gradients and schedules: an error that says what was wrong, and nothing has changed."""
+"""Wrong gradients and schedules: the error names the problem, and nothing has changed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ GRADIENTS: dict[str, tuple[Any, type[Exception], str]] = {
 
 
 def two(**options: Any) -> onepass.Adam:
-    """An optimizer of two parameters that has made a step."""
+    """Return an optimizer of two parameters that has taken a step."""
     optimizer = onepass.Adam([ones(2, 3), ones(3)], **options)
     optimizer.step([ones(2, 3), ones(3)])
     return optimizer
@@ -215,7 +215,7 @@ def test_a_list_of_gradients_that_shrinks_while_it_is_read(form: Any) -> None:
 
     class Meddler(np.ndarray):  # type: ignore[type-arg]
         @property
-        def dtype(self) -> Any:  # the optimizer asks any array that is not NumPy's own
+        def dtype(self) -> Any:  # the optimizer reads the dtype of foreign arrays
             cleared.append(len(grads))
             grads.clear()
             gc.collect()

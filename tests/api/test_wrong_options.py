@@ -254,7 +254,7 @@ def test_wrong_groups(groups: Any, error: type[Exception], message: str) -> None
         onepass.Adam(groups)
 
 
-def test_what_decides_which_buffers_exist_cannot_be_set() -> None:
+def test_options_that_determine_the_buffers_cannot_be_set() -> None:
     for optimizer, name, value in [
         (onepass.Adam([ones(3)]), "amsgrad", True),
         (onepass.Adam([ones(3)]), "ema_decay", 0.5),
@@ -329,7 +329,7 @@ def test_an_option_on_the_optimizer() -> None:
 
 
 @pytest.mark.parametrize("name", ["step_count", "skipped", "grad_norm", "flush_denormals", "groups", "params", "state"])
-def test_what_can_only_be_read(name: str) -> None:
+def test_read_only_attributes_cannot_be_set(name: str) -> None:
     optimizer = onepass.Adam([ones(3)])
     with refused(AttributeError, "", optimizer):
         setattr(optimizer, name, 0)
@@ -404,7 +404,7 @@ def test_an_option_that_a_subclass_sets_too_early(name: str) -> None:
         Mine(ones(3), 0.5)
 
 
-def test_what_the_optimizers_share_is_none_itself() -> None:
+def test_the_abstract_base_class_cannot_be_instantiated() -> None:
     for options in ({}, {"lr": 0.1}):
         with refused(TypeError, "Optimizer is abstract: use a subclass such as onepass.Adam"):
             onepass.Optimizer(ones(3), **options)

@@ -1,4 +1,4 @@
-// Runs the tests of this program: all, or those whose names hold the word given.
+// Main program of the tests: runs all tests, or the tests whose names contain a given word.
 #include "check.hpp"
 
 #include <atomic>

@@ -15,7 +15,7 @@ struct Registration {
   Registration(const char* name, void (*function)());
 };
 
-// Notes a failure and goes on; after many only counts.
+// Reports a failure; after many failures, only counts them.
 void fail(const char* file, int line, const std::string& what);
 
 template <class T>
@@ -30,7 +30,7 @@ std::string shown(const T& value) {
   return text.str();
 }
 
-// What to say of a failure besides the two sides, made of anything that a stream takes.
+// Join the values into the message of a failed check. A value is anything that a stream takes.
 template <class... Words>
 std::string words(const Words&... said) {
   std::ostringstream text;
@@ -49,7 +49,7 @@ void equal(const char* file, int line, const char* what, const A& actual, const 
   fail(file, line, std::string(what) + ": " + shown(actual) + " should be " + shown(expected) + "  " + words(said...));
 }
 
-// NaNs are equal whatever their sign and payload; zeros are not.
+// Compares bits, except that all NaNs are equal.
 template <class T>
 bool same_bits(T a, T b) {
   return std::memcmp(&a, &b, sizeof a) == 0 || (a != a && b != b);
@@ -77,7 +77,7 @@ void same_arrays(const char* file, int line, const char* what, const T* actual, 
   static const test::Registration name##_test(#name, &(name)); \
   static void name()
 
-// After what is checked may follow what to say if it fails.
+// Further arguments are values for the message of a failed check.
 #define CHECK(...) test::check(__FILE__, __LINE__, #__VA_ARGS__, __VA_ARGS__)
 #define CHECK_EQUAL(...) test::equal(__FILE__, __LINE__, #__VA_ARGS__, __VA_ARGS__)
 #define CHECK_BITS(...) test::same(__FILE__, __LINE__, #__VA_ARGS__, __VA_ARGS__)

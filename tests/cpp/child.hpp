@@ -1,4 +1,4 @@
-// A step large enough for four threads, and children that tell whether all was well.
+// A step large enough for four threads, and child processes that report success.
 #pragma once
 
 #include <sys/wait.h>
@@ -17,7 +17,7 @@ struct Large {
   static constexpr std::size_t size = 650000;
   std::vector<double> param = std::vector<double>(size, 1), grad = std::vector<double>(size, 2);
 
-  // -1 further with each step.
+  // Subtracts 1 from each element.
   void step(const onepass::Executor& executor = onepass::pool_executor()) {
     onepass::Parameter parameter{onepass::float64, size, 1, {}, 0, 1, {}};
     parameter.operands.param = param.data();
@@ -36,12 +36,12 @@ struct Large {
   }
 };
 
-// Forks; whether the child, which ends here, found all well.
+// Runs a function in a forked child, which then exits. Returns the result of the function.
 template <class Child>
 bool in_a_child(Child child) {
   const pid_t id = fork();
   if (id == 0) {
-    alarm(120);  // instead of waiting for ever
+    alarm(120);  // instead of waiting forever
     _exit(child() ? 0 : 1);
   }
   int status = 0;

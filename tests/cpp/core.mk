@@ -1,8 +1,8 @@
-# What is tested of the core without Python, or of Python with tools that look into the core: included by the Makefile.
+# Targets that test the core without Python, or Python with tools that inspect the core. The Makefile includes this file.
 
 sanitize_flags := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 
-# Whether a program is there, or the Debian package that has it.
+# Fail if a program is missing, and name its Debian package.
 need = @command -v $(1) > /dev/null || { echo "$(1) is missing: apt-get install $(2)"; exit 1; }
 
 # Builds the core and its tests in build/core-NAME with these options of CMake, and runs them with these of CTest.

@@ -21,7 +21,7 @@ using test::Random;
 using test::Twin;
 using test::Values;
 
-// What is left of the input; zeros when it is used up.
+// The rest of the input. An exhausted input yields zeros.
 class Input {
  public:
   Input(const std::uint8_t* data, std::size_t size) : data_(data), size_(size) {}
@@ -40,7 +40,7 @@ class Input {
     return bits;
   }
 
-  // A double: mostly one that matters somewhere, or any at all.
+  // A double: usually a special value, otherwise any pattern of bits.
   double number() {
     constexpr double known[] = {0, 1, 0.5, 0.9, 0.999, 1e-8, 1e-3, 0.1, 3, 1e10, 1e-40, 1e39, 1e300, 5e-324};
     const std::size_t which = below(sizeof known / sizeof known[0] + 2);
@@ -51,7 +51,7 @@ class Input {
     std::memcpy(&any, &bits, sizeof any);
     return any;
   }
-  // What the classes let through: finite, not negative; a beta lies below 1.
+  // An option that the classes accept: finite and not negative; a beta is below 1.
   double option() {
     const double any = number();
     return any - any == 0 ? (any < 0 ? -any : any) : 1;
@@ -96,7 +96,7 @@ onepass::CommonOptions common(Input& input, bool averaged) {
 
 Values values(Input& input) { return test::all_values[input.below(3)]; }
 
-// Draws only what the input has not said: the numbers in the arrays.
+// Source of the numbers in the arrays, which do not come from the input.
 class Machine {
  public:
   Machine(Input& input, bool flush) : input_(input), random_(input.word()), twin_(flush) {}
@@ -141,7 +141,7 @@ class Machine {
     std::vector<Twin::Shape> shapes;
     for (std::size_t i = 0, count = input_.below(4); i < count; ++i) {
       const auto dtype = input_.flag() ? onepass::float32 : onepass::float64;
-      // Once in a while one that is worth a second thread.
+      // Sometimes a size that is worth a second thread.
       const bool large = input_.byte() == 255 && !large_;
       large_ = large_ || large;
       shapes.push_back({dtype, large ? 3000 : input_.below(24), large ? 101 : input_.below(24)});
@@ -159,7 +159,7 @@ class Machine {
     std::vector<std::int64_t> steps;
     std::vector<onepass::Scalars> scalars;
     for (std::size_t i = 0; i < twin_.parameter_count(); ++i) {
-      // At most 2^62, as checkpoints have it.
+      // At most 2^62, as in checkpoints.
       const std::uint64_t step = input_.flag() ? input_.below(4) : input_.word() >> (2 + input_.below(62));
       steps.push_back(static_cast<std::int64_t>(step));
       scalars.push_back({{input_.flag() ? 1 : input_.number()}});
@@ -191,7 +191,7 @@ class Machine {
 
   void plan() { twin_.plan(gradients(), scale()); }
 
-  // As the module does it: plan, look, clip, apply or leave.
+  // Same order as in the Python module: plan, measure, clip, apply or skip.
   void step() {
     const auto given = gradients();
     const double own = scale();
@@ -221,7 +221,7 @@ class Machine {
 
 }  // namespace
 
-// A failure must end the fuzzer.
+// A failed check must end the fuzzer.
 void test::fail(const char* file, int line, const std::string& what) {
   std::fprintf(stderr, "%s:%d: %s\n", file, line, what.c_str());
   std::abort();

@@ -9,7 +9,7 @@ namespace {
 std::atomic<stub::Team> team{stub::Team::as_asked};
 std::atomic<int> max_threads{2};
 std::atomic<int> count{0};
-std::atomic<unsigned> last_asked{0};
+std::atomic<unsigned> last_requested{0};
 thread_local int number = 0;
 thread_local bool inside = false;
 
@@ -29,7 +29,7 @@ void stub::set_team(Team new_team, int new_max_threads) {
 }
 
 int stub::regions() { return count; }
-unsigned stub::asked() { return last_asked; }
+unsigned stub::requested() { return last_requested; }
 
 extern "C" {
 
@@ -40,7 +40,7 @@ int omp_in_parallel() { return inside ? 1 : 0; }
 void GOMP_parallel(void (*function)(void*), void* data, unsigned threads, unsigned) {
   using stub::Team;
   ++count;
-  last_asked = threads;
+  last_requested = threads;
   const Team kind = team;
   int size = static_cast<int>(threads);
   if (kind == Team::smaller) --size;

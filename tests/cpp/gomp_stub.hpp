@@ -1,4 +1,4 @@
-// An OpenMP runtime of the tests' own, whose teams are not what was asked for.
+// Stub of an OpenMP runtime, whose teams differ from the requested ones.
 #pragma once
 
 namespace stub {
@@ -16,8 +16,8 @@ constexpr Team teams[] = {Team::as_asked, Team::smaller, Team::larger, Team::ser
                           Team::reversed, Team::alone,   Team::late};
 
 void set_team(Team team, int max_threads);
-int regions();     // begun so far
-unsigned asked();  // members that the last region asked for
+int regions();         // begun so far
+unsigned requested();  // members that the last region requested
 
 }  // namespace stub
 

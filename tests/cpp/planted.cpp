@@ -29,14 +29,14 @@ void step(float* param, const float* grad, std::size_t count) {
   onepass::step_once(onepass::find_rule("sgd"), options, common, 1, parameter_of(param, grad, count), false);
 }
 
-// The gradient ends one element too early.
+// Read fault: the gradient ends one element too early.
 void read() {
   const auto param = std::make_unique<float[]>(size);
   const auto grad = std::make_unique<float[]>(size - 1);
   step(param.get(), grad.get(), size);
 }
 
-// One element is written behind the parameter. A step along it would be caught reading it first.
+// Write fault: one element after the parameter is written. A step there would already be caught reading it.
 void write() {
   const auto param = std::make_unique<float[]>(size);
   const volatile std::size_t behind = size;
@@ -45,11 +45,11 @@ void write() {
   step(param.get(), grad.get(), size);
 }
 
-// A step along a gradient that was freed.
+// Use after free: a step along a gradient that was freed.
 void freed() {
   const auto param = std::make_unique<float[]>(size);
   auto grad = std::make_unique<float[]>(size);
-  const float* volatile stale = grad.get();  // the compiler sees it otherwise
+  const float* volatile stale = grad.get();  // otherwise the compiler detects the fault
   grad.reset();
   step(param.get(), stale, size);
 }
@@ -68,7 +68,7 @@ void race() {
   other.join();
 }
 
-// A gradient that nobody filled decides what happens.
+// Uninitialised memory: a branch depends on a gradient that was never written.
 void uninitialised() {
   const std::unique_ptr<float[]> param(new float[size]());
   const std::unique_ptr<float[]> grad(new float[size]);
@@ -76,7 +76,7 @@ void uninitialised() {
   if (param[size / 2] > 0) std::puts("positive");
 }
 
-// A step count at the end of its 64 bits.
+// Overflow of a 64-bit step count.
 void overflow() {
   float param = 0;
   const float grad = 0;

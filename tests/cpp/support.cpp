@@ -33,7 +33,7 @@ std::size_t page() {
   return size;
 }
 
-// Blocks that were mapped between guarded pages, and wait to be used again: the system is slow to make them.
+// Unused blocks between guarded pages, kept for reuse because mapping new blocks is slow.
 struct Mapped {
   std::mutex mutex;
   std::multimap<std::size_t, void*> blocks;

@@ -1,4 +1,4 @@
-// Numbers to try, memory in which a step too far is seen, and the tables of this machine.
+// Test numbers, memory that detects accesses out of bounds, and the kernel tables of this machine.
 #pragma once
 
 #include <cstddef>
@@ -106,8 +106,8 @@ T draw(Values values, Random& random) {
   }
 }
 
-// Where an array lies: up against a page that may not be touched, or on the heap, exactly as large as it is and this
-// many elements behind a cache line's border.
+// Position of an array in memory: directly before or after a protected page, or on the heap in a block of exactly its
+// size, this many elements after the start of a cache line.
 struct Place {
   enum Kind : unsigned char { before_guard, after_guard, heap } kind;
   std::size_t offset = 0;
@@ -115,8 +115,8 @@ struct Place {
 
 Place any_place(Random& random);
 
-// Memory for one array. Reading or writing beyond it ends the program, with or without tools, where a guarded page is
-// next to it; on the heap, tools see it, and check() sees what was written in front of it.
+// Memory for one array. Next to a guarded page, an access out of bounds ends the program, with or without tools. On the
+// heap, tools detect it, and check() detects writes in front of the array.
 class Memory {
  public:
   Memory(std::size_t bytes, std::size_t item, Place place);
@@ -145,11 +145,11 @@ const onepass::RuleEntry& baseline_rule(const std::string& name);
 // has no other, or where ONEPASS_TEST_FLUSH=0 (valgrind has no other).
 std::vector<bool> flush_modes();
 
-// Updates elements [begin, end), each by a sweep of its own: no vectors, no cache lines, no threads.
+// Updates elements [begin, end) with one sweep for each element: no vectors, no cache lines, no threads.
 void update_singly(onepass::SweepFunction sweep, const onepass::PackedCoefficients& packed, const onepass::Operands& x,
                    std::size_t begin, std::size_t end, bool flush);
 
-// Reasonable and less reasonable options of a rule and of all rules.
+// Typical and extreme options of a rule and of all rules.
 std::vector<double> any_options(const onepass::RuleEntry& rule, Random& random);
 onepass::CommonOptions any_common(Random& random);
 

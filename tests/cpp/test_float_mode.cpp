@@ -1,4 +1,4 @@
-// The caller's floating-point mode neither matters to a step nor changes in it, whatever it is.
+// A step neither depends on the caller's floating-point mode nor changes it.
 #include <cfenv>
 #include <cmath>
 #include <limits>
@@ -29,7 +29,7 @@ std::vector<std::uint64_t> odd_modes() {
 #endif
 }
 
-struct Mode {  // while it lives
+struct Mode {  // while the object exists
   explicit Mode(std::uint64_t mode) : before_(test::float_mode()) { test::set_float_mode(mode); }
   ~Mode() { test::set_float_mode(before_); }
   Mode(const Mode&) = delete;
@@ -39,7 +39,7 @@ struct Mode {  // while it lives
   std::uint64_t before_;
 };
 
-// Everything the core does, once each, in this mode; the numbers that came out.
+// Runs each function of the core once in this mode, and returns the results.
 std::vector<double> all_calls(std::uint64_t mode, bool flush, const char* name, Values values) {
   Random random(20);
   const onepass::RuleEntry& rule = test::rule_named(name);
@@ -142,7 +142,7 @@ TEST(steps_that_flush_take_subnormal_numbers_for_zero_and_others_do_not) {
   }
 }
 
-TEST(whether_this_processor_can_flush_is_known) {
+TEST(the_core_knows_if_this_processor_can_flush) {
 #if defined(__SSE2__) || defined(__aarch64__)
   CHECK(onepass::FloatMode::can_flush);
 #else

@@ -1,4 +1,4 @@
-// Processes that are forked while there are threads: each child has a pool of its own.
+// Forks of a process with threads: each child creates its own pool.
 #include <atomic>
 #include <filesystem>
 #include <iterator>
@@ -16,7 +16,7 @@ using test::Large;
 
 namespace {
 
-// Of this process, where the system tells; otherwise as many as are expected.
+// Number of threads in this process if the system reports it, otherwise the expected number.
 std::size_t thread_count(std::size_t expected) {
   std::error_code none;
   const std::filesystem::directory_iterator tasks("/proc/self/task", none);
@@ -34,7 +34,7 @@ TEST(forked_children_step_with_threads_of_their_own) {
       const unsigned forks = onepass::fork_count();
       large.step();
       const bool has_threads = thread_count(3) == 3;
-      // And their children again.
+      // Children of children.
       const bool grandchild = in_a_child([&] {
         large.step();
         return large.is(-2) && onepass::fork_count() == forks + 1;
@@ -56,7 +56,7 @@ TEST(children_forked_while_other_threads_step_do_not_wait_for_what_these_hold) {
       while (!stop) own.step();
     });
   }
-  // The child touches nothing that may have been locked in its parent: its arrays are there already.
+  // The child uses nothing that may be locked in its parent: its arrays exist before the fork.
   Large large;
   for (int i = 0; i < 20; ++i) {
     CHECK(in_a_child([&] {

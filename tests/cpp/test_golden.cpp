@@ -19,7 +19,7 @@ namespace {
 using test::Memory;
 using test::Random;
 
-// The numbers in a golden file, one after the other.
+// Reader of the numbers in a golden file.
 class Golden {
  public:
   explicit Golden(const std::string& name) : name_(name) {
@@ -233,7 +233,7 @@ void narrow(const onepass::Kernels& table, bool flush, Golden& golden) {
     } else {
       check_numbers<std::uint16_t>(states[k], size, golden, context);
     }
-    if (storage.master_bits != 16) continue;  // golden.py says why
+    if (storage.master_bits != 16) continue;  // golden.py has the reason
     std::vector<float> decoded(size);
     table.decode(state, states[k].data(), storage.scale[k], 0, size, decoded.data());
     for (const float x : decoded) CHECK_BITS(x, golden.next<float>(), context);

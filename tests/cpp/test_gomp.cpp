@@ -1,5 +1,5 @@
-// Steps on the threads of GNU's OpenMP runtime. ThreadSanitizer does not see how the runtime orders memory, so that it
-// would report a step that relied on that.
+// Steps on the threads of GNU's OpenMP runtime. ThreadSanitizer does not see how the runtime orders memory, so it would
+// report a step that relied on that.
 #include <vector>
 
 #include "check.hpp"

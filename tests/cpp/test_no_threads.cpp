@@ -1,4 +1,4 @@
-// Threads that the system does not give. The linker hands the core's calls of std::thread's constructor to the function
+// Threads that the system refuses. The linker hands the core's calls of std::thread's constructor to the function
 // below (--wrap), which works under every tool.
 #include <atomic>
 #include <cerrno>
@@ -40,7 +40,7 @@ TEST(threads_that_cannot_be_made_are_done_without) {
   onepass::set_num_threads(4);
   for (const bool memory : {false, true}) {
     for (const int possible : {0, 1, 2}) {
-      // In a child there is no thread yet.
+      // A new child has no threads yet.
       CHECK(test::in_a_child([&] {
               out_of_memory = memory;
               threads_left = possible;

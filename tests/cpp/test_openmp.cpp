@@ -50,7 +50,7 @@ TEST(every_item_is_worked_on_once_by_any_team) {
           const int before = stub::regions();
           onepass::run_parts(team_of(threads), &count, &counted, items, worth_it);
           CHECK_EQUAL(stub::regions(), before + 1);
-          CHECK_EQUAL(stub::asked(), static_cast<unsigned>(max_threads));
+          CHECK_EQUAL(stub::requested(), static_cast<unsigned>(max_threads));
           for (const auto& times : counted.seen) CHECK_EQUAL(times.load(), 1, static_cast<int>(team), max_threads);
         }
       }

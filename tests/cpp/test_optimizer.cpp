@@ -97,7 +97,7 @@ TEST(an_overflow_names_the_first_parameter_that_it_concerns_and_changes_nothing)
                  Values::ordinary, random);
   twin.restore(7, {0, 4, 5, 6}, std::vector<onepass::Scalars>(4));
   CHECK(!twin.step(gradients(twin, random, Values::ordinary, 0, 0)));
-  // Without a gradient for those of float32 nothing overflows.
+  // Without gradients for the float32 parameters nothing overflows.
   auto given = gradients(twin, random, Values::ordinary, 0, 0);
   given[2] = {};
   given[3] = {};
@@ -186,7 +186,7 @@ TEST(one_sweep_over_the_callers_arrays_is_a_step_of_an_optimizer) {
   }
 }
 
-TEST(what_does_not_fit_a_rule_is_refused) {
+TEST(options_that_do_not_fit_a_rule_are_refused) {
   const onepass::RuleEntry& rule = test::rule_named("adam");
   const auto refused = [](auto attempt) {
     try {
@@ -202,10 +202,10 @@ TEST(what_does_not_fit_a_rule_is_refused) {
   CHECK(refused([&] { onepass::find_rule("no such rule"); }));
 }
 
-// Memory that runs out, at every allocation in turn. --wrap would not see those in libstdc++; these operators do.
+// Failure of each allocation in turn. Replaced operators also cover allocations inside libstdc++, unlike --wrap.
 namespace {
 
-thread_local long allocations_left = -1;  // negative: no end
+thread_local long allocations_left = -1;  // negative: unlimited
 
 struct Shortage {
   explicit Shortage(long allocations) { allocations_left = allocations; }

@@ -1,4 +1,5 @@
-// Several threads: the same bits for any number of them, for optimizers side by side, and while options change.
+// Steps on several threads: bit-identical for any number of threads, for concurrent optimizers, and while options
+// change.
 #include <atomic>
 #include <limits>
 #include <thread>
@@ -119,7 +120,7 @@ TEST(a_call_that_finds_the_pool_busy_does_its_work_alone) {
     Large inner;
     std::atomic<int> parts{0};
   } nested;
-  // The first part steps another optimizer: the pool is this call's own, and so is busy.
+  // The first part steps another optimizer while the pool is busy with this call.
   onepass::run_parts(
       onepass::pool_executor(),
       [](const void* context, std::size_t begin, std::size_t) noexcept {
@@ -135,7 +136,7 @@ TEST(a_call_that_finds_the_pool_busy_does_its_work_alone) {
 }
 
 TEST(options_set_by_another_thread_are_taken_whole) {
-  // Clamped to 1 with lr 1, or to 0.5 with lr 2: each step is by 1, and nothing else may come of it.
+  // Gradients are clamped to 1 with lr 1, or to 0.5 with lr 2: each step must be by exactly 1.
   const onepass::RuleEntry& rule = test::rule_named("sgd");
   const std::vector<double> options{0, 0, 0};
   onepass::CommonOptions one = plain(1);

@@ -88,7 +88,7 @@ Given Twin::gradient(std::size_t i, Values values, Random& random, unsigned one_
     for (std::size_t r = 0; r < parameter.shape.rows; ++r) {
       if (random.chance(one_row_in)) rows.push_back(static_cast<std::int64_t>(r));
     }
-    given.rows = std::vector<std::int64_t>(rows.begin(), rows.end());  // no larger than it must be
+    given.rows = std::vector<std::int64_t>(rows.begin(), rows.end());  // as small as possible
     given.some_rows = !rows.empty();
     if (rows.empty()) return given;
     size = rows.size() * parameter.shape.row_size;

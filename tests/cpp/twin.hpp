@@ -1,6 +1,6 @@
-// An optimizer of the core and a model of it, side by side: whatever is done to both, they stay equal. The model takes
-// its arithmetic from the baseline kernels, which golden files check, and updates one element at a time. It does by
-// itself what the optimizer does: rows, counts, groups, the order of sums.
+// An optimizer of the core together with a model of it: both must stay equal under every operation. The model takes
+// its arithmetic from the baseline kernels, which golden files check, and updates one element at a time. It implements
+// separately what the optimizer does: rows, counts, groups, the order of sums.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@
 
 namespace test {
 
-// A gradient of a parameter, in memory of its own.
+// A gradient of a parameter, in separate memory.
 struct Given {
   std::unique_ptr<Memory> memory;  // none: no gradient
   bool some_rows = false;
@@ -51,12 +51,12 @@ class Twin {
   Given gradient(std::size_t i, Values values, Random& random, unsigned one_row_in = 0) const;
 
   // The steps of a step, done by both. Each checks what the core answers and that the caller's floating-point mode is
-  // as it was; plan() says whether it found no overflow, and checks that nothing has changed.
+  // as it was; plan() returns false for an overflow, and checks that nothing has changed.
   onepass::GradientStats measure(const std::vector<Given>& gradients, double grad_scale, bool norm, bool finite);
   bool plan(const std::vector<Given>& gradients, double grad_scale);
   void apply();
 
-  // All that a step does: false when it overflows.
+  // Takes a whole step. Returns false if it overflows.
   bool step(const std::vector<Given>& gradients, double grad_scale = 1);
 
   // Checks that parameters, state, averages and counts are equal and that nothing around them was touched.
@@ -102,7 +102,7 @@ class Twin {
   std::vector<Planned> planned_;
 };
 
-// The processor's floating-point mode and flags, as far as they are known here.
+// The processor's floating-point mode and flags, on supported processors.
 std::uint64_t float_mode();
 void set_float_mode(std::uint64_t mode);
 

@@ -15,7 +15,7 @@ TEXT = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
 CLIENTS = {"stable_baselines3", "lightning", "transformers", "skorch", "gpytorch", "pyro"}  # which may warn
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
-pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="the documentation is not beside the tests")
+pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="the documentation is not next to the tests")
 
 
 @pytest.mark.parametrize("code", SNIPPETS, ids=lambda code: re.findall(r"import (\w+)", code)[0])

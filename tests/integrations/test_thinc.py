@@ -1,4 +1,4 @@
-"""onepass's optimizers for thinc beside thinc's own: the same weights, averages and state, and the same training."""
+"""onepass's optimizers for thinc compared with thinc's own: equal weights, averages, state and training."""
 
 from __future__ import annotations
 

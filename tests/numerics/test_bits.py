@@ -24,7 +24,7 @@ from support import DTYPES, Array, assert_same_bits, offset, ordinary
 
 STATES = ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
 
-# Every option of the rule, each with every other at least once for each value: the full product is 2 * 2^6 * 3 cases.
+# Options of the rule: each pair of values occurs at least once. The full product would be 2 * 2^6 * 3 cases.
 OPTIONS: list[dict[str, Any]] = [
     {
         "eps_mode": eps_mode,
@@ -41,13 +41,13 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def start(values: Any, rng: np.random.Generator, size: int, dtype: Any, amsgrad: bool) -> list[Array]:
-    """A parameter, a gradient, and state that may have been reached."""
+    """Return a parameter, a gradient, and state as after some steps."""
     arrays = [values(rng, size, dtype) for _ in range(5 if amsgrad else 4)]
     return arrays[:3] + [abs(array) for array in arrays[3:]]
 
 
 def step_both(arrays: list[Array], step: int, options: dict[str, Any]) -> tuple[list[Array], tuple[Array, ...]]:
-    """One step by the reference and then, in place, by the kernel."""
+    """Take one step with the reference and then, in place, with the kernel."""
     param, grad, *states = arrays
     named = dict(zip(STATES, states))
     expected = _reference.adam_step(param, grad, **named, step=step, **options)
@@ -167,7 +167,7 @@ UPWARD = {"x86_64": 0x800, "AMD64": 0x800, "aarch64": 0x400000, "arm64": 0x40000
 
 @contextmanager
 def rounding_upward() -> Iterator[None]:
-    """Upward, and at the end checked to be still so."""
+    """Round upward in the block, and check at the end that the mode has not changed."""
     libm = ctypes.CDLL(ctypes.util.find_library("m"))
     libm.fesetround(UPWARD[platform.machine()])
     try:

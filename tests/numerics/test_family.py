@@ -133,7 +133,7 @@ def textbook(kind: str, p: Array, grads: list[Array], lr: float, **o: Any) -> Ar
 
 
 def gradients(rng: np.random.Generator, size: int, dtype: Any, count: int) -> list[Array]:
-    """Of many sizes, with a mean, so that centering and momentum matter."""
+    """Make gradients of many sizes, with a mean, so that centering and momentum matter."""
     return [((rng.standard_normal(size) + 0.5) * 10 ** rng.uniform(-2, 0.5)).astype(dtype) for _ in range(count)]
 
 
@@ -384,7 +384,7 @@ def test_parameters_with_their_own_products_of_momenta_step_each_by_its_own() ->
     assert (params[0] != params[1]).all()
 
 
-def test_of_several_gradients_that_are_not_finite_the_first_is_named() -> None:
+def test_the_first_of_several_gradients_that_are_not_finite_is_named() -> None:
     optimizer = onepass.SGD([np.ones(3) for _ in range(4)], nonfinite="raise")
     with pytest.raises(FloatingPointError, match=r"\b1\b"):
         optimizer.step([np.ones(3), np.array([1, np.nan, 1]), np.full(3, np.inf), np.ones(3)])

@@ -35,9 +35,9 @@ def python(*arguments: str, isa: str | None) -> subprocess.CompletedProcess[str]
 
 @pytest.mark.parametrize("isa", _core.usable_instruction_sets)
 def test_the_kernel_tests_pass_under_every_instruction_set(isa: str) -> None:
-    """In processes of their own. A child runs only the tests of the kernels, so this does not recurse."""
+    """Run the kernel tests in child processes. They do not include this file, so there is no recursion."""
     if isa == IN_USE:
-        return  # this very run
+        return  # this run
     tests = ["test_bits.py", "test_paper.py", "test_power.py", *STORAGE_TESTS]
     result = python("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, isa=isa)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -57,14 +57,14 @@ def test_the_widest_is_the_default(isa: str | None) -> None:
 
 
 @pytest.mark.parametrize("isa", ["doesnotexist", "AVX2", "avx2 ", "avx"])
-def test_an_unknown_instruction_set_fails_at_import_and_names_those_that_work(isa: str) -> None:
+def test_an_unknown_instruction_set_fails_at_import_and_names_the_usable_ones(isa: str) -> None:
     result = python("-c", "import onepass", isa=isa)
     assert result.returncode != 0
     assert f"ImportError: ONEPASS_ISA={isa} is unknown or not supported" in result.stderr
     assert ", ".join(_core.usable_instruction_sets) in result.stderr
 
 
-def test_config_says_what_is_used(capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_reports_the_instruction_set(capsys: pytest.CaptureFixture[str]) -> None:
     config = onepass.config()
     assert config["version"] == onepass.__version__
     assert config["instruction_set"] in config["usable_instruction_sets"]
@@ -76,13 +76,13 @@ def test_config_says_what_is_used(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"{name}: " in printed
 
 
-# What a long mixed run leaves, on every machine: no instruction set, compiler or operating system changes it.
-# Without flushing, since architectures differ in when they call a result tiny.
+# Digest of a long mixed run, the same with every instruction set, compiler and operating system. The run does not flush
+# subnormals, because architectures differ in when a result counts as tiny.
 DIGEST = "35f745ba2ba284d2de450fa2fba996e920a937e767c3112358850c85a9ac18a0"
 
 
-def test_the_bits_are_those_of_every_other_machine() -> None:
-    # Inputs from integers alone: NumPy's distributions are free to change.
+def test_the_bits_are_the_same_on_every_machine() -> None:
+    # Inputs are made from integers only, because NumPy's distributions may change.
     words = np.frombuffer(b"".join(hashlib.sha256(b"%d" % i).digest() for i in range(4096)), "<u4")
     values = (words.astype(np.int64) - 2**31).astype(np.float64) / 2**31  # in [-1, 1), exact
     digest = hashlib.sha256()

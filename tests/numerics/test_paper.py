@@ -1,4 +1,4 @@
-"""What the paper claims, and the textbook's formulas in double: independent of the executable specification.
+"""Claims of the paper, and the textbook's formulas in double, independent of the executable specification.
 
 Kingma and Ba, "Adam: A Method for Stochastic Optimization" (2015).
 """

@@ -47,7 +47,7 @@ def every_upper_half() -> Array:
 
 
 def chunks_of_patterns() -> Any:
-    """All patterns of float32 if the environment says so, a sample with a stride otherwise."""
+    """Return all patterns of float32 if the environment requests it, otherwise a sample with a stride."""
     if os.environ.get("ONEPASS_ALL_PATTERNS") == "1":
         for start in range(0, 2**32, 2**22):
             yield np.arange(start, start + 2**22, dtype=np.uint64).astype(np.uint32).view(np.float32)

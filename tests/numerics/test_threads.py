@@ -29,7 +29,7 @@ def as_before() -> Iterator[None]:
 
 
 def trained(kind: str, dtype: Any, threads: int, **options: Any) -> list[Array]:
-    """All that three steps over arrays of many sizes leave behind."""
+    """Return parameters and state after three steps over arrays of many sizes."""
     onepass.set_num_threads(threads)
     rng = np.random.default_rng(0)
     sizes = [1_200_003, 5, 0, 700_001, 4097, *[100] * 50]
@@ -122,7 +122,7 @@ def test_fifty_forked_children_step_with_threads_of_their_own() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_child_forked_amid_another_threads_step_is_told_so_instead_of_waiting_for_ever() -> None:
+def test_a_child_forked_during_another_threads_step_gets_an_error_instead_of_a_deadlock() -> None:
     inside, go_on = threading.Event(), threading.Event()
 
     def schedule(t: int) -> float:
@@ -137,9 +137,9 @@ def test_a_child_forked_amid_another_threads_step_is_told_so_instead_of_waiting_
     inside.wait()
     child = os.fork()
     if child == 0:
-        signal.alarm(60)  # instead of waiting for ever
+        signal.alarm(60)  # instead of waiting forever
         try:
-            onepass.SGD(param, lr=1).step(np.ones(2))  # others work
+            onepass.SGD(param, lr=1).step(np.ones(2))  # a new optimizer works
             with pytest.raises(RuntimeError, match="forked"):
                 optimizer.step(np.ones(2))
             os._exit(0)
@@ -151,20 +151,20 @@ def test_a_child_forked_amid_another_threads_step_is_told_so_instead_of_waiting_
     assert (param == 0.5).all()
 
 
-def asked(**environment: str) -> str:
+def threads_with(**environment: str) -> str:
     clean = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     code = "import onepass; print(onepass.get_num_threads(), onepass.config()['threads'])"
     command = [sys.executable, "-c", code]
     return subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, check=True).stdout
 
 
-def test_the_environment_says_how_many() -> None:
-    assert asked(ONEPASS_NUM_THREADS="3", OMP_NUM_THREADS="5") == "3 3\n"
-    assert asked(OMP_NUM_THREADS="5") == "5 5\n"
-    assert asked(OMP_NUM_THREADS="4,2") == "4 4\n"
-    default = asked()
+def test_the_environment_sets_the_number_of_threads() -> None:
+    assert threads_with(ONEPASS_NUM_THREADS="3", OMP_NUM_THREADS="5") == "3 3\n"
+    assert threads_with(OMP_NUM_THREADS="5") == "5 5\n"
+    assert threads_with(OMP_NUM_THREADS="4,2") == "4 4\n"
+    default = threads_with()
     for nonsense in ("", "0", "-1", "many", "2x", "99999999999"):
-        assert asked(ONEPASS_NUM_THREADS=nonsense) == default
+        assert threads_with(ONEPASS_NUM_THREADS=nonsense) == default
     if hasattr(os, "sched_getaffinity"):
         assert 1 <= int(default.split()[0]) <= len(os.sched_getaffinity(0))
 
@@ -179,7 +179,7 @@ def test_a_process_of_one_processor_uses_one_thread() -> None:
 
 
 def configured(**environment: str) -> dict[str, Any]:
-    """The configuration and the hint of a process in which no variable but these concerns threads."""
+    """Return the configuration and the hint in a process with only these environment variables about threads."""
     clean = {name: value for name, value in os.environ.items() if not name.endswith(("_NUM_THREADS", "_TIMEOUT"))}
     code = "import json, onepass; from onepass._config import thread_hint\n"
     code += "print(json.dumps({**onepass.config(), 'hint': thread_hint()}))"
@@ -188,7 +188,7 @@ def configured(**environment: str) -> dict[str, Any]:
     return dict(json.loads(printed))
 
 
-def test_one_thread_is_the_default_beside_a_spinning_blas() -> None:
+def test_one_thread_is_the_default_with_a_spinning_blas() -> None:
     found = configured()
     if found["spinning_blas"] is None:
         pytest.skip("NumPy's BLAS has no threads that spin here")
@@ -232,7 +232,7 @@ def test_wrong_numbers_of_threads(count: Any, error: type[Exception]) -> None:
 
 
 @unsanitized
-def test_threads_that_cannot_be_made_are_done_without() -> None:
+def test_a_step_does_without_threads_that_cannot_be_created() -> None:
     code = """
 import resource, threading, numpy as np, onepass
 w, g = np.zeros(3_000_000, np.float32), np.ones(3_000_000, np.float32)

@@ -63,7 +63,7 @@ def test_attributes_of_a_users_subclass_survive() -> None:
 
 
 class Slotted(Mine):
-    """With its own attributes in slots, one of them never filled, and a way of its own to load."""
+    """Subclass with attributes in slots, one of them never set, and its own load_state_dict."""
 
     __slots__ = ("__hidden", "empty")
 
@@ -80,13 +80,13 @@ class Slotted(Mine):
 
 
 class Bare(onepass.SGD):
-    """With nothing but a slot."""
+    """Subclass with only a slot."""
 
     __slots__ = ("note",)
 
 
 class Stated(Mine):
-    """With a state of its own."""
+    """Subclass with its own __getstate__."""
 
     def __getstate__(self) -> Any:
         return "said", super().__getstate__(), self.state_dict()["step_count"]
@@ -114,7 +114,7 @@ def test_slots_and_getstate_of_a_users_subclass_survive(again: Any) -> None:
     assert (other.note, other.seen, other.step_before, other.step_count) == ("hellosaid", [], 1, 1)
 
 
-def test_names_that_only_their_identity_tells_apart_survive_copies() -> None:
+def test_names_that_differ_only_by_identity_survive_copies() -> None:
     class Name:
         pass
 

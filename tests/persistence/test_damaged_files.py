@@ -97,7 +97,7 @@ def test_foreign_files_are_refused(tmp_path: Path, case: str) -> None:
 
 EXP_AVG = "state/0/exp_avg.npy"
 MEMBERS: dict[str, tuple[dict[str, bytes | None], str]] = {
-    "a missing array": ({EXP_AVG: None}, "the state of parameter 0 ('w') lacks ['exp_avg']"),
+    "a missing array": ({EXP_AVG: None}, "the state of parameter 0 ('w') is missing ['exp_avg']"),
     "an unknown array": (
         {"state/0/ema.npy": npy(np.zeros(3))},
         "it was saved with ema_decay: create the optimizer with ema_decay",

@@ -203,10 +203,10 @@ def test_state_of_which_only_some_has_a_copy_is_refused() -> None:
     saved = optimizer.state_dict()
     del saved["state"][1]["y"]
     other = made(np.float32, {})
-    with refused(ValueError, "the state of parameter 1 lacks ['y']", other):
+    with refused(ValueError, "the state of parameter 1 is missing ['y']", other):
         other.load_state_dict(saved)
     other.eval()
-    with refused(ValueError, "the state of parameter 1 lacks ['y']", other):
+    with refused(ValueError, "the state of parameter 1 is missing ['y']", other):
         other.load_state_dict(saved)
 
 

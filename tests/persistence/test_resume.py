@@ -96,7 +96,7 @@ def test_a_new_schedule_is_not_replaced_silently(own: Any, saved: Any) -> None:
     assert resumed.lr == own
 
 
-def test_options_replace_those_of_every_group() -> None:
+def test_options_given_to_load_apply_to_every_group() -> None:
     w, b = np.zeros(2), np.zeros(3)
     groups: Any = [{"params": [w], "lr": 0.5}, {"params": [b]}]
     state_dict = onepass.AdamW(groups, clip_norm=1.0).state_dict()
@@ -187,7 +187,7 @@ def test_parameters_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("params", [True, False])
-def test_other_parameters_than_those_saved_are_a_warning(params: bool, tmp_path: Path) -> None:
+def test_parameters_that_differ_from_the_saved_ones_are_a_warning(params: bool, tmp_path: Path) -> None:
     saved = {"w": np.ones((2, 3), order="F"), "b": np.zeros(0), "c": np.array(1.0)}
     onepass.Adam(saved).save(tmp_path / "adam.npz", params=params)
     with warnings.catch_warnings():

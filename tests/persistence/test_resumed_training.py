@@ -169,7 +169,7 @@ def test_a_function_is_not_stored_and_the_own_one_goes_on(tmp_path: Path) -> Non
     assert asked == [2, 2]  # the count came along
 
 
-def test_what_was_added_survives_a_copy_and_a_file(tmp_path: Path) -> None:
+def test_an_added_group_survives_a_copy_and_a_file(tmp_path: Path) -> None:
     def make() -> Any:
         optimizer = onepass.NAdam(ones(2), lr=0.1)
         optimizer.add_group([ones(3)], lr=0.2)

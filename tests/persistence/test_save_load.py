@@ -93,7 +93,7 @@ def test_numpy_reads_it_without_pickle(saved: Path) -> None:
     assert scalars["param_groups"][0]["lr"] == 0.1 + 0.2
 
 
-def test_what_numpy_saves_again_can_be_read(saved: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_numpy_saved_again_can_be_read(saved: Path, tmp_path: Path) -> None:
     with np.load(saved) as file:
         np.savez(tmp_path / "again.npz", **dict(file))
     assert_equal(_checkpoint.read(tmp_path / "again.npz", small_state()), small_state())

@@ -52,9 +52,9 @@ F8 = np.float64
 
 
 MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
-    "no version": (drop("version"), ValueError, "the state dict lacks ['version']"),
-    "no optimizer": (drop("optimizer"), ValueError, "the state dict lacks ['optimizer']"),
-    "no state": (drop("state"), ValueError, "the state dict lacks ['state']"),
+    "no version": (drop("version"), ValueError, "the state dict is missing ['version']"),
+    "no optimizer": (drop("optimizer"), ValueError, "the state dict is missing ['optimizer']"),
+    "no state": (drop("state"), ValueError, "the state dict is missing ['state']"),
     "an unknown key": (put(1, "rng"), ValueError, "the state dict has unknown ['rng']"),
     "a newer version": (put(2, "version"), ValueError, "it was written by a newer onepass: version must be 1, got 2"),
     "an older version": (put(0, "version"), ValueError, "version must be 1, got 0"),
@@ -70,9 +70,13 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
     "groups in a mapping": (put({}, "param_groups"), TypeError, "param_groups must be a list, got {}"),
     "no groups": (put([], "param_groups"), ValueError, "it holds 0 groups, the optimizer has 1"),
     "a group of text": (put(["a"], "param_groups"), TypeError, "group 0 must be a mapping, got 'a'"),
-    "a missing option": (drop(*GROUP, "eps"), ValueError, "group 0 lacks ['eps']"),
+    "a missing option": (drop(*GROUP, "eps"), ValueError, "group 0 is missing ['eps']"),
     "an unknown option": (put(1, *GROUP, "rho"), ValueError, "group 0 has unknown ['rho']"),
-    "missing and unknown": (put([{"params": [0]}], "param_groups"), ValueError, "group 0 lacks ['param_names', 'lr', "),
+    "missing and unknown": (
+        put([{"params": [0]}], "param_groups"),
+        ValueError,
+        "group 0 is missing ['param_names', 'lr', ",
+    ),
     "no names": (
         drop(*GROUP, "param_names"),
         ValueError,
@@ -107,10 +111,10 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
     "other keys": (
         lambda d: d["state"].update({"1": d["state"].pop(1)}),
         ValueError,
-        "state lacks [1] and has unknown ['1']",
+        "state is missing [1] and has unknown ['1']",
     ),
     "a parameter's state of text": (put("x", *ENTRY), TypeError, "the state of parameter 1 ('b') must be a mapping"),
-    "a missing array": (drop(*ENTRY, "exp_avg"), ValueError, "the state of parameter 1 ('b') lacks ['exp_avg']"),
+    "a missing array": (drop(*ENTRY, "exp_avg"), ValueError, "the state of parameter 1 ('b') is missing ['exp_avg']"),
     "an unknown array": (
         put(0, *ENTRY, "ema"),
         ValueError,
@@ -153,7 +157,7 @@ def test_a_state_dict_that_does_not_fit_is_refused(case: str) -> None:
 
 
 @pytest.mark.parametrize("value", [None, [], "state", 3])
-def test_what_is_no_mapping_is_no_state_dict(value: Any) -> None:
+def test_a_state_dict_must_be_a_mapping(value: Any) -> None:
     with pytest.raises(TypeError, match="a state dict must be a mapping"):
         _state_check.check(value, small_state())
 
@@ -161,7 +165,7 @@ def test_what_is_no_mapping_is_no_state_dict(value: Any) -> None:
 def test_parameters_without_names_are_numbered() -> None:
     state = state_of(np.zeros(3), np.zeros(2))
     del state["state"][1]["step"]
-    with pytest.raises(ValueError, match=r"the state of parameter 1 lacks \['step'\]"):
+    with pytest.raises(ValueError, match=r"the state of parameter 1 is missing \['step'\]"):
         _state_check.check(state, state_of(np.zeros(3), np.zeros(2)))
 
 

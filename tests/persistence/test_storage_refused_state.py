@@ -113,7 +113,7 @@ def test_a_state_dict_with_a_wrong_option_of_storage_is_refused(option: str) -> 
         with pytest.raises((ValueError, TypeError), match=f"{option} of group 0 must be"):
             optimizer.load_state_dict(saved)
     del saved["param_groups"][0][option]
-    with refused(ValueError, f"group 0 lacks ['{option}']", optimizer):
+    with refused(ValueError, f"group 0 is missing ['{option}']", optimizer):
         optimizer.load_state_dict(saved)
 
 

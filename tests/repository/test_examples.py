@@ -1,4 +1,4 @@
-"""The programs beside the library run: the examples, and their reader of MNIST's files."""
+"""The examples run, and their reader of MNIST's files works."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_mapped_file_is_stepped_in_chunks_and_kept(tmp_path: Path) -> None:
     assert np.mean((moved - target) ** 2) < np.mean(target**2)
 
 
-def test_files_that_are_there_are_refused_and_left_alone(tmp_path: Path) -> None:
+def test_existing_files_are_refused_and_not_changed(tmp_path: Path) -> None:
     (tmp_path / "exp_avg.f32").write_bytes(bytes(range(40)))
     assert "exp_avg.f32 is there already" in refused("--elements", "10", "--chunk", "3", "--folder", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["exp_avg.f32"]
@@ -56,7 +56,7 @@ def test_a_mapped_file_has_elements_chunks_and_steps(option: str, number: str) -
 
 
 def refused(*arguments: Any) -> str:
-    """What memory_map.py says when it does not take these."""
+    """Return the message of memory_map.py for arguments that it refuses."""
     command = [sys.executable, str(EXAMPLES / "memory_map.py"), *map(str, arguments)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 2 and "Traceback" not in ended.stderr

@@ -1,4 +1,4 @@
-"""What a release relies on: one place for the version, a changelog, a citation that names no version."""
+"""Requirements of a release: one place for the version, a changelog, a citation that names no version."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_every_action_is_pinned_by_the_hash_of_a_commit() -> None:
         assert use.startswith("./") or re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v[\d.]+", use), use
 
 
-def test_each_job_says_what_it_is_for() -> None:
+def test_each_job_has_a_description() -> None:
     for file in (ROOT / ".github" / "workflows").glob("*.yml"):
         lines = file.read_text(encoding="utf-8").partition("\njobs:\n")[2].splitlines()
         for number, line in enumerate(lines):
@@ -57,7 +57,7 @@ def test_each_job_says_what_it_is_for() -> None:
                 assert number > 0 and lines[number - 1].startswith("  # "), f"{file.name}: {line.strip()}"
 
 
-# ---- What keeps the repository from being released ----
+# ---- Obstacles to a release ----
 
 READY = {
     "README.md": "`pip install onepass`, and the [docs](docs/installing.md)\n",
@@ -86,28 +86,30 @@ def written(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def test_a_repository_that_lacks_nothing_is_ready_for_a_release(tmp_path: Path) -> None:
+def test_a_repository_without_obstacles_is_ready_for_a_release(tmp_path: Path) -> None:
     assert release.unready(written(tmp_path, READY)) == []
 
 
 @pytest.mark.parametrize(
-    ("name", "old", "new", "said"),
+    ("name", "old", "new", "message"),
     [
         ("README.md", "`pip", "There is no release yet. `pip", "README.md: still says"),
         ("docs/installing.md", "a release", "no\nrelease yet", "docs/installing.md: still says"),
         ("docs/installing.md", "There is a", "With a release there will be a", "docs/installing.md: still says"),
         ("docs/api/index.md", "The", "(There is no release yet.) The", "docs/api/index.md: still says"),
-        ("SECURITY.md", "https://example.org/onepass", "the repository", "SECURITY.md: lacks"),
-        ("python/onepass/__main__.py", "example.org", "example.com", "__main__.py: lacks"),
+        ("SECURITY.md", "https://example.org/onepass", "the repository", "SECURITY.md: has no"),
+        ("python/onepass/__main__.py", "example.org", "example.com", "__main__.py: has no"),
         ("pyproject.toml", "fancy_pypi_readme", "nothing", "README.md: 1 links are relative, docs/installing.md"),
         ("pyproject.toml", "\nRepository", "\n[tool.x]\nRepository", "pyproject.toml: [project.urls] has no"),
         ("pyproject.toml", "[project.urls]", "[tool.x]", "pyproject.toml: [project.urls] has no"),
     ],
 )
-def test_a_release_is_refused_for_whatever_is_missing(tmp_path: Path, name: str, old: str, new: str, said: str) -> None:
+def test_a_release_is_refused_if_something_is_missing(
+    tmp_path: Path, name: str, old: str, new: str, message: str
+) -> None:
     assert old in READY[name]
     found = release.unready(written(tmp_path, {**READY, name: READY[name].replace(old, new, 1)}))
-    assert any(said in sentence for sentence in found), found
+    assert any(message in sentence for sentence in found), found
 
 
 def test_the_pages_agree_on_whether_there_is_a_release() -> None:

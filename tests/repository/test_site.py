@@ -1,4 +1,4 @@
-"""Whatever the pages of the documentation show runs, and prints what they say."""
+"""The code in the documentation runs, and prints the documented output."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def run(page: Path) -> None:
             exec(compile("\n" * line + code, str(page), "exec"), session)
         else:
             example = doctest.DocTestParser().get_doctest(code, session, page.name, str(page), line)
-            said: list[str] = []
-            doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=said.append, clear_globs=False)
-            assert not said, "".join(said)
+            failures: list[str] = []
+            doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=failures.append, clear_globs=False)
+            assert not failures, "".join(failures)
             session = example.globs  # of which get_doctest took a copy
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
-def test_what_a_page_shows_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "import ml_dtypes" in page.read_text(encoding="utf-8"):
         pytest.importorskip("ml_dtypes")
     monkeypatch.chdir(tmp_path)  # some save files
@@ -63,7 +63,7 @@ def test_the_commands_that_pages_name_exist() -> None:
     assert named and named <= targets
 
 
-def test_the_figures_in_the_advice_are_those_of_the_comparison() -> None:
+def test_the_figures_in_the_advice_come_from_the_comparison() -> None:
     advice = (DOCS / "choosing.md").read_text(encoding="utf-8")
     compared = (DOCS / "comparison.md").read_text(encoding="utf-8")
     rows = [line for line in advice.splitlines() if "(comparison.md)" in line and line.startswith("|")]

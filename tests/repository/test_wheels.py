@@ -1,4 +1,4 @@
-"""What is looked at before a release: a wheel or a file that is wrong, missing or there twice is noticed."""
+"""Checks before a release: a wheel or a file that is wrong, missing or duplicated is reported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLATFORMS = {
 
 
 def made(folder: Path, name: str, without: str = "", extra: str = "", size: int = 0) -> Path:
-    """A wheel of that name with the files that one has, none of them real."""
+    """Write a wheel of that name with fake contents in the files of a real wheel."""
     python, _, platform = name.partition("-")
     wheel = folder / f"onepass-{VERSION}-{python.rstrip('t')}-{python}-{PLATFORMS[platform]}.whl"
     names = [file.removeprefix("python/") for file in wheels.output("git", "-C", ROOT, "ls-files", "python").split()]
@@ -43,31 +43,31 @@ def made(folder: Path, name: str, without: str = "", extra: str = "", size: int 
 
 MISTAKES = {
     "a library of another's": ({"extra": "onepass.libs/libstdc++-0123abcd.so.6"}, "brings onepass.libs/libstdc++"),
-    "a file beside the package": ({"extra": "conftest.py"}, "brings conftest.py"),
+    "a file outside the package": ({"extra": "conftest.py"}, "brings conftest.py"),
     "a source": ({"extra": "onepass/module.cpp"}, "brings onepass/module.cpp"),
-    "a module that is missing": ({"without": "onepass/_reference.py"}, "lacks onepass/_reference.py"),
-    "no license": ({"without": INFO + "licenses/LICENSE"}, f"lacks {INFO}licenses/LICENSE"),
+    "a module that is missing": ({"without": "onepass/_reference.py"}, "has no onepass/_reference.py"),
+    "no license": ({"without": INFO + "licenses/LICENSE"}, f"has no {INFO}licenses/LICENSE"),
     "nothing compiled": ({"without": "onepass/_core.cpython-x.so"}, "has 0 compiled modules"),
     "too much": ({"size": wheels.LARGEST_WITH_CXX + 1}, "bytes, more than"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_what_a_wheel_should_not_hold_or_lacks_is_noticed(mistake: str, tmp_path: Path) -> None:
+def test_unexpected_and_missing_files_in_a_wheel_are_reported(mistake: str, tmp_path: Path) -> None:
     options, words = MISTAKES[mistake]
     assert wheels.problems_of(made(tmp_path, "cp312-musllinux_x86_64")) == []
     (problem,) = wheels.problems_of(made(tmp_path, "cp312-musllinux_x86_64", **options))
     assert words in problem
 
 
-def test_a_wheel_for_windows_may_bring_microsofts_cxx_library_alone(tmp_path: Path) -> None:
+def test_a_wheel_for_windows_may_contain_only_microsofts_cxx_library(tmp_path: Path) -> None:
     library = "onepass.libs/msvcp140-0123456789abcdef.dll"
     assert wheels.problems_of(made(tmp_path, "cp312-win_amd64", extra=library)) == []
     assert wheels.problems_of(made(tmp_path, "cp312-win_amd64", extra=library.replace("msvcp", "vcomp"))) != []
     assert wheels.problems_of(made(tmp_path, "cp312-macosx_arm64", extra=library)) != []
 
 
-def test_a_module_that_asks_for_a_newer_glibc_than_its_tag_is_noticed(
+def test_a_module_that_requires_a_newer_glibc_than_its_tag_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wheels, "needed", lambda wheel: {"GLIBC_2.27": ["a"], "GLIBCXX_3.4.30": ["b"]})
@@ -80,7 +80,7 @@ def test_a_release_has_every_wheel_that_the_documentation_lists_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(wheels, "needed", lambda wheel: {})
-    monkeypatch.setattr(wheels, "check", lambda wheel: "")  # which asks other programs
+    monkeypatch.setattr(wheels, "check", lambda wheel: "")  # which runs other programs
     sdist = tmp_path / f"onepass-{VERSION}.tar.gz"
     sdist.touch()
     files = [sdist, *(made(tmp_path, name) for name in wheels.documented())]

@@ -12,7 +12,7 @@ F = np.float32
 
 
 class Key:
-    """A name that is no string; all of them print alike."""
+    """Name that is not a string; all names have the same repr."""
 
     def __repr__(self) -> str:
         return "key"
@@ -28,7 +28,7 @@ def test_names_that_print_alike_do_not_hide_that_an_array_is_passed_twice() -> N
 
 
 class Liar(np.ndarray):  # type: ignore[type-arg]
-    """It says that it is smaller than it is, that it is well laid out, and that it lies elsewhere."""
+    """Array that reports a smaller size, a contiguous layout and another address."""
 
     shape = property(lambda self: (2,))  # type: ignore[assignment]
     size = property(lambda self: 0)  # type: ignore[assignment]

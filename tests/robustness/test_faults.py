@@ -1,4 +1,4 @@
-"""What a machine may do to a training: no threads, full disks, folders that are closed, an end amid a step."""
+"""Faults of the machine during training: no threads, full disks, inaccessible folders, death during a step."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ print("done")
 
 
 @LINUX
-def test_a_folder_that_may_not_be_written_is_an_error_for_root_too_when_it_is_somebody_else(tmp_path: Path) -> None:
-    """The same as `test_a_folder_that_is_read_only_is_an_error`, for those who test as root: a child that is nobody."""
+def test_a_folder_that_is_read_only_is_an_error_for_a_child_of_root_with_another_user(tmp_path: Path) -> None:
+    """Like `test_a_folder_that_is_read_only_is_an_error` when the tests run as root: in a child of user nobody."""
     if os.geteuid() != 0:
         pytest.skip("not root: test_atomic_save.py tests it")
     folder = tmp_path / "folder"
@@ -141,7 +141,7 @@ def test_a_device_is_not_replaced(tmp_path: Path) -> None:
 @LINUX
 @unsanitized
 def test_a_load_needs_one_staged_copy_of_the_state_and_no_more(tmp_path: Path) -> None:
-    """With room for one copy it works; whatever the room, it works or is a MemoryError that changes nothing."""
+    """With room for one copy a load works. With less room it works, or raises a MemoryError and changes nothing."""
     code = """
 n = 4_000_000
 optimizer = onepass.Adam(np.zeros(n, np.float32))

@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment: an optimizer is then as it was before the call, or as it is after, and goes on from there."""
+"""Ctrl-C at any moment: the optimizer is as before the call or as after it, and continues from there."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from onepass import schedules
 from support import bits, snapshot
 
 F = np.float32
-# After which a signal's handler may run: a call of a Python function, its return, the return of a function in C.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in what is thrown away
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in discarded objects
+# Events after which a signal handler may run: a call of a Python function, its return, the return of a C function.
 EVENTS = {"call", "return", "c_return"}
 
 
 class Interrupted(BaseException):
-    """What KeyboardInterrupt is, under a name that nothing else uses."""
+    """Stand-in for KeyboardInterrupt that nothing else raises."""
 
 
 def interrupted(moment: int, call: Callable[[], Any]) -> bool:
-    """Call it, and raise at the given moment at which a signal could be handled; whether it came to that moment."""
+    """Raise at the given moment of a call at which a signal could be handled. Return True if the call reached it."""
     left, came = moment, False
 
     def profile(frame: Any, event: str, argument: Any) -> None:
@@ -56,7 +56,7 @@ def interrupted(moment: int, call: Callable[[], Any]) -> bool:
 
 
 def made() -> Any:
-    """An optimizer with everything: groups, a schedule, averages, two dtypes, some steps behind it."""
+    """Return an optimizer with groups, a schedule, averages and two dtypes, after some steps."""
     rng = np.random.default_rng(0)
     groups = [
         {"params": [rng.standard_normal((3, 2)).astype(F), rng.standard_normal(4)]},
@@ -69,12 +69,12 @@ def made() -> Any:
 
 
 def gradients() -> list[Any]:
-    """One that is taken as it is, one of another dtype and layout, one that is there in part."""
+    """Return a gradient that is used as it is, one of another dtype and layout, and a sparse one."""
     return [onepass.SparseRows([2, 0, 2], np.ones((3, 2), F)), np.arange(8, dtype=np.float16)[::2], np.full(5, 0.5, F)]
 
 
 def everything(optimizer: Any) -> list[Any]:
-    """All that a user can see of an optimizer."""
+    """Return everything that a user can see of an optimizer."""
     return [
         list(zip(optimizer.state, map(plain, snapshot(optimizer)))),
         [bits(p).tolist() for group in optimizer.groups for p in group.params],
@@ -94,7 +94,7 @@ def plain(value: Any) -> Any:
 
 
 def and_goes_on(optimizer: Any) -> list[Any]:
-    """What it is, and what it becomes: Python's half and the core's must agree on what comes next."""
+    """Return the state now and after two steps, to check that Python and the core agree on both."""
     found = everything(optimizer)
     for _ in range(2):
         optimizer.step([*gradients(), *([np.ones(2, F)] * (len(optimizer.params) - 3))])
@@ -102,7 +102,7 @@ def and_goes_on(optimizer: Any) -> list[Any]:
 
 
 class Saved:
-    """A checkpoint of another moment, as a dict and as a file."""
+    """Return a checkpoint from a different step, as a dict and as a file."""
 
     def __init__(self, folder: Path) -> None:
         optimizer = made()
@@ -142,14 +142,14 @@ ACTIONS: dict[str, Callable[[Any, Saved], Any]] = {
     "reading": lambda optimizer, saved: (dict(optimizer.state), optimizer.ema, optimizer.params),
 }
 
-# Where there are many moments, every so many-th; all of them with ONEPASS_EVERY_MOMENT=1 (minutes).
+# Test every n-th moment of functions with many moments, or all of them with ONEPASS_EVERY_MOMENT=1 (minutes).
 STRIDES = {"load": 23, "load_state_dict": 3, "add_group": 3, "save": 7, "deepcopy": 7, "pickle": 5}
 if os.environ.get("ONEPASS_EVERY_MOMENT"):
     STRIDES = {}
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_a_call_that_is_interrupted_at_any_moment_is_done_whole_or_not_at_all(action: str, tmp_path: Path) -> None:
+def test_a_call_that_is_interrupted_at_any_moment_is_atomic(action: str, tmp_path: Path) -> None:
     saved, act = Saved(tmp_path), ACTIONS[action]
     ends = []
     for acted in (False, True):
@@ -188,7 +188,7 @@ def other_threads_may_set(optimizer: Any) -> bool:
     return not thread.is_alive()
 
 
-def test_an_interrupted_construction_leaves_parameters_alone_and_works_again() -> None:
+def test_an_interrupted_construction_does_not_change_parameters_and_works_again() -> None:
     w, b, made = np.ones((3, 2), F), np.ones(4), []
 
     def make() -> None:

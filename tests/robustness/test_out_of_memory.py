@@ -22,12 +22,12 @@ pytestmark = [
 
 
 def run(preloaded: Path, folder: Path, code: str, **environment: str) -> str:
-    """What a program of its own prints, under the library."""
+    """Run a program in a child process with the library preloaded and return its output."""
     result = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", PROGRAM + code],
         cwd=folder,
         env={
-            # Not those with which `make coverage` has it traced: its own objects would be refused memory too.
+            # Without the variables of `make coverage`: allocations of the tracer would fail too.
             **{name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")},
             "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
             "LD_PRELOAD": str(preloaded),
@@ -80,7 +80,7 @@ def tried(call, first, burst):
         call()
     except BaseException as error:
         failed = stop_failing()
-        # What Python says where NumPy returns nothing and gives no reason, and of a lock of its own.
+        # Messages of Python if NumPy returns null without setting an exception, or if one of Python's locks fails.
         known = "without exception", "without setting an exception", "can't allocate"
         assert isinstance(error, MemoryError) or any(words in str(error) for words in known), (first, repr(error))
         assert failed, first

@@ -1,6 +1,6 @@
-"""The whole interface in any order, wrong calls in between, beside the executable specification: the same bits always.
+"""The whole interface in any order, with wrong calls in between, gives the bits of the executable specification.
 
-`make fuzz-api EXAMPLES=10000` does more of it, on other examples each time.
+`make fuzz-api EXAMPLES=10000` runs more examples, different ones each time.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Machine(RuleBasedStateMachine):
         narrow = group["state_dtype"] is not None or param.dtype.kind != "f"
         return bool(param.ndim) and param.flags.c_contiguous and not narrow
 
-    # Gradients: what the optimizer is handed, and what the model is.
+    # Gradients, one for the optimizer and one for the model.
 
     def gradient(self, data: Any, index: int) -> tuple[Any, Any]:
         param = self.arrays[index]
@@ -352,12 +352,14 @@ class Machine(RuleBasedStateMachine):
         with refused(error, "", self.opt):
             self.opt.add_group(given, **options)
 
-    @rule(wrong=st.sampled_from(["lacks", "unknown", "shape", "dtype", "other", "range", "count", "fixed", "nothing"]))
+    @rule(
+        wrong=st.sampled_from(["missing", "unknown", "shape", "dtype", "other", "range", "count", "fixed", "nothing"])
+    )
     def load_wrongly(self, wrong: str) -> None:
         state: Any = self.opt.state_dict()
         last = state["state"][len(self.arrays) - 1]
         error: type[Exception] = ValueError
-        if wrong == "lacks":
+        if wrong == "missing":
             del last["step"]
         elif wrong == "unknown":
             last["rows"] = 1
@@ -400,7 +402,7 @@ class Machine(RuleBasedStateMachine):
         with refused(FileNotFoundError, "", self.opt):
             self.opt.save(Path(self.folder.name) / "nowhere" / "x")
 
-    # What holds after every call.
+    # Invariants after every call.
 
     @invariant()
     def is_the_reference(self) -> None:

@@ -28,7 +28,7 @@ def needed(library: str, module: str | None = None) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name != library:  # something that the library itself lacks
+        if error.name != library:  # a missing dependency of the library
             raise
         message = (
             f"onepass.integrations.{module or library} needs {library}, which is not installed: pip install {library}"

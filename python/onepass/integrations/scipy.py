@@ -226,7 +226,7 @@ def _differences(value: Callable[[Any], float], at: Any, there: float, low: Any,
 
 
 def _stops(callback: Callable[..., Any], intermediate: bool, x: Any, here: float) -> bool:
-    """Whether the callback, of either of SciPy's signatures, ends the search."""
+    """Return True if the callback, of either of SciPy's signatures, ends the search."""
     try:
         if intermediate:
             callback(intermediate_result=OptimizeResult(x=x.copy(), fun=here))

@@ -143,7 +143,7 @@ class Optimizer(ThincOptimizer):
 
 
 def _is_plain(array: Any) -> bool:
-    """Whether the kernels can read and write it."""
+    """Return True if the kernels can read and write the array."""
     # carray: contiguous, writeable and aligned
     return type(array) is np.ndarray and array.dtype == np.float32 and array.flags.carray
 

@@ -21,7 +21,7 @@ namespace {
 
 constexpr StateEntry no_state = {nullptr, StateKind::moment};
 
-// True for rules that keep a gradient as it is: a copy does not flush, so that it must not be multiplied by 1.
+// True for rules that store the gradient unchanged: a copy preserves subnormals, multiplying by 1 would flush them.
 template <class Rule>
 constexpr bool copies_gradient = false;
 

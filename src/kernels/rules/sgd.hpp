@@ -11,7 +11,7 @@ namespace {
 struct SGDOptions {
   double momentum;   // decay of the momentum
   double dampening;  // share of the gradient that does not enter the momentum
-  double nesterov;   // 1: step from where the momentum leads
+  double nesterov;   // 1: Nesterov momentum
   static constexpr const char* names[] = {"momentum", "dampening", "nesterov"};
 };
 

@@ -15,7 +15,7 @@ import onepass.integrations
 
 @pytest.fixture
 def import_again(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
-    """Provide a function that imports another copy of the adapter, as beside a PyTorch with other private names."""
+    """Provide a function that imports another copy of the adapter, as with a PyTorch with other private names."""
 
     def import_again(**names: Any) -> ModuleType:
         import torch

@@ -89,7 +89,7 @@ def test_second_gradient_before_the_step_is_refused_and_the_parameter_stays() ->
     assert torch.equal(p.detach(), before)
 
 
-def test_what_needs_all_gradients_at_once_is_refused_with_steps_in_the_backward_pass() -> None:
+def test_options_that_need_all_gradients_are_refused_with_steps_in_the_backward_pass() -> None:
     p = torch.nn.Parameter(torch.ones(3))
     optimizer = ours.SGD([p], lr=0.5)
     ours.step_in_backward(optimizer)

@@ -1,4 +1,4 @@
-"""The adapter beside older PyTorch, of which the private names and the groups are imitated."""
+"""The adapter with older versions of PyTorch, whose private names and groups are imitated."""
 
 from __future__ import annotations
 

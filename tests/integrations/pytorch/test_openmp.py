@@ -98,7 +98,7 @@ print(json.dumps([before, sorted(os.listdir("/proc/self/task")), deviation]))
 
 CHILD = """
 import json, os, signal, warnings, numpy as np, torch
-warnings.simplefilter("ignore")  # of forking beside threads
+warnings.simplefilter("ignore")  # about forking a process with threads
 
 
 def step():

@@ -15,7 +15,7 @@ from ._optimizer import OnePass
 with needed("torch"):
     import torch
 
-# What the authors' package keeps in a group and not in the state of the parameters, by its name here.
+# Scalars that the authors' package keeps in a group instead of the state of the parameters, by the name here.
 _COUNTS = {"k": "step", "lr_max": "lr_max", "weight_sum": "weight_sum"}
 
 
