@@ -81,7 +81,16 @@ def draw(record: Record, folder: Path = IMAGES) -> list[Path]:
     return written
 
 
+# README's figure has at most six curves, so that each can be told from the others.
+SPEED_PEERS = ("onepass", "stream baseline", "Numba", "torch fused", "in-place NumPy", "textbook NumPy")
+
+
 def speed(record: Record) -> Any:
+    """Draw the time of a step against the number of parameters, for a few peers."""
+    return times(record, "sizes", "One Adam step on a float32 array, one thread", "elements", 5.0, SPEED_PEERS)
+
+
+def speed_all(record: Record) -> Any:
     """Draw the time of a step against the number of parameters, for all peers."""
     return times(record, "sizes", "One Adam step on a float32 array, one thread", "elements", height=6.2)
 
@@ -91,8 +100,15 @@ def tensors(record: Record) -> Any:
     return times(record, "tensors", "One Adam step on many tensors of 100 elements", "tensors", height=5.4)
 
 
-def times(record: Record, name: str, title: str, across: Literal["elements", "tensors"], height: float) -> Any:
-    """Draw the time of a step against one of the problem's numbers."""
+def times(
+    record: Record,
+    name: str,
+    title: str,
+    across: Literal["elements", "tensors"],
+    height: float,
+    peers: Sequence[str] | None = None,
+) -> Any:
+    """Draw the time of a step against one of the problem's numbers, for these peers or for all."""
     from matplotlib.ticker import EngFormatter
 
     case = record["cases"][name]
@@ -102,10 +118,11 @@ def times(record: Record, name: str, title: str, across: Literal["elements", "te
         f"{report.machine_line(record['machine'])}; {case['date']}",
         height=height,
     )
-    axes = figure.add_axes((0.09, 0.68 / height, 0.655, 1 - 1.63 / height), xscale="log", yscale="log")
+    axes = figure.add_axes((0.11, 0.68 / height, 0.635, 1 - 1.63 / height), xscale="log", yscale="log")
     axes.margins(y=0.1)  # room for the names
     axes.yaxis.set_major_formatter(EngFormatter("s"))
-    draw_lines(axes, case["points"], across)
+    axes.set_ylabel("time of a step", labelpad=2)
+    draw_lines(axes, case["points"], across, peers)
     return figure
 
 
@@ -127,10 +144,15 @@ def threads(record: Record) -> Any:
     return figure
 
 
-def draw_lines(axes: Any, points: Sequence[Point], across: Literal["elements", "tensors", "threads"]) -> None:
+def draw_lines(
+    axes: Any,
+    points: Sequence[Point],
+    across: Literal["elements", "tensors", "threads"],
+    peers: Sequence[str] | None = None,
+) -> None:
     """Draw a labelled line for each peer: seconds per step, or against threads elements per nanosecond."""
     labels = {}
-    for name in names(points):
+    for name in (name for name in names(points) if peers is None or name in peers):
         measured = [point for point in points if name in point["timings"]]
         x = [point[across] for point in measured]
         y = [point["timings"][name]["median_ns"] / 1e9 for point in measured]
@@ -251,7 +273,8 @@ def target_label(target: TargetRecord) -> str:
 
 
 FIGURES = {
-    "speed": Figure("sizes", "Time of one Adam step against the number of parameters, for all peers", speed),
+    "speed": Figure("sizes", "Time of one Adam step against the number of parameters", speed),
+    "speed-all": Figure("sizes", "Time of one Adam step against the number of parameters, for all peers", speed_all),
     "targets": Figure(None, "Speed-up of onepass over other ways to take the same step, with the targets", targets),
     "threads": Figure("threads", "Elements stepped per nanosecond against the number of threads", threads),
     "bits": Figure("bits-bandwidth", "Time of one AdamW step against the bytes that it moves, in each storage", bits),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,11 +19,18 @@ from .records import Point, Record, Statistic
 
 DOCUMENTS = tuple(
     records.ROOT / path
-    for path in ("README.md", "docs/benchmarks.md", "docs/distributed.md", "docs/benchmarks-bits.md")
+    for path in ("README.md", "docs/benchmarks.md", "docs/benchmarks-distributed.md", "docs/benchmarks-bits.md")
 )
 MARK = re.compile(r"<!-- ([A-Za-z0-9_=,. -]+): (begin|end) -->")
-COLUMNS = ("onepass", "torch fused", "Numba", "thinc", "in-place NumPy", "textbook NumPy", "pure Python")
+COLUMNS = ("onepass", "Numba", "torch fused", "in-place NumPy", "textbook NumPy")  # of README's table
 RULE_COLUMNS = ("torch fused", "torch foreach", "torch default")
+# Whole training steps in README: the case, the peer that onepass is compared with, and the network.
+GAINS = (
+    ("torch-training", "torch fused", "PyTorch, a policy network"),
+    ("loop-torch", "torch fused", "PyTorch, four square layers"),
+    ("digits", "textbook NumPy", "NumPy, a perceptron on handwritten digits"),
+    ("loop-numpy", "textbook NumPy", "NumPy, four square layers"),
+)
 NO_STEP = ("stream baseline", "no optimizer")  # peers without a step of Adam
 OF_BASELINE = "of the stream baseline"
 HELD = "bytes held a parameter"
@@ -66,36 +74,65 @@ def of_baseline(point: Point, name: str) -> str:
     return report.percent(report.baseline_ns(point, name) / point["timings"][name]["median_ns"])
 
 
-def speed_table(record: Record, name: str) -> str:
-    """Return README's table and the sentences below it."""
-    case = record["cases"]["sizes"]
-    columns = [column for column in COLUMNS if any(column in point["timings"] for point in case["points"])]
-    rows = [["float32 parameters", *columns, f"onepass, {OF_BASELINE}"]]
-    for point in case["points"]:
-        cells = [cell(point, column, columns) for column in columns]
-        rows.append([report.count(point["elements"]), *cells, of_baseline(point, "onepass")])
-    rounds = sorted(point["rounds"] for point in case["points"])
+def headline(record: Record, name: str) -> str:
+    """Return README's sentence about the time of a step."""
+    points = record["cases"]["sizes"]["points"]
+    ratios = [report.ratio(point, "in-place NumPy", "median_ns") for point in points]
+    times = {name: report.duration(timing["median_ns"]) for name, timing in points[0]["timings"].items()}
+    torch = f", PyTorch's fused Adam {times['torch fused']}" if "torch fused" in times else ""
     return (
-        f"{table(rows)}\n\n"
-        f"Time of one Adam step on one tensor, one thread: medians of {rounds[0]} to {rounds[-1]} interleaved "
-        f"rounds, the fastest in bold, in brackets the slowdown relative to onepass. Numba's loop is compiled with "
-        f"`fastmath`, which may round differently. The stream baseline is the speed of the same memory traffic with an "
-        f"addition per array; on small tensors both measure the cost of a call. Measured on "
-        f"{case['date']} on {report.machine_line(record['machine'])}, environment: {case['environment']}, with "
-        f"{report.software_line(case['software'])}; "
-        f"all figures are in [{name}.json](bench/results/{name}.json). Measure your own machine with `make bench`."
+        f"A step is {report.digits(min(ratios))} to {report.digits(max(ratios))} times as fast as in-place NumPy. On "
+        f"{report.count(points[0]['elements'])} parameters it takes {times['onepass']}{torch}."
     )
 
 
+def speed_table(record: Record, name: str) -> str:
+    """Return README's table of steps: every second size and the largest."""
+    points = record["cases"]["sizes"]["points"]
+    points = [*points[:-1:2], points[-1]]
+    columns = [column for column in COLUMNS if any(column in point["timings"] for point in points)]
+    rows = [["float32 parameters", *columns]]
+    for point in points:
+        rows.append([report.count(point["elements"]), *(cell(point, column, columns) for column in columns)])
+    return table(rows)
+
+
 def speed_figure(record: Record, name: str) -> str:
-    """Return README's image, with the order of the peers at both ends as its description."""
+    """Return README's image, with the order of its peers at both ends as its description."""
     points = record["cases"]["sizes"]["points"]
     orders = []
     for point in (points[0], points[-1]):
-        order = ", ".join(ranking(point, list(point["timings"])))
+        order = ", ".join(ranking(point, plots.SPEED_PEERS))
         orders.append(f"{report.count(point['elements'])} parameters, the fastest first: {order}")
     alt = f"{plots.FIGURES['speed'].alt}. At {'; at '.join(orders)}."
     return f"![{alt}](docs/images/speed.png)"
+
+
+def speed_source(record: Record, name: str) -> str:
+    """Return the conditions under which README's figure and table were measured."""
+    return (
+        f"{measured_with(record, 'sizes')} All figures are in [{name}.json](bench/results/{name}.json). Numba's loop "
+        "is compiled with `fastmath`, which may round differently. The stream baseline is a loop with the same memory "
+        "traffic and one addition per array."
+    )
+
+
+def gains(record: Record, name: str) -> str:
+    """Return README's table of whole training steps: the time with a peer's optimizer, divided by that with onepass."""
+    rows = [["network", "compared with", "speed-up of a whole training step"]]
+    for case, peer, label in GAINS:
+        points = records.with_case(record, case)["cases"].get(case, {"points": []})["points"]
+        ratios = [report.ratio(point, peer, "median_ns") for point in points if peer in point["timings"]]
+        if ratios:
+            ends = dict.fromkeys(report.times(ratio) for ratio in (min(ratios), max(ratios)))
+            sizes = dict.fromkeys(rounded(point["elements"]) for point in (points[0], points[-1]))
+            rows.append([f"{label}, {' to '.join(sizes)} parameters", peer, " to ".join(ends)])
+    return table(rows, left=2) if rows[1:] else not_measured(GAINS[0][0])
+
+
+def rounded(number: int) -> str:
+    """Write a number, in millions with three digits if it is at least one: 4,996, 16.8 million."""
+    return f"{report.digits(number / 10**6)} million" if number >= 10**6 else f"{number:,}"
 
 
 def machine(record: Record, name: str) -> str:
@@ -275,7 +312,10 @@ def not_measured(case: str) -> str:
 
 BLOCKS: dict[str, Callable[[Record, str], str]] = {
     "speed figure": speed_figure,
+    "headline": headline,
     "speed table": speed_table,
+    "speed source": speed_source,
+    "gains": gains,
     "machine": machine,
     "targets": targets,
     "rules": rules,
@@ -312,7 +352,9 @@ def rewritten(text: str, record: Record, name: str) -> str:
     for key in keys:
         begin, end = f"<!-- {key}: begin -->", f"<!-- {key}: end -->"
         before, _, rest = text.partition(begin)
-        text = f"{before}{begin}\n{block(key, record, name)}\n{end}{rest.partition(end)[2]}"
+        indent = before[before.rfind("\n") + 1 :]  # of a block in a list
+        shown = textwrap.indent(f"{block(key, record, name)}\n{end}", indent)
+        text = f"{before}{begin}\n{shown}{rest.partition(end)[2]}"
     return text
 
 

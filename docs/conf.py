@@ -21,7 +21,14 @@ author = "The onepass developers"
 copyright = "The onepass developers, BSD-3-Clause"
 release = version = onepass.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx_copybutton"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx.ext.mathjax",
+    "sphinx_copybutton",
+]
 nitpicky = True
 default_role = "py:obj"  # `Adam` in a docstring is a link
 nitpick_ignore_regex = [("py:.*", r"(numpy|np|npt|scipy|collections|os|torch)\..*")]  # other libraries' names

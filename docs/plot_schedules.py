@@ -61,8 +61,10 @@ def panels() -> Any:
         axes = figure.add_axes((left + column * (width + across), top - height - row * (height + down), width, height))
         schedule = eval(code, vars(schedules).copy())
         rates = [schedule(t) for t in ts]
-        axes.fill_between(ts, rates, color=colour, alpha=0.08, linewidth=0, zorder=3)
-        axes.plot(ts, rates, color=colour, linewidth=2.6, solid_capstyle="round", zorder=4)
+        step = "mid" if code.startswith("piecewise") else None  # vertical jumps
+        axes.fill_between(ts, rates, step=step, color=colour, alpha=0.08, linewidth=0, zorder=3)
+        line = {"drawstyle": f"steps-{step}" if step else "default", "linewidth": 2.6, "solid_capstyle": "round"}
+        axes.plot(ts, rates, color=colour, zorder=4, **line)
         axes.set_xlim(-3, STEPS + 4)
         axes.set_ylim(-0.00006, 0.00106)
         axes.set_xticks([1, 50, 100], ["1", "50", "100"] if row == ROWS - 1 else [])

@@ -80,6 +80,53 @@ def test_the_description_of_readmes_image_ranks_the_peers_at_both_ends() -> None
     assert "parameters, the fastest first: Numba, onepass.](" in text
 
 
+def test_readmes_figure_has_at_most_six_curves_and_names_no_other_peer() -> None:
+    assert len(plots.SPEED_PEERS) <= 6
+    medians = dict.fromkeys([*plots.SPEED_PEERS, "optax under jit"], 1e3)
+    assert "optax" not in readme.speed_figure(record_of(sizes=[point_of(medians, elements=100)]), "a-machine")
+
+
+def test_the_headline_has_the_smallest_and_the_largest_ratio() -> None:
+    sizes = [
+        point_of({"onepass": 1e3, "in-place NumPy": numpy, "torch fused": 9e3}, elements=elements)
+        for numpy, elements in ((14e3, 100), (4e3, 10**4), (5e3, 10**6))
+    ]
+    text = readme.headline(record_of(sizes=sizes), "a-machine")
+    assert text.startswith("A step is 4.00 to 14.0 times as fast as in-place NumPy. ")
+    assert text.endswith("On 100 parameters it takes 1.00 µs, PyTorch's fused Adam 9.00 µs.")
+
+
+def test_readmes_table_of_steps_has_the_smallest_and_the_largest_size() -> None:
+    sizes = [point_of({"onepass": 1e3, "pure Python": 1e6}, elements=10**n) for n in range(2, 8)]
+    rows = readme.speed_table(record_of(sizes=sizes), "a-machine").splitlines()
+    assert rows[0] == "| float32 parameters | onepass |"
+    assert [row.split(" | ")[0] for row in rows[2:]] == ["| 100", "| 10,000", "| 1 million", "| 10 million"]
+
+
+def test_the_gains_are_of_whole_training_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(records, "RESULTS", tmp_path)  # no other machine's results
+
+    def of(elements: int, ratio: float) -> Any:
+        medians = {"onepass for torch": 1e6, "torch fused": 1e6 * ratio}
+        return point_of(medians, elements=elements, step=point_of({"onepass for torch": 1.0, "torch fused": 50.0}))
+
+    rows = readme.block("gains", record_of(loop_torch=[of(16_640, 1.3), of(2**24, 1.1)]), "a-machine").splitlines()
+    assert rows[2:] == [
+        "| PyTorch, four square layers, 16,640 to 16.8 million parameters | torch fused | 1.10× to 1.30× |"
+    ]
+    rows = readme.block("gains", record_of(torch_training=[of(4996, 1.5)]), "a-machine").splitlines()
+    assert rows[2:] == ["| PyTorch, a policy network, 4,996 parameters | torch fused | 1.50× |"]
+    assert "make bench CASE=torch-training" in readme.block("gains", record_of(), "a-machine")
+
+
+def test_a_block_in_a_list_keeps_its_indentation() -> None:
+    sizes = [point_of({"onepass": 1e3, "in-place NumPy": 2e3}, elements=100)]
+    page = "- Fast\n  <!-- headline: begin -->\n  old\n  <!-- headline: end -->\n- Next\n"
+    new = readme.rewritten(page, record_of(sizes=sizes), "a-machine")
+    assert [line[:6] for line in new.splitlines()] == ["- Fast", "  <!--", "  A st", "  <!--", "- Next"]
+    assert readme.rewritten(new, record_of(sizes=sizes), "a-machine") == new
+
+
 def test_a_case_has_one_table_of_times_and_one_of_speeds_relative_to_the_stream_baseline() -> None:
     names = ("10 elements, float32, 1 thread", "20 elements, float32, 1 thread")
     medians = {"onepass": 2e3, "stream baseline": 1e3}

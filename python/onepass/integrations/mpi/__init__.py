@@ -4,9 +4,8 @@ ZeRO's first stage: a reduce-scatter adds up the gradients of all ranks and give
 elements, an ordinary optimizer steps the share, and an allgather gives the new weights to all ranks. These messages
 take no more bytes than summing all gradients on all ranks, and the state is divided by the number of ranks.
 
-    mpiexec -n 4 python -m mpi4py train.py
-
-With ``-m mpi4py``, an exception on one rank ends all ranks. Without it, the other ranks would wait forever.
+Start four ranks with ``mpiexec -n 4 python -m mpi4py train.py``. With ``-m mpi4py``, an exception on one rank ends all
+ranks. Without it, the other ranks would wait forever.
 
 Example:
     >>> import numpy as np, onepass
