@@ -40,11 +40,6 @@ _LONGEST = 1 << 20  # bytes: more than the longest schedule takes
 # ---- The two halves of a file ----
 
 
-def arrays(state_dict: StateDict) -> list[Array]:
-    """All arrays of state."""
-    return [*_arrays(state_dict).values()]
-
-
 def _arrays(state_dict: StateDict) -> dict[tuple[int, str], Array]:
     """All arrays of state, by parameter and name."""
     states = sorted(state_dict["state"].items())
@@ -95,18 +90,29 @@ def read(
     file may store numbers in more or in fewer bits: they are converted, one parameter at a time.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: the file cannot be opened, or there is no room for its arrays.
         ValueError: it is damaged, was not written by `write`, or does not fit.
     """
     name = os.fsdecode(path)
+    without_room: list[OSError] = []
+
+    def reserve(arrays: list[Array]) -> list[Array]:
+        try:
+            return [*rooms(arrays)]
+        except OSError as error:  # a full disk does not make a damaged file
+            without_room.append(error)
+            raise
+
     with _opened_to_read(name) as file:
         try:
             file.longest = _LONGEST + 4 * len(_scalars(like)) + 512 * (len(_arrays(like)) + len(like["state"]))
             with zipfile.ZipFile(file) as archive:
-                return _load(archive, like, take, rooms, conversion)
+                return _load(archive, like, take, reserve, conversion)
         except MemoryError:
             raise
         except Exception as error:  # zipfile raises a dozen kinds
+            if error in without_room:
+                raise
             detail = str(error) or type(error).__name__
             if type(error) not in (TypeError, ValueError):  # not an error of this module
                 detail = f"the file is damaged, or no checkpoint ({detail})"

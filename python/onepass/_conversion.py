@@ -112,6 +112,8 @@ def convert_weights(
     if param is not None and room is None:  # not loaded, but the user may have rounded them into the own weights
         return _low_into(param.view(np.uint32), own.view(np.uint16), low_room)
     if param is not None and room is not None:
+        if param.dtype == room.dtype and low is not None and low_room is not None and low.dtype != low_room.dtype:
+            return _split_into(_joined_bits(param, low), room, low_room), True
         if param.dtype == room.dtype:
             np.copyto(room, param)
         elif room.dtype == np.float32:
@@ -137,10 +139,10 @@ def warn_of_lost_bits(lost: Sequence[str], missing: Sequence[str], hint: str = "
     if missing:
         reasons.append(f"the lower bits of {_named(missing)} are missing: they start at zero")
     if reasons:
-        warnings.warn("; ".join(reasons), stacklevel=_caller_level())
+        warnings.warn("; ".join(reasons), stacklevel=caller_level())
 
 
-def _caller_level() -> int:
+def caller_level() -> int:
     """Return the stack level, for the function that calls this one, of the user's call."""
     frame, level = sys._getframe(1), 1
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("onepass", "torch"):
@@ -204,7 +206,10 @@ class Conversion:
                 entries[low_name] = _blank(param.shape, low)
                 self.has_low = True
             elif low_name in own and options.get("master_bits") != 16:
-                self.without_low.append(self._record.label(index))
+                if weights == np.uint16:  # the file or dict lost them: the check of state dicts refuses it
+                    entries[low_name] = own[low_name]
+                else:
+                    self.without_low.append(self._record.label(index))
         return entries
 
     def fill(self, index: int, saved: Mapping[str, Any], rooms: Mapping[str, Any]) -> None:
@@ -238,13 +243,13 @@ class Conversion:
         if is_lossy and names[1]:  # an average needs no lower bits
             self.lost.append(self._record.label(index))
 
-    def warn(self) -> None:
-        """Warn of weights that lose bits, or whose lower bits are missing."""
-        warn_of_losses([self], ", and params=True loads the weights too")
 
+def warn_of_losses(conversions: Sequence[Conversion], can_load_weights: bool = False) -> None:
+    """Warn once of the weights that conversions of parts of one state lose, and of missing lower bits.
 
-def warn_of_losses(conversions: Sequence[Conversion], hint: str = "") -> None:
-    """Warn once of the weights that conversions of parts of one state lose, and of missing lower bits."""
+    can_load_weights: another call would load the weights too.
+    """
+    hint = ", and params=True loads the weights too" if can_load_weights else ""
     lost = dict.fromkeys(label for each in conversions for label in each.lost)
     missing = dict.fromkeys(label for each in conversions for label in each.without_low)
     warn_of_lost_bits([*lost], [*missing] if any(each.has_low for each in conversions) else [], hint)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, SupportsFloat
 
 from . import _checks, _copying, _core, _gradients, _state_dict
 from ._allocate import state_folder
+from ._conversion import warn_of_losses
 from ._group import Group
 from ._options import OPTIMIZER_CHECKS, Option, Spec, represent, with_defaults
 from ._params import (
@@ -244,7 +245,7 @@ class Optimizer(_core.Optimizer):
         found, conversion = _state_dict.read(self, path, params)
         if not params:
             _state_dict.warn_of_other_params(self._record, path, found, conversion)
-        conversion.warn()
+        warn_of_losses([conversion], not params)
         try:
             self.load_state_dict(found, **({"params": True} if params else {}), **options)
         except (TypeError, ValueError) as error:  # such as an option out of its range

@@ -14,7 +14,7 @@ import numpy as np
 from . import _evaluation, _storage
 from ._allocate import address, all_zeros_like
 from ._checks import check_storage
-from ._conversion import Conversion, is_c_contiguous, is_stored_alike, split
+from ._conversion import Conversion, caller_level, is_c_contiguous, is_stored_alike, split, warn_of_losses
 from ._core import CommonOptions, no_clip_norm
 from ._core import Group as CoreGroup
 from ._core import Optimizer as CoreOptimizer
@@ -151,7 +151,7 @@ def prepare_load(
             raise ValueError(f"the state dict does not fit group {index}: {error}") from None
         options.append((group._core, known, values, *group._numbers(values)))
     states = [state_dict["state"][index] for index in range(len(record.states))]
-    conversion.warn()
+    warn_of_losses([conversion], not params)
     return (
         _copies(record, states, params),
         options,
@@ -307,14 +307,15 @@ def warn_of_other_params(
         warnings.warn(
             f"{os.fspath(path)!r} was saved with other values or another dtype of {named}: load the parameters first, "
             "or use save(path, params=True) and load(path, params=True)",
-            stacklevel=3,
+            stacklevel=caller_level(),
         )
 
 
 def _is_saved(index: int, checksum: int, array: Array, conversion: Conversion | None) -> bool:
     """Return True if a parameter has the saved values, in its own dtype or in the other dtype of weights."""
-    if checksum == _checksum(array) or conversion is None or array.dtype == np.float64:
-        return checksum == _checksum(array)
+    is_same = checksum == _checksum(array)
+    if is_same or conversion is None or array.dtype == np.float64:
+        return is_same
     if index in conversion.same_weights:
         return conversion.same_weights[index]
     if _storage.is_bfloat16(array):  # float32 weights without lower bits have the same values

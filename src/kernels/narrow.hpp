@@ -28,6 +28,11 @@ const T* element(const void* array, std::size_t index) noexcept {
   return static_cast<const T*>(array) + index;
 }
 
+constexpr std::size_t bytes_of(Storage storage) noexcept {
+  if (storage == Storage::plain) return sizeof(float);
+  return storage == Storage::float8 ? 1 : 2;
+}
+
 void decode(Storage storage, const void* array, const float* scales, std::size_t begin, std::size_t end, float* out) {
   const std::size_t count = end - begin;
   switch (storage) {
@@ -135,10 +140,8 @@ inline void encode_chunk(const Operands& x, const NarrowStorage& storage, std::s
   };
   for (unsigned k = 0; k < max_states && x.state[k] != nullptr; ++k) {
     if (storage.state[k] == Storage::plain) continue;
-    const bool is_float8 = storage.state[k] == Storage::float8;
-    void* const array = is_float8 ? static_cast<void*>(element<std::uint8_t>(x.state[k], begin))
-                                  : element<std::uint16_t>(x.state[k], begin);
-    float* const scales = is_float8 ? storage.scale[k] + begin / scale_group : nullptr;
+    void* const array = element<unsigned char>(x.state[k], begin * bytes_of(storage.state[k]));
+    float* const scales = storage.scale[k] != nullptr ? storage.scale[k] + begin / scale_group : nullptr;
     rounded(k, [&](auto rounding) noexcept {
       encode_as(storage.state[k], near.state[k], count, rounding, storage.divisor[k], array, scales);
     });
@@ -150,11 +153,6 @@ inline void encode_chunk(const Operands& x, const NarrowStorage& storage, std::s
     rounded(weight_slot,
             [&](auto rounding) noexcept { split_param(storage, near.param, count, rounding, x.param, begin); });
   }
-}
-
-constexpr std::size_t bytes_of(Storage storage) noexcept {
-  if (storage == Storage::plain) return sizeof(float);
-  return storage == Storage::float8 ? 1 : 2;
 }
 
 // Starts loading a chunk from memory during the arithmetic of the chunk before it: the hardware prefetcher loses track

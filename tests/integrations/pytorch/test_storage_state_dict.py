@@ -292,3 +292,25 @@ def test_seed_of_a_state_dict_replaces_the_optimizers_own() -> None:
     optimizer.load_state_dict(saved.state_dict())
     assert optimizer.seed == 0
     assert [group["state_dtype"] for group in optimizer.param_groups] == ["float8", "float8"]
+
+
+@pytest.mark.parametrize("kind", [ours.AdamW, ours.SGD, ours.Adagrad])
+@pytest.mark.parametrize("steps", [0, 1])
+def test_parameters_without_a_first_step_load_without_state(kind: Any, steps: int) -> None:
+    def made() -> tuple[Any, Any]:
+        params = [torch.nn.Parameter(torch.ones(5000, dtype=torch.bfloat16)) for _ in range(2)]
+        optimizer = kind(params, lr=0.01, state_dtype="float8")
+        for _ in range(steps):
+            params[0].grad = torch.ones_like(params[0])  # the second parameter has no gradient
+            optimizer.step()
+        return params, optimizer
+
+    (_, saved), (params, optimizer) = made(), made()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.load_state_dict(saved.state_dict())
+    assert not optimizer.state[params[1]].get("param_low", torch.zeros(1)).any()
+    assert "param_low" not in saved.state_dict()["state"].get(1, {})
+    params[1].grad = torch.ones_like(params[1])
+    optimizer.step()
+    assert (params[1] < 1).all()

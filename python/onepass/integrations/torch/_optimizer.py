@@ -318,8 +318,10 @@ class OnePass(torch.optim.Optimizer):
             options = group_options(group)
             rule = spec.rule_name({**DEFAULTS, **self._missing, **group, **saved})
             for param, index in zip(group["params"], saved["params"]):
-                label, moments, found = f"parameter {index}", [*_core.rules[rule][1]], state.get(index, {})
-                if self._has_double_scalars and isinstance(found, Mapping) and found:
+                label, moments, found = f"parameter {index}", [*_core.rules[rule][1]], state.get(index)
+                if not isinstance(found, Mapping) or not found:
+                    continue  # no state before the parameter's first step
+                if self._has_double_scalars:
                     numbers = _core.rules[rule][2].keys() & found.keys()
                     # PyTorch would cast tensors to the parameter's dtype; the next step makes tensors of these.
                     state[index] = found = {**found, **{name: float(found[name]) for name in numbers}}
