@@ -34,7 +34,8 @@ def initialize(
                     f"{label(form, key)} is read-only in this pickle, so the optimizer could not update it: pass "
                     "writeable buffers to pickle.loads; with joblib, use Parallel(max_nbytes=None) or mmap_mode='c'"
                 )
-    with parts_of_params(parts):
+    params = [array for named, _ in groups for array in named.values()]
+    with parts_of_params([*zip(params, parts)]):
         optimizer._init(form, as_tuple, groups, options)
     for saved, own in zip(state["param_groups"], _state_dict.snapshot(optimizer)["param_groups"]):
         saved.update({name: own[name] for name in own if name == "param_names"})  # repr() of keys may differ

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import _storage
-from ._allocate import all_zeros, pin
+from ._allocate import address, all_zeros, pin
 from ._checks import check_disjoint, check_storage
 from ._core import Optimizer as CoreOptimizer
 from ._core import rules
@@ -144,12 +144,12 @@ def create_groups(
     return created
 
 
-_parts: ContextVar[Sequence[Part]] = ContextVar("parts", default=())
+_parts: ContextVar[Sequence[tuple[Array, Part]]] = ContextVar("parts", default=())
 
 
 @contextmanager
-def parts_of_params(parts: Sequence[Part]) -> Iterator[None]:
-    """Declare that the parameters of optimizers made in this block, by its thread, are parts of larger ones.
+def parts_of_params(parts: Sequence[tuple[Array, Part]]) -> Iterator[None]:
+    """Declare that these arrays are parts of larger parameters, for optimizers made in this block, by its thread.
 
     Such an optimizer stores and rounds each element as the optimizer of the larger parameters does.
     """
@@ -158,6 +158,19 @@ def parts_of_params(parts: Sequence[Part]) -> Iterator[None]:
         yield
     finally:
         _parts.reset(token)
+
+
+def declared_parts(params: Sequence[Array]) -> list[Part]:
+    """Return the declared part of each parameter, or the whole parameter if none is declared."""
+    # By identity, because empty parts may share an address, or else by memory: a subclass may pass on views.
+    keyed = [((id(array), _memory(array)), part) for array, part in _parts.get()]
+    declared: dict[Any, Part] = {key: part for keys, part in keyed for key in keys}
+    return [declared.get(id(array)) or declared.get(_memory(array)) or Part(array.size) for array in params]
+
+
+def _memory(array: Array) -> tuple[int, int]:
+    plain = np.asarray(array)  # subclasses may override attributes
+    return address(plain), plain.size
 
 
 def initial_states(group: Group, parts: list[Part], spec: Spec, folder: str | None) -> list[dict[str, Array]]:
@@ -189,8 +202,7 @@ def register_groups(optimizer: Any, form: Form, groups: list[GroupParams]) -> No
     """Add groups with their state to an optimizer: all of them or, when it raises, none."""
     spec: Spec = optimizer._spec
     created = create_groups(optimizer._record, form, groups, spec, optimizer.flush_denormals)
-    declared = iter(_parts.get()[len(optimizer._record.params) :])
-    all_parts = [[next(declared, None) or Part(array.size) for array in group.params] for group in created]
+    all_parts = [declared_parts(group.params) for group in created]
     all_states = [
         initial_states(group, parts, spec, optimizer._state_folder) for group, parts in zip(created, all_parts)
     ]

@@ -274,7 +274,8 @@ def test_parts_of_parameters_have_the_bits_of_the_whole(
     optimizer = onepass.Adam([whole.copy() for whole in wholes], **options)
     cuts = [(2, 128, 4224), (1, 4992, 5000), (0, 128, 300), (1, 0, 0), (1, 0, 4992)]
     parts = [wholes[parameter][start:stop].copy() for parameter, start, stop in cuts]
-    with parts_of_params([Part(wholes[parameter].size, start, parameter) for parameter, start, _ in cuts]):
+    declared = [Part(wholes[parameter].size, start, parameter) for parameter, start, _ in cuts]
+    with parts_of_params([*zip(parts, declared)]):
         of_parts = copied(onepass.Adam(parts, **options))
     for _ in range(3):
         grads = [drawn(rng, whole.size, np.float32) for whole in wholes]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import resource
 import signal
 import sys
 import warnings
@@ -76,6 +77,21 @@ def check_state_on_disk_has_the_same_bits() -> None:
     after = sharded.state_dict()["state"]
     for one, other in zip(before.values(), after.values()):
         assert_same_bits([one["exp_avg"], one["ema"]], [other["exp_avg"], other["ema"]])
+
+
+def check_loading_state_on_disk_opens_few_files() -> None:
+    folder = shared_folder()
+    params = [np.zeros(8, np.float32) for _ in range(150)]
+    with onepass.state_dir(folder):
+        sharded = ShardedOptimizer(WORLD, onepass.AdamW, params)
+    sharded.step(params)
+    sharded.save(folder / "set")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))  # fewer than the 300 arrays of state
+    try:
+        sharded.load(folder / "set")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def check_gathered_file_has_the_bytes_of_one_process() -> None:

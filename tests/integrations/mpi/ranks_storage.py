@@ -13,7 +13,7 @@ from ranks_common import SMALL, WORLD, raises, same_state, shared_folder
 
 import onepass
 from onepass.integrations.mpi import ShardedOptimizer
-from support import BFLOAT16, assert_same_bits, comparable
+from support import BFLOAT16, assert_same_bits, comparable, snapshot
 
 Array = Any
 
@@ -104,6 +104,48 @@ def check_every_storage_has_the_bits_of_one_process() -> None:
         run(onepass.AdamW, dtype, options)
     for (kind, own), (dtype, options) in itertools.product(RULES, STORAGES[1:4:2]):
         run(kind, dtype, own | options)
+
+
+class WithHelper(onepass.AdamW):
+    """Optimizer that creates another one with parameters of its own."""
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        self.helper = onepass.SGD(made(np.float32), momentum=0.9, lr=0.1, state_dtype="float8")
+        super().__init__(params, **options)
+
+
+class OfViews(onepass.AdamW):
+    """Optimizer that steps views of its parameters."""
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        groups = params if isinstance(params[0], dict) else [{"params": params}]
+        super().__init__([{**group, "params": [p[...] for p in group["params"]]} for group in groups], **options)
+
+
+def check_optimizer_made_by_a_subclass_has_the_bits_of_its_own_parameters() -> None:
+    sharded, single = run(WithHelper, np.float32, {"state_dtype": "float8"})
+    helpers: list[Any] = [each.helper for each in (sharded.optimizer, single)]  # type: ignore[attr-defined]
+    for helper in helpers:
+        helper.step(exact(0, 0))
+    assert_same_bits(*(map(comparable, helper.params) for helper in helpers))
+    for name in ("momentum_buffer", "momentum_buffer_scale"):
+        one, other = ([state[name] for state in snapshot(helper) if name in state] for helper in helpers)
+        assert_same_bits(map(comparable, one), map(comparable, other), name)
+
+
+def check_subclass_that_passes_on_views_has_the_bits_of_one_process() -> None:
+    run(OfViews, np.float32, {"state_dtype": "float8"})
+
+
+def check_empty_parameter_at_the_address_of_another_has_the_state_of_one_process() -> None:
+    def params() -> list[Array]:
+        return onepass.flatten([np.zeros(0, np.float32), np.ones(4096, np.float32)])
+
+    sharded = ShardedOptimizer(WORLD, onepass.AdamW, params(), state_dtype="float8")
+    single = onepass.AdamW(params(), state_dtype="float8")
+    for optimizer in (sharded, single):
+        optimizer.step(params())
+    assert_equal(sharded, single, "empty")
 
 
 def check_narrow_gradients_of_any_dtype_are_added_up_in_float32() -> None:

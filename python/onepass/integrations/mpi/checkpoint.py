@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ... import _archive, _checkpoint
+from ..._allocate import all_zeros_like
 from ..._checkpoint import MANIFEST
 from ..._conversion import Conversion, warn_of_losses
 from ..._core import norm_block
@@ -29,7 +30,6 @@ from .layout import Layout, part_of, weights_of
 from .partition import Piece, sum_dtype
 from .state import (
     StateDict,
-    allocate_like,
     group_options,
     split_state_dict,
     splitter,
@@ -121,16 +121,18 @@ def read_path(layout: Layout, optimizer: Optimizer, path: str | os.PathLike[str]
 
 def rooms(optimizer: Optimizer) -> Callable[[list[Array]], Iterator[Array]]:
     """Return a function that allocates one array after the other: of a large file, one at a time is in memory."""
-    return lambda arrays: (allocate_like(optimizer, array) for array in arrays)
+    return lambda arrays: (all_zeros_like([array], optimizer._state_folder)[0] for array in arrays)
 
 
 def read_set(layout: Layout, optimizer: Optimizer, folder: Path) -> StateDict:
     """Return the state dict of this rank's optimizer, read from the files of any number of ranks."""
     files = _read_manifest(layout, folder / MANIFEST)
     own = snapshot(optimizer)
+    own_states = optimizer._record.states
+    # All at once: on disk they are one file, because each file takes a descriptor.
+    free = iter(all_zeros_like([array for state in own_states for array in state.values()], optimizer._state_folder))
     states: dict[int, dict[str, Any]] = {
-        index: {name: allocate_like(optimizer, array) for name, array in state.items()}
-        for index, state in enumerate(optimizer._record.states)
+        index: {name: next(free) for name in state} for index, state in enumerate(own_states)
     }
     first: StateDict = {}
     conversions: list[Conversion] = []

@@ -105,8 +105,10 @@ class ShardedOptimizer:
             record = create_record(form, isinstance(params, tuple), groups)
             _check_storage(form, groups, options)
             layout = create_layout(record, [len(named) for named, _ in groups], comm.size, comm.rank, chunk)
-            with parts_of_params([part_of(layout, piece) for piece in layout.pieces]):
-                self._optimizer = kind(piece_groups(layout, groups), **options)
+            own_groups = piece_groups(layout, groups)
+            weights = [array for group in own_groups for array in group["params"]]
+            with parts_of_params([*zip(weights, (part_of(layout, piece) for piece in layout.pieces))]):
+                self._optimizer = kind(own_groups, **options)
             self._layout = replace(layout, record=replace(record, groups=self._optimizer.groups))
             self._buffers = create_buffers(self._layout, comm.rank)
             fingerprint |= describe(self._layout, self._optimizer, average=self._average, chunk=chunk)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..._allocate import all_zeros_like
 from ..._flatten import in_line
 from ..._optimizer import Optimizer
 from ..._state_check import CHECKSUMS
@@ -32,11 +31,6 @@ State = dict[str, Array]  # arrays of one parameter by name
 def state_names(optimizer: Optimizer) -> list[str]:
     """Return the names of the state arrays of all parameters."""
     return list(dict.fromkeys(name for state in optimizer._record.states for name in state))
-
-
-def allocate_like(optimizer: Optimizer, array: Array) -> Array:
-    """Return zeros with the array's shape, dtype and order, in a file if the optimizer's state is in files."""
-    return all_zeros_like([array], optimizer._state_folder)[0]
 
 
 # ---- Gathering ----
