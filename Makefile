@@ -19,6 +19,7 @@
 #     make coverage           measure the lines and branches of python/onepass that the tests reach
 #     make coverage-cpp       measure the lines and branches of the core that its own tests reach
 #     make comparison         compare five optimizers as in the Adam paper; write the tables and figure into docs/
+#     make choosing           compare six optimizers, tuned alike; write the table and figure into docs/
 #     make low-precision      train with state and weights in fewer bits; write the tables and figure into docs/
 #     make fine-tuning        fine-tune a GPT-2 in float32 and with fewer bits; write the table and figure into docs/
 #     make bench-mpi          run the benchmarks of several processes and of state on disk; write their tables
@@ -41,7 +42,7 @@ python := $(venv)/bin/python
 # The file that marks a target's packages as installed.
 installed = $(venv)/.installed-$(1)
 
-.PHONY: help demo comparison low-precision fine-tuning test test-integrations test-spacy test-mpi bench bench-mpi bench-guard docs lint format mutants toolchains wheel clean install
+.PHONY: help demo comparison choosing low-precision fine-tuning test test-integrations test-spacy test-mpi bench bench-mpi bench-guard docs lint format mutants toolchains wheel clean install
 .PHONY: fuzz fuzz-checkpoint fuzz-api soak coverage
 
 help:
@@ -52,6 +53,9 @@ demo: install $(call installed,examples)
 
 comparison: install $(call installed,examples)
 	$(python) examples/comparison/run.py $(or $(ARGS),--out docs/images/comparison.png --page docs/comparison.md)
+
+choosing: install $(call installed,low-precision)
+	$(python) examples/choosing.py $(or $(ARGS),--out docs/images/choosing.png --page docs/choosing.md)
 
 low-precision: install $(call installed,examples) $(call installed,low-precision)
 	$(python) examples/low_precision/run.py $(or $(ARGS),--out docs/images/low_precision.png --page docs/low-precision.md)

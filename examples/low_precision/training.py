@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from comparison.models import cross_entropy
+from comparison.models import Model, cross_entropy
 from low_precision.tasks import Task
 from train_digits import Array, need
 
@@ -75,13 +75,36 @@ class Peer:
                 group["lr"] = rate
 
 
-def train(task: Task, storage: Storage, rate: float, seed: int) -> dict[str, float | None]:
-    """Train once; return the final losses and how far the second moments are from float32 ones.
+def begin(task: Task, seed: int) -> tuple[Model, Iterator[tuple[float, list[Any]]]]:
+    """Return a model, and the loss and gradients of each batch, computed when they are drawn.
 
     Initial weights, batches and dropout depend only on the seed.
     """
     first, order, noise = (np.random.default_rng([seed, purpose]) for purpose in range(3))
     model = task.model(first)
+
+    def batches() -> Iterator[tuple[float, list[Any]]]:
+        for _ in range(task.steps):
+            rows = order.integers(task.data.train.shape[0], size=task.batch)
+            yield model.loss_and_gradients(task.data.train[rows], task.data.train_labels[rows], noise)
+
+    return model, batches()
+
+
+def warmup_steps(task: Task) -> int:
+    """Return the length of the warmup."""
+    return max(1, task.steps // 20)
+
+
+def cosine(task: Task, rate: float) -> schedules.warmup:
+    """Return the schedule of a training: a warmup, then a rate that falls to 0."""
+    warm = warmup_steps(task)
+    return schedules.warmup(schedules.cosine(rate, steps=task.steps - warm), steps=warm)
+
+
+def train(task: Task, storage: Storage, rate: float, seed: int) -> dict[str, float | None]:
+    """Train once; return the final losses and how far the second moments are from float32 ones."""
+    model, batches = begin(task, seed)
     stored = model.parameters
     if storage.narrow_weights:
         bfloat16 = need("ml_dtypes", "ml_dtypes").bfloat16
@@ -95,16 +118,10 @@ def train(task: Task, storage: Storage, rate: float, seed: int) -> dict[str, flo
     else:
         opt = Peer(storage.library, stored, rate)
         set_rate = opt.set_rate
-    warm = max(1, task.steps // 20)
-    schedule = schedules.warmup(schedules.cosine(rate, steps=task.steps - warm), steps=warm)
+    schedule = cosine(task, rate)
     exact = [np.zeros(array.shape, np.float32) for array in stored]  # second moments
     losses = []
-    for step in range(1, task.steps + 1):
-        rows = order.integers(task.data.train.shape[0], size=task.batch)
-        found: tuple[float, list[Any]] = model.loss_and_gradients(
-            task.data.train[rows], task.data.train_labels[rows], noise
-        )
-        loss, gradients = found
+    for step, (loss, gradients) in enumerate(batches, 1):
         if storage.narrow_weights:
             gradients = [gradient.astype(bfloat16) for gradient in gradients]
         set_rate(schedule(step))
