@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from reprlib import repr as short  # what a file holds may be long
@@ -96,9 +96,9 @@ def read(
     name = os.fsdecode(path)
     without_room: list[OSError] = []
 
-    def reserve(arrays: list[Array]) -> list[Array]:
+    def reserve(arrays: list[Array]) -> Iterator[Array]:
         try:
-            return [*rooms(arrays)]
+            yield from rooms(arrays)
         except OSError as error:  # a full disk does not make a damaged file
             without_room.append(error)
             raise
