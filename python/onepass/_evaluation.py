@@ -35,6 +35,9 @@ def switch(optimizer: Any, to_evaluation: bool) -> None:
             for group, indices in record.ranges():
                 weight = optimizer._spec.evaluation_weight(group)
                 for index in indices:
+                    if optimizer._parameter_step(index) == 0:  # the average of no steps
+                        np.copyto(kept[index], _storage.raw(record.params[index]))
+                        continue
                     evaluate(record.params[index], record.states[index], weight, kept[index])
         arrays = [_storage.raw(array) for array in record.params]
         optimizer._swap_arrays(list(zip(arrays, kept)), new, to_evaluation)

@@ -304,3 +304,71 @@ def test_groups_of_impossible_options_are_refused() -> None:
     with pytest.raises(RuntimeError, match="add_param_group: expected training mode"):
         optimizer.add_param_group({"params": [torch.ones(2)]})
     assert len(optimizer.param_groups) == 1
+
+
+def test_weights_written_before_the_first_step_are_trained() -> None:
+    w, v = np.zeros(3, np.float32), np.zeros(3, np.float32)
+    optimizer = onepass.ScheduleFreeAdamW([w, v], lr=0.001)
+    w[:], v[:] = 5, 7
+    optimizer.step([np.ones(3, np.float32), None])
+    assert (abs(w - 5) < 0.01).all() and (abs(optimizer.state[0]["z"] - 5) < 0.01).all()
+    optimizer.eval()
+    assert (abs(w - 5) < 0.01).all() and (v == 7).all()
+    optimizer.train()
+    assert (v == 7).all()
+
+
+def trained_in_torch() -> tuple[Any, Any]:
+    torch = pytest.importorskip("torch")
+    from onepass.integrations import torch as ours
+
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = ours.ScheduleFreeAdamW(params, lr=0.1)
+    step_in_torch(params, optimizer)
+    return params, optimizer
+
+
+def step_in_torch(params: Any, optimizer: Any) -> None:
+    import torch
+
+    for _ in range(3):
+        for param in params:
+            param.grad = torch.tensor([1.0, 2, 3])
+        optimizer.step()
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_switch_that_fails_leaves_the_weights_for_another_try(mode: str) -> None:
+    torch = pytest.importorskip("torch")
+    (params, optimizer), (others, other) = trained_in_torch(), trained_in_torch()
+    good = params[1].data
+    if mode == "train":
+        optimizer.eval()
+        params[1].data = torch.ones(4)  # a layer resized meanwhile
+    else:
+        params[1].data = params[1].data[:1].expand(3)
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            getattr(optimizer, mode)()
+    params[1].data = good
+    optimizer.eval()
+    optimizer.train()
+    assert torch.equal(params[0], others[0])
+    step_in_torch(params, optimizer)
+    step_in_torch(others, other)
+    assert torch.equal(params[0], others[0])
+
+
+def test_training_again_leaves_a_state_dict_of_evaluation_whole() -> None:
+    torch = pytest.importorskip("torch")
+    params, optimizer = trained_in_torch()
+    trained = params[0].detach().clone()
+    optimizer.eval()
+    averages, saved = [param.detach().clone() for param in params], optimizer.state_dict()
+    optimizer.train()
+    others, other = trained_in_torch()
+    for mine, average in zip(others, averages):
+        mine.data.copy_(average)
+    other.load_state_dict(saved)
+    other.train()
+    assert torch.equal(others[0], trained)

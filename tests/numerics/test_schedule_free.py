@@ -134,7 +134,7 @@ def test_a_new_optimizer_trains_weights_that_are_their_average() -> None:
     p = np.array([1.5, -0.0, np.inf, 3e-320])
     optimizer = onepass.ScheduleFreeAdamW(p)
     optimizer.eval()
-    np.testing.assert_array_equal(p, [1.5, 0, np.nan, 3e-320])
+    assert bits(p).tolist() == bits(np.array([1.5, -0.0, np.inf, 3e-320])).tolist()
     optimizer.train()
     assert bits(p).tolist() == bits(np.array([1.5, -0.0, np.inf, 3e-320])).tolist()
 

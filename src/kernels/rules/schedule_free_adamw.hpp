@@ -32,9 +32,10 @@ struct ScheduleFreeAdamW {
   T v_correction;  // r2: one over the root of the second bias correction
   T eps;
   T weight_decay;
-  T mix;     // c: the weight of this step in the average
-  T y_step;  // A: the step size of y
-  T z_step;  // the learning rate of this step
+  T mix;       // c: the weight of this step in the average
+  T y_step;    // A: the step size of y
+  T z_step;    // the learning rate of this step
+  T is_first;  // 1 or 0: z starts from the parameter as it is then, which may have new values since construction
 
   static ScheduleFreeAdamW coefficients(const Options& options, StepContext& step) {
     const auto t = static_cast<double>(step.t);
@@ -54,18 +55,20 @@ struct ScheduleFreeAdamW {
         static_cast<T>(c),
         static_cast<T>(lr * (1 - options.beta1 * (1 - c))),
         static_cast<T>(lr),
+        static_cast<T>(step.t == 1 ? 1 : 0),
     };
   }
 
   void operator()(T& y, T g, T& v, T& z) const noexcept {
+    const T start = is_first == 1 ? y : z;
     // second moment (RMSprop)
     v = beta2 * v + one_minus_beta2 * (g * g);
     // update: the normalized gradient, and weight decay
     const T u = g / (square_root(v) * v_correction + eps) + weight_decay * y;
     // parameter: towards z, by the weight of this step in the average x; at weight 1 a copy
-    y = (mix == 1 ? z : y + mix * (z - y)) - y_step * u;
+    y = (mix == 1 ? start : y + mix * (start - y)) - y_step * u;
     // sequence of plain steps
-    z = z - z_step * u;
+    z = start - z_step * u;
   }
 };
 

@@ -101,7 +101,7 @@ class ScheduleFreeAdamW(OnePass):
         evaluation_weight = self._kind._spec.evaluation_weight
         assert evaluation_weight is not None
         with self._slow_lock:
-            made = []
+            averages = []
             for group in self.param_groups:
                 if not group["train_mode"]:
                     continue
@@ -111,10 +111,18 @@ class ScheduleFreeAdamW(OnePass):
                     state = self.state.get(param, {})
                     if "z" in state:
                         y = _storage.joined(param, state.get("param_low"))
-                        made.append((param, state, param.clone(), (state["z"] - y).mul_(weight).add_(y)))
-            for param, state, y, x in made:
-                state["y"] = y
-                param.copy_(x)
+                        averages.append((param, param.clone(), (state["z"] - y).mul_(weight).add_(y)))
+            written = []
+            try:
+                for param, y, x in averages:
+                    param.copy_(x)
+                    written.append((param, y))
+            except BaseException:
+                for param, y in written:
+                    param.copy_(y)
+                raise
+            for param, y, _ in averages:  # new dicts: a state dict that a user has shares the old ones
+                self.state[param] = {**self.state[param], "y": y}
             for group in self.param_groups:
                 group["train_mode"] = False
 
@@ -122,15 +130,23 @@ class ScheduleFreeAdamW(OnePass):
     def train(self) -> None:
         """Put the weights in training back into the parameters, bit for bit. Does nothing in training mode."""
         with self._slow_lock:
+            weights = []
             for group in self.param_groups:
-                if group["train_mode"]:
-                    continue
-                for param in group["params"]:
+                for param in group["params"] if not group["train_mode"] else ():
                     state = self.state.get(param, {})
+                    if "z" in state and "y" not in state:  # loaded from the authors' package, which keeps no copy
+                        y = param.lerp(state["z"].to(param.dtype), 1 - plain(group["betas"], False)[0])
+                        state = self.state[param] = {**state, "y": y}
                     if "y" in state:
-                        param.copy_(state.pop("y"))
-                    elif "z" in state:  # loaded from the authors' package, which keeps no copy
-                        param.lerp_(state["z"].to(param.dtype), 1 - plain(group["betas"], False)[0])
+                        if state["y"].shape != param.shape:
+                            expected, shape = tuple(state["y"].shape), tuple(param.shape)
+                            raise RuntimeError(f"train: expected a parameter of shape {expected}, got {shape}")
+                        weights.append((param, state["y"]))
+            for param, y in weights:
+                param.copy_(y)
+            for param, _ in weights:
+                self.state[param] = {name: value for name, value in self.state[param].items() if name != "y"}
+            for group in self.param_groups:
                 group["train_mode"] = True
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -205,7 +205,8 @@ def loaded(
     low, copy = result.pop("param_low", None), result.get("y")
     if low is not None:
         _check_like(label, "param_low", low, tensor, "int16 or int8", LOW_DTYPES.values())
-    if isinstance(copy, torch.Tensor) and copy.dtype != tensor.dtype:
+    has_other_low = low is not None and dtype is not None and low.dtype != dtype
+    if isinstance(copy, torch.Tensor) and (copy.dtype != tensor.dtype or has_other_low):
         result["y"], low, is_lossy = _copy_of_weights(label, copy, low, tensor, dtype)
     elif low is not None:
         low, is_lossy = _low_part(low, tensor, dtype)
