@@ -65,8 +65,9 @@ def with_copies(record: ParameterRecord, copies: Iterable[Array]) -> ParameterRe
 def is_saved_in(optimizer: Any, state_dict: Any) -> bool:
     """Return True if a state dict, which may be anything, was saved in evaluation mode by an optimizer that has one."""
     states = state_dict.get("state") if isinstance(state_dict, Mapping) else None
-    has_mode = optimizer._spec.evaluation_weight is not None and isinstance(states, Mapping)
-    return has_mode and any(isinstance(state, Mapping) and "y" in state for state in states.values())  # type: ignore[union-attr]
+    if optimizer._spec.evaluation_weight is None or not isinstance(states, Mapping):
+        return False
+    return any(isinstance(state, Mapping) and "y" in state for state in states.values())
 
 
 def evaluate(array: Array, state: Mapping[str, Array], weight: float, out: Array) -> None:

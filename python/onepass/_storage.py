@@ -67,11 +67,13 @@ def check_options(spec: Any, options: Mapping[str, Any]) -> None:
 
 def check_params(options: Mapping[str, Any], params: Iterable[tuple[str, Array]], flush_denormals: bool) -> None:
     """Refuse labelled parameters that do not match the options of their group."""
-    state_dtype, arrays = options["state_dtype"], [*params]
-    if state_dtype is not None and not flush_denormals:
+    state_dtype = options["state_dtype"]
+    if state_dtype is None:
+        return
+    if not flush_denormals:
         raise ValueError(f"state_dtype={state_dtype!r} needs flush_denormals=True: use state_dtype=None")
-    for label, array in arrays:
-        if state_dtype is not None and array.dtype == np.float64:
+    for label, array in params:
+        if array.dtype == np.float64:
             raise ValueError(
                 f"{label}: state_dtype={state_dtype!r} needs float32 or bfloat16 parameters, got float64: use "
                 "state_dtype=None"
@@ -86,9 +88,9 @@ def check_master_bits(groups: Iterable[Mapping[str, Any]], params: Iterable[Arra
         raise ValueError(f"master_bits={bits[0]} needs bfloat16 parameters, got {arrays[0].dtype}: use master_bits=32")
 
 
-def limited(name: str, state_dtype: StateDtype) -> StateDtype:
-    """Return the storage of a large state array: state_dtype, but no narrower than the array's kind allows."""
-    return min(state_dtype, NARROWEST[KINDS[name]], key=WIDTHS.index)
+def limited(name: str, state_dtype: StateDtype, size: int = NARROW_FROM) -> StateDtype:
+    """Return the storage of a state array: state_dtype, but no narrower than its kind and its whole size allow."""
+    return None if size < NARROW_FROM else min(state_dtype, NARROWEST[KINDS[name]], key=WIDTHS.index)
 
 
 def is_divisor(name: str) -> bool:
@@ -98,8 +100,8 @@ def is_divisor(name: str) -> bool:
 
 def state_array_dtype(name: str, options: Mapping[str, Any], array: Array, size: int) -> np.dtype[Any]:
     """Return the dtype in which a state array of a parameter, or of a part of it, is stored; size: of the whole."""
-    stored = limited(name, options["state_dtype"])
-    return value_dtype(array) if stored is None or size < NARROW_FROM else np.dtype(DTYPES[stored])
+    stored = limited(name, options["state_dtype"], size)
+    return value_dtype(array) if stored is None else np.dtype(DTYPES[stored])
 
 
 def scale_count(array: Array) -> int:
@@ -205,10 +207,7 @@ def raw(array: Any) -> Any:
 
 def moments_of(state: Mapping[str, Any]) -> list[str]:
     """Return the names of the moments in a parameter's state."""
-    other = {"ema", "param", "param_low", "y", *WEIGHTS}
-    return [
-        name for name, value in state.items() if hasattr(value, "dtype") and name not in other and not is_scale(name)
-    ]
+    return [name for name in state if name in KINDS and name not in WEIGHTS]
 
 
 def check_scales(label: str, scales: Any, count: int) -> None:

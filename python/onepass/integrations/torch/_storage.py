@@ -36,8 +36,8 @@ def value_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 def state_tensor_dtype(name: str, options: Mapping[str, Any], tensor: torch.Tensor) -> torch.dtype:
     """Return the dtype of a state tensor of a parameter."""
-    stored = limited(name, options["state_dtype"])
-    return value_dtype(tensor) if stored is None or tensor.numel() < NARROW_FROM else DTYPES[stored]
+    stored = limited(name, options["state_dtype"], tensor.numel())
+    return value_dtype(tensor) if stored is None else DTYPES[stored]
 
 
 def state_dtypes(
