@@ -16,6 +16,7 @@ from .libraries import (
     DeepSpeed,
     Numba,
     Optax,
+    ScheduleFree,
     ScikitLearn,
     Thinc,
     ThincOptimizer,
@@ -247,9 +248,9 @@ CASES: dict[str, Case] = {
         budget=Budget(seconds=24, sessions=6),
     ),
     "rules": Case(
-        "every rule on 1 million elements, compared with torch's class of the same name",
+        "every rule on 1 million elements, compared with torch's or its authors' class",
         problems=tuple(of(10**6, dtype=dtype, rule=rule) for dtype in ("float32", "float64") for rule in RULES),
-        peers=(Onepass, StreamBaseline, *TORCH),
+        peers=(Onepass, StreamBaseline, *TORCH, ScheduleFree),
         budget=Budget(seconds=3, sessions=3),
     ),
     "subnormals": Case(

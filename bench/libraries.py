@@ -73,6 +73,20 @@ class TorchDefault(Torch):
     rules = TorchForeach.rules
 
 
+class ScheduleFree(Torch):
+    """Schedule-Free AdamW of its authors, in their default form, which is PyTorch's foreach."""
+
+    name = "schedulefree"
+    module = "schedulefree"
+    packages = ("schedulefree", "torch")
+    rules = ("ScheduleFreeAdamW",)
+
+    def make(self, rule: str, options: Options) -> Any:
+        optimizer = imported("schedulefree").AdamWScheduleFree(self.weights, **options.of(rule))
+        optimizer.train()
+        return optimizer
+
+
 class TorchClipAverage(Torch):
     """A step, clipping and averaging in three calls of PyTorch, each in its fastest form."""
 

@@ -23,7 +23,7 @@ DOCUMENTS = tuple(
 )
 MARK = re.compile(r"<!-- ([A-Za-z0-9_=,. -]+): (begin|end) -->")
 COLUMNS = ("onepass", "Numba", "torch fused", "in-place NumPy", "textbook NumPy")  # of README's table
-RULE_COLUMNS = ("torch fused", "torch foreach", "torch default")
+RULE_COLUMNS = ("torch fused", "torch foreach", "torch default", "schedulefree")
 # Whole training steps in README: the case, the peer that onepass is compared with, and the network.
 GAINS = (
     ("torch-training", "torch fused", "PyTorch, a policy network"),
@@ -155,11 +155,11 @@ def targets(record: Record, name: str) -> str:
 
 def rules(record: Record, name: str) -> str:
     """Return a table of all rules."""
-    case = record["cases"].get("rules")
-    if case is None:
+    record = records.with_case(record, "rules")
+    if "rules" not in record["cases"]:
         return not_measured("rules")
     rows = [["rule", "dtype", "arrays", "onepass", "ns/element", "GB/s", OF_BASELINE, *RULE_COLUMNS]]
-    for point in case["points"]:
+    for point in record["cases"]["rules"]["points"]:
         ns, moved = point["timings"]["onepass"]["median_ns"], point["streams"] * point["elements"]
         rows.append(
             [

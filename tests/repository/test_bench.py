@@ -204,6 +204,7 @@ LIBRARIES = {
     "optax": ["Optax"],
     "thinc": ["Thinc", "ThincOptimizer", "OnepassThinc"],
     "sklearn": ["ScikitLearn"],
+    "schedulefree": ["ScheduleFree"],
     "ml_dtypes": ["OnepassBfloat16Weights", "OnepassBfloat16Weights24", "OnepassBfloat16Weights16"],
     "bitsandbytes": ["Bitsandbytes8bit"],
     "torchao": ["Torchao8bit"],
