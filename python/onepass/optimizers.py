@@ -752,9 +752,7 @@ class AdEMAMix(Optimizer):
 
 def _check_schedule_free(options: Mapping[str, Any]) -> None:
     if options["betas"][0] == 0:
-        raise ValueError(
-            f"ScheduleFreeAdamW needs betas[0] above 0, got {options['betas'][0]!r} (0.9 to 0.98 are common)"
-        )
+        raise ValueError(f"betas: expected betas[0] above 0, got {options['betas'][0]!r} (0.9 to 0.98 are common)")
 
 
 @declare(
@@ -783,7 +781,8 @@ class ScheduleFreeAdamW(Optimizer):
     Args:
         params: as in `Adam`. State takes two arrays of each one's size, and one more in evaluation mode.
         lr: the learning rate, or a function of ``t`` that returns one. A constant, larger than Adam's, is common.
-        betas: the share of ``x`` in ``y``, in (0, 1), and the decay of the second moment, in [0, 1).
+        betas: the share of ``x`` in ``y``, in (0, 1), and the decay of the second moment, in [0, 1). ``x`` is computed
+            from ``y`` and ``z``, with rounding errors that grow as ``1/betas[0]``.
         eps: added to the denominator for numerical stability.
         weight_decay: adds ``weight_decay·y`` to the normalized gradient.
         warmup_steps: the number of steps in which the learning rate rises linearly.

@@ -294,7 +294,7 @@ def test_groups_of_impossible_options_are_refused() -> None:
     torch = pytest.importorskip("torch")
     import onepass.integrations.torch as ours
 
-    with pytest.raises(ValueError, match=r"needs betas\[0\] above 0"):
+    with pytest.raises(ValueError, match=r"betas: expected betas\[0\] above 0, got 0.0"):
         ours.ScheduleFreeAdamW([torch.ones(3)], betas=(0.0, 0.9))
     optimizer = ours.ScheduleFreeAdamW([torch.ones(3)])
     for options, error in [({"eps": -1.0}, ValueError), ({"betas": (0.0, 0.9)}, ValueError), ({"r": "1"}, TypeError)]:
@@ -304,6 +304,25 @@ def test_groups_of_impossible_options_are_refused() -> None:
     with pytest.raises(RuntimeError, match="add_param_group: expected training mode"):
         optimizer.add_param_group({"params": [torch.ones(2)]})
     assert len(optimizer.param_groups) == 1
+
+
+def test_a_step_without_a_share_of_the_average_is_refused() -> None:
+    params, optimizer = trained_in_torch()
+    before = params[0].detach().clone()
+    optimizer.param_groups[0]["betas"] = (0.0, 0.9)
+    with pytest.raises(ValueError, match=r"betas: expected betas\[0\] above 0, got 0.0"):
+        step_in_torch(params, optimizer)
+    assert params[0].detach().equal(before)
+    optimizer.param_groups[0]["betas"] = (0.8, 0.9)
+    step_in_torch(params, optimizer)
+    assert not params[0].detach().equal(before)
+
+
+def test_a_step_in_evaluation_mode_does_not_call_its_closure() -> None:
+    params, optimizer = trained_in_torch()
+    optimizer.eval()
+    with pytest.raises(RuntimeError, match="step: expected training mode, got evaluation mode"):
+        optimizer.step(lambda: pytest.fail("called"))
 
 
 def test_weights_written_before_the_first_step_are_trained() -> None:

@@ -79,13 +79,13 @@ class Engine:
 
     def _read(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of a group, with tensors converted to numbers."""
-        refuse(group)
-        if not group.get("train_mode", True):
-            raise RuntimeError("step: expected training mode, got evaluation mode (call optimizer.train() first)")
+        refuse_step(group)
         for name in self.own & group.keys():
             self.spec.checks[name](name, group[name])
         options = {name: group[name] if name in group else self.defaults[name] for name in self.spec.checks}
         values = {name: plain(value, self.spec.checks[name] is _checks.flag) for name, value in options.items()}
+        if self.spec.evaluation_weight is not None:
+            self.spec.validate(values)
         values["master_bits"] = int(values["master_bits"])
         _storage.check_group(self.spec, values, self.flush_denormals)
         return values
@@ -93,11 +93,13 @@ class Engine:
     def _places(self, values: Mapping[str, Any], rule: str) -> dict[str, list[int]]:
         """Return the indices of each option among the core's numbers: see _core.TorchGroup."""
         names = [*_core.rules[rule][0], "lr", "weight_decay", "clip_value", "ema_decay"]
+        checked = {"eps", *self.own} | ({*FLOAT8_LIMITS} if values["state_dtype"] == "float8" else set())
+        if self.spec.evaluation_weight is not None:
+            checked.add("betas")
         places = {}
         for name, value in values.items():
             parts = [f"beta{i}" for i in range(1, len(value) + 1)] if name == "betas" else [name]
-            is_checked = name in {"eps", *self.own} or (values["state_dtype"] == "float8" and name in FLOAT8_LIMITS)
-            is_number = not isinstance(value, (bool, str)) and value is not None and not is_checked
+            is_number = not isinstance(value, (bool, str)) and value is not None and name not in checked
             places[name] = [names.index(part) for part in parts] if is_number and parts[0] in names else []
         return {**places, "capturable": [], "differentiable": [], "seed": [], "train_mode": []}
 
@@ -271,6 +273,13 @@ def refuse(group: Mapping[str, Any]) -> None:
         raise ValueError(f"{whole[0]} applies to the whole optimizer, not to a group: pass it to the constructor")
     if functions := [name for name in ("lr", "ema_decay") if callable(group.get(name))]:
         raise TypeError(f"{functions[0]}: expected a number, got a function (use a scheduler of torch.optim)")
+
+
+def refuse_step(group: Mapping[str, Any]) -> None:
+    """Refuse a step with options that onepass cannot follow, or in evaluation mode."""
+    refuse(group)
+    if not group.get("train_mode", True):
+        raise RuntimeError("step: expected training mode, got evaluation mode (call optimizer.train() first)")
 
 
 def _remove(state: Any, new: Mapping[torch.Tensor, list[str]]) -> None:

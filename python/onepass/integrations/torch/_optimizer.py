@@ -18,7 +18,7 @@ from ..._storage import OPTIONS as STORAGE_OPTIONS
 from .. import needed
 from . import _storage
 from ._compat import global_post_hooks, global_pre_hooks, leave_uncompiled, profiler_enabled
-from ._engine import DEFAULTS, Engine, group_options, refuse
+from ._engine import DEFAULTS, Engine, group_options, refuse, refuse_step
 
 with needed("torch"):
     import torch
@@ -116,6 +116,8 @@ class OnePass(torch.optim.Optimizer):
             return self._in_backward.finish(closure)
         loss = None
         if closure is not None:
+            for group in self.param_groups:
+                refuse_step(group)
             with torch.enable_grad():
                 loss = closure()
         engine = self._engine
