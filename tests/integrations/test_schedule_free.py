@@ -319,7 +319,7 @@ def test_a_step_without_a_share_of_the_average_is_refused() -> None:
 
 
 def test_a_step_in_evaluation_mode_does_not_call_its_closure() -> None:
-    params, optimizer = trained_in_torch()
+    _, optimizer = trained_in_torch()
     optimizer.eval()
     with pytest.raises(RuntimeError, match="step: expected training mode, got evaluation mode"):
         optimizer.step(lambda: pytest.fail("called"))
