@@ -12,6 +12,7 @@
 #     make wheel              build, check and test a wheel for each installed Python, with the oldest and newest NumPy
 #     make sanitize           run the core's own tests and the Python tests under AddressSanitizer and other sanitizers
 #     make cross              run the core's own tests on 64-bit Arm and s390x (big-endian), emulated, and 32-bit x86
+#     make platforms          build for other platforms, run as much as possible (hours); write the table; ARGS="TARGET ..."
 #     make toolchains         check that every installed compiler, optimising or not, and the oldest CMake give equal bits
 #     make mutants            break the sources in one place at a time; check that a test fails; SAMPLE=100, ONLY=adam
 #     make fuzz-api           compare random sequences of calls with the reference: EXAMPLES (1000) sequences
@@ -42,7 +43,7 @@ python := $(venv)/bin/python
 # The file that marks a target's packages as installed.
 installed = $(venv)/.installed-$(1)
 
-.PHONY: help demo comparison choosing low-precision fine-tuning test test-integrations test-spacy test-mpi bench bench-mpi bench-guard docs lint format mutants toolchains wheel clean install
+.PHONY: help demo comparison choosing low-precision fine-tuning test test-integrations test-spacy test-mpi bench bench-mpi bench-guard docs lint format mutants toolchains platforms wheel clean install
 .PHONY: fuzz fuzz-checkpoint fuzz-api soak coverage
 
 help:
@@ -111,7 +112,7 @@ lint: install $(call installed,lint)
 	$(venv)/bin/check-jsonschema --builtin-schema vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
 	$(venv)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(venv)/bin/zizmor -q --offline .github
-	$(python) -m tools.platforms
+	$(python) -m tools.configured_wheels
 	$(venv)/bin/clang-format --dry-run --Werror $(cxx_sources) $(cxx_tests)
 	@for cxx in $(REQUIRE_CXXS); do command -v $$cxx > /dev/null || { echo "$$cxx is missing"; exit 1; }; done
 	@for cxx in $(CXXS); do $(MAKE) --no-print-directory lint-build lint-run CXX=$$cxx || exit 1; done
@@ -159,6 +160,9 @@ coverage: install $(call installed,test) $(call installed,examples) $(call insta
 	$(venv)/bin/coverage combine -q
 	$(venv)/bin/coverage report
 	$(venv)/bin/coverage json -q -o build/coverage.json
+
+platforms: install $(call installed,platforms)
+	$(python) -m tools.platforms $(ARGS)
 
 wheel: $(call installed,wheel)
 	$(python) -m tools.wheels $(ARGS)

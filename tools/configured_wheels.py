@@ -1,4 +1,4 @@
-"""Check that cibuildwheel will build the wheels in docs/installing.md: python -m tools.platforms.
+"""Check that cibuildwheel will build the wheels in docs/installing.md: python -m tools.configured_wheels.
 
 Its settings are also checked with its schema, since cibuildwheel reads some of them only during a build.
 """
@@ -33,7 +33,7 @@ def runners() -> list[tuple[str, str]]:
     workflow = YAML(typ="safe").load(ROOT / ".github" / "workflows" / "wheels.yml")
     names = workflow["jobs"]["wheels"]["strategy"]["matrix"]["os"]
     if unknown := [runner for runner in names if not any(re.fullmatch(name, runner) for name in RUNNERS)]:
-        sys.exit(f"tools/platforms.py does not know the runners {unknown}")
+        sys.exit(f"tools/configured_wheels.py does not know the runners {unknown}")
     return [what for runner in names for name, what in RUNNERS.items() if re.fullmatch(name, runner)]
 
 
