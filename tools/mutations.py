@@ -15,7 +15,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ["src/kernels/rules/*.hpp", "src/kernels/*.hpp", "src/kernels/power.cpp", "src/core/float_mode.hpp",
          "src/core/optimizer.cpp", "src/core/sweeps.cpp", "src/python/optimizer.cpp",
-         "python/onepass/optimizers.py"]  # fmt: skip
+         "python/onepass/optimizers/*.py"]  # fmt: skip
 EQUIVALENT = ROOT / "tools" / "equivalent_mutants.txt"  # the mutants that no test can detect, each below its reason
 
 TOKEN = re.compile(

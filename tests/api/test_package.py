@@ -17,7 +17,8 @@ import onepass
 from onepass import _core
 
 README = Path(__file__).parents[2] / "README.md"
-MODULES = ["onepass", *(f"onepass.{m.name}" for m in pkgutil.iter_modules(onepass.__path__) if m.name != "__main__")]
+MODULES = ["onepass", *(module.name for module in pkgutil.walk_packages(onepass.__path__, "onepass."))]
+MODULES = [name for name in MODULES if not name.startswith(("onepass.__main__", "onepass.integrations"))]
 
 
 @pytest.mark.parametrize("name", MODULES)
