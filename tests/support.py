@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pytest
 
 import onepass
-from onepass import _reference_storage as reference_storage
+from onepass._reference import storage as reference_storage
 
 try:
     import ml_dtypes

@@ -1,6 +1,6 @@
 """Storage of state and parameters in fewer bits: array layouts, refused options, encoding and decoding.
 
-The core does the arithmetic; `_reference_storage.py` is its specification.
+The core does the arithmetic; `_reference.storage` is its specification.
 """
 
 from __future__ import annotations

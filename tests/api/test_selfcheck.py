@@ -91,7 +91,7 @@ def test_a_planted_difference_and_a_crash_are_reported_and_the_exit_status_is_1(
     shutil.copytree(package, tmp_path / "onepass")
     if (libraries := package.with_name("onepass.libs")).exists():  # Microsoft's C++ library, in a wheel for Windows
         shutil.copytree(libraries, tmp_path / "onepass.libs")
-    specification = tmp_path / "onepass" / "_reference.py"
+    specification = tmp_path / "onepass" / "_reference" / "rules.py"
     specification.write_text(specification.read_text(encoding="utf-8") + PLANTED, encoding="utf-8")
     ran = run(path=tmp_path)
     assert ran.returncode == 1, ran.stdout + ran.stderr

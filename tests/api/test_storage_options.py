@@ -13,7 +13,7 @@ import pytest
 
 import onepass
 from cases import CLASSES
-from onepass import _reference_storage as reference
+from onepass._reference import storage as reference
 from support import Array, assert_same_bits, bits, ones, ordinary, python_memory, refused, snapshot
 
 N = 4096  # elements: fewer keep float32 state

@@ -18,20 +18,12 @@ from typing import Any
 import numpy as np
 
 from onepass import _core, optimizers
-from onepass import _reference_storage as storage
 from onepass.__main__ import words
-from onepass._reference import (
-    RULES,
-    STORAGE,
-    SWITCHES,
-    Array,
-    Reference,
-    defaults,
-    is_usable,
-    keeps_subnormals,
-    power,
-    sum_of_squares,
-)
+from onepass._reference import RULES, Reference, defaults, storage
+from onepass._reference.elements import Array, power
+from onepass._reference.optimizer import STORAGE, keeps_subnormals
+from onepass._reference.rules import SWITCHES
+from onepass._reference.stages import is_usable, sum_of_squares
 
 FOLDER = Path(__file__).parent / "golden"
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64)]  # in the order of the core's DType

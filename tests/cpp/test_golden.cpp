@@ -1,4 +1,4 @@
-// Steps, sums of squares and powers have the bits of the executable specification, python/onepass/_reference.py, from
+// Steps, sums of squares and powers have the bits of the executable specification, python/onepass/_reference/, from
 // which golden.py writes the golden files.
 #include <cmath>
 #include <fstream>

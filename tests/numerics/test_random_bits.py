@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from onepass import _reference_storage as storage
-from onepass._reference_storage import (
+from onepass._reference import storage
+from onepass._reference.storage import (
     mix,
     r16,
     random_bits,

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from cases import NUMBERS, all_set, shrinking, values_of
-from onepass import _reference_storage as storage
-from onepass._reference import RULES, SWITCHES, Elements, Reference, running_average
+from onepass._reference import RULES, Reference, storage
+from onepass._reference.elements import Elements
+from onepass._reference.rules import SWITCHES
+from onepass._reference.stages import running_average
 from support import Array, assert_same_bits, bits, ordinary
 
 NARROW = ["bfloat16", "float8"]

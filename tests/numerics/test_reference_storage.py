@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onepass._reference_storage import (
+from onepass._reference.storage import (
     decode_bfloat16,
     decode_float8,
     encode_bfloat16,

@@ -17,7 +17,7 @@ import onepass
 from checkpoint_files import allocating_at_most, archive, members_of
 from narrow_optimizers import STATES, arrays, bfloat16, in_file, made, train
 from onepass import _allocate, _conversion, _storage
-from onepass import _reference_storage as reference
+from onepass._reference import storage as reference
 from support import Array, assert_same_bits, bits, refused, snapshot
 
 WEIGHTS: list[Any] = [None, 32, 24, 16]  # float32, or bfloat16 with so many bits

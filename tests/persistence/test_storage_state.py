@@ -13,7 +13,7 @@ import pytest
 
 import onepass
 from narrow_optimizers import STATES, arrays, bfloat16, in_file, made, train, with_weights_of
-from onepass import _reference_storage as reference
+from onepass._reference import storage as reference
 from support import Array, assert_same_bits, bits, comparable, refused
 
 

@@ -45,7 +45,7 @@ MISTAKES = {
     "a library of another's": ({"extra": "onepass.libs/libstdc++-0123abcd.so.6"}, "brings onepass.libs/libstdc++"),
     "a file outside the package": ({"extra": "conftest.py"}, "brings conftest.py"),
     "a source": ({"extra": "onepass/module.cpp"}, "brings onepass/module.cpp"),
-    "a module that is missing": ({"without": "onepass/_reference.py"}, "has no onepass/_reference.py"),
+    "a module that is missing": ({"without": "onepass/_reference/rules.py"}, "has no onepass/_reference/rules.py"),
     "no license": ({"without": INFO + "licenses/LICENSE"}, f"has no {INFO}licenses/LICENSE"),
     "nothing compiled": ({"without": "onepass/_core.cpython-x.so"}, "has 0 compiled modules"),
     "too much": ({"size": wheels.LARGEST_WITH_CXX + 1}, "bytes, more than"),

@@ -22,8 +22,8 @@ from integrations.pytorch.storage_helpers import (
     make_params,
     train,
 )
-from onepass import _reference_storage as reference
 from onepass import _storage
+from onepass._reference import storage as reference
 
 
 def through_file(state_dict: Any) -> Any:
