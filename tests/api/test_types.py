@@ -124,7 +124,7 @@ schedules.cosine("0.1", 100)  # type: ignore[arg-type]
 """
 
 
-def test_a_users_program_passes_mypys_strict_mode_and_mistakes_do_not(tmp_path: Path) -> None:
+def test_mypy_accepts_a_users_program_and_reports_its_mistakes(tmp_path: Path) -> None:
     pytest.importorskip("mypy", reason="make test installs it")
     (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
     assert mypy(tmp_path) == "Success: no issues found in 1 source file\n"
@@ -189,19 +189,19 @@ def test_everything_public_has_a_docstring(name: str) -> None:
 @pytest.mark.parametrize(
     "name", [name for name, item in PUBLIC.items() if callable(item) and not isinstance(item, enum.EnumMeta)]
 )
-def test_everything_that_can_be_called_shows_its_arguments(name: str) -> None:
+def test_signatures_of_public_callables_list_their_arguments(name: str) -> None:
     parameters = inspect.signature(PUBLIC[name]).parameters
     vague = [parameter.name for parameter in parameters.values() if parameter.kind is parameter.VAR_POSITIONAL]
     assert not vague, "an editor would show nothing but *args"
 
 
-def test_the_types_come_from_the_package() -> None:
+def test_the_package_contains_its_type_information() -> None:
     folder = Path(onepass.__file__).parent
     assert (folder / "py.typed").exists()
     assert (folder / "_core.pyi").exists()
 
 
-def test_the_types_know_the_options_of_every_optimizer() -> None:
+def test_group_has_a_type_annotation_for_every_option() -> None:
     kinds = [getattr(onepass, name) for name in onepass.__all__]
     kinds = [kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, onepass.Optimizer)]
     options = {name for kind in kinds if kind is not onepass.Optimizer for name in kind._spec.checks}

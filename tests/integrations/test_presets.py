@@ -214,7 +214,7 @@ def test_every_preset_is_checked() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", presets)
-def test_preset_takes_the_steps_of_its_library(name: str, case: str) -> None:
+def test_steps_with_a_preset_match_its_library(name: str, case: str) -> None:
     size, eps, place_shows = CASES[case]
     grads = size * np.random.default_rng(0).standard_normal((STEPS, SIZE))
     theirs = RUNS[name](grads, eps)
@@ -233,7 +233,7 @@ def test_preset_takes_the_steps_of_its_library(name: str, case: str) -> None:
     assert (deviation(eps_mode=elsewhere) > 0.1) == place_shows
 
 
-def test_decay_of_keras_is_the_inverse_time_schedule() -> None:
+def test_the_decay_of_keras_matches_the_inverse_time_schedule() -> None:
     grads = np.random.default_rng(0).standard_normal((STEPS, SIZE))
     w = np.zeros(SIZE)
     optimizer = onepass.Adam(w, **{**presets["keras"], "lr": schedules.inverse_time(0.01, decay=0.1)})

@@ -211,14 +211,14 @@ def test_flat_gradient_is_accepted_as_in_thinc(thinc_steps: list[int]) -> None:
     assert thinc_steps == [0, 0]
 
 
-def test_no_step_of_radam_is_left_to_thinc(thinc_steps: list[int]) -> None:
+def test_all_steps_of_radam_are_taken_by_onepass(thinc_steps: list[int]) -> None:
     optimizer, weights = ours.RAdam(), np.ones(2, F)
     for _ in range(20):
         optimizer((0, "W"), weights, np.ones(2, F))
     assert thinc_steps == [] and optimizer.nr_update[0, "W"] == 20
 
 
-def test_copies_and_pickles_continue_with_the_same_bits() -> None:
+def test_copies_and_pickles_continue_bit_identically() -> None:
     rng = np.random.default_rng(0)
     gradients = rng.standard_normal((6, 5)).astype(F)
     optimizer, weights = ours.Adam(0.1), np.ones(5, F)

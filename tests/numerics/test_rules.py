@@ -75,7 +75,9 @@ def assert_agreed(optimizer: Any, reference: Reference, params: list[Array], con
 @pytest.mark.parametrize("flush", [True, False], ids=["flush", "gradual"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", CLASSES)
-def test_every_option_gives_the_bits_of_the_reference(kind: str, dtype: Any, flush: bool, values: str) -> None:
+def test_steps_match_the_reference_bit_for_bit_with_every_option(
+    kind: str, dtype: Any, flush: bool, values: str
+) -> None:
     rng = np.random.default_rng(0)
     tiny = float(np.finfo(dtype).tiny)
     limit = {"ordinary": 0.7, "hostile": 1e3, "small": tiny * 4}[values]
@@ -100,7 +102,7 @@ def test_every_option_gives_the_bits_of_the_reference(kind: str, dtype: Any, flu
 @pytest.mark.parametrize("values", NUMBERS)
 @pytest.mark.parametrize("flush", [True, False], ids=["flush", "gradual"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_radam_gives_the_bits_of_the_reference_before_and_after_step_5(dtype: Any, flush: bool, values: str) -> None:
+def test_radam_matches_the_reference_bit_for_bit_before_and_after_step_5(dtype: Any, flush: bool, values: str) -> None:
     """The second moment scales the steps after the fifth; other tests take fewer steps, or have smaller betas."""
     rng = np.random.default_rng(7)
     for options in ({}, {"betas": (0.0, 0.9), "eps": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True}):
@@ -115,7 +117,7 @@ def test_radam_gives_the_bits_of_the_reference_before_and_after_step_5(dtype: An
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("kind", "chosen"), RULES.values(), ids=RULES)
-def test_every_length_and_offset_gives_the_bits_and_nothing_else_is_written(kind: str, chosen: Any, dtype: Any) -> None:
+def test_steps_match_at_every_length_and_offset_and_write_nothing_else(kind: str, chosen: Any, dtype: Any) -> None:
     rng = np.random.default_rng(1)
     lengths = [*range(71), 127, 128, 129, 1000, 4095, 4096, 4097]
     buffers = [np.full(length + 64, 7, dtype) for length in lengths]
@@ -133,7 +135,7 @@ def test_every_length_and_offset_gives_the_bits_and_nothing_else_is_written(kind
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_first_momentum_buffer_is_a_copy_of_the_gradient_which_does_not_flush(dtype: Any) -> None:
+def test_the_first_momentum_buffer_copies_the_gradient_without_flushing(dtype: Any) -> None:
     rng = np.random.default_rng(2)
     for clip_value, nesterov in itertools.product([None, 1.0], [False, True]):
         params, grads = [ordinary(rng, 200, dtype)], [small(rng, 200, dtype)]
@@ -146,7 +148,7 @@ def test_the_first_momentum_buffer_is_a_copy_of_the_gradient_which_does_not_flus
 
 
 @pytest.mark.parametrize(("kind", "chosen"), RULES.values(), ids=RULES)
-def test_groups_have_their_own_options_and_parameters_their_own_counts(kind: str, chosen: Any) -> None:
+def test_groups_have_own_options_and_parameters_have_own_step_counts(kind: str, chosen: Any) -> None:
     rng = np.random.default_rng(3)
     arrays = [ordinary(rng, shape, dtype) for shape, dtype in zip([(3, 5), (), (0, 2), 17], DTYPES * 2)]
     groups = [
@@ -167,7 +169,7 @@ def test_groups_have_their_own_options_and_parameters_their_own_counts(kind: str
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("kind", "chosen"), RULES.values(), ids=RULES)
-def test_sparse_rows_touch_only_their_rows(kind: str, chosen: Any, dtype: Any) -> None:
+def test_sparse_rows_change_only_their_rows(kind: str, chosen: Any, dtype: Any) -> None:
     rng = np.random.default_rng(4)
     shapes: list[tuple[int, ...]] = [(40, 3), (9, 2, 5), (7, 20)]
     params = [ordinary(rng, shape, dtype) for shape in shapes]
@@ -189,7 +191,7 @@ def test_sparse_rows_touch_only_their_rows(kind: str, chosen: Any, dtype: Any) -
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("values", ["ordinary", "small"])
-def test_the_global_norm_has_the_bits_of_the_reference(values: str, dtype: Any) -> None:
+def test_the_global_norm_matches_the_reference_bit_for_bit(values: str, dtype: Any) -> None:
     rng = np.random.default_rng(5)
     lengths = [4095, 0, 4096, 1, 4097, 17, 8191, 8192, 8193, 12_289, 40_000, 33]
     grads = [NUMBERS[values](rng, n, dtype) * (10 ** rng.uniform(-2, 2, n)).astype(dtype) for n in lengths]
@@ -206,7 +208,7 @@ def test_the_global_norm_has_the_bits_of_the_reference(values: str, dtype: Any) 
             assert_agreed(optimizer, reference, params, clip_norm)
 
 
-def test_a_norm_that_overflows_makes_finite_gradients_zero_and_is_skipped_if_so_wished() -> None:
+def test_an_overflowing_norm_zeroes_finite_gradients_or_skips_the_step() -> None:
     for nonfinite in ("propagate", "skip"):
         params = [np.ones(5), np.ones(3)]
         grads = [np.full(5, 1e200), np.full(3, -1.0)]
@@ -222,7 +224,7 @@ def test_a_norm_that_overflows_makes_finite_gradients_zero_and_is_skipped_if_so_
 @pytest.mark.parametrize("nonfinite", ["skip", "raise"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("kind", "chosen"), RULES.values(), ids=RULES)
-def test_gradients_that_are_not_finite_change_nothing(
+def test_gradients_that_are_not_finite_are_skipped_or_refused(
     kind: str, chosen: Any, dtype: Any, nonfinite: str, clip_norm: Any
 ) -> None:
     rng = np.random.default_rng(6)

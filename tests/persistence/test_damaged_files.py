@@ -19,7 +19,7 @@ from checkpoint_files import archive, assert_equal, members_of, npy, refused, sm
 from onepass import _checkpoint
 
 
-def test_a_file_cut_at_any_byte_is_refused(saved: Path) -> None:
+def test_a_file_truncated_at_any_byte_is_refused(saved: Path) -> None:
     for size in reversed(range(saved.stat().st_size)):
         os.truncate(saved, size)
         with pytest.raises(ValueError, match="cannot load") as caught:
@@ -27,7 +27,7 @@ def test_a_file_cut_at_any_byte_is_refused(saved: Path) -> None:
         assert caught.type is ValueError and caught.value.__cause__ is not None
 
 
-def test_a_file_with_any_byte_changed_is_refused_or_reads_the_same(saved: Path) -> None:
+def test_a_file_with_a_changed_byte_is_refused_or_reads_the_same(saved: Path) -> None:
     whole, state = saved.read_bytes(), small_state()
     rng = random.Random(0)
     accepted = 0
@@ -49,7 +49,7 @@ def test_a_file_with_any_byte_changed_is_refused_or_reads_the_same(saved: Path) 
     assert accepted < len(whole) / 2  # dates, versions and sizes that nobody needs
 
 
-def test_bytes_before_or_after_do_not_matter_or_are_refused(saved: Path) -> None:
+def test_a_file_with_extra_bytes_around_it_is_refused_or_reads_the_same(saved: Path) -> None:
     whole = saved.read_bytes()
     for junk in (b"junk", b"PK\x05\x06", whole):
         for data in (junk + whole, whole + junk):
@@ -61,7 +61,7 @@ def test_bytes_before_or_after_do_not_matter_or_are_refused(saved: Path) -> None
             assert_equal(found, small_state())
 
 
-def test_no_memory_is_no_damage(saved: Path) -> None:
+def test_out_of_memory_is_not_reported_as_a_damaged_file(saved: Path) -> None:
     def exhausted(*_: Any, **__: Any) -> None:
         raise MemoryError
 
@@ -69,7 +69,7 @@ def test_no_memory_is_no_damage(saved: Path) -> None:
         _checkpoint.read(saved, small_state(), rooms=exhausted)
 
 
-def test_a_missing_file_is_file_not_found(tmp_path: Path) -> None:
+def test_a_missing_file_raises_file_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         _checkpoint.read(tmp_path / "x", small_state())
 
@@ -128,14 +128,14 @@ MEMBERS: dict[str, tuple[dict[str, bytes | None], str]] = {
 
 
 @pytest.mark.parametrize("case", MEMBERS)
-def test_members_that_do_not_fit_are_refused(saved: Path, case: str) -> None:
+def test_archive_members_that_do_not_match_the_optimizer_are_refused(saved: Path, case: str) -> None:
     edits, message = MEMBERS[case]
     members = {**members_of(saved), **edits}
     archive(saved, {name: data for name, data in members.items() if data is not None})
     refused(saved, small_state(), message)
 
 
-def test_a_member_that_is_there_twice_is_refused(saved: Path) -> None:
+def test_a_duplicate_archive_member_is_refused(saved: Path) -> None:
     members = members_of(saved)
     with pytest.warns(UserWarning, match="Duplicate name"):
         archive(saved, [*members.items(), (EXP_AVG, members[EXP_AVG])])
@@ -156,7 +156,7 @@ def test_a_member_that_is_there_twice_is_refused(saved: Path) -> None:
         ("extra", None, "the state dict has unknown ['extra']"),
     ],
 )
-def test_metadata_that_does_not_fit_is_refused(saved: Path, key: str, value: Any, message: str) -> None:
+def test_invalid_metadata_is_refused(saved: Path, key: str, value: Any, message: str) -> None:
     members = members_of(saved)
     scalars = json.loads(members["onepass.npy"].split(b"\n", 1)[1])
     text = json.dumps({**scalars, key: value}).encode()
@@ -176,7 +176,7 @@ def test_an_encrypted_member_is_refused(saved: Path) -> None:
     refused(saved, small_state(), "encrypted")
 
 
-def test_a_member_that_is_shorter_than_its_array_is_refused(tmp_path: Path) -> None:
+def test_an_archive_member_shorter_than_its_array_is_refused(tmp_path: Path) -> None:
     path, state = tmp_path / "x", state_of(np.ones(2, np.float32))
     _checkpoint.write(path, state)
     data, short = bytearray(path.read_bytes()), npy(state["state"][0]["exp_avg"])[:-4]  # one number could be broadcast
@@ -187,7 +187,7 @@ def test_a_member_that_is_shorter_than_its_array_is_refused(tmp_path: Path) -> N
     refused(path, state, "state/0/exp_avg.npy ends too early", EOFError)
 
 
-def test_zip_reader_error_is_the_cause(saved: Path) -> None:
+def test_the_zip_readers_error_is_the_cause_of_the_exception(saved: Path) -> None:
     data = bytearray(saved.read_bytes())
     data[data.index(np.float32(-2).tobytes())] ^= 1
     saved.write_bytes(data)
@@ -221,19 +221,19 @@ BOMBS: dict[str, dict[str, bytes]] = {
 
 
 @pytest.mark.parametrize("case", BOMBS)
-def test_bombs_cost_no_memory(saved: Path, case: str) -> None:
+def test_decompression_bombs_are_refused_without_using_memory(saved: Path, case: str) -> None:
     archive(saved, {**members_of(saved), **BOMBS[case]})
     refused(saved, small_state())
 
 
 @pytest.mark.parametrize("length", [1, 60_000])
-def test_a_directory_of_many_members_costs_no_memory(saved: Path, length: int) -> None:
+def test_an_archive_of_many_members_is_refused_without_using_memory(saved: Path, length: int) -> None:
     names = [f"{i:0{length}}" for i in range(40_000 if length == 1 else 60)]
     archive(saved, {**members_of(saved), **dict.fromkeys(names, b"")})
     refused(saved, small_state(), "its directory or onepass.npy has")
 
 
-def test_a_small_file_that_claims_a_huge_array_costs_no_memory(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_file_that_claims_a_huge_array_uses_no_memory(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     like = small_state()
     for name in ("exp_avg", "exp_avg_sq"):
         like["state"][0][name] = np.broadcast_to(np.float32(0), (1 << 40,))

@@ -118,7 +118,7 @@ def through_deepcopy(optimizer: Any, again: Callable[[], Any], folder: Path) -> 
 @pytest.mark.parametrize("way", [through_file, through_state_dict, through_pickle, through_deepcopy])
 @pytest.mark.parametrize("ema", EMAS)
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
-def test_training_that_was_stopped_gives_the_bits_of_training_that_was_not(
+def test_resumed_training_is_bit_identical_to_uninterrupted_training(
     case: Any, ema: str, way: Any, tmp_path: Path
 ) -> None:
     whole = steps(made(case, EMAS[ema], start()), 1, STEPS)
@@ -136,7 +136,7 @@ def test_training_that_was_stopped_gives_the_bits_of_training_that_was_not(
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
-def test_options_come_with_the_state(case: Any) -> None:
+def test_load_state_dict_restores_the_options(case: Any) -> None:
     kind, options, _ = case
     saved = getattr(onepass, kind)(start(), **options, lr=0.25, ema_decay=0.5, clip_norm=2, nonfinite="raise")
     saved.groups[0].clip_value = 3
@@ -147,7 +147,7 @@ def test_options_come_with_the_state(case: Any) -> None:
     assert "lr=0.25" in repr(other) and "clip_value=3" in repr(other) and "nonfinite='raise'" in repr(other)
 
 
-def test_a_function_is_not_stored_and_the_own_one_goes_on(tmp_path: Path) -> None:
+def test_functions_are_not_saved_and_the_optimizers_own_function_stays(tmp_path: Path) -> None:
     saved = onepass.SGD(ones(2), lr=lambda t: 0.5, ema_decay=lambda t: 0.5)
     saved.step(ones(2))
     for name in ("lr", "ema_decay"):
@@ -169,7 +169,7 @@ def test_a_function_is_not_stored_and_the_own_one_goes_on(tmp_path: Path) -> Non
     assert asked == [2, 2]  # the count came along
 
 
-def test_an_added_group_survives_a_copy_and_a_file(tmp_path: Path) -> None:
+def test_an_added_group_is_copied_saved_and_loaded(tmp_path: Path) -> None:
     def make() -> Any:
         optimizer = onepass.NAdam(ones(2), lr=0.1)
         optimizer.add_group([ones(3)], lr=0.2)
@@ -190,7 +190,7 @@ def test_an_added_group_survives_a_copy_and_a_file(tmp_path: Path) -> None:
         assert_same_training(other, whole)
 
 
-def test_state_that_was_saved_when_the_decay_was_called_ema_still_loads(tmp_path: Path) -> None:
+def test_state_saved_when_ema_decay_was_called_ema_can_be_loaded(tmp_path: Path) -> None:
     saved = onepass.Adam(ones(2), ema_decay=0.75)
     saved.step(ones(2))
     old = saved.state_dict()

@@ -16,7 +16,7 @@ from checkpoint_files import StateDict, assert_equal, small_state, state_of
 from onepass import _state_check
 
 
-def test_a_state_dict_fits_itself_whatever_its_layout_and_numbers() -> None:
+def test_a_state_dict_of_any_layout_and_numbers_is_accepted() -> None:
     like = state_of(np.ones((3, 4)), mu_product=0.5)
     state = state_of(np.zeros((4, 6)).T[::2], mu_product=1e-300)
     state["param_groups"][0] |= {"lr": None, "betas": [0, 1], "eps_mode": "hat", "params": (0,)}
@@ -169,7 +169,7 @@ def test_parameters_without_names_are_numbered() -> None:
         _state_check.check(state, state_of(np.zeros(3), np.zeros(2)))
 
 
-def test_names_on_one_side_only_are_said_in_words(tmp_path: Path) -> None:
+def test_the_error_explains_that_only_one_side_has_parameter_names(tmp_path: Path) -> None:
     w = np.zeros(2, np.float32)
     named, bare = onepass.Adam({"w": w}), onepass.Adam(w)
     for saved, other, message in (
@@ -187,7 +187,7 @@ def test_names_on_one_side_only_are_said_in_words(tmp_path: Path) -> None:
             other.load_state_dict(saved.state_dict())
 
 
-def test_a_folder_of_several_ranks_is_no_file(tmp_path: Path) -> None:
+def test_loading_a_sharded_checkpoint_folder_as_a_file_is_refused(tmp_path: Path) -> None:
     optimizer = onepass.Adam(np.zeros(2, np.float32))
     with pytest.raises(OSError, match=re.escape(str(tmp_path))) as caught:
         optimizer.load(tmp_path)

@@ -49,7 +49,7 @@ def cycle_through_a_schedule() -> Any:
 
 
 @pytest.mark.parametrize("make", [cycle_through_a_parameter, cycle_through_a_key, cycle_through_a_schedule])
-def test_an_optimizer_in_a_cycle_is_collected(make: Callable[[], Any]) -> None:
+def test_an_optimizer_in_a_reference_cycle_is_collected(make: Callable[[], Any]) -> None:
     optimizer = make()
     gone = weakref.ref(optimizer)
     gc.collect()
@@ -105,7 +105,7 @@ def test_a_fast_step_starts_no_garbage_collection(options: Any) -> None:
 
 
 @pytest.mark.parametrize("change", ["parameter", "gradient"])
-def test_a_finalizer_that_changes_arrays_during_a_step_makes_it_an_error(change: str) -> None:
+def test_a_step_whose_arrays_a_finalizer_changes_is_refused(change: str) -> None:
     w, plain, late = ones(1000), ones(1000), []
     optimizer = onepass.SGD([w, ones(3)], lr=0.5)
 
@@ -128,7 +128,7 @@ def test_a_finalizer_that_changes_arrays_during_a_step_makes_it_an_error(change:
     assert late and optimizer.step_count == 0 and (w[:1000] == 1).all()
 
 
-def test_a_collection_while_the_first_of_a_class_is_made_does_no_harm() -> None:
+def test_garbage_collection_at_the_first_use_of_a_subclass_is_harmless() -> None:
     code = (
         "import gc, numpy as np, onepass\n"
         "gc.set_threshold(1, 1, 1)\n"

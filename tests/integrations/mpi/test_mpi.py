@@ -56,7 +56,7 @@ def checked(ranks: int) -> str:
     return printed + f"exit status {status}"
 
 
-def test_wrong_number_of_ranks_fails() -> None:
+def test_running_with_a_wrong_number_of_ranks_fails() -> None:
     status, printed = mpiexec(1, RANKS, "empty_parameters_are_stepped_and_counted", RANKS="2")
     assert status != 0
     assert "there are 1 ranks, not 2" in printed
@@ -95,7 +95,7 @@ def test_rank_killed_in_a_step_ends_the_other_ranks() -> None:
     assert status != 0
 
 
-def test_example_ends_with_the_same_bits_on_one_rank_and_on_two() -> None:
+def test_the_example_is_bit_identical_on_one_rank_and_on_two() -> None:
     pytest.importorskip("sklearn")
     printed = [mpiexec(ranks, ROOT / "examples" / "mpi_digits.py", "--epochs", 2) for ranks in (1, 2)]
     assert [status for status, _ in printed] == [0, 0], printed

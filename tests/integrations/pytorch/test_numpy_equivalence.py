@@ -38,18 +38,20 @@ def case_name(value: Any) -> str:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("kind", "options"), COMBINATIONS, ids=case_name)
 class TestRule:
-    def test_parameters_and_state_match_torch(self, kind: str, options: dict[str, Any], dtype: str) -> None:
+    def test_parameters_and_state_match_pytorch(self, kind: str, options: dict[str, Any], dtype: str) -> None:
         for name, found in deviations.from_torch(kind, dtype, options).items():
             assert found <= TOLERANCE[dtype], name
 
-    def test_state_has_the_names_of_torch(self, kind: str, options: dict[str, Any], dtype: str) -> None:
+    def test_state_has_the_names_and_step_counts_of_pytorch(
+        self, kind: str, options: dict[str, Any], dtype: str
+    ) -> None:
         _, ours = deviations.run_onepass(kind, dtype, options)
         _, theirs = deviations.run_torch(kind, dtype, options)
         for a, b in zip(ours, theirs, strict=True):
             assert a.keys() - {"step"} == b.keys() - {"step"}  # torch's SGD counts no steps
             assert a["step"] == b.get("step", deviations.STEPS) == deviations.STEPS
 
-    def test_each_option_matters(self, kind: str, options: dict[str, Any], dtype: str) -> None:
+    def test_an_error_in_any_option_exceeds_the_tolerance(self, kind: str, options: dict[str, Any], dtype: str) -> None:
         """Exceed the tolerance with a number that is a tenth off: the tolerance hides no wrong term."""
         for name, value in {"lr": deviations.LR[kind], **options}.items():
             for wrong in wrong_values(value):
@@ -121,7 +123,7 @@ SPARSE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # class in to
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", SPARSE)
-def test_sparse_rows_match_sparse_gradients_of_torch(case: str, dtype: str) -> None:
+def test_sparse_rows_match_sparse_gradients_of_pytorch(case: str, dtype: str) -> None:
     name, options, own = SPARSE[case]
     rng = np.random.default_rng(0)
     param = rng.standard_normal((20, 4)).astype(dtype)
@@ -213,7 +215,7 @@ def test_lazily_negated_gradient_is_refused_until_it_is_resolved() -> None:
     ],
     ids=["Adam-hat", "Lion", "AdEMAMix", "ScheduleFreeAdamW", "Adam-keras3", "SGD"],
 )
-def test_adapter_has_the_bits_of_the_numpy_optimizer(name: str, options: dict[str, Any]) -> None:
+def test_adapter_is_bit_identical_to_the_numpy_optimizer(name: str, options: dict[str, Any]) -> None:
     w = np.linspace(-1, 1, 37, dtype=np.float32)
     p = torch.nn.Parameter(torch.from_numpy(w.copy()))
     options = {"lr": 0.1, **options}

@@ -67,7 +67,7 @@ def test_pruned_weights_stay_zero_and_the_others_are_trained_the_same() -> None:
     assert_trains_the_same(train)
 
 
-def test_a_distributed_checkpoint_goes_on_the_same(tmp_path: Path) -> None:
+def test_training_resumes_the_same_from_a_distributed_checkpoint(tmp_path: Path) -> None:
     checkpoint = pytest.importorskip("torch.distributed.checkpoint")
     from torch.distributed.checkpoint import state_dict
 
