@@ -32,7 +32,7 @@ def test_running_averages_are_live_and_have_the_form_of_the_parameters(form: str
         for e, p in zip(expected, flat(optimizer.params)):
             e *= 0.75
             e += 0.25 * p
-        for e, average in zip(expected, flat(averages)):  # got before the step
+        for e, average in zip(expected, flat(averages)):  # created before the step
             np.testing.assert_array_equal(average, e)  # all of it is exact
     assert "ema" not in optimizer.state[next(iter(optimizer.state))]
 

@@ -61,7 +61,7 @@ def test_only_adjacent_arrays_are_joined_to_one_array() -> None:
     one = one_array([a, b, c], np.float32)
     assert one is not None and one.tolist() == list(range(2, 20)) and np.shares_memory(one, base)
     other = np.zeros(3)
-    assert one_array([a, other, c], np.float32) is not None  # an array of another dtype does not count
+    assert one_array([a, other, c], np.float32) is not None  # an array of another dtype is ignored
     assert one_array([other], np.float32).tolist() == []  # type: ignore[union-attr]
     for apart in ([c, a], [a, base[9:12]], [a, base[7:12]], [a, np.zeros(3, np.float32)], [a, a]):
         assert one_array(apart, np.float32) is None

@@ -111,7 +111,7 @@ def test_groups_can_be_used_as_dictionaries_as_in_pytorch() -> None:
         first["betas"]
     with refused(ValueError, "lr must be at least 0", optimizer):
         first["lr"] = -1
-    first["params"].clear()  # a list of its own
+    first["params"].clear()  # a new list
     assert len(first["params"]) == 1
 
 

@@ -38,7 +38,7 @@ UNREADABLE = object_of(
     "torch", __dlpack__=raising(BufferError("use tensor.detach()")), __dlpack_device__=lambda self: (1, 0)
 )
 
-# Each mistake: an action, the type of its error, and words of the message.
+# For each mistake: an action, the type of its error, and words of the message.
 MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     # Parameters
     "tensors of PyTorch": (

@@ -28,7 +28,7 @@ def run(*arguments: str, path: Path | None = None, **more: str) -> subprocess.Co
     environment = {name: value for name, value in os.environ.items() if name != "ONEPASS_ISA"}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
-    reading, writing = os.pipe()  # standard input is open, and nothing ever comes
+    reading, writing = os.pipe()  # standard input is open and never receives data
     try:
         return subprocess.run(
             [sys.executable, "-m", "onepass", *arguments],
@@ -69,7 +69,7 @@ def test_json_is_complete_even_if_other_code_prints(tmp_path: Path) -> None:
     assert all(row["onepass"] > 0 and row["numpy"] > 0 and row["spread"] >= 1 for row in said["speeds"])
 
 
-# Appended to the specification: wrong in one bit of one element of SGD, on one instruction set; another one crashes.
+# Code appended to the specification: one bit of SGD is wrong on one instruction set, and another one crashes.
 PLANTED = """
 import os
 if os.environ.get("ONEPASS_ISA") == "baseline":
@@ -113,10 +113,10 @@ GOOD = CHILD + "print('a'); print(json.dumps(found)); print('b'); print([1]); pr
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """The self-check takes no time: its processes and its timing do nothing."""
+    """Replace the child processes and the timing of the self-check, so that it takes no time."""
     monkeypatch.setattr(main, "CHILD", GOOD)
     for name in [name for name in os.environ if name.startswith("COVERAGE")]:
-        monkeypatch.delenv(name)  # with which `make coverage` has processes traced, and they say what they think of it
+        monkeypatch.delenv(name)  # set by `make coverage` to trace child processes, which would print warnings
     monkeypatch.setattr(main, "speed", lambda size: {"parameters": size, "onepass": 1e-6, "numpy": 2e-6, "spread": 1.2})
     return monkeypatch
 

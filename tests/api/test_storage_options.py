@@ -64,7 +64,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
 ALLOWED: list[tuple[Any, dict[str, Any]]] = [
     (onepass.Adam, {"state_dtype": "float8", "betas": (0.99, 0.9999)}),
     (onepass.Adam, {"state_dtype": "bfloat16", "betas": (0.999, 0.9999)}),
-    (onepass.Lion, {"state_dtype": "float8", "betas": (0.999, 0.99)}),  # only the second is the decay of its momentum
+    (onepass.Lion, {"state_dtype": "float8", "betas": (0.999, 0.99)}),  # only betas[1] is the decay of its momentum
     (onepass.Lion, {"state_dtype": "float8"}),
     (onepass.AdEMAMix, {"state_dtype": "float8"}),
     (onepass.RMSprop, {"state_dtype": "float8", "alpha": 1.0, "momentum": 0.99}),
@@ -194,7 +194,7 @@ def test_add_group_takes_the_first_groups_storage_unless_it_is_given() -> None:
     with pytest.raises(ValueError, match="master_bits=16 needs bfloat16 parameters, got float32: use master_bits=32"):
         onepass.Adam([{"params": ones(N)}, {"params": ones(3)}], master_bits=16)
     optimizer = onepass.Adam([bfloat16(N)], state_dtype="float8", master_bits=16)
-    optimizer.add_group(ones(N))  # master_bits is of the bfloat16 parameters of the whole optimizer
+    optimizer.add_group(ones(N))  # master_bits applies to all bfloat16 parameters of the optimizer
     optimizer.add_group(bfloat16(N), state_dtype="bfloat16", master_bits=24)
     optimizer.step([ones(N)] * 3)
     kinds = [{name: bits(x).dtype for name, x in state.items() if np.ndim(x)} for state in optimizer.state.values()]
@@ -452,7 +452,7 @@ def test_a_bfloat16_gradient_adjacent_to_its_parameter_is_read_in_place() -> Non
     rng = np.random.default_rng(5)
     buffer = np.zeros(3 * N, np.uint16)
     narrow, param = buffer[:N].view(bfloat16().dtype), buffer[N:].view(np.float32)
-    wide = buffer[: 2 * N].view(np.float32)  # from the same address, and into the parameter
+    wide = buffer[: 2 * N].view(np.float32)  # the same address, and an address in the parameter
     expected = ones(N)
     param[...], narrow[...] = 1, ordinary(rng, N, np.float32)
     optimizer, other = onepass.Adam(param), onepass.Adam(expected)

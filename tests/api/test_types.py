@@ -138,7 +138,7 @@ def mypy(folder: Path, *options: str) -> str:
 
 @pytest.fixture
 def pages(tmp_path: Path) -> Path:
-    """A folder with a program for each of the first pages: all the code that the page shows."""
+    """Create a folder with one program for each of the first pages, which holds all code of the page."""
     root = Path(__file__).parents[2]
     if not (root / "docs").exists():
         pytest.skip("the documentation is missing")
@@ -167,7 +167,7 @@ def test_the_code_of_the_first_pages_passes_pyrights_strict_mode(pages: Path) ->
 
 
 def public() -> Iterator[tuple[str, Any]]:
-    """Every public name, the members of classes and of the module of schedules among them."""
+    """Return all public names, including the members of classes and of the module of schedules."""
     for name in onepass.__all__:
         item = getattr(onepass, name)
         yield name, item
@@ -214,7 +214,7 @@ def test_help_shows_the_full_signature_of_each_constructor() -> None:
         cls = getattr(onepass, name)
         assert inspect.signature(cls).parameters["params"].default is inspect.Parameter.empty
         if name != "Optimizer":
-            # Editors, which read the source, would show a docstring of __init__ in the place of the class's.
+            # Editors read the source and would show a docstring of __init__ instead of the docstring of the class.
             assert inspect.getdoc(cls.__init__) == "See the class." and '"""' not in inspect.getsource(cls.__init__)
             assert "**" not in str(inspect.signature(cls))
 

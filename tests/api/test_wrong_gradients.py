@@ -22,11 +22,11 @@ NAN, INF = float("nan"), float("inf")
 GRADIENTS: dict[str, tuple[Any, type[Exception], str]] = {
     "too few": ([ones(2, 3)], ValueError, "expected 2 gradients, got 1"),
     "too many": ([ones(2, 3), ones(3), ones(3)], ValueError, "expected 2 gradients, got 3"),
-    "none at all": ([], ValueError, "expected 2 gradients, got 0"),
+    "an empty list": ([], ValueError, "expected 2 gradients, got 0"),
     "a bare array": (ones(2, 3), TypeError, "the gradients must be a sequence, as the parameters were, got ndarray"),
     "a mapping": ({0: ones(2, 3), 1: ones(3)}, TypeError, "the gradients must be a sequence"),
     "a number": (3.0, TypeError, "the gradients must be a sequence"),
-    "nothing": (None, TypeError, "the gradients must be a sequence"),
+    "None": (None, TypeError, "the gradients must be a sequence"),
     "a string": ("ab", TypeError, "the gradients must be a sequence"),
     "another shape": ([ones(2, 3), ones(4)], ValueError, "gradient 1: expected shape (3,), got (4,)"),
     "transposed": ([ones(3, 2), ones(3)], ValueError, "gradient 0: expected shape (2, 3), got (3, 2)"),

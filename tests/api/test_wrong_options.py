@@ -26,7 +26,7 @@ PARAMETERS: dict[str, tuple[Any, type[Exception], str]] = {
     "a list": ([[1.0, 2.0]], TypeError, "parameter 0 must be a NumPy array, got list"),
     "a number": (1.0, TypeError, "params must be an array, or a sequence or mapping of arrays, got float"),
     "a string": ("weights", TypeError, "got str"),
-    "a set of names": ({"w": "b"}, TypeError, "parameter 'w' must be a NumPy array, got str"),
+    "a string in a mapping": ({"w": "b"}, TypeError, "parameter 'w' must be a NumPy array, got str"),
     "a NumPy scalar": ([F(1)], TypeError, "parameter 0 must be a NumPy array, got float32"),
     "float16": (
         [ones(3), ones(3, dtype=np.float16)],
@@ -154,7 +154,7 @@ OUT_OF_RANGE: dict[Any, list[tuple[Any, str]]] = {
     _checks.rounding: [("up", "must be 'stochastic' or 'nearest', got 'up'")],
 }
 WORDS = {"eps_mode", "state_dtype", "rounding"}
-NEEDED = {"momentum": 0.5}  # by dampening and nesterov, and so that momentum can be set later
+NEEDED = {"momentum": 0.5}  # dampening and nesterov need it, and momentum can be set later only if it was not zero
 
 
 @pytest.mark.parametrize(("cls", "name"), [(cls, name) for cls in CLASSES.values() for name in cls._spec.checks])
@@ -359,14 +359,14 @@ def test_the_error_about_an_unknown_keyword_suggests_an_option(cls: Any) -> None
 def test_misspelt_options_and_names_of_other_libraries_get_a_suggestion(name: str, meant: str) -> None:
     with refused(TypeError, f"{name!r}. Did you mean {meant!r}? Valid options: "):
         onepass.Adam(ones(3), **{name: 0.1})
-    if meant != "clip_norm":  # of the whole optimizer
+    if meant != "clip_norm":  # an option of the optimizer, not of a group
         with refused(TypeError, f"{name!r} of a group of Adam. Did you mean {meant!r}? Valid options: "):
             onepass.Adam([{"params": ones(3), name: 0.1}])
         with refused(AttributeError, f"{name!r}. Did you mean {meant!r}? Valid options: "):
             setattr(onepass.Adam(ones(3)).groups[0], name, 0.1)
-    with pytest.raises(TypeError, match=r"unexpected keyword argument 'eps_root'\. Valid"):  # another quantity
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'eps_root'\. Valid"):  # another quantity than eps
         onepass.Adam(ones(3), eps_root=1e-8)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match=r"unexpected keyword argument 'beta1'\. Valid"):  # SGD has none
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'beta1'\. Valid"):  # SGD has no betas
         onepass.SGD(ones(3), beta1=0.9)  # type: ignore[call-arg]
 
 

@@ -99,7 +99,7 @@ TEST(every_item_is_processed_once_with_any_number_of_threads) {
   }
 }
 
-TEST(optimizers_in_several_threads_are_bit_identical_to_one_alone) {
+TEST(optimizers_in_several_threads_do_not_disturb_each_other) {
   const Threads threads(2);
   Large alone;
   for (int i = 0; i < 4; ++i) alone.step();

@@ -103,7 +103,7 @@ def test_fifty_steps_match_the_package_of_the_authors(options: dict[str, Any], d
 
 @pytest.mark.parametrize("options", [one for one in OPTIONS if not one.keys() & {"r", "warmup_steps"}], ids=str)
 def test_fifty_steps_match_optax(options: dict[str, Any]) -> None:
-    """With a constant learning rate: the warmup of optax is another one. Its eps is added as here."""
+    """Use a constant learning rate, because the warmup of optax differs. optax adds eps in the same place."""
     theirs = run_optax("float64", options)
     assert deviation(run_onepass("float64", options), theirs) <= 1e-13
     assert deviation(run_onepass("float64", {**options, "weight_decay": 0.05}), theirs) > 1e-5
@@ -171,7 +171,7 @@ def test_the_pytorch_class_is_bit_identical_to_the_numpy_class_in_both_modes(
             optimizer.train()
             assert array_of(param).tobytes() == array.tobytes()
             assert "y" not in optimizer.state[param]
-        if t == 3:  # of zeros in bfloat16 the lower bits stay, and may be negative
+        if t == 3:  # zeros in bfloat16 keep their lower bits, which may be negative
             param.data[:9] = 0
             array[:9] = 0
             optimizer.eval()
@@ -222,7 +222,7 @@ def test_state_saved_in_either_mode_resumes_bit_identically(dtype: str, options:
 def test_loading_another_storage_in_evaluation_mode_matches_the_numpy_class(
     old: Any, new: Any, state_dtype: Any
 ) -> None:
-    """Weights of None are float32, others bfloat16 with so many bits."""
+    """Load between float32 weights (None) and bfloat16 weights with this number of bits."""
     dtypes = ["float32" if bits is None else "bfloat16" for bits in (old, new)]
     options = [{"master_bits": bits or 32, "state_dtype": state_dtype} for bits in (old, new)]
     (param, optimizer), (other_param, other) = (torch_case(name, **each) for name, each in zip(dtypes, options))

@@ -41,7 +41,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def start(values: Any, rng: np.random.Generator, size: int, dtype: Any, amsgrad: bool) -> list[Array]:
-    """Return a parameter, a gradient, and state as after some steps."""
+    """Return a parameter, a gradient, and state like that after some steps."""
     arrays = [values(rng, size, dtype) for _ in range(5 if amsgrad else 4)]
     return arrays[:3] + [abs(array) for array in arrays[3:]]
 
@@ -220,7 +220,7 @@ def test_adam_step_ignores_the_callers_rounding_mode() -> None:
 
 
 def test_the_reference_matches_exact_fractions() -> None:
-    """Three elements worked out with exact fractions, so that kernel and reference cannot share a mistake."""
+    """Compute three elements with exact fractions, so that kernel and reference cannot share a mistake."""
     from fractions import Fraction
 
     def rounded(x: Fraction) -> Fraction:

@@ -116,7 +116,7 @@ CASES = [(kind, options) for kind in MOVES for options in [*one_by_one(kind, *EL
 
 
 def textbook(kind: str, p: Array, grads: list[Array], lr: float, **o: Any) -> Array:
-    """The steps as the documentation has them, in double."""
+    """Return the parameters after steps by the documented formulas, in double precision."""
     p = p.astype(np.float64)
     state: dict[str, Any] = {}
     decay = o.pop("weight_decay", 0)
@@ -156,7 +156,7 @@ def test_thirty_steps_match_the_textbook(kind: str, options: dict[str, Any], dty
 
 @pytest.mark.parametrize("kind", MOVES)
 def test_steps_at_the_defaults_match_the_textbook_at_pytorchs_defaults(kind: str) -> None:
-    """Without a single option. Adadelta's lr is 1, Lion's 1e-4."""
+    """Pass no options. The defaults of lr differ: 1 for Adadelta, 1e-4 for Lion."""
     lr = {
         "Adamax": 2e-3,
         "NAdam": 2e-3,
@@ -221,7 +221,7 @@ def test_every_element_moves_by_lr_or_stays_in_lion(dtype: Any) -> None:
 
 
 def test_lion_moves_nothing_if_the_rounded_terms_cancel() -> None:
-    """0.9 m + (1 - 0.9) g is zero in float32 here, with 1 - 0.9 rounded once; 1 - float32(0.9) leaves a rest."""
+    """0.9 m + (1 - 0.9) g is zero in float32 here if 1 - 0.9 is rounded once; with 1 - float32(0.9) it is not zero."""
     m = np.float32(-0.11111111)
     assert np.float32(0.9) * m + np.float32(1 - 0.9) == 0 != np.float32(0.9) * m + (1 - np.float32(0.9))
     p = np.zeros(40, np.float32)
@@ -234,7 +234,7 @@ def test_lion_moves_nothing_if_the_rounded_terms_cancel() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_centered_rmsprop_stays_finite_with_constant_gradients(dtype: Any) -> None:
-    """There v − s² comes out below zero by rounding: without the maximum its root is NaN."""
+    """Rounding makes v − s² negative for constant gradients: without the maximum with zero, its root is NaN."""
     p = np.zeros(300, dtype)
     optimizer = onepass.RMSprop(p, lr=1e-3, alpha=0.5, centered=True)
     grad = np.random.default_rng(5).standard_normal(300).astype(dtype)
@@ -344,7 +344,7 @@ def test_sparse_rows_equal_a_dense_gradient_if_zeros_move_nothing(kind: str) -> 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", [*MOVES, "Adam", "AdamW"])
 def test_a_step_is_skipped_if_a_gradient_or_its_square_is_not_finite(kind: str, dtype: Any) -> None:
-    """Its square counts where the rule takes squares, scaled as the gradient is, in a vector and in the tail."""
+    """The square matters only for rules that take squares, after scaling, in full vectors and in the tail."""
     squares = kind not in ("Adamax", "SGD", "Lion")
     root = float(np.finfo(dtype).max) ** 0.5
     cases = [(np.nan, 1.0, True), (np.inf, 1.0, True), (root * 2, 1.0, squares), (root * 2, 0.25, False)]
@@ -365,7 +365,7 @@ def test_a_step_is_skipped_if_a_gradient_or_its_square_is_not_finite(kind: str, 
 
 
 def test_every_parameter_of_nadam_uses_its_own_product_of_momenta() -> None:
-    """Two parameters that have taken as many steps, at other values of momentum_decay."""
+    """Step two parameters equally often, with different values of momentum_decay."""
     params, alone = [np.ones(5), np.ones(5)], [np.ones(5), np.ones(5)]
     together = onepass.NAdam(params, lr=0.1)
     each = [onepass.NAdam(p, lr=0.1) for p in alone]

@@ -18,7 +18,7 @@ TOLERANCE = {np.float32: 3e-6, np.float64: 1e-14}  # of the distance travelled
 
 
 def textbook(p: Array, grads: list[Array], **o: Any) -> Array:
-    """Algorithm 1 as it is printed, in double, with the options as torch documents them."""
+    """Algorithm 1 of the paper in double precision, with the options as PyTorch documents them."""
     p = p.astype(np.float64)
     m, v, vmax = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
     lr, (b1, b2), eps = o.get("lr", 1e-3), o.get("betas", (0.9, 0.999)), o.get("eps", 1e-8)

@@ -22,7 +22,7 @@ def arrays(seed: int, dtype: Any) -> list[Array]:
 
 
 def step_in_three_calls(optimizer: onepass.Optimizer, gradients: list[Any], scale: float) -> bool:
-    """Step as a ShardedOptimizer does: the gradients get their values after the step was prepared."""
+    """Step like a ShardedOptimizer, where the gradients get their values after the step is prepared."""
     values = [None if gradient is None else gradient.copy() for gradient in gradients]
     optimizer._prepare_step(gradients, scale)
     for gradient, value in zip(gradients, values):

@@ -96,11 +96,11 @@ def weaknesses(random: Hash, n: int = 2**14) -> set[str]:
     low, high = base & np.uint32(0xFFFF), base >> np.uint32(16)
     if abs(correlation(low, high)) > 6 / n**0.5:
         found.add("slots of a pair")
-    steps = np.stack([random(5, t, 3, 0, 0, 64) for t in range(1, 1001)])  # an element sees a mean of a half over time
+    steps = np.stack([random(5, t, 3, 0, 0, 64) for t in range(1, 1001)])  # the mean of an element over time is a half
     if abs(steps.mean(axis=0) / 2**32 - 0.5).max() > 6 / (12 * 1000) ** 0.5:
         found.add("steps")
     for other in (random(5, t, 3, 0, first, n) for t, first in [(8, 0), (9, 0), (7, 2**32), (8, n)]):
-        if np.intersect1d(base, other).size > 5:  # in whatever order; 0.06 are expected
+        if np.intersect1d(base, other).size > 5:  # in any order; 0.06 are expected
             found.add("numbers that come again")
     return found
 

@@ -21,7 +21,7 @@ N = 4096 + 200  # elements of a tensor whose state may be narrow, with a shorter
 
 
 def options_of(kind: str, **more: Any) -> dict[str, Any]:
-    """Return options that take every line of a rule and may go with narrow state."""
+    """Return options that run every line of a rule and are allowed with narrow state."""
     return {"lr": shrinking, **all_set(kind, "amsgrad", "centered"), **more}
 
 
@@ -30,7 +30,7 @@ def as_bfloat16(values: Array) -> Array:
 
 
 def weights(reference: Reference, index: int) -> Array:
-    """Return the weights as the rule takes them."""
+    """Return the weights as the rule uses them: float32, with lower bits."""
     return np.asarray(reference._decoded(index)[0])
 
 
@@ -51,7 +51,7 @@ def assert_same_storage(a: Reference, b: Reference, without: str = "") -> None:
 
 
 def unquantized(reference: Reference) -> Reference:
-    """Return a reference with float32 storage that stands where this one does."""
+    """Return a reference with float32 storage and the same parameters, state and counts."""
     plain = copy.deepcopy(reference)
     for i in range(len(plain.params)):
         param, *arrays = reference._decoded(i)
@@ -146,7 +146,7 @@ def test_a_step_decodes_steps_in_float32_and_rounds(
 
 @pytest.mark.parametrize("kind", RULES)
 def test_every_unsigned_narrow_state_is_stored_as_a_divisor(kind: str) -> None:
-    """A state may be negative, or it is a divisor; amsgrad's maximum and weights are never narrow."""
+    """Every state may be negative or is a divisor; amsgrad's maximum and weights are never narrow."""
     assert {*RULES[kind].states} - SIGNED - {"max_exp_avg_sq"} - WEIGHTS <= storage.DIVISORS
     assert not {*RULES[kind].states} & SIGNED & storage.DIVISORS
 

@@ -40,7 +40,7 @@ def patterns(*numbers: int) -> Array:
 
 
 def every_upper_half() -> Array:
-    """Every bfloat16 with lower halves around the borders of rounding."""
+    """Return every bfloat16 number with lower halves next to rounding ties."""
     upper = np.arange(2**16, dtype=np.uint32) << np.uint32(16)
     lower = np.array([0, 1, 0x7F, 0x80, 0x81, 0x7FFF, 0x8000, 0x8001, 0xFF7F, 0xFF80, 0xFFFF], np.uint32)
     return np.asarray((upper[:, None] | lower).ravel().view(np.float32))
@@ -154,7 +154,7 @@ def test_encoding_a_decoded_float8_group_changes_nothing(r: Any, divisor: bool) 
 
 
 def float8_code(x: np.float32, inverse: np.float32, random: int | None, divisor: bool) -> int:
-    """Return the code of one element, step by step as the page has it."""
+    """Return the code of one element by the documented formula, step by step."""
     pattern = int(x.view(np.uint32))
     mag = pattern & 0x7FFFFFFF
     if mag >= 0x7F800000:
@@ -194,7 +194,7 @@ def test_the_last_float8_group_may_be_shorter(length: int) -> None:
     codes, scales = encode_float8(x, random, False)
     assert codes.shape == (length,) and scales.shape == (-(-length // 128),)
     assert codes.dtype == np.uint8 and scales.dtype == np.float32
-    for group, start in enumerate(range(0, length, 128)):  # each group on its own gives the same
+    for group, start in enumerate(range(0, length, 128)):  # each group encoded separately gives the same codes
         own = encode_float8(x[start : start + 128], random[start : start + 128], False)
         assert (own[0] == codes[start : start + 128]).all() and own[1] == scales[group]
     assert decode_float8(codes, scales).shape == (length,)
@@ -292,7 +292,7 @@ def test_the_float8_code_of_a_divisor_is_zero_only_for_zero() -> None:
 
 
 def test_a_gradient_spike_enlarges_the_divisors_of_its_group_temporarily() -> None:
-    """One gradient of 1e5 among ordinary ones: sqrt(v) of its group is too large, never too small, and recovers."""
+    """After a gradient of 1e5 among ordinary ones, sqrt(v) of its group is too large, never too small, and recovers."""
     codes, scales = encode_float8(np.ones(128, np.float32), None, True)
     roots = []
     rng = np.random.default_rng(10)
@@ -397,7 +397,7 @@ def test_split24_keeps_16_bits_of_the_significand(r: Any) -> None:
         moved = (after - before)[finite]
         assert (abs(moved) <= (0x80 if r is None else 0xFF)).all()
         assert (after[np.isinf(x)] == before[np.isinf(x)]).all() and np.isnan(kept[np.isnan(x)]).all()
-        again = split24(kept, random)  # what is stored stays, whatever the random bits
+        again = split24(kept, random)  # stored numbers are not changed by any random bits
         number = ~np.isnan(kept)
         assert (again[0] == hi)[number].all() and (again[1] == low8)[number].all()
 
@@ -429,7 +429,7 @@ def test_widened_float16_matches_numpy() -> None:
 
 @contextmanager
 def flushing() -> Iterator[None]:
-    """Set the flags of MXCSR that flush subnormal results and take subnormal operands for zero."""
+    """Set the flags of MXCSR that flush subnormal results and treat subnormal operands as zero."""
     if platform.machine() not in ("x86_64", "AMD64") or os.name != "posix":
         pytest.skip("no machine code for this platform")
     code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)

@@ -24,7 +24,7 @@ SIGNED = {"exp_avg", "exp_avg_slow", "grad_avg", "momentum_buffer"}  # the state
 
 
 def pairwise(choices: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    """Few combinations in which every value of each option meets every value of every other."""
+    """Return few combinations that contain every pair of values of two options."""
     rng = random.Random(0)
     items = [[(name, i) for i in range(len(values))] for name, values in choices.items()]
     missing = {pair for a, b in itertools.combinations(items, 2) for pair in itertools.product(a, b)}
@@ -43,14 +43,14 @@ def pairwise(choices: dict[str, list[Any]]) -> list[dict[str, Any]]:
 
 
 def flat(arrays: Any) -> list[Array]:
-    """The arrays, in whatever form they came."""
+    """Return the arrays of parameters in any form."""
     if isinstance(arrays, np.ndarray):
         return [arrays]
     return [x for part in (arrays.values() if isinstance(arrays, Mapping) else arrays) for x in flat(part)]
 
 
 def pair(kind: str, params: Any, **options: Any) -> tuple[Any, Reference]:
-    """The optimizer and, on copies, the reference."""
+    """Return the optimizer and a reference with copies of the parameters."""
     reference = Reference(kind, params, **options)
     return getattr(onepass, kind)(params, **options), reference
 
@@ -89,7 +89,7 @@ def test_steps_match_the_reference_bit_for_bit_with_every_option(
         params = [NUMBERS[values](rng, 151, dtype)]
         optimizer, reference = pair(kind, params, flush_denormals=flush, **options)
         for name, array in reference.state[0].items():
-            if isinstance(array, np.ndarray):  # start from state that may have been reached
+            if isinstance(array, np.ndarray):  # start from state that steps can reach
                 start = NUMBERS[values](rng, 151, dtype)
                 array[...] = optimizer.state[0][name][...] = start if name in SIGNED else abs(start)
         for _ in range(3):
@@ -103,7 +103,7 @@ def test_steps_match_the_reference_bit_for_bit_with_every_option(
 @pytest.mark.parametrize("flush", [True, False], ids=["flush", "gradual"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_radam_matches_the_reference_bit_for_bit_before_and_after_step_5(dtype: Any, flush: bool, values: str) -> None:
-    """The second moment scales the steps after the fifth; other tests take fewer steps, or have smaller betas."""
+    """The second moment scales steps only after step 5; other tests take fewer steps or have smaller betas."""
     rng = np.random.default_rng(7)
     for options in ({}, {"betas": (0.0, 0.9), "eps": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True}):
         params = [NUMBERS[values](rng, 151, dtype)]
@@ -230,7 +230,7 @@ def test_gradients_that_are_not_finite_are_skipped_or_refused(
     rng = np.random.default_rng(6)
     largest = float(np.finfo(dtype).max)
     root = largest**0.5
-    # a gradient, grad_scale, and whether that is unusable for rules that square it, and for the others
+    # a gradient, grad_scale, and True if the gradient is unusable: for rules that square it, and for other rules
     cases = [
         (np.nan, 1.0, True, True),
         (np.inf, 0.5, True, True),
@@ -257,7 +257,7 @@ def test_gradients_that_are_not_finite_are_skipped_or_refused(
             if nonfinite == "raise" and unusable:
                 with pytest.raises(FloatingPointError, match=r"\b1\b"):  # the gradient's index
                     optimizer.step(grads, grad_scale)
-                # a step that raises leaves no trace in the reference: it is not taken
+                # the reference skips a step that raises
             else:
                 optimizer.step(grads, grad_scale)
                 reference.step(grads, grad_scale)

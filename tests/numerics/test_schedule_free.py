@@ -209,7 +209,7 @@ def test_every_parameter_has_its_own_sum_of_averaging_weights() -> None:
 
 
 def test_steps_at_a_learning_rate_of_zero_do_not_change_the_average() -> None:
-    """The learning rate is 0 at first, so that the weights of the first steps are, and their sum."""
+    """The learning rate is 0 at first, so that the averaging weights of the first steps and their sum are 0."""
     p = ones(3)
     optimizer = onepass.ScheduleFreeAdamW(p, lr=lambda t: 0.0 if t < 3 else 0.1)
     for _ in range(2):

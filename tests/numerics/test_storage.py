@@ -38,19 +38,19 @@ def drawn(rng: np.random.Generator, shape: Any, dtype: Any, values: Any = ordina
 
 
 def options_of(kind: str, state_dtype: str | None, **more: Any) -> dict[str, Any]:
-    """Return options that take every line of a rule and may go with this storage of state."""
+    """Return options that run every line of a rule and are allowed with this storage of state."""
     without = [] if state_dtype is None else ["amsgrad", "centered"]
     return {"lr": shrinking, **all_set(kind, *without), "state_dtype": state_dtype, **more}
 
 
 def gradients(rng: np.random.Generator, params: list[Array], t: int, values: Any = ordinary) -> list[Array]:
-    """Return gradients of which each has the dtype of the next one's, the order of its parameter, or another order."""
+    """Return gradients of alternating dtypes, in the memory order of their parameter or in another order."""
     grads = [drawn(rng, param.shape, GRADIENTS[(i + t) % len(GRADIENTS)], values) for i, param in enumerate(params)]
     return [np.asarray(grad, order="F" if i % 3 else "C") for i, grad in enumerate(grads)]
 
 
 class Pair:
-    """An optimizer and its reference."""
+    """Optimizer and its reference, which take the same steps."""
 
     def __init__(self, kind: str, params: list[Array], **options: Any) -> None:
         self.kind, self.options = kind, options
@@ -104,7 +104,7 @@ def test_radam_matches_the_reference_bit_for_bit_after_step_5(storage: dict[str,
 @pytest.mark.parametrize("state_dtype", STATES)
 @pytest.mark.parametrize("storage", PARAMETERS)
 def test_narrow_storage_matches_the_reference_at_every_length(storage: dict[str, Any], state_dtype: str | None) -> None:
-    """Short parameters too: next to a longer array they are narrow if the parameters are."""
+    """Include short parameters, which keep float32 state and may be bfloat16."""
     rng = np.random.default_rng(1)
     around = [n + d for n in (128, 256, 512, 1024, 4096, 4224, 4608, 8192) for d in (-1, 0, 1)]
     lengths = [*range(35), 63, 64, 65, *around]
@@ -291,7 +291,7 @@ def test_parts_of_parameters_match_complete_parameters_bit_for_bit(
 
 
 def test_a_gradient_spike_shortens_only_the_steps_of_its_float8_group() -> None:
-    """The largest of 128 elements sets the scale: the page states this limit of float8."""
+    """The largest of 128 elements sets the scale, a documented limit of float8."""
     size = 4096
     params = [np.zeros(size, np.float32) for _ in range(2)]
     narrow, plain = onepass.Adam(params[0], lr=1e-3, state_dtype="float8"), onepass.Adam(params[1], lr=1e-3)

@@ -105,7 +105,7 @@ def test_fifty_forked_children_step_with_their_own_threads() -> None:
     optimizer, other = onepass.Adam(param), onepass.Adam(expected)
     other.step(gradient)
     other.step(gradient)
-    optimizer.step(gradient)  # the threads are there
+    optimizer.step(gradient)  # creates the threads
 
     def child() -> None:
         optimizer.step(gradient)

@@ -46,7 +46,7 @@ def test_a_file_with_a_changed_byte_is_refused_or_reads_the_same(saved: Path) ->
                     caught = error
                 assert caught is None or (type(caught) is ValueError and caught.__cause__ and str(saved) in str(caught))
     assert saved.read_bytes() == whole
-    assert accepted < len(whole) / 2  # dates, versions and sizes that nobody needs
+    assert accepted < len(whole) / 2  # dates, versions and sizes that are not read
 
 
 def test_a_file_with_extra_bytes_around_it_is_refused_or_reads_the_same(saved: Path) -> None:
@@ -83,7 +83,7 @@ FOREIGN: dict[str, Callable[[Path], Any]] = {
     "another zip": lambda path: archive(path, {"readme.txt": b"hello"}),
     "another .npz": lambda path: archive(path, {"a.npy": npy(np.zeros(3)), "b.npy": npy(np.ones(3))}),
     "pickled objects": lambda path: archive(path, {"onepass.npy": npy(np.array([{}, print], object))}),
-    "names that climb": lambda path: archive(path, {"../../evil.npy": b"x", "/etc/passwd": b"x"}),
+    "names outside the folder": lambda path: archive(path, {"../../evil.npy": b"x", "/etc/passwd": b"x"}),
 }
 
 
@@ -103,7 +103,7 @@ MEMBERS: dict[str, tuple[dict[str, bytes | None], str]] = {
         "it was saved with ema_decay: create the optimizer with ema_decay",
     ),
     "an array of no parameter": ({"state/2/exp_avg.npy": npy(np.zeros(3))}, "unknown members ['state/2/exp_avg.npy']"),
-    "a name that climbs": ({"../x.npy": b"x"}, "unknown members ['../x.npy']"),
+    "a name outside the folder": ({"../x.npy": b"x"}, "unknown members ['../x.npy']"),
     "another spelling": ({"state/00/exp_avg.npy": npy(np.zeros(3))}, "unknown members ['state/00/exp_avg.npy']"),
     "another dtype": (
         {EXP_AVG: npy(np.zeros(3))},
@@ -116,12 +116,12 @@ MEMBERS: dict[str, tuple[dict[str, bytes | None], str]] = {
     "a structure": ({EXP_AVG: npy(np.zeros(3, [("a", "f4")]))}, "exp_avg.npy does not have the header of a plain"),
     "no header": ({EXP_AVG: b"numbers"}, "the file is damaged, or no checkpoint ("),
     "an empty member": ({EXP_AVG: b""}, "ends too early)"),
-    "the version 2 of headers": ({EXP_AVG: b"\x93NUMPY\x02\x00" + npy(np.zeros(3, "f4"))[8:]}, "does not have the he"),
+    "a header of version 2": ({EXP_AVG: b"\x93NUMPY\x02\x00" + npy(np.zeros(3, "f4"))[8:]}, "does not have the he"),
     "too few numbers": ({EXP_AVG: npy(np.zeros(3, "f4"))[:-4]}, "bytes, wrong for (3,) float32"),
     "too many numbers": ({EXP_AVG: npy(np.zeros(3, "f4")) + b"\0"}, "bytes, wrong for (3,) float32"),
     "no metadata": ({"onepass.npy": None}, "not a onepass checkpoint (missing member 'onepass.npy')"),
-    "metadata that is no JSON": ({"onepass.npy": npy(np.frombuffer(b"{", "u1"))}, "Expecting property name"),
-    "metadata that is no text": ({"onepass.npy": npy(np.frombuffer(b'"\xff"', "u1"))}, "'utf-8' codec can't decode"),
+    "metadata that is not JSON": ({"onepass.npy": npy(np.frombuffer(b"{", "u1"))}, "Expecting property name"),
+    "metadata that is not UTF-8": ({"onepass.npy": npy(np.frombuffer(b'"\xff"', "u1"))}, "'utf-8' codec can't decode"),
     "metadata of numbers": ({"onepass.npy": npy(np.frombuffer(b"[1, 2]", "u1"))}, "onepass.npy holds no state dict"),
     "metadata without a state": ({"onepass.npy": npy(np.frombuffer(b"{}", "u1"))}, "onepass.npy holds no state dict"),
 }
@@ -205,18 +205,18 @@ def plain_header(shape: str) -> bytes:
 
 BOMBS: dict[str, dict[str, bytes]] = {
     "a huge shape": {EXP_AVG: plain_header(f"({2**50},)")},
-    "a shape beyond all numbers": {EXP_AVG: plain_header(f"({2**62}, {2**62})")},
-    "a shape of a number without end": {EXP_AVG: plain_header(f"({'9' * 60_000},)")},
-    "a shape of a long number": {EXP_AVG: plain_header(f"({'9' * 4_000},)")},
+    "a shape that overflows 64 bits": {EXP_AVG: plain_header(f"({2**62}, {2**62})")},
+    "a shape of a number of 60,000 digits": {EXP_AVG: plain_header(f"({'9' * 60_000},)")},
+    "a shape of a number of 4,000 digits": {EXP_AVG: plain_header(f"({'9' * 4_000},)")},
     "a huge item": {EXP_AVG: header(b"{'descr': '|V2000000000', 'fortran_order': False, 'shape': (), }\n")},
-    "a header without end": {EXP_AVG: header(b"(" * 60_000)},
-    "a header of signs": {EXP_AVG: header(b"-" * 9_000 + b"1\n")},
+    "a header of 60,000 open parentheses": {EXP_AVG: header(b"(" * 60_000)},
+    "a header of 9,000 minus signs": {EXP_AVG: header(b"-" * 9_000 + b"1\n")},
     "a header of 30 MB": {EXP_AVG: header(b" " * 30_000_000 + b"\n", version=2)},
     "metadata of 30 MB": {"onepass.npy": npy(np.frombuffer(b"[" + b"0," * 15_000_000 + b"0]", "u1"))},
-    "metadata nested without end": {"onepass.npy": npy(np.frombuffer(b"[" * 60_000, "u1"))},
+    "metadata of 60,000 open brackets": {"onepass.npy": npy(np.frombuffer(b"[" * 60_000, "u1"))},
     "a member of 30 MB": {EXP_AVG: npy(np.zeros(3, "f4")) + bytes(30_000_000)},
-    "a member of 30 MB that nobody needs": {"x": bytes(30_000_000)},
-    "a number without end": {"onepass.npy": npy(np.frombuffer(b"9" * 60_000, "u1"))},
+    "an unknown member of 30 MB": {"x": bytes(30_000_000)},
+    "metadata of a number of 60,000 digits": {"onepass.npy": npy(np.frombuffer(b"9" * 60_000, "u1"))},
 }
 
 

@@ -121,7 +121,7 @@ def with_weights(bits_of_weights: int | None, state_dtype: Any) -> Any:
 
 
 def loaded(saved: Any, fresh: Any, reader: str, params: bool, path: Path) -> tuple[Any, list[str]]:
-    """Load into a fresh optimizer whose weights are the saved ones, rounded; return it and the warnings."""
+    """Load into a new optimizer whose weights are the saved weights, rounded; return the optimizer and the warnings."""
     for own, param in zip(fresh.params, saved.params):
         own[...] = param.astype(own.dtype)
     options: dict[str, Any] = {"params": True} if params else {}

@@ -16,7 +16,7 @@ from support import ones, refused
 
 
 def changed(**changes: Any) -> Callable[[Any], None]:
-    """Changes a state dict: "group.lr" is the first group's, "state.step" the first parameter's."""
+    """Return a function that changes a state dict: group__lr is lr of group 0, state__step is step of parameter 0."""
 
     def change(saved: Any) -> None:
         for name, value in changes.items():
@@ -46,9 +46,9 @@ MISFITS: dict[str, tuple[Callable[[Any], None], type[Exception], str]] = {
         ValueError,
         "expected the parameter's dtype float32",
     ),
-    "a list for an array": (changed(state__exp_avg=[[0.0] * 3] * 2), TypeError, "must be a NumPy array"),
+    "a list instead of an array": (changed(state__exp_avg=[[0.0] * 3] * 2), TypeError, "must be a NumPy array"),
     "a negative count": (changed(state__step=-1), ValueError, "at least 0"),
-    "no integer": (changed(step_count=1.0), TypeError, "step_count must be an integer"),
+    "a float step count": (changed(step_count=1.0), TypeError, "step_count must be an integer"),
     "a wrong lr": (changed(group__lr=-1), ValueError, "lr must be at least 0, got -1"),
     "wrong betas": (changed(group__betas=(2, 0)), ValueError, "betas[0] must be at least 0 and less than 1"),
     "a wrong flag": (changed(group__maximize=1), TypeError, "maximize must be True or False"),

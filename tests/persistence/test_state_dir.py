@@ -48,7 +48,7 @@ def test_state_on_disk_is_bit_identical_to_state_in_memory(kind: Any, options: A
                 opt = kind(params, **options)
         else:
             opt = kind(params, **options)
-        opt.add_group(extra.copy(), lr=0.5)  # outside of the block: it is of the same optimizer
+        opt.add_group(extra.copy(), lr=0.5)  # outside the block, but state of the same optimizer
         made.append(opt)
     a, b = made
     for opt in made:
@@ -184,7 +184,7 @@ def test_a_file_system_without_fallocate_is_accepted_and_a_full_one_refused(
 
 
 def test_many_arrays_share_a_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder may also be named from where the program was when it made the optimizer."""
+    """Use a relative path of the folder, too, and change the current folder after construction."""
     import resource
 
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -25,7 +25,7 @@ EDGES = [-32768, -32767, -129, -128, -127, -1, 0, 1, 127, 128, 129, 32511, 32512
 
 
 def trained(bits_of_weights: int | None, order: Any = "C", **options: Any) -> onepass.Adam:
-    """Return an optimizer after two steps; the lower bits have values next to where rounding changes."""
+    """Return an optimizer after two steps; the lower bits have values next to rounding ties."""
     optimizer = made(bits_of_weights, order, **options)
     train(optimizer, 2)
     edges = np.array(EDGES, np.int16)
@@ -59,7 +59,7 @@ def other_half(high: Array, values: Array, bits_of_weights: int) -> Array | None
 
 
 def expected_weights(saved: onepass.Optimizer, index: int, new: int | None, params: bool, own: Array) -> list[Any]:
-    """Return the weights and the lower bits that a load gives; own: the weights before."""
+    """Return the expected weights and lower bits after a load; own are the weights before the load."""
     param, values = saved.params[index], joined(saved, index)
     if new is None:
         return [values if params else own, None]
@@ -200,7 +200,7 @@ def test_bfloat16_weights_that_differ_from_the_file_get_no_lower_bits(
     saved, optimizer = trained(None), trained(bits_of_weights)
     for own, param in zip(optimizer.params, saved.params):
         own[...] = param.astype(own.dtype)
-    optimizer.params[1].view(np.int16)[4999] += change  # the saved weight is no tie, so this is another rounding
+    optimizer.params[1].view(np.int16)[4999] += change  # the saved weight is not a tie, so no rounding gives this value
     path = in_file(saved, tmp_path / "a.npz", params=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

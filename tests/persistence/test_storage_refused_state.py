@@ -31,7 +31,7 @@ def test_loaded_options_that_the_storage_does_not_support_are_refused() -> None:
 
 
 def scales_wrong() -> dict[str, Any]:
-    """Return functions that make scales wrong, of float32 numbers from 2**-117."""
+    """Return functions that make valid scales invalid. Valid scales are float32 numbers of at least 2**-117."""
     return {
         "missing": lambda s: None,
         "too few": lambda s: s[:-1].copy(),
@@ -71,7 +71,7 @@ def test_wrong_float8_scales_are_refused(wrong: str, own: Any, tmp_path: Path) -
 
 
 def forged(path: Path, change: Any) -> None:
-    """Change what a file holds as JSON."""
+    """Change the JSON metadata of a file."""
     members = members_of(path)
     scalars = json.loads(np.load(io.BytesIO(members["onepass.npy"])).tobytes())
     change(scalars)
@@ -159,7 +159,7 @@ def test_files_older_than_the_storage_options_can_be_loaded(own: Any, averages: 
     _checkpoint.write(tmp_path / "a.npz", saved)
     same = copy.deepcopy(optimizer)
     optimizer.load_state_dict(saved, params=True)
-    assert repr(saved) == repr(given)  # the caller's is unchanged
+    assert repr(saved) == repr(given)  # load_state_dict does not change its argument
     same.load(tmp_path / "a.npz", params=True)
     for loaded in (optimizer, same):
         assert (loaded.seed, loaded.ema_decay, loaded.state_dtype, loaded.step_count) == (0, 0.5, own, 2)

@@ -45,7 +45,7 @@ def test_resumed_training_is_bit_identical_to_uninterrupted_training(
     saved = pickle.loads(pickle.dumps(uninterrupted.state_dict(params=True)))
     resumed["pickled state dict"].load_state_dict(saved, params=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the parameters are those that were saved
+        warnings.simplefilter("error")  # the parameters equal the saved parameters
         resumed["file"].load(in_file(uninterrupted, tmp_path / "a.npz"))
     resumed["file with parameters"].load(in_file(uninterrupted, tmp_path / "b.npz", params=True), params=True)
     for how, optimizer in resumed.items():
@@ -123,7 +123,7 @@ def in_memory(array: Array) -> Array:
 
 
 def stored_to_nearest(state_dtype: Any, name: str, values: Array) -> list[Array]:
-    """Return what stores float32 numbers, as `comparable` has it."""
+    """Return the stored form of float32 numbers, in the form of `comparable`."""
     if state_dtype is None:
         return [values]
     if state_dtype == "bfloat16":
@@ -166,13 +166,13 @@ def test_loading_rounds_state_of_another_storage_to_nearest(
 
 
 def test_training_in_float32_continues_with_bfloat16_weights(tmp_path: Path) -> None:
-    """The lower bits are zeros: the weights are what the bfloat16 parameters show."""
+    """Expect lower bits of zero: the weights equal the bfloat16 parameters."""
     for bits_of_weights in (32, 24, 16):
         plain, narrow = made(None, ema_decay=0.5), made(bits_of_weights, ema_decay=0.5, state_dtype="bfloat16")
         train(plain, 2)
         for own, param in zip(narrow.params, plain.params):
             own[...] = param.astype(own.dtype)
-        train(narrow, 1)  # its own lower bits do not stay
+        train(narrow, 1)  # sets lower bits, which a load replaces
         for reader in ("state dict", "file"):
             if reader == "file":
                 with pytest.warns(UserWarning, match="saved with other values or another dtype of parameter 0"):

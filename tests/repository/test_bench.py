@@ -63,7 +63,7 @@ def small_target(target: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A record of all cases with tensors of at most 20 elements, measured only with onepass, NumPy and Python."""
+    """Measure all cases with tensors of at most 20 elements, only with onepass, NumPy and Python."""
     done = {}
     for name, case in cases.CASES.items():
         library = case.peers[0].module is not None or name == "digits"  # its sizes are the network's

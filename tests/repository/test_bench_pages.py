@@ -21,7 +21,7 @@ def test_mean_and_90th_percentile_reveal_stalls() -> None:
 
 
 def point_of(medians: dict[str, float], **more: Any) -> Any:
-    """A point whose means are twice its medians."""
+    """Return a point whose means are twice its medians."""
     timings = {
         n: {"median_ns": m, "mean_ns": 2 * m + (n != "onepass"), "fastest_ns": m / 2} for n, m in medians.items()
     }
@@ -106,7 +106,7 @@ def test_readmes_table_of_steps_omits_sizes_between_the_listed_ones() -> None:
 def test_gains_are_computed_from_iterations_not_optimizer_steps(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(records, "RESULTS", tmp_path)  # no other machine's results
+    monkeypatch.setattr(records, "RESULTS", tmp_path)  # no results of other machines
 
     def of(elements: int, ratio: float) -> Any:
         medians = {"onepass for torch": 1e6, "torch fused": 1e6 * ratio}
@@ -142,7 +142,7 @@ def test_a_case_has_a_table_of_times_and_a_table_of_speeds() -> None:
 def test_narrow_storage_is_reported_with_its_bytes_per_parameter(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(records, "RESULTS", tmp_path)  # no other machine's results
+    monkeypatch.setattr(records, "RESULTS", tmp_path)  # no results of other machines
     medians, bits = {"onepass": 2e3, "stream baseline": 1e3, "onepass, float8 state": 3e3}, "onepass, float8 state"
     bytes_of = {"held": {"onepass": 16, bits: 10.06}, "moved": {"onepass": 28, bits: 14}}
     point = point_of(medians, problem="64 million elements, float32, 1 thread", **bytes_of)
@@ -186,7 +186,7 @@ def test_the_table_lists_sizes_below_the_fastest_times() -> None:
 
 
 def test_the_loop_table_has_pytorch_and_numpy_in_one_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(records, "RESULTS", tmp_path)  # no other machine's results
+    monkeypatch.setattr(records, "RESULTS", tmp_path)  # no results of other machines
 
     def of(elements: int, own: str, peer: str, steps: float, iterations: float) -> Any:
         step = point_of({own: 1e6, peer: 1e6 * steps})

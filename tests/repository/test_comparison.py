@@ -132,7 +132,7 @@ def test_gradients_match_finite_differences_of_the_loss(run: ModuleType, name: s
     for parameter, gradient in zip(model.parameters, gradients, strict=True):
         for direction in rng.standard_normal((20, *parameter.shape)):
             losses = []
-            for shift in (1e-6, -2e-6, 1e-6):  # back in the end
+            for shift in (1e-6, -2e-6, 1e-6):  # the shifts add up to zero
                 parameter += shift * direction
                 losses.append(model.loss_and_gradients(inputs, LABELS, np.random.default_rng(2))[0])
             slope = np.vdot(dense(gradient, parameter), direction)
@@ -230,7 +230,7 @@ def test_the_first_or_last_of_several_rates_is_reported_at_the_edge(run: ModuleT
 @pytest.mark.parametrize("option", ["--mnist", "--cifar", "--reviews", "--out", "--page"])
 def test_a_wrong_path_is_named_before_the_training(run: ModuleType, tmp_path: Path, option: str) -> None:
     wrong = tmp_path / "x.json"
-    wrong.write_text("<!-- table: begin -->\nold\n<!-- table: end -->\n")  # no marks for the claims
+    wrong.write_text("<!-- table: begin -->\nold\n<!-- table: end -->\n")  # no markers for the claims
     with pytest.raises(SystemExit, match=re.escape(str(wrong))):
         run.main(["--out", str(tmp_path / "x.png"), option, str(wrong)])
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"] and "old" in wrong.read_text()

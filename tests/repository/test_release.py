@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 def version() -> str:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    (found,) = re.findall(r'^version = "([\d.]+)"$', text, re.MULTILINE)  # what the release workflow looks for
+    (found,) = re.findall(r'^version = "([\d.]+)"$', text, re.MULTILINE)  # the line that the release workflow reads
     return str(found)
 
 

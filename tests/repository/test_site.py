@@ -34,7 +34,7 @@ def run(page: Path) -> None:
             failures: list[str] = []
             doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=failures.append, clear_globs=False)
             assert not failures, "".join(failures)
-            session = example.globs  # of which get_doctest took a copy
+            session = example.globs  # get_doctest has copied them
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))

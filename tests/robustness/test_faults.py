@@ -141,7 +141,7 @@ def test_a_device_is_not_replaced(tmp_path: Path) -> None:
 @LINUX
 @unsanitized
 def test_a_load_needs_memory_for_only_one_copy_of_the_state(tmp_path: Path) -> None:
-    """With room for one copy a load works. With less room it works, or raises a MemoryError and changes nothing."""
+    """With memory for one copy a load works. With less it works, or raises a MemoryError and changes nothing."""
     code = """
 n = 4_000_000
 optimizer = onepass.Adam(np.zeros(n, np.float32))

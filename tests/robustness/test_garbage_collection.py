@@ -19,11 +19,11 @@ from support import ones
 
 
 class Param(np.ndarray):  # type: ignore[type-arg]
-    """A parameter that knows its optimizer."""
+    """Parameter that refers to its optimizer."""
 
 
 class Key:
-    """A name that is no string; all of them print alike."""
+    """Name that is not a string; all names print alike."""
 
     def __repr__(self) -> str:
         return "key"
@@ -60,7 +60,7 @@ def test_an_optimizer_in_a_reference_cycle_is_collected(make: Callable[[], Any])
 
 
 class Finalizer:
-    """An object in a cycle that calls a function when it is collected."""
+    """Object in a reference cycle that calls a function when it is collected."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self.cycle, self.function = self, function
@@ -71,7 +71,7 @@ class Finalizer:
 
 @contextmanager
 def collecting_at_every_chance() -> Iterator[list[str]]:
-    """Collect garbage at every allocation that can start it; lists the collections."""
+    """Collect garbage at every allocation that can start a collection; yield the list of collections."""
     runs: list[str] = []
 
     def record(phase: str, info: Any) -> None:
@@ -99,7 +99,7 @@ def test_a_fast_step_starts_no_garbage_collection(options: Any) -> None:
         odd = [ones(100_000).astype(np.float64), ones(3)]
         before_odd = len(runs)
         optimizer.step(odd)
-        # The conversion of a gradient starts some; not without a GIL, where CPython counts 512 allocations at a time.
+        # Converting a gradient starts collections, unless CPython has no GIL and counts 512 allocations at a time.
         assert len(runs) > before_odd or sysconfig.get_config_var("Py_GIL_DISABLED")
     assert after == before
 

@@ -69,12 +69,12 @@ def made() -> Any:
 
 
 def gradients() -> list[Any]:
-    """Return a gradient that is used as it is, one of another dtype and layout, and a sparse one."""
+    """Return a gradient that needs no conversion, one of another dtype and layout, and a sparse one."""
     return [onepass.SparseRows([2, 0, 2], np.ones((3, 2), F)), np.arange(8, dtype=np.float16)[::2], np.full(5, 0.5, F)]
 
 
 def everything(optimizer: Any) -> list[Any]:
-    """Return everything that a user can see of an optimizer."""
+    """Return all visible state of an optimizer."""
     return [
         list(zip(optimizer.state, map(plain, snapshot(optimizer)))),
         [bits(p).tolist() for group in optimizer.groups for p in group.params],
@@ -241,7 +241,7 @@ def test_signals_at_random_moments_leave_only_complete_steps(tmp_path: Path) -> 
         while (lasted := time.monotonic() - start) < 2 or (seen <= 20 and lasted < 60):
             try:
                 signal.setitimer(signal.ITIMER_REAL, 10 ** rng.uniform(-5, -2))
-                while signal.getitimer(signal.ITIMER_REAL)[0]:  # whatever becomes of the exception
+                while signal.getitimer(signal.ITIMER_REAL)[0]:  # also if Python ignores the exception
                     optimizer.step(grads)
                     optimizer.groups[0].weight_decay = 0.0
                     optimizer.save(path, params=True)

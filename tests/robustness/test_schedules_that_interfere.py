@@ -174,7 +174,7 @@ def test_options_set_by_a_schedule_called_twice_are_used_from_the_next_step() ->
 
 
 class Knowing:
-    """A schedule that knows of its optimizer."""
+    """Schedule that refers to its optimizer."""
 
     optimizer: Any
 

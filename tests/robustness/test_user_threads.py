@@ -20,7 +20,7 @@ from support import Array, assert_same_bits, ones
 
 @contextmanager
 def busy(*functions: Callable[[], None]) -> Iterator[list[BaseException]]:
-    """Other threads call these over and over, switching as often as can be; their errors are collected."""
+    """Call these functions repeatedly in other threads, which switch as often as possible; yield the list of errors."""
     stop, errors = threading.Event(), []
 
     def loop(function: Callable[[], None]) -> None:

@@ -286,7 +286,7 @@ def refused_manifest(source: pathlib.Path, target: pathlib.Path, replace: Any = 
 
 
 def save_and_die() -> None:
-    """Save a set, then save another and be killed before the n-th time that something is done about a file."""
+    """Save a checkpoint, then save another one and be killed before the n-th operation on a file."""
     folder, victim, count = pathlib.Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     params = parameters()
     sharded = trained(WORLD, params, range(1), **OPTIONS)
@@ -319,7 +319,7 @@ def save_and_die() -> None:
 
 
 def load_after_death() -> None:
-    """Load what save_and_die left: each time the set of after one step or that of after three."""
+    """Load the checkpoint that save_and_die left: it was saved after step one or after step three."""
     params = parameters()
     single = onepass.AdamW(params, **OPTIONS)
     states = []

@@ -92,7 +92,7 @@ def check_disagreement_at_construction_raises_on_all_ranks() -> None:
     )
     with raises(error, message):
         make(w(3), lr=-1 if last else 1)
-    make(w(3)).step(w(3))  # and the communicator still serves
+    make(w(3)).step(w(3))  # and the communicator still works
 
 
 def check_wrong_arguments_are_refused_on_every_rank() -> None:

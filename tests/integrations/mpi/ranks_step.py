@@ -123,7 +123,7 @@ def check_gradients_of_any_layout_and_dtype_are_accepted() -> None:
             ShardedOptimizer(WORLD, onepass.Adam, [w], chunk=SMALL, average=False).step([turn(whole)])
             onepass.Adam([other]).step([reduced([[turn(x).astype(np.float32)] for x in every])[0]])
             assert_same_bits([w], [other])
-    # A gradient that is the parameter itself, or a part of one, is what it was when the step began.
+    # A gradient that is a parameter, or a part of one, has the values from before the step.
     w, other = np.arange(300_000, dtype=np.float32), np.arange(300_000, dtype=np.float32)
     v, another = np.ones(150_000, np.float32), np.ones(150_000, np.float32)
     ShardedOptimizer(WORLD, onepass.SGD, [w, v], chunk=SMALL, lr=0.5).step([w, w[::2]])
@@ -182,14 +182,14 @@ def check_each_rank_uses_its_share_of_the_processors() -> None:
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     onepass.set_num_threads(None)
     at_import = onepass.get_num_threads()
-    os.environ["OMP_NUM_THREADS"] = "5"  # set by the user: left as it is
+    os.environ["OMP_NUM_THREADS"] = "5"  # set by the user, therefore not changed
     ShardedOptimizer(WORLD, onepass.Adam, np.ones(3, np.float32))
     assert _core.requested_threads() == 0
     del os.environ["OMP_NUM_THREADS"]
     ShardedOptimizer(WORLD, onepass.Adam, np.ones(3, np.float32))
     share = max(1, processors // WORLD.size)
     assert onepass.get_num_threads() == (at_import if WORLD.size == 1 else min(share, at_import))
-    onepass.set_num_threads(7)  # likewise
+    onepass.set_num_threads(7)  # set by the user, therefore not changed
     ShardedOptimizer(WORLD, onepass.Adam, np.ones(3, np.float32))
     assert onepass.get_num_threads() == 7
 
@@ -220,7 +220,7 @@ def check_optimizers_step_in_threads_after_the_communicator_is_freed() -> None:
 
 
 def check_communicators_of_deleted_optimizers_are_freed() -> None:
-    if WORLD.size > 2:  # would take minutes where there are fewer processors
+    if WORLD.size > 2:  # would take minutes with fewer processors than ranks
         return
     w = np.ones(3, np.float32)
     with time_limit(100):

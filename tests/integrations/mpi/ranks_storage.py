@@ -303,7 +303,7 @@ def check_loading_warns_once_of_each_parameter_whose_weights_lose_bits() -> None
     sharded.save(folder / "set")
     sharded.save(folder / "file", gathered=True)
     equal = onepass.SGD([b.astype(np.float32), np.ones(50_000, np.float32)], lr=0.3)
-    equal.step([None, gradient])  # the float32 weights that both halves give
+    equal.step([None, gradient])  # the float32 weights joined from both halves
     kept = equal.params[1][:4096].copy()
     equal.params[1][:4096] = 1
     wide = ShardedOptimizer(WORLD, onepass.SGD, equal.params, lr=0.3, chunk=SMALL)

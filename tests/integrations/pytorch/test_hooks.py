@@ -12,7 +12,7 @@ import onepass.integrations.torch as ours
 
 
 def sgd() -> tuple[Any, Any]:
-    """Return a parameter of two ones with a gradient of ones, and an SGD with a learning rate of 0.5."""
+    """Return a parameter of two ones with a gradient of ones, and an SGD optimizer with a learning rate of 0.5."""
     p = torch.nn.Parameter(torch.ones(2))
     p.grad = torch.ones(2)
     return p, ours.SGD([p], lr=0.5)

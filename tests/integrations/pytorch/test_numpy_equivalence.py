@@ -52,7 +52,7 @@ class TestRule:
             assert a["step"] == b.get("step", deviations.STEPS) == deviations.STEPS
 
     def test_an_error_in_any_option_exceeds_the_tolerance(self, kind: str, options: dict[str, Any], dtype: str) -> None:
-        """Exceed the tolerance with a number that is a tenth off: the tolerance hides no wrong term."""
+        """Change each number by a tenth: the deviation exceeds the tolerance, which therefore hides no wrong term."""
         for name, value in {"lr": deviations.LR[kind], **options}.items():
             for wrong in wrong_values(value):
                 changed = {name: wrong}
@@ -151,7 +151,7 @@ def test_sparse_rows_match_sparse_gradients_of_pytorch(case: str, dtype: str) ->
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["SGD", "Adam"])
 def test_clip_norm_matches_clip_grad_norm(kind: str, dtype: str) -> None:
-    """Torch adds 1e-6 to the norm: one part in 10^12 or less of gradients of a million."""
+    """PyTorch adds 1e-6 to the norm, which changes gradients of a million by one part in 10^12 or less."""
     size, limit = 1e6, 8e6
     options = {"lr": 0.05, "eps": size / 100} if kind == "Adam" else {"lr": 0.05 / size}
     params, steps = numbers(dtype)
@@ -168,13 +168,13 @@ def test_clip_norm_matches_clip_grad_norm(kind: str, dtype: str) -> None:
         assert ours.grad_norm == pytest.approx(norm, rel=1e-6 if dtype == "float32" else 1e-14)
         clipped += norm > limit
         path.append([w.detach().numpy().copy() for w in weights])
-    assert 10 < clipped < 40  # both happen
+    assert 10 < clipped < 40  # some steps are clipped and some are not
     assert deviation(params, path[-1], distance(path)) <= max(TOLERANCE[dtype], 1e-12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_running_average_matches_averaged_model(dtype: str) -> None:
-    """Update torch's average before the first step: the first update copies the weights that onepass starts with."""
+    """Update PyTorch's average before the first step, because its first update copies the weights."""
     swa = torch.optim.swa_utils
     params, steps = numbers(dtype)
     weights, theirs = torch_optimizer("AdamW", params, lr=0.05)

@@ -20,7 +20,7 @@ optim = pytest.importorskip("onepass.integrations.torch")
 
 from integrations.pytorch.helpers import run_in_threads
 
-LARGE = 1_000_003  # elements: worth a team
+LARGE = 1_000_003  # elements: enough for several threads
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the runtime is looked for on Linux")
 
 # Steps of many sizes, along the same gradients as PyTorch's own Adam; prints the largest deviation.
@@ -47,7 +47,7 @@ def restore_thread_counts() -> Iterator[None]:
 
 
 def run(code: str, **environment: str) -> Any:
-    """Run a program in a process of its own and return what it prints, as JSON."""
+    """Run a program in its own process and return its output, which is JSON."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "ONEPASS_", "GOMP_", "KMP_"))}
     done = subprocess.run(
         [sys.executable, "-c", code], env={**clean, **environment}, capture_output=True, text=True, timeout=120
@@ -57,7 +57,7 @@ def run(code: str, **environment: str) -> Any:
 
 
 def parameters_after(threads: int, team: int, steps: int = 3) -> Any:
-    """Return the parameters after some steps on a team, of which so many threads may work."""
+    """Return the parameters after some steps on a team of threads, of which this number may work."""
     torch.set_num_threads(team)
     onepass.set_num_threads(threads)
     w = torch.nn.Parameter(torch.ones(LARGE))

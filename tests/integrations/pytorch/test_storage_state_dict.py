@@ -216,7 +216,7 @@ def test_the_warning_names_the_only_parameter_without_lower_bits() -> None:
     assert len(caught) == 1 and caught[0].filename == __file__
     assert not optimizer.state[params[2]]["param_low"].any() and optimizer.state[params[0]]["param_low"].any()
     for state in state_dict["state"].values():
-        state.pop("param_low", None)  # as from torch.optim
+        state.pop("param_low", None)  # as in a state dict of torch.optim
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optimizer.load_state_dict(state_dict)

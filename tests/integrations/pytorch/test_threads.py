@@ -16,7 +16,7 @@ from integrations.pytorch.helpers import run_in_threads
 
 
 def steps(optimizer: Any, count: int) -> Callable[[], Any]:
-    """Return a function that steps the optimizer so many times."""
+    """Return a function that steps the optimizer this number of times."""
     return lambda: [optimizer.step() for _ in range(count)]
 
 

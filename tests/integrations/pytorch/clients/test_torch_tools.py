@@ -89,7 +89,7 @@ def test_training_resumes_the_same_from_a_distributed_checkpoint(tmp_path: Path)
 
 
 class SharpnessAware(torch.optim.Optimizer):
-    """Steps along the gradient at the worst point nearby."""
+    """Optimizer that steps along the gradient at the worst nearby point."""
 
     def __init__(self, base: Any, radius: float = 0.05) -> None:
         super().__init__(base.param_groups, {"radius": radius})
@@ -111,7 +111,7 @@ class SharpnessAware(torch.optim.Optimizer):
 
 
 class Lookahead(torch.optim.Optimizer):
-    """Goes half of the way that the other optimizer has gone in five steps; keeps its weights in the other's state."""
+    """Optimizer that takes half of every five steps of another optimizer, in whose state it keeps its own weights."""
 
     def __init__(self, base: Any) -> None:
         super().__init__(base.param_groups, {})
