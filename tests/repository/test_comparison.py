@@ -228,7 +228,7 @@ def test_the_first_or_last_of_several_rates_is_reported_at_the_edge(run: ModuleT
 
 
 @pytest.mark.parametrize("option", ["--mnist", "--cifar", "--reviews", "--out", "--page"])
-def test_a_wrong_path_is_named_before_the_training(run: ModuleType, tmp_path: Path, option: str) -> None:
+def test_a_wrong_path_is_refused_before_the_training(run: ModuleType, tmp_path: Path, option: str) -> None:
     wrong = tmp_path / "x.json"
     wrong.write_text("<!-- table: begin -->\nold\n<!-- table: end -->\n")  # no markers for the claims
     with pytest.raises(SystemExit, match=re.escape(str(wrong))):
