@@ -32,12 +32,12 @@ CLASSES = {
 
 
 def shrinking(t: int) -> float:
-    """A schedule of learning rates."""
+    """Return a learning rate that falls with the step."""
     return 0.1 / t
 
 
 def growing(t: int) -> float:
-    """A schedule of the decay of averages."""
+    """Return a decay of averages that grows with the step."""
     return t / (t + 9)
 
 

@@ -36,7 +36,7 @@ def plain(value: Any) -> Any:
 
 
 class Target:
-    """Loads files, and checks what became of the optimizer."""
+    """Loader of files that checks the optimizer afterwards."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "state.npz"
@@ -44,7 +44,7 @@ class Target:
         self.loaded = self.refused = 0
 
     def __call__(self, data: bytes) -> None:
-        """Raise if anything but a refusal or a right load happens."""
+        """Load a file, and raise an error unless it is refused or loaded correctly."""
         if not data:
             return
         optimizer = self.made[data[0] % len(self.made)]

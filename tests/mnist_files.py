@@ -16,7 +16,7 @@ def idx(array: Array) -> bytes:
 
 
 def write_mnist(folder: Path, images: int = 90, dotted: bool = False, zipped: bool = False) -> None:
-    """Ten patterns that are easy to tell apart, in the four files."""
+    """Write the four files of MNIST with ten patterns that are easy to distinguish."""
     rng = np.random.default_rng(0)
     patterns = rng.integers(0, 200, (10, 5, 4))
     for part, count in (("train", images), ("t10k", 30)):

@@ -21,7 +21,7 @@ def bfloat16() -> Any:
 
 
 def made(bits_of_weights: int | None, order: Any = "C", **options: Any) -> onepass.Adam:
-    """Return an optimizer of arrays in this order: float32 (None), or bfloat16 with so many bits."""
+    """Return an optimizer of arrays in this memory order: float32 (None), or bfloat16 with this number of bits."""
     rng = np.random.default_rng(0)
     params = [np.array(ordinary(rng, shape, np.float32), order=order) for shape in SHAPES]
     if bits_of_weights is None:

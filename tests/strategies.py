@@ -13,7 +13,7 @@ from onepass import _checks, schedules
 from support import BFLOAT16, Array
 
 SHAPES = [(), (0,), (1,), (7,), (33,), (3, 2), (4, 5), (0, 3), (2, 3, 4), (70,)]
-NARROW_SHAPES = [(4096,), (4100,), (4481,), (65, 64)]  # large enough for narrow state
+NARROW_SHAPES = [(4096,), (4100,), (4481,), (65, 64)]  # enough elements for narrow state
 PARAMETERS: list[Any] = [np.float32, np.float64, *([BFLOAT16] if BFLOAT16 else [])]
 GRADIENTS: list[Any] = [np.float16, np.longdouble, *PARAMETERS]
 STATES = [None, "bfloat16", "float8"]

@@ -143,7 +143,8 @@ def refused(
         for optimizer in optimizers:
             found.append([bits(np.asarray(p)).tolist() for group in optimizer.groups for p in group.params])
             found.append([{name: bits(np.asarray(x)).tolist() for name, x in s.items()} for s in snapshot(optimizer)])
-            found.append((optimizer.step_count, optimizer.skipped, repr(optimizer.grad_norm)))  # the norm may be NaN
+            # The representation of the norm, because a NaN differs from itself.
+            found.append((optimizer.step_count, optimizer.skipped, repr(optimizer.grad_norm)))
             found.append((repr(optimizer), repr(optimizer.groups), list(optimizer.state)))
         return found
 

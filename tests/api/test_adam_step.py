@@ -13,7 +13,7 @@ from support import assert_same_bits, layouts, ones, refused
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_adam_step_is_what_the_optimizer_does(order: Any) -> None:
+def test_adam_step_is_bit_identical_to_a_step_of_the_optimizer(order: Any) -> None:
     rng = np.random.default_rng(0)
     p = np.asarray(rng.standard_normal((6, 4)), np.float32, order=order)
     q, m, v = p.copy(order="K"), np.zeros_like(p), np.zeros_like(p)
@@ -26,7 +26,7 @@ def test_adam_step_is_what_the_optimizer_does(order: Any) -> None:
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_adam_step_takes_a_gradient_in_any_layout(order: Any) -> None:
+def test_adam_step_accepts_a_gradient_in_any_layout(order: Any) -> None:
     rng = np.random.default_rng(0)
     grad = rng.standard_normal((5, 7)).astype(np.float32)
     start = np.asarray(rng.standard_normal((5, 7)), np.float32, order=order)
@@ -38,7 +38,7 @@ def test_adam_step_takes_a_gradient_in_any_layout(order: Any) -> None:
         assert_same_bits([p], [expected], name)
 
 
-def test_adam_step_takes_a_gradient_that_is_the_parameter() -> None:
+def test_adam_step_accepts_the_parameter_as_its_gradient() -> None:
     p, m, v = np.ones(3), np.zeros(3), np.zeros(3)
     onepass.adam_step(p, p, m, v, 1, lr=0.5)
     np.testing.assert_allclose(p, 0.5)
@@ -93,14 +93,14 @@ NAN, INF = float("nan"), float("inf")
         ({"grad": ones(3, dtype=int)}, TypeError, "grad must be of a real floating-point dtype"),
     ],
 )
-def test_wrong_arguments_of_adam_step(change: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_adam_step_refuses_wrong_arguments(change: dict[str, Any], error: type[Exception], message: str) -> None:
     arguments = {"param": ones(3), "grad": ones(3), "exp_avg": ones(3), "exp_avg_sq": ones(3), "step": 1}
     arrays = list(arguments.values())[:4]
     with refused(error, message, arrays=arrays):
         onepass.adam_step(**{**arguments, **change})
 
 
-def test_adam_step_refuses_arrays_that_overlap_or_are_ordered_otherwise() -> None:
+def test_adam_step_refuses_arrays_that_overlap_or_differ_in_order() -> None:
     p, g, m = ones(3, 2), ones(3, 2), ones(3, 2)
     with refused(ValueError, "exp_avg_sq is the same memory as exp_avg", arrays=[p, g, m]):
         onepass.adam_step(p, g, m, m, 1)

@@ -13,7 +13,7 @@ from support import Array, assert_same_bits, ones
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_averages_have_the_form_of_the_parameters_and_are_live(form: str) -> None:
+def test_running_averages_are_live_and_have_the_form_of_the_parameters(form: str) -> None:
     params = FORMS[form]()
     optimizer = onepass.SGD(params, lr=0.5, ema_decay=0.75)
     averages = optimizer.ema
@@ -32,12 +32,12 @@ def test_averages_have_the_form_of_the_parameters_and_are_live(form: str) -> Non
         for e, p in zip(expected, flat(optimizer.params)):
             e *= 0.75
             e += 0.25 * p
-        for e, average in zip(expected, flat(averages)):  # got before the step
+        for e, average in zip(expected, flat(averages)):  # created before the step
             np.testing.assert_array_equal(average, e)  # all of it is exact
     assert "ema" not in optimizer.state[next(iter(optimizer.state))]
 
 
-def test_the_decay_of_the_average_may_be_a_function_and_be_set() -> None:
+def test_ema_decay_may_be_a_function_and_can_be_set() -> None:
     w = ones(2)
     optimizer = onepass.SGD(w, lr=1, ema_decay=lambda t: 1 - 1 / t)
     seen = []
@@ -50,7 +50,7 @@ def test_the_decay_of_the_average_may_be_a_function_and_be_set() -> None:
     assert_same_bits([optimizer.ema], [w])
 
 
-def test_a_rate_that_is_set_leaves_the_other_options_as_they_were() -> None:
+def test_setting_lr_leaves_the_other_options_unchanged() -> None:
     options = {"betas": (0.5, 0.25), "weight_decay": 0.5, "clip_value": 2.0, "maximize": True}
     ours, fresh = ones(3), ones(3)
     optimizer = onepass.AdamW(ours, lr=9.0, ema_decay=lambda t: 0.5 / t, **options)
@@ -62,5 +62,5 @@ def test_a_rate_that_is_set_leaves_the_other_options_as_they_were() -> None:
     assert_same_bits([ours, optimizer.ema], [fresh, reference.ema])
 
 
-def test_no_average_is_none() -> None:
+def test_ema_is_none_without_ema_decay() -> None:
     assert onepass.SGD(ones(2)).ema is None

@@ -10,7 +10,7 @@ from support import ones, refused
 F = np.float32
 
 
-def test_clip_norm_can_be_set_and_infinity_only_measures() -> None:
+def test_clip_norm_can_be_set_and_infinity_only_measures_the_norm() -> None:
     w = np.zeros(2)
     optimizer = onepass.SGD(w, lr=1)
     assert optimizer.clip_norm is None
@@ -31,7 +31,7 @@ def test_clip_norm_can_be_set_and_infinity_only_measures() -> None:
     assert optimizer.grad_norm is None and w.tolist() == [-6, -8]
 
 
-def test_nonfinite_can_be_set() -> None:
+def test_nonfinite_can_be_changed_between_steps() -> None:
     w, bad = ones(2), np.array([1, np.nan], F)
     optimizer = onepass.SGD({"w": w, "b": ones(2)}, lr=0.5)
     optimizer.nonfinite = "raise"
@@ -57,7 +57,7 @@ def test_the_first_gradient_that_is_not_finite_is_named() -> None:
         several.step([ones(2), None, onepass.SparseRows([1], bad[1:]), bad])
 
 
-def test_none_is_a_step_of_no_gradient() -> None:
+def test_step_of_none_counts_a_step_without_gradients() -> None:
     w = ones(2)
     optimizer = onepass.SGD(w, momentum=0.5, ema_decay=0.5, clip_norm=1, nonfinite="raise")
     optimizer.step(None)

@@ -26,7 +26,7 @@ def test_flat_parameters_are_copies_in_one_array_of_each_dtype() -> None:
     assert given["c"] == 7 and flat["a"].base[-1] == 8
 
 
-def test_flat_parameters_come_in_the_form_of_the_given_ones() -> None:
+def test_flat_parameters_have_the_form_of_the_given_parameters() -> None:
     w, b = np.ones((2, 2), np.float32), np.zeros(2, np.float32)
     assert onepass.flatten(w).shape == (2, 2)
     for kind in (list, tuple):
@@ -40,7 +40,7 @@ def test_flat_parameters_come_in_the_form_of_the_given_ones() -> None:
     assert groups[0]["params"][0].base.tolist() == [0.5] * 4 + [-1] * 2
 
 
-def test_wrong_parameters_are_refused() -> None:
+def test_flatten_refuses_wrong_parameters() -> None:
     w = np.ones(4, np.float32)
     for wrong, error, message in [
         ([1], TypeError, "parameter 0 must be a NumPy array"),
@@ -55,13 +55,13 @@ def test_wrong_parameters_are_refused() -> None:
             onepass.flatten(wrong)
 
 
-def test_only_adjacent_arrays_are_one_array() -> None:
+def test_only_adjacent_arrays_are_joined_to_one_array() -> None:
     base = np.arange(24, dtype=np.float32)
     a, b, c = base[2:8].reshape(2, 3), base[8:8], base[8:20].reshape(3, 4, order="F")
     one = one_array([a, b, c], np.float32)
     assert one is not None and one.tolist() == list(range(2, 20)) and np.shares_memory(one, base)
     other = np.zeros(3)
-    assert one_array([a, other, c], np.float32) is not None  # an array of another dtype does not count
+    assert one_array([a, other, c], np.float32) is not None  # an array of another dtype is ignored
     assert one_array([other], np.float32).tolist() == []  # type: ignore[union-attr]
     for apart in ([c, a], [a, base[9:12]], [a, base[7:12]], [a, np.zeros(3, np.float32)], [a, a]):
         assert one_array(apart, np.float32) is None

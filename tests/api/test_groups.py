@@ -23,7 +23,7 @@ def made(case: tuple[str, dict[str, Any], dict[str, Any]], ema: Any, params: lis
     return getattr(onepass, kind)(groups, lr=lr, ema_decay=ema, clip_norm=3.0, nonfinite="skip", **options)
 
 
-def test_adding_to_an_array_makes_a_sequence() -> None:
+def test_adding_a_group_to_a_single_array_makes_params_a_list() -> None:
     w, b, c = ones(2), ones(3), ones(4)
     optimizer = onepass.SGD(w, lr=0.5, momentum=0.5, ema_decay=0.5)
     optimizer.step(ones(2))
@@ -40,7 +40,7 @@ def test_adding_to_an_array_makes_a_sequence() -> None:
         optimizer.step(ones(2))
 
 
-def test_adding_to_a_sequence_and_to_a_mapping() -> None:
+def test_groups_can_be_added_to_a_sequence_and_to_a_mapping() -> None:
     a, b, c = ones(1), ones(2), ones(3)
     optimizer = onepass.SGD((a,), lr=0.5)
     optimizer.add_group([b, c], lr=0.25)
@@ -69,7 +69,9 @@ def test_adding_to_a_sequence_and_to_a_mapping() -> None:
         ({"b": ones(3)}, {"ema_decay": None}, ValueError, "ema_decay must be set for all groups or for none"),
     ],
 )
-def test_a_group_that_cannot_be_added(params: Any, options: Any, error: Any, message: str) -> None:
+def test_adding_an_invalid_group_is_refused_and_changes_nothing(
+    params: Any, options: Any, error: Any, message: str
+) -> None:
     w = ones(2)
     optimizer = onepass.Adam({"w": w}, lr=0.5, ema_decay=0.5)
     optimizer.step({"w": ones(2)})
@@ -81,7 +83,7 @@ def test_a_group_that_cannot_be_added(params: Any, options: Any, error: Any, mes
     assert optimizer.step_count == 3
 
 
-def test_a_group_that_overlaps_or_is_in_a_mapping_among_numbers_cannot_be_added() -> None:
+def test_adding_an_overlapping_empty_or_differently_named_group_is_refused() -> None:
     w = ones(4)
     optimizer = onepass.Adam([w], lr=0.5)
     with refused(ValueError, "parameter 1 is the same memory as parameter 0", optimizer):
@@ -94,7 +96,7 @@ def test_a_group_that_overlaps_or_is_in_a_mapping_among_numbers_cannot_be_added(
         optimizer.add_group([])
 
 
-def test_groups_answer_as_torchs_do() -> None:
+def test_groups_can_be_used_as_dictionaries_as_in_pytorch() -> None:
     w, b = ones(2), ones(3)
     optimizer = onepass.SGD([{"params": [w]}, {"params": b, "lr": 0.25}], lr=0.5)
     first, second = optimizer.param_groups
@@ -109,11 +111,11 @@ def test_groups_answer_as_torchs_do() -> None:
         first["betas"]
     with refused(ValueError, "lr must be at least 0", optimizer):
         first["lr"] = -1
-    first["params"].clear()  # a list of its own
+    first["params"].clear()  # a new list
     assert len(first["params"]) == 1
 
 
-def test_with_several_groups_there_is_no_one_lr() -> None:
+def test_lr_of_an_optimizer_with_several_groups_is_ambiguous() -> None:
     optimizer = onepass.SGD([{"params": ones(2)}, {"params": ones(3)}])
     with pytest.raises(AttributeError, match="ambiguous with 2 groups"):
         _ = optimizer.lr

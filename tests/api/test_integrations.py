@@ -36,7 +36,7 @@ def test_an_adapter_without_its_library_names_the_package_to_install(
     assert caught.value.name == library
 
 
-def test_a_missing_dependency_of_the_library_is_reported_unchanged() -> None:
+def test_the_import_error_of_a_librarys_own_dependency_is_unchanged() -> None:
     with (
         pytest.raises(ModuleNotFoundError, match="No module named 'no_such_module'"),
         onepass.integrations.needed("torch"),
@@ -44,7 +44,7 @@ def test_a_missing_dependency_of_the_library_is_reported_unchanged() -> None:
         importlib.import_module("no_such_module")
 
 
-def test_importing_onepass_imports_none_of_them() -> None:
+def test_importing_onepass_imports_no_optional_library() -> None:
     script = "import sys, onepass; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert "numpy" in loaded

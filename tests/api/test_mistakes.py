@@ -38,7 +38,7 @@ UNREADABLE = object_of(
     "torch", __dlpack__=raising(BufferError("use tensor.detach()")), __dlpack_device__=lambda self: (1, 0)
 )
 
-# Each mistake: an action, the type of its error, and words of the message.
+# For each mistake: an action, the type of its error, and words of the message.
 MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     # Parameters
     "tensors of PyTorch": (
@@ -142,7 +142,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_the_message_names_the_mistake_and_the_remedy(name: str) -> None:
+def test_the_error_names_the_mistake_and_the_remedy(name: str) -> None:
     act, error, words = MISTAKES[name]
     with pytest.raises(error) as caught:
         act()
@@ -177,7 +177,7 @@ def test_a_gradient_of_another_library_is_read_without_a_copy() -> None:
         assert p.tolist() == [-2, -4, -6]
 
 
-def test_a_csr_matrix_is_converted_to_its_rows() -> None:
+def test_a_csr_matrix_is_converted_to_sparse_rows() -> None:
     rows = SparseRows.from_csr(CSR)
     assert rows.indices.tolist() == [1] and rows.values.tolist() == [[3, 0, 1]]
     twice = SimpleNamespace(indptr=np.array([0, 2]), indices=np.array([1, 1]), data=np.array([1, 2], F), shape=(1, 2))
@@ -189,6 +189,6 @@ def test_a_csr_matrix_is_converted_to_its_rows() -> None:
     [((3, 4), (4, 3), ": use .T"), ((1, 3), (3,), ": use .reshape(1, 3)"), ((4, 4, 1), (1, 4, 4), ""),
      ((2, 6), (3, 4), "")],
 )  # fmt: skip
-def test_the_hint_about_a_shape_is_right(parameter: Any, gradient: Any, hint: str) -> None:
+def test_the_error_about_a_shape_suggests_a_valid_fix(parameter: Any, gradient: Any, hint: str) -> None:
     with pytest.raises(ValueError, match=f"expected shape {re.escape(str(parameter))}.*{re.escape(hint)}$"):
         Adam(w(*parameter)).step(w(*gradient))

@@ -43,7 +43,7 @@ def test_everything_public_has_a_docstring_with_an_example(name: str) -> None:
         assert ">>> " in public.__doc__, f"{name} shows no example"
 
 
-def test_importing_onepass_needs_only_numpy_and_starts_nothing() -> None:
+def test_importing_onepass_needs_only_numpy_and_starts_no_threads() -> None:
     code = (
         "import sys, threading, numpy; before = set(sys.modules); import onepass; "
         "print(sorted(m.split('.')[0] for m in set(sys.modules) - before)); print(threading.active_count())"
@@ -56,7 +56,7 @@ def test_importing_onepass_needs_only_numpy_and_starts_nothing() -> None:
     assert threads == "1"
 
 
-def test_importing_onepass_leaves_out_what_few_need() -> None:
+def test_importing_onepass_does_not_import_rarely_used_modules() -> None:
     few = "{'onepass._checkpoint', 'onepass.schedules', 'mmap', 'pathlib', 'tempfile', 'urllib.parse'}"
     code = f"import sys, numpy; before = {{*sys.modules}}; import onepass; print({few} & {{*sys.modules}} - before)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -46,7 +46,7 @@ FORMULAS: dict[Any, Callable[[int], float]] = {
 SCHEDULES = list(FORMULAS)
 
 
-def test_every_schedule_is_tried_here() -> None:
+def test_every_schedule_has_a_test_case() -> None:
     assert {type(schedule).__name__ for schedule in SCHEDULES} == set(schedules.__all__)
 
 
@@ -61,7 +61,7 @@ def test_a_schedule_follows_its_formula(schedule: Any) -> None:
         assert value == pytest.approx(FORMULAS[schedule](t), rel=1e-13, abs=1e-17), t
 
 
-def test_a_line_and_a_cosine_start_and_end_exactly_where_they_should() -> None:
+def test_linear_and_cosine_start_and_end_exactly_at_their_limits() -> None:
     rng = np.random.default_rng(0)
     for lr, end in rng.uniform(0, 1, (500, 2)) ** 3:
         for schedule in linear(lr, end, 7), cosine(lr, 7, end):
@@ -69,13 +69,13 @@ def test_a_line_and_a_cosine_start_and_end_exactly_where_they_should() -> None:
             assert schedule(8) == schedule(9) == schedule(LARGEST_STEP) == end
 
 
-def test_a_warmup_ends_exactly_where_its_schedule_begins() -> None:
+def test_a_warmup_ends_exactly_at_the_first_rate_of_its_schedule() -> None:
     for steps in range(1, 100):
         schedule = warmup(inverse_sqrt(0.3), steps)
         assert schedule(steps) == schedule(steps + 1) == 0.3
 
 
-def test_a_warmup_takes_any_callable() -> None:
+def test_a_warmup_accepts_any_callable() -> None:
     steps = []
 
     def constant(t: int) -> float:
@@ -116,7 +116,7 @@ def test_rates_are_finite_and_not_negative_at_every_step(schedule: Any) -> None:
         assert type(value) is float and math.isfinite(value) and value >= 0, t
 
 
-def test_a_growing_rate_stops_at_the_largest_double() -> None:
+def test_a_growing_rate_is_bounded_by_the_largest_double() -> None:
     values = [exponential(1e-8, 10)(t) for t in range(1, 400)]
     assert values == sorted(values)
     assert values[-1] == exponential(1e-8, 10)(LARGEST_STEP) == np.finfo(float).max
@@ -135,7 +135,7 @@ def test_a_copy_is_equal_and_returns_the_same_rates(schedule: Any) -> None:
         assert [twin(t) for t in range(1, 30)] == [schedule(t) for t in range(1, 30)]
 
 
-def test_schedules_differ_by_kind_and_by_arguments() -> None:
+def test_schedules_of_different_kinds_or_arguments_are_not_equal() -> None:
     assert len(set(SCHEDULES)) == len(SCHEDULES)
     assert linear(0.1, 0, 10) != cosine(0.1, 10)
     assert inverse_sqrt(0.1) != 0.1
@@ -223,7 +223,7 @@ ILL["rate"] += [(v, ValueError, f"rate must be greater than 0, got {v!r}") for v
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, well in WELL.items() for name in well])
-def test_wrong_arguments_are_refused_by_name(kind: Any, name: str) -> None:
+def test_the_error_about_a_wrong_argument_names_it(kind: Any, name: str) -> None:
     kind(**WELL[kind])
     assert ILL[name]
     for value, error, message in ILL[name]:
@@ -233,7 +233,7 @@ def test_wrong_arguments_are_refused_by_name(kind: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-def test_a_step_is_an_integer_from_1(schedule: Any) -> None:
+def test_a_schedule_accepts_only_integer_steps_from_1(schedule: Any) -> None:
     for t in (0, -1, -(10**30)):
         with pytest.raises(ValueError, match=f"t must be at least 1, got {t}"):
             schedule(t)
@@ -249,7 +249,7 @@ def test_a_step_is_an_integer_from_1(schedule: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "error"), [(NAN, ValueError), (INF, ValueError), ("1", TypeError), (None, TypeError)]
 )
-def test_a_warmup_refuses_what_its_schedule_should_not_return(value: Any, error: type[Exception]) -> None:
+def test_a_warmup_refuses_invalid_results_of_its_schedule(value: Any, error: type[Exception]) -> None:
     schedule = warmup(lambda t: value, 3)
     for t, asked in (1, 1), (3, 1), (4, 1), (5, 2):
         with pytest.raises(error, match=re.escape(f"schedule({asked}) must be ")):
@@ -260,7 +260,7 @@ def test_a_warmup_refuses_what_its_schedule_should_not_return(value: Any, error:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-def test_a_schedule_has_the_same_effect_as_a_rate_that_is_set_before_each_step(schedule: Any) -> None:
+def test_a_schedule_equals_setting_the_rate_before_each_step(schedule: Any) -> None:
     rng = np.random.default_rng(0)
     w, v = np.zeros(5), np.zeros(5)
     scheduled, by_hand = onepass.Adam(w, lr=schedule), onepass.Adam(v)
@@ -287,7 +287,7 @@ def test_there_is_a_preset_for_each_library() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_preset_is_what_adam_takes_and_nothing_else(name: str) -> None:
+def test_every_preset_holds_only_options_of_adam(name: str) -> None:
     preset = presets[name]
     assert list(preset) == ["lr", "betas", "eps", "eps_mode"]
     group = onepass.Adam(np.zeros(3), **preset).groups[0]
@@ -297,7 +297,7 @@ def test_a_preset_is_what_adam_takes_and_nothing_else(name: str) -> None:
 
 
 @pytest.mark.parametrize("mapping", [presets, *presets.values()], ids=["presets", *presets])
-def test_nothing_about_a_preset_can_be_changed(mapping: Any) -> None:
+def test_presets_are_immutable(mapping: Any) -> None:
     before = dict(mapping)
     with pytest.raises(TypeError, match="does not support item assignment"):
         mapping["lr"] = 0.1
@@ -309,11 +309,11 @@ def test_nothing_about_a_preset_can_be_changed(mapping: Any) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_documentation_names_the_source_of_each_preset(name: str) -> None:
+def test_every_preset_is_documented(name: str) -> None:
     assert f"\n``{name}``" in (importlib.import_module("onepass.presets").__doc__ or "")
 
 
-def test_the_articles_presets_have_its_values() -> None:
+def test_presets_of_the_article_have_the_values_of_its_table() -> None:
     for name in OF_THE_ARTICLE:
         assert presets[name] == {
             "lr": 0.002 if name == "blocks" else 0.001,

@@ -28,7 +28,7 @@ def run(*arguments: str, path: Path | None = None, **more: str) -> subprocess.Co
     environment = {name: value for name, value in os.environ.items() if name != "ONEPASS_ISA"}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
-    reading, writing = os.pipe()  # standard input is open, and nothing ever comes
+    reading, writing = os.pipe()  # standard input is open and never receives data
     try:
         return subprocess.run(
             [sys.executable, "-m", "onepass", *arguments],
@@ -53,7 +53,7 @@ if "ONEPASS_ISA" in os.environ:
 """
 
 
-def test_every_instruction_set_is_compared_bit_for_bit_whatever_else_prints(tmp_path: Path) -> None:
+def test_json_is_complete_even_if_other_code_prints(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(SITE, encoding="utf-8")
     ran = run("--json", path=tmp_path)
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -69,7 +69,7 @@ def test_every_instruction_set_is_compared_bit_for_bit_whatever_else_prints(tmp_
     assert all(row["onepass"] > 0 and row["numpy"] > 0 and row["spread"] >= 1 for row in said["speeds"])
 
 
-# Appended to the specification: wrong in one bit of one element of SGD, on one instruction set; another one crashes.
+# Code appended to the specification: one bit of SGD is wrong on one instruction set, and another one crashes.
 PLANTED = """
 import os
 if os.environ.get("ONEPASS_ISA") == "baseline":
@@ -84,7 +84,7 @@ if os.environ.get("ONEPASS_ISA") == "avx2":
 """
 
 
-def test_a_planted_difference_and_a_crash_are_reported_and_the_exit_status_is_1(tmp_path: Path) -> None:
+def test_wrong_results_and_a_crash_are_reported_with_exit_status_1(tmp_path: Path) -> None:
     package = Path(onepass.__file__).parent
     if Path(_core.__file__).parent != package:
         pytest.skip("an editable install: the compiled module is in a different folder")
@@ -113,10 +113,10 @@ GOOD = CHILD + "print('a'); print(json.dumps(found)); print('b'); print([1]); pr
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """The self-check takes no time: its processes and its timing do nothing."""
+    """Replace the child processes and the timing of the self-check, so that it takes no time."""
     monkeypatch.setattr(main, "CHILD", GOOD)
     for name in [name for name in os.environ if name.startswith("COVERAGE")]:
-        monkeypatch.delenv(name)  # with which `make coverage` has processes traced, and they say what they think of it
+        monkeypatch.delenv(name)  # set by `make coverage` to trace child processes, which would print warnings
     monkeypatch.setattr(main, "speed", lambda size: {"parameters": size, "onepass": 1e-6, "numpy": 2e-6, "spread": 1.2})
     return monkeypatch
 
@@ -133,7 +133,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         (GOOD.replace("os.environ['ONEPASS_ISA']", "'other'"), "its process ended with status 0 and without a result"),
     ],
 )
-def test_whatever_a_process_does_is_reported_also_in_json(
+def test_every_failure_of_a_check_process_is_reported_in_json(
     child: str, said: str, quick: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quick.setattr(main, "CHILD", child)
@@ -145,12 +145,12 @@ def test_whatever_a_process_does_is_reported_also_in_json(
     assert [each["first"] for each in found["checks"]] == [said]
 
 
-def test_a_process_that_cannot_be_started_is_reported(quick: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_check_process_that_cannot_be_started_is_reported(quick: pytest.MonkeyPatch, tmp_path: Path) -> None:
     quick.setattr(main, "sys", SimpleNamespace(flags=sys.flags, executable=str(tmp_path / "none"), path=sys.path))
     assert main.check("baseline")["first"].startswith("its process could not be started: ")
 
 
-def test_a_process_is_cut_off_from_its_surroundings_as_its_parent_is(quick: pytest.MonkeyPatch) -> None:
+def test_a_check_process_inherits_the_isolation_flags_of_python(quick: pytest.MonkeyPatch) -> None:
     quick.setattr(main, "CHILD", GOOD.replace("print('a')", "found['first'] = [sys.flags.isolated, sys.flags.no_site]"))
     assert main.check("baseline")["first"] == [sys.flags.isolated, sys.flags.no_site]
     flags = SimpleNamespace(isolated=1, no_site=1)
@@ -158,7 +158,7 @@ def test_a_process_is_cut_off_from_its_surroundings_as_its_parent_is(quick: pyte
     assert main.check("baseline")["first"] == [1, 1]
 
 
-def test_a_reader_who_has_enough_is_no_error() -> None:
+def test_closing_the_output_pipe_early_prints_no_traceback() -> None:
     program = f"from onepass import __main__ as m; import sys; m.CHILD = {GOOD!r}; m.speed = None; sys.exit(m.run())"
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -170,7 +170,7 @@ def test_a_reader_who_has_enough_is_no_error() -> None:
         assert process.wait() == 1
 
 
-def test_an_instruction_set_that_does_not_exist_is_said_without_a_traceback() -> None:
+def test_an_unknown_instruction_set_is_reported_without_a_traceback() -> None:
     ran = run(ONEPASS_ISA="bogus")
     assert (ran.returncode, ran.stdout) == (1, "")
     assert len(ran.stderr.splitlines()) == 1
@@ -178,7 +178,9 @@ def test_an_instruction_set_that_does_not_exist_is_said_without_a_traceback() ->
 
 
 @pytest.mark.parametrize("spread", [1.4, 2.0])
-def test_a_busy_machine_is_said(spread: float, quick: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_busy_machine_is_reported(
+    spread: float, quick: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     speeds: Any = {100: 1.1, 10_000: spread, 1_000_000: 1.2}
     quick.setattr(
         main, "speed", lambda size: {"parameters": size, "onepass": 1e-6, "numpy": 2e-6, "spread": speeds[size]}
@@ -189,11 +191,11 @@ def test_a_busy_machine_is_said(spread: float, quick: pytest.MonkeyPatch, capsys
     assert ("The machine was busy: rounds differed 2.0 times. Repeat" in printed) == (spread > 1.5)
 
 
-def test_rounds_differ_by_what_most_of_them_differ() -> None:
+def test_the_spread_of_rounds_ignores_outliers() -> None:
     assert main.spread_of([9, 1.0, 1.1, 1.2, 1.0, 0.1, 8, 0.2]) == pytest.approx(1.2)
 
 
-def test_numpys_step_is_that_of_the_benchmarks() -> None:
+def test_numpys_step_is_the_same_as_in_the_benchmarks() -> None:
     peers = Path(__file__).parents[2] / "bench" / "peers.py"
     if not peers.exists():
         pytest.skip("the benchmarks are not next to the tests")

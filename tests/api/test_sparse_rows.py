@@ -13,7 +13,7 @@ from support import ones, refused
 F = np.float32
 
 
-def test_rows_that_repeat_are_summed_in_the_order_given() -> None:
+def test_adjacent_values_of_a_repeated_row_are_summed_in_order() -> None:
     for values, total in [([1e8, 1, -1e8], 0), ([1e8, -1e8, 1], 1), ([1, 1e8, -1e8], 0)]:
         w = np.zeros((5, 1), F)
         rows = np.array([*values, 2], F).reshape(4, 1)
@@ -21,7 +21,7 @@ def test_rows_that_repeat_are_summed_in_the_order_given() -> None:
         assert w.ravel().tolist() == [-2, 0, 0, -total, 0]
 
 
-def test_rows_apart_from_each_other_are_summed_in_the_order_given() -> None:
+def test_separated_values_of_a_repeated_row_are_summed_in_order() -> None:
     w = np.zeros((5, 1), F)
     onepass.SGD(w, lr=1).step(
         onepass.SparseRows([3, 1, 3, 1, 3, 1], np.array([[1e8], [1], [1], [1e8], [-1e8], [-1e8]], F))
@@ -29,7 +29,7 @@ def test_rows_apart_from_each_other_are_summed_in_the_order_given() -> None:
     assert w.ravel().tolist() == [0, 0, 0, 0, 0]
 
 
-def test_no_rows_are_a_step_that_touches_nothing() -> None:
+def test_a_step_with_zero_sparse_rows_changes_no_parameter() -> None:
     w = ones(3, 2)
     optimizer = onepass.AdamW(w, lr=0.5, weight_decay=0.5)
     optimizer.step(onepass.SparseRows([], np.zeros((0, 2), F)))
@@ -52,12 +52,12 @@ def test_no_rows_are_a_step_that_touches_nothing() -> None:
         ([0, 1], [[1.0] * 3] * 2, TypeError, "values must be a NumPy array"),
     ],
 )
-def test_wrong_rows(indices: Any, values: Any, error: Any, message: str) -> None:
+def test_wrong_sparse_rows_are_refused(indices: Any, values: Any, error: Any, message: str) -> None:
     with refused(error, message):
         onepass.SparseRows(indices, values)
 
 
-def test_rows_that_do_not_fit_their_parameter() -> None:
+def test_sparse_rows_that_do_not_fit_their_parameter_are_refused() -> None:
     optimizer = onepass.Adam([ones(2), ones(4, 3)])
     for rows, error, message in [
         (onepass.SparseRows([0, 4], ones(2, 3)), IndexError, "gradient 1 names row 4, but its parameter has 4 rows"),
@@ -80,7 +80,7 @@ def test_rows_that_do_not_fit_their_parameter() -> None:
         several.step(onepass.SparseRows([0], ones(1, 3)))
 
 
-def test_rows_whose_values_were_replaced_are_counted_again() -> None:
+def test_replaced_values_of_sparse_rows_are_checked_again() -> None:
     optimizer, rows = onepass.SGD(np.zeros((3, 2))), onepass.SparseRows([1], np.ones((1, 2)))
     rows.values = np.ones((2, 2))
     with refused(ValueError, "has 1 indices but 2 rows of values", optimizer):

@@ -30,7 +30,7 @@ def test_an_array_is_updated_in_place() -> None:
 
 
 @pytest.mark.parametrize("form", [list, tuple])
-def test_a_sequence_comes_back_as_it_came(form: Any) -> None:
+def test_params_is_a_sequence_of_the_given_type_and_arrays(form: Any) -> None:
     w, b = array(1, 2), array(3)
     optimizer = onepass.Adam(form([w, b]), lr=0.5)
     optimizer.step([array(1, -1), array(1)])
@@ -48,7 +48,7 @@ def test_parameters_and_gradients_may_come_from_a_generator() -> None:
 
 
 @pytest.mark.parametrize("mapping", [dict, OrderedDict, MappingProxyType])
-def test_a_mapping_is_matched_by_name_whatever_the_order(mapping: Any) -> None:
+def test_gradients_in_a_mapping_are_matched_by_name_in_any_order(mapping: Any) -> None:
     w, b = array(1), array(2)
     optimizer = onepass.Adam(mapping({"w": w, "b": b}), lr=0.5)
     optimizer.step(mapping({"b": array(-1), "w": array(1)}))
@@ -103,7 +103,7 @@ def test_a_gradient_may_have_any_layout_and_floating_dtype(dtype: Any, order: An
         assert w.flags.f_contiguous == optimizer.state[0]["exp_avg"].flags.f_contiguous
 
 
-def test_half_precision_gradients_are_widened_and_wide_ones_rounded() -> None:
+def test_float16_gradients_are_widened_and_float64_gradients_rounded() -> None:
     w = np.zeros(3, np.float32)
     optimizer = onepass.Adam(w)
     optimizer.step(np.array([0.1, 0.2, 6e4], np.float16))
@@ -112,7 +112,7 @@ def test_half_precision_gradients_are_widened_and_wide_ones_rounded() -> None:
     assert np.isinf(optimizer.state[0]["exp_avg"]).tolist() == [False, True, True]
 
 
-def test_the_scratch_buffer_is_kept() -> None:
+def test_the_scratch_buffer_is_reused_by_the_next_step() -> None:
     w = np.zeros(1000, np.float32)
     optimizer = onepass.Adam(w)
     optimizer.step(np.ones(1000))
@@ -140,7 +140,7 @@ def test_a_gradient_that_shares_memory_with_a_parameter_or_state_is_copied() -> 
 
 
 @pytest.mark.parametrize("shift", [-999, -500, -1, 0, 1, 500, 999])
-def test_a_gradient_that_overlaps_by_part_of_an_array_is_copied(shift: int) -> None:
+def test_a_gradient_that_partly_overlaps_a_parameter_is_copied(shift: int) -> None:
     for stepped in ("optimizer", "adam_step"):
         buffer = np.sin(np.arange(3000, dtype=np.float32))
         w, g = buffer[1000:2000], buffer[1000 + shift : 2000 + shift]
@@ -173,7 +173,7 @@ def test_nothing_is_allocated_in_a_step() -> None:
     assert kept < 1000 and peak < 2000
 
 
-def test_none_leaves_a_parameter_its_state_and_its_step_count_as_they_are() -> None:
+def test_a_gradient_of_none_leaves_parameter_state_and_step_count_unchanged() -> None:
     a, b, alone = array(1, 2), array(3), array(3)
     optimizer, reference = onepass.Adam([a, b]), onepass.Adam(alone)
     for t in range(10):
@@ -191,7 +191,7 @@ def test_a_single_gradient_may_be_none() -> None:
     assert (w.item(), optimizer.state[0]["step"], optimizer.step_count) == (1, 0, 1)
 
 
-def test_state_is_live_views_under_torchs_names() -> None:
+def test_state_holds_live_views_under_pytorchs_names() -> None:
     w = np.zeros((3, 2), np.float32)
     optimizer = onepass.Adam({"w": w}, amsgrad=True)
     state = optimizer.state["w"]
@@ -206,13 +206,13 @@ def test_state_is_live_views_under_torchs_names() -> None:
         optimizer.state["v"]
 
 
-def test_state_takes_two_arrays_a_parameter() -> None:
+def test_state_of_adam_takes_two_arrays_per_parameter() -> None:
     optimizer = onepass.Adam([np.zeros(10, np.float32), np.zeros(10)])
     sizes = [sum(a.nbytes for n, a in optimizer.state[i].items() if n != "step") for i in (0, 1)]
     assert sizes == [80, 160]
 
 
-def test_arrays_cannot_be_resized_under_the_optimizer() -> None:
+def test_arrays_used_by_an_optimizer_cannot_be_resized() -> None:
     w, base = np.ones(4, np.float32), np.ones(8, np.float32)
     optimizer = onepass.Adam([w, base[:4]])
     for a in [w, base, optimizer.state[0]["exp_avg"], optimizer.state[0]["exp_avg"].base]:
@@ -265,7 +265,7 @@ def test_a_schedule_may_return_any_number() -> None:
         np.testing.assert_allclose(w, -float(value), rtol=1e-6)
 
 
-def test_a_schedule_may_end_below_zero_by_rounding() -> None:
+def test_a_schedule_may_return_a_tiny_negative_number() -> None:
     w = np.zeros(1)
     optimizer = onepass.SGD(w, lr=lambda t: -1e-20)
     optimizer.step(np.ones(1))
@@ -301,7 +301,7 @@ def test_grad_scale_multiplies_every_gradient() -> None:
     assert_same_bits(a, b)
 
 
-def test_maximize_and_a_negative_scale_are_the_same() -> None:
+def test_maximize_equals_a_negative_grad_scale() -> None:
     a, b = np.ones(9), np.ones(9)
     onepass.Adam(a, maximize=True).step(np.arange(9.0))
     onepass.Adam(b).step(np.arange(9.0), -1)

@@ -26,7 +26,9 @@ class Interrupted:
         (float("nan"), ValueError, "grad_scale must be finite, got nan"),
     ],
 )
-def test_a_scale_that_is_no_number(scale: Any, error: type[BaseException], message: str) -> None:
+def test_a_grad_scale_that_is_not_a_finite_number_is_refused(
+    scale: Any, error: type[BaseException], message: str
+) -> None:
     optimizer = onepass.Adam([ones(2)], lr=0.5)
     with refused(error, message, optimizer):
         optimizer.step([ones(2)], grad_scale=scale)
@@ -46,14 +48,14 @@ def test_a_scale_that_is_no_number(scale: Any, error: type[BaseException], messa
         (([], 1.0, 2.0), {}, "step() takes 2 arguments, grads and grad_scale, but 3 were given"),
     ],
 )
-def test_step_called_with_wrong_arguments(arguments: Any, named: Any, message: str) -> None:
+def test_step_refuses_wrong_arguments(arguments: Any, named: Any, message: str) -> None:
     optimizer = onepass.Adam([ones(2)])
     with refused(TypeError, message, optimizer):
         optimizer.step(*arguments, **named)
     optimizer.step(grad_scale=1.0, grads=[ones(2)])
 
 
-def test_a_scale_that_overflows_is_not_blamed_on_the_gradient() -> None:
+def test_a_grad_scale_that_overflows_is_not_counted_as_a_skipped_step() -> None:
     optimizer = onepass.Adam(np.ones(3, np.float32), nonfinite="skip")
     with pytest.raises(ValueError, match="overflows float32"):
         optimizer.step(np.ones(3, np.float32), 1e300)

@@ -64,7 +64,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
 ALLOWED: list[tuple[Any, dict[str, Any]]] = [
     (onepass.Adam, {"state_dtype": "float8", "betas": (0.99, 0.9999)}),
     (onepass.Adam, {"state_dtype": "bfloat16", "betas": (0.999, 0.9999)}),
-    (onepass.Lion, {"state_dtype": "float8", "betas": (0.999, 0.99)}),  # only the second is the decay of its momentum
+    (onepass.Lion, {"state_dtype": "float8", "betas": (0.999, 0.99)}),  # only betas[1] is the decay of its momentum
     (onepass.Lion, {"state_dtype": "float8"}),
     (onepass.AdEMAMix, {"state_dtype": "float8"}),
     (onepass.RMSprop, {"state_dtype": "float8", "alpha": 1.0, "momentum": 0.99}),
@@ -76,7 +76,7 @@ ALLOWED: list[tuple[Any, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("cls", "options", "message"), REFUSED)
-def test_options_that_narrow_storage_cannot_serve_are_refused(cls: Any, options: Any, message: str) -> None:
+def test_options_that_narrow_storage_does_not_support_are_refused(cls: Any, options: Any, message: str) -> None:
     w = ones(N)
     with refused(ValueError, message, arrays=[w]):
         cls(w, **options)
@@ -156,7 +156,9 @@ def test_float64_parameters_are_refused_with_narrow_state(cls: Any, state_dtype:
         ("seed", True, TypeError, "seed must be an integer, got True"),
     ],
 )
-def test_values_that_the_options_do_not_have(option: str, value: Any, error: type[Exception], message: str) -> None:
+def test_invalid_values_of_storage_options_are_refused(
+    option: str, value: Any, error: type[Exception], message: str
+) -> None:
     w = ones(3)
     with refused(error, message, arrays=[w]):
         onepass.Adam(w, **{option: value})
@@ -192,7 +194,7 @@ def test_add_group_takes_the_first_groups_storage_unless_it_is_given() -> None:
     with pytest.raises(ValueError, match="master_bits=16 needs bfloat16 parameters, got float32: use master_bits=32"):
         onepass.Adam([{"params": ones(N)}, {"params": ones(3)}], master_bits=16)
     optimizer = onepass.Adam([bfloat16(N)], state_dtype="float8", master_bits=16)
-    optimizer.add_group(ones(N))  # master_bits is of the bfloat16 parameters of the whole optimizer
+    optimizer.add_group(ones(N))  # master_bits applies to all bfloat16 parameters of the optimizer
     optimizer.add_group(bfloat16(N), state_dtype="bfloat16", master_bits=24)
     optimizer.step([ones(N)] * 3)
     kinds = [{name: bits(x).dtype for name, x in state.items() if np.ndim(x)} for state in optimizer.state.values()]
@@ -242,7 +244,7 @@ def test_state_shows_raw_bits_until_ml_dtypes_is_imported() -> None:
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("state_dtype", [None, *NARROW])
-def test_decoded_state_is_float32_copies_of_what_state_shows(state_dtype: Any, order: Any) -> None:
+def test_decoded_state_holds_float32_copies_of_the_encoded_state(state_dtype: Any, order: Any) -> None:
     rng = np.random.default_rng(0)
     w = np.array(ordinary(rng, (70, 90), np.float32), order=order)
     optimizer = onepass.RMSprop({"w": w}, momentum=0.9, state_dtype=state_dtype, ema_decay=0.5)
@@ -282,7 +284,7 @@ def test_slow_moment_of_ademamix_is_never_narrower_than_bfloat16(state_dtype: An
     np.testing.assert_allclose(optimizer.decoded_state(0)["exp_avg_slow"], 1e-4, rtol=1e-2)
 
 
-def test_state_is_live() -> None:
+def test_encoded_state_arrays_are_live_views() -> None:
     optimizer = onepass.Adam(ones(N), state_dtype="float8")
     optimizer.step(ones(N))
     optimizer.state[0]["exp_avg"].view(np.uint8)[:128] = 0
@@ -319,7 +321,7 @@ def test_sparse_rows_are_refused_with_narrow_storage(param: Any, options: Any) -
 
 @pytest.mark.parametrize("master_bits", [32, 24, 16])
 @pytest.mark.parametrize("zero", [0.0, -0.0])
-def test_zeros_written_into_bfloat16_weights_give_no_nan(master_bits: Any, zero: float) -> None:
+def test_zeros_written_into_bfloat16_weights_cause_no_nan(master_bits: Any, zero: float) -> None:
     rng = np.random.default_rng(1)
     w = bfloat16(N)
     optimizer = onepass.Adam(w, lr=0.01, master_bits=master_bits)
@@ -330,7 +332,7 @@ def test_zeros_written_into_bfloat16_weights_give_no_nan(master_bits: Any, zero:
     assert np.isfinite(w.astype(np.float32)).all() and (abs(w.astype(np.float32)) < 0.1).all()
 
 
-def test_numbers_written_into_bfloat16_weights_are_kept_to_half_a_unit() -> None:
+def test_numbers_written_into_bfloat16_weights_are_not_changed_by_lower_bits() -> None:
     rng = np.random.default_rng(2)
     w = bfloat16(N)
     optimizer = onepass.SGD(w, lr=0.01)
@@ -347,7 +349,7 @@ def test_numbers_written_into_bfloat16_weights_are_kept_to_half_a_unit() -> None
 @pytest.mark.parametrize(
     ("cls", "options", "moments"), [(onepass.Adam, {}, 2), (onepass.Lion, {}, 1), (onepass.SGD, {}, 0)]
 )
-def test_state_takes_the_bytes_of_the_page(cls: Any, options: Any, moments: int) -> None:
+def test_state_takes_the_documented_number_of_bytes(cls: Any, options: Any, moments: int) -> None:
     size = 1 << 20
     per_moment = {None: 4, "bfloat16": 2, "float8": 1 + 4 / 128}
     for state_dtype, of_moment in per_moment.items():
@@ -381,7 +383,7 @@ def test_nothing_is_allocated_in_a_step_over_narrow_storage(gradient: str) -> No
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, bool, np.complex64])
 @pytest.mark.parametrize("param", [ones, bfloat16])
-def test_integers_are_no_gradients_even_of_the_stored_width(param: Any, dtype: Any) -> None:
+def test_integer_and_float8_gradients_are_refused(param: Any, dtype: Any) -> None:
     optimizer = onepass.Adam([param(N)], state_dtype="bfloat16")
     with refused(TypeError, "gradient 0 must be of a real floating-point dtype", optimizer):
         optimizer.step([np.ones(N, dtype)])
@@ -427,7 +429,7 @@ def test_gradients_of_float64_parameters_may_be_narrow() -> None:
         assert_same_bits(params[:1], params[1:])
 
 
-def test_bfloat16_parameters_in_every_form_and_place() -> None:
+def test_bfloat16_parameters_can_be_flattened_averaged_and_stepped() -> None:
     w, b = onepass.flatten({"w": bfloat16(70, 70), "b": bfloat16(3)}).values()
     assert w.base is b.base and w.dtype == b.dtype == bfloat16().dtype
     optimizer = onepass.Adam({"w": w, "b": b}, lr=0.5, ema_decay=0.5)
@@ -446,11 +448,11 @@ def test_bfloat16_parameters_in_every_form_and_place() -> None:
         onepass.Adam([w.reshape(-1)[:60], w.reshape(-1)[50:100]])
 
 
-def test_a_narrow_gradient_next_to_its_parameter_is_read_in_place() -> None:
+def test_a_bfloat16_gradient_adjacent_to_its_parameter_is_read_in_place() -> None:
     rng = np.random.default_rng(5)
     buffer = np.zeros(3 * N, np.uint16)
     narrow, param = buffer[:N].view(bfloat16().dtype), buffer[N:].view(np.float32)
-    wide = buffer[: 2 * N].view(np.float32)  # from the same address, and into the parameter
+    wide = buffer[: 2 * N].view(np.float32)  # the same address, and an address in the parameter
     expected = ones(N)
     param[...], narrow[...] = 1, ordinary(rng, N, np.float32)
     optimizer, other = onepass.Adam(param), onepass.Adam(expected)

@@ -124,7 +124,7 @@ schedules.cosine("0.1", 100)  # type: ignore[arg-type]
 """
 
 
-def test_a_users_program_passes_mypys_strict_mode_and_mistakes_do_not(tmp_path: Path) -> None:
+def test_mypy_accepts_a_users_program_and_reports_its_mistakes(tmp_path: Path) -> None:
     pytest.importorskip("mypy", reason="make test installs it")
     (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
     assert mypy(tmp_path) == "Success: no issues found in 1 source file\n"
@@ -138,7 +138,7 @@ def mypy(folder: Path, *options: str) -> str:
 
 @pytest.fixture
 def pages(tmp_path: Path) -> Path:
-    """A folder with a program for each of the first pages: all the code that the page shows."""
+    """Create a folder with one program for each of the first pages, which holds all code of the page."""
     root = Path(__file__).parents[2]
     if not (root / "docs").exists():
         pytest.skip("the documentation is missing")
@@ -167,7 +167,7 @@ def test_the_code_of_the_first_pages_passes_pyrights_strict_mode(pages: Path) ->
 
 
 def public() -> Iterator[tuple[str, Any]]:
-    """Every public name, the members of classes and of the module of schedules among them."""
+    """Return all public names, including the members of classes and of the module of schedules."""
     for name in onepass.__all__:
         item = getattr(onepass, name)
         yield name, item
@@ -189,19 +189,19 @@ def test_everything_public_has_a_docstring(name: str) -> None:
 @pytest.mark.parametrize(
     "name", [name for name, item in PUBLIC.items() if callable(item) and not isinstance(item, enum.EnumMeta)]
 )
-def test_everything_that_can_be_called_shows_its_arguments(name: str) -> None:
+def test_signatures_of_public_callables_list_their_arguments(name: str) -> None:
     parameters = inspect.signature(PUBLIC[name]).parameters
     vague = [parameter.name for parameter in parameters.values() if parameter.kind is parameter.VAR_POSITIONAL]
     assert not vague, "an editor would show nothing but *args"
 
 
-def test_the_types_come_from_the_package() -> None:
+def test_the_package_contains_its_type_information() -> None:
     folder = Path(onepass.__file__).parent
     assert (folder / "py.typed").exists()
     assert (folder / "_core.pyi").exists()
 
 
-def test_the_types_know_the_options_of_every_optimizer() -> None:
+def test_group_has_a_type_annotation_for_every_option() -> None:
     kinds = [getattr(onepass, name) for name in onepass.__all__]
     kinds = [kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, onepass.Optimizer)]
     options = {name for kind in kinds if kind is not onepass.Optimizer for name in kind._spec.checks}
@@ -214,7 +214,7 @@ def test_help_shows_the_full_signature_of_each_constructor() -> None:
         cls = getattr(onepass, name)
         assert inspect.signature(cls).parameters["params"].default is inspect.Parameter.empty
         if name != "Optimizer":
-            # Editors, which read the source, would show a docstring of __init__ in the place of the class's.
+            # Editors read the source and would show a docstring of __init__ instead of the docstring of the class.
             assert inspect.getdoc(cls.__init__) == "See the class." and '"""' not in inspect.getsource(cls.__init__)
             assert "**" not in str(inspect.signature(cls))
 

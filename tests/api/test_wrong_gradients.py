@@ -22,11 +22,11 @@ NAN, INF = float("nan"), float("inf")
 GRADIENTS: dict[str, tuple[Any, type[Exception], str]] = {
     "too few": ([ones(2, 3)], ValueError, "expected 2 gradients, got 1"),
     "too many": ([ones(2, 3), ones(3), ones(3)], ValueError, "expected 2 gradients, got 3"),
-    "none at all": ([], ValueError, "expected 2 gradients, got 0"),
+    "an empty list": ([], ValueError, "expected 2 gradients, got 0"),
     "a bare array": (ones(2, 3), TypeError, "the gradients must be a sequence, as the parameters were, got ndarray"),
     "a mapping": ({0: ones(2, 3), 1: ones(3)}, TypeError, "the gradients must be a sequence"),
     "a number": (3.0, TypeError, "the gradients must be a sequence"),
-    "nothing": (None, TypeError, "the gradients must be a sequence"),
+    "None": (None, TypeError, "the gradients must be a sequence"),
     "a string": ("ab", TypeError, "the gradients must be a sequence"),
     "another shape": ([ones(2, 3), ones(4)], ValueError, "gradient 1: expected shape (3,), got (4,)"),
     "transposed": ([ones(3, 2), ones(3)], ValueError, "gradient 0: expected shape (2, 3), got (3, 2)"),
@@ -51,7 +51,7 @@ def two(**options: Any) -> onepass.Adam:
 
 
 @pytest.mark.parametrize("case", GRADIENTS)
-def test_wrong_gradients(case: str) -> None:
+def test_wrong_gradients_are_refused_and_change_nothing(case: str) -> None:
     grads, error, message = GRADIENTS[case]
     optimizer = two()
     with refused(error, message, optimizer):
@@ -60,7 +60,7 @@ def test_wrong_gradients(case: str) -> None:
     assert optimizer.step_count == 2
 
 
-def test_gradients_that_are_wrapped_once_too_often() -> None:
+def test_gradients_in_one_container_too_many_are_refused() -> None:
     g = ones(3)
     alone = onepass.Adam(ones(3))
     for grads in ([g], (g,), {"w": g}, [1.0, 1.0, 1.0]):
@@ -79,13 +79,13 @@ def test_gradients_that_are_wrapped_once_too_often() -> None:
     assert repr(one).startswith("Adam(1 parameter, 3 elements, ")
 
 
-def test_a_group_of_names_or_as_pytorch_adds_it() -> None:
+def test_adding_a_group_as_a_dictionary_like_pytorch_is_refused() -> None:
     for optimizer in (onepass.Adam([ones(3)]), onepass.Adam({"w": ones(3)})):
         with refused(TypeError, "their options as arguments: add_group(params, lr=...)", optimizer):
             optimizer.add_group({"params": ones(3), "lr": 0.1})
 
 
-def test_wrong_names() -> None:
+def test_gradients_with_wrong_names_are_refused() -> None:
     optimizer = onepass.Adam({"w": ones(2), "b": ones(1)})
     good = {"w": ones(2), "b": ones(1)}
     wrong: list[tuple[Any, type[Exception], str]] = [
@@ -108,7 +108,7 @@ def test_wrong_names() -> None:
 @pytest.mark.parametrize(
     ("scale", "error"), [(NAN, ValueError), (INF, ValueError), ("2", TypeError), (None, TypeError), (1j, TypeError)]
 )
-def test_wrong_grad_scale(scale: Any, error: type[Exception]) -> None:
+def test_a_wrong_grad_scale_is_refused(scale: Any, error: type[Exception]) -> None:
     optimizer = two()
     with refused(error, "grad_scale must be", optimizer):
         optimizer.step([ones(2, 3), ones(3)], grad_scale=scale)
@@ -129,7 +129,9 @@ def fails(t: int) -> float:
         (lambda: 0.1, TypeError, "the schedule of group 0 failed at step 2"),
     ],
 )
-def test_a_schedule_that_gives_no_number(schedule: Callable[..., Any], cause: type[Exception], message: str) -> None:
+def test_a_schedule_that_returns_an_invalid_number_is_refused(
+    schedule: Callable[..., Any], cause: type[Exception], message: str
+) -> None:
     optimizer = two()
     optimizer.lr = schedule
     with refused(ValueError, message, optimizer) as caught:
@@ -148,7 +150,7 @@ def test_a_keyboard_interrupt_in_a_schedule_is_not_hidden() -> None:
     assert optimizer.step_count == 1
 
 
-def test_a_step_within_a_step() -> None:
+def test_a_step_inside_a_schedule_is_refused() -> None:
     optimizer = two()
 
     def again(t: int) -> float:
@@ -165,7 +167,7 @@ def test_a_step_within_a_step() -> None:
 @pytest.mark.parametrize(
     "options", [{"lr": 1e39}, {"eps": 1e39}, {"weight_decay": 1e39}, {"lr": 3e37, "betas": (0.99, 0.999)}]
 )
-def test_a_folded_number_that_overflows(options: dict[str, Any]) -> None:
+def test_options_whose_coefficients_overflow_are_refused_at_the_step(options: dict[str, Any]) -> None:
     optimizer = onepass.Adam([ones(2, dtype=np.float64), ones(2)], **options)
     with refused(ValueError, "overflows float32 at step 1 of parameter 1: use smaller numbers", optimizer):
         optimizer.step([ones(2, dtype=np.float64), ones(2)])
@@ -173,13 +175,13 @@ def test_a_folded_number_that_overflows(options: dict[str, Any]) -> None:
     assert optimizer.step_count == 1
 
 
-def test_a_scale_that_overflows() -> None:
+def test_a_grad_scale_that_overflows_is_refused() -> None:
     optimizer = two()
     with refused(ValueError, "grad_scale=1e+39", optimizer):
         optimizer.step([ones(2, 3), ones(3)], 1e39)
 
 
-def test_a_parameter_made_read_only_later() -> None:
+def test_a_parameter_made_read_only_later_is_refused() -> None:
     w = ones(3)
     optimizer = onepass.Adam([ones(2), w])
     w.flags.writeable = False
@@ -188,7 +190,7 @@ def test_a_parameter_made_read_only_later() -> None:
     optimizer.step([ones(2), None])
 
 
-def test_a_parameter_given_other_memory_later() -> None:
+def test_a_parameter_that_was_reallocated_is_refused() -> None:
     w = ones(3)
     optimizer = onepass.Adam([w])
     w.__setstate__((1, (300,), np.dtype(F), False, b"\0" * 1200))
@@ -196,7 +198,7 @@ def test_a_parameter_given_other_memory_later() -> None:
         optimizer.step([ones(3)])
 
 
-def test_a_parameter_made_read_only_by_its_schedule_or_a_gradient() -> None:
+def test_a_parameter_made_read_only_by_a_schedule_is_refused() -> None:
     w = ones(3)
 
     def schedule(t: int) -> float:
@@ -209,7 +211,7 @@ def test_a_parameter_made_read_only_by_its_schedule_or_a_gradient() -> None:
 
 
 @pytest.mark.parametrize("form", [list, dict])
-def test_a_list_of_gradients_that_shrinks_while_it_is_read(form: Any) -> None:
+def test_gradients_cleared_while_they_are_read_are_refused(form: Any) -> None:
     grads: Any = form()
     cleared: list[int] = []
 
@@ -232,7 +234,7 @@ def test_a_list_of_gradients_that_shrinks_while_it_is_read(form: Any) -> None:
     assert all((param == 0.5).all() for param in params.values())
 
 
-def test_an_optimizer_whose_construction_was_left_out() -> None:
+def test_a_subclass_that_does_not_call_init_is_refused() -> None:
     class Broken(onepass.Adam):
         def __init__(self) -> None:
             pass

@@ -26,7 +26,7 @@ PARAMETERS: dict[str, tuple[Any, type[Exception], str]] = {
     "a list": ([[1.0, 2.0]], TypeError, "parameter 0 must be a NumPy array, got list"),
     "a number": (1.0, TypeError, "params must be an array, or a sequence or mapping of arrays, got float"),
     "a string": ("weights", TypeError, "got str"),
-    "a set of names": ({"w": "b"}, TypeError, "parameter 'w' must be a NumPy array, got str"),
+    "a string in a mapping": ({"w": "b"}, TypeError, "parameter 'w' must be a NumPy array, got str"),
     "a NumPy scalar": ([F(1)], TypeError, "parameter 0 must be a NumPy array, got float32"),
     "float16": (
         [ones(3), ones(3, dtype=np.float16)],
@@ -63,13 +63,13 @@ PARAMETERS: dict[str, tuple[Any, type[Exception], str]] = {
 
 @pytest.mark.parametrize("case", PARAMETERS)
 @pytest.mark.parametrize("cls", [onepass.Adam, onepass.AdamW])
-def test_wrong_parameters(cls: Any, case: str) -> None:
+def test_wrong_parameters_are_refused_at_construction(cls: Any, case: str) -> None:
     params, error, message = PARAMETERS[case]
     with refused(error, message, arrays=[shared]):
         cls(params)
 
 
-def test_neighbours_in_one_buffer_are_no_overlap() -> None:
+def test_adjacent_parameters_in_one_buffer_do_not_overlap() -> None:
     buffer = ones(10)
     onepass.Adam([buffer[:5], buffer[5:], buffer[5:5]]).step([ones(5), ones(5), ones(0)])
     assert (buffer < 1).all()
@@ -114,14 +114,16 @@ WHOLE = ["clip_norm", "nonfinite"]  # the optimizer's
 
 @pytest.mark.parametrize(("name", "value", "error", "message"), OPTIONS)
 @pytest.mark.parametrize("cls", [onepass.Adam, onepass.AdamW])
-def test_wrong_options_at_construction(cls: Any, name: str, value: Any, error: type[Exception], message: str) -> None:
+def test_wrong_options_are_refused_at_construction(
+    cls: Any, name: str, value: Any, error: type[Exception], message: str
+) -> None:
     w = ones(3)
     with refused(error, message, arrays=[w]):
         cls(w, **{name: value})
 
 
 @pytest.mark.parametrize(("name", "value", "error", "message"), [case for case in OPTIONS if case[0] not in FIXED])
-def test_wrong_options_later(name: str, value: Any, error: type[Exception], message: str) -> None:
+def test_wrong_options_are_refused_when_set(name: str, value: Any, error: type[Exception], message: str) -> None:
     optimizer = onepass.Adam([ones(3)], ema_decay=0.5)
     with refused(error, message, optimizer):
         setattr(optimizer if name in WHOLE else optimizer.groups[0], name, value)
@@ -152,11 +154,11 @@ OUT_OF_RANGE: dict[Any, list[tuple[Any, str]]] = {
     _checks.rounding: [("up", "must be 'stochastic' or 'nearest', got 'up'")],
 }
 WORDS = {"eps_mode", "state_dtype", "rounding"}
-NEEDED = {"momentum": 0.5}  # by dampening and nesterov, and so that momentum can be set later
+NEEDED = {"momentum": 0.5}  # dampening and nesterov need it, and momentum can be set later only if it was not zero
 
 
 @pytest.mark.parametrize(("cls", "name"), [(cls, name) for cls in CLASSES.values() for name in cls._spec.checks])
-def test_wrong_options_of_each_optimizer(cls: Any, name: str) -> None:
+def test_every_optimizer_refuses_options_out_of_range(cls: Any, name: str) -> None:
     w = ones(3)
     options = {key: value for key, value in NEEDED.items() if key in cls._spec.checks}
     optimizer = cls([ones(3)], **options)
@@ -176,7 +178,7 @@ def test_wrong_options_of_each_optimizer(cls: Any, name: str) -> None:
             setattr(optimizer.groups[0], name, value)
 
 
-def test_the_ends_of_the_ranges_are_allowed() -> None:
+def test_options_at_the_ends_of_their_ranges_are_allowed() -> None:
     for end in (0, 1):
         onepass.RMSprop(ones(3), alpha=end, momentum=1.5).step(ones(3))
         onepass.Adadelta(ones(3), rho=end).step(ones(3))
@@ -186,7 +188,7 @@ def test_the_ends_of_the_ranges_are_allowed() -> None:
     assert optimizer.grad_norm == np.sqrt(3)
 
 
-def test_nesterov_needs_momentum_and_no_dampening() -> None:
+def test_nesterov_without_momentum_or_with_dampening_is_refused() -> None:
     message = "nesterov needs a momentum above 0 and no dampening"
     for options in [{}, {"momentum": 0.5, "dampening": 0.1}, {"dampening": 0.1}]:
         with refused(ValueError, message):
@@ -203,7 +205,7 @@ def test_nesterov_needs_momentum_and_no_dampening() -> None:
 
 
 @pytest.mark.parametrize("cls", [onepass.Adamax, onepass.Adagrad, onepass.Lion])
-def test_an_option_of_another_rule(cls: Any) -> None:
+def test_an_option_of_another_rule_is_refused(cls: Any) -> None:
     with refused(TypeError, "amsgrad"):
         cls(ones(3), amsgrad=True)
     with refused(TypeError, f"unexpected option 'amsgrad' of a group of {cls.__name__}"):
@@ -249,7 +251,7 @@ def test_an_option_of_another_rule(cls: Any) -> None:
         ),
     ],
 )
-def test_wrong_groups(groups: Any, error: type[Exception], message: str) -> None:
+def test_wrong_groups_are_refused(groups: Any, error: type[Exception], message: str) -> None:
     with refused(error, message, arrays=[shared]):
         onepass.Adam(groups)
 
@@ -310,7 +312,7 @@ def test_every_option_can_be_set_on_an_optimizer_with_one_group() -> None:
                     assert getattr(optimizer, name) == group[name] == wanted
 
 
-def test_an_option_on_the_optimizer() -> None:
+def test_options_of_a_single_group_can_be_read_and_set_on_the_optimizer() -> None:
     optimizer = onepass.Adam([ones(3)], ema_decay=0.5)
     optimizer.betas = (0.1, 0.2)
     optimizer.ema_decay = 0.75
@@ -336,7 +338,7 @@ def test_read_only_attributes_cannot_be_set(name: str) -> None:
 
 
 @pytest.mark.parametrize("cls", CLASSES.values())
-def test_an_unknown_keyword_is_answered_with_a_suggestion(cls: Any) -> None:
+def test_the_error_about_an_unknown_keyword_suggests_an_option(cls: Any) -> None:
     options = set(list(inspect.signature(cls).parameters)[1:])
     assert {"lr", "ema_decay", "clip_norm", *cls._spec.checks} <= options
     for name, hint in [("learning_rate", "Did you mean 'lr'? "), ("fused", "It selects among PyTorch's"), ("none", "")]:
@@ -354,21 +356,21 @@ def test_an_unknown_keyword_is_answered_with_a_suggestion(cls: Any) -> None:
         *[("ema_momentum", "ema_decay"), ("ema", "ema_decay")],
     ],
 )
-def test_names_of_other_libraries_and_misspelt_names_are_understood(name: str, meant: str) -> None:
+def test_misspelt_options_and_names_of_other_libraries_get_a_suggestion(name: str, meant: str) -> None:
     with refused(TypeError, f"{name!r}. Did you mean {meant!r}? Valid options: "):
         onepass.Adam(ones(3), **{name: 0.1})
-    if meant != "clip_norm":  # of the whole optimizer
+    if meant != "clip_norm":  # an option of the optimizer, not of a group
         with refused(TypeError, f"{name!r} of a group of Adam. Did you mean {meant!r}? Valid options: "):
             onepass.Adam([{"params": ones(3), name: 0.1}])
         with refused(AttributeError, f"{name!r}. Did you mean {meant!r}? Valid options: "):
             setattr(onepass.Adam(ones(3)).groups[0], name, 0.1)
-    with pytest.raises(TypeError, match=r"unexpected keyword argument 'eps_root'\. Valid"):  # another quantity
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'eps_root'\. Valid"):  # another quantity than eps
         onepass.Adam(ones(3), eps_root=1e-8)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match=r"unexpected keyword argument 'beta1'\. Valid"):  # SGD has none
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'beta1'\. Valid"):  # SGD has no betas
         onepass.SGD(ones(3), beta1=0.9)  # type: ignore[call-arg]
 
 
-def test_a_subclass_may_take_options_of_its_own() -> None:
+def test_a_subclass_may_have_options_of_its_own() -> None:
     class Mine(onepass.Adam):
         def __init__(self, params: Any, *, alpha: float, **options: Any) -> None:
             self.alpha = alpha
@@ -379,7 +381,7 @@ def test_a_subclass_may_take_options_of_its_own() -> None:
         Mine(ones(3), alpha=2.0, epsilon=1)
 
 
-def test_a_subclass_may_have_a_property_of_an_options_name() -> None:
+def test_a_subclass_may_define_a_property_named_like_an_option() -> None:
     class Mine(onepass.Adam):
         @property
         def betas(self) -> Any:
@@ -395,7 +397,7 @@ def test_a_subclass_may_have_a_property_of_an_options_name() -> None:
 
 
 @pytest.mark.parametrize("name", ["betas", "lr", "ema_decay"])
-def test_an_option_that_a_subclass_sets_too_early(name: str) -> None:
+def test_a_subclass_that_sets_an_option_before_super_init_is_refused(name: str) -> None:
     class Mine(onepass.Adam):
         def __init__(self, params: Any, value: Any) -> None:
             setattr(self, name, value)
@@ -410,7 +412,7 @@ def test_the_abstract_base_class_cannot_be_instantiated() -> None:
             onepass.Optimizer(ones(3), **options)
 
 
-def test_a_preset_that_does_not_exist() -> None:
+def test_the_error_about_an_unknown_preset_lists_the_presets() -> None:
     with pytest.raises(KeyError, match=r"there is no preset 'pytorch', only tensorflow, keras, .*torch"):
         _ = onepass.presets["pytorch"]
     assert "pytorch" not in onepass.presets and onepass.presets.get("pytorch") is None
@@ -422,6 +424,6 @@ def test_lr_is_checked_when_set() -> None:
         optimizer.lr = -1
 
 
-def test_a_first_state_that_overflows_is_refused() -> None:
+def test_an_initial_state_that_overflows_is_refused() -> None:
     with pytest.raises(ValueError, match="overflows float32"):
         onepass.Adagrad(np.ones(3, np.float32), initial_accumulator_value=1e39)

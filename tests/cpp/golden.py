@@ -89,7 +89,7 @@ def rules() -> dict[str, tuple[str, dict[str, Any]]]:
 def case(
     kind: str, switches: dict[str, Any], dtype: Any, flush: bool, seed: int, number: int, fixed: dict[str, Any]
 ) -> Iterator[Any]:
-    """Yield what one optimizer starts from, the options of each of a number of steps, and the results of all steps."""
+    """Yield the initial arrays of an optimizer, the options of each step, and the results of all steps."""
     spec, rule = getattr(optimizers, kind)._spec, RULES[kind]
     choice = iter((words(500, seed) >> np.uint64(32)).tolist())
 
@@ -145,7 +145,7 @@ def steps(kind: str, switches: dict[str, Any]) -> Iterator[Any]:
 
 
 def squares() -> Iterator[Any]:
-    """Yield sums of squares of arrays whose elements are of one kind; what is not finite counts as 1."""
+    """Yield sums of squares of arrays whose elements are of one kind; numbers that are not finite are replaced by 1."""
     for dtype, kind, length in itertools.product(DTYPES, range(3), LENGTHS):
         array = arrays(1, length, kind, dtype, length)[0]
         finite = np.where(np.isfinite(array), array, 1).astype(np.float64)
@@ -194,7 +194,7 @@ def powers() -> Iterator[Any]:
 
 
 def contents() -> dict[str, bytes]:
-    """Return the name of each golden file and what it holds."""
+    """Return the name and the contents of each golden file."""
 
     def packed(parts: Iterable[Any]) -> bytes:
         with np.errstate(all="ignore"):

@@ -101,7 +101,7 @@ std::vector<double> all_calls(std::uint64_t mode, bool flush, const char* name, 
 
 }  // namespace
 
-TEST(every_call_gives_the_same_bits_in_any_mode_of_the_callers_and_puts_it_back) {
+TEST(every_call_ignores_and_restores_the_callers_floating_point_mode) {
   const std::uint64_t usual = test::float_mode() & ~std::uint64_t{0x3f};
   for (const Values values : test::all_values) {
     for (std::size_t r = 0; r < onepass::kernels().rule_count; ++r) {
@@ -121,7 +121,7 @@ TEST(every_call_gives_the_same_bits_in_any_mode_of_the_callers_and_puts_it_back)
   }
 }
 
-TEST(steps_that_flush_take_subnormal_numbers_for_zero_and_others_do_not) {
+TEST(only_steps_that_flush_treat_subnormal_numbers_as_zero) {
   const float subnormal = std::numeric_limits<float>::denorm_min() * 1000;
   for (const bool flush : test::flush_modes()) {
     for (const std::size_t size : {3U, 50U, 3000000U}) {  // by several threads too
@@ -142,7 +142,7 @@ TEST(steps_that_flush_take_subnormal_numbers_for_zero_and_others_do_not) {
   }
 }
 
-TEST(the_core_knows_if_this_processor_can_flush) {
+TEST(can_flush_is_true_only_on_sse2_and_arm64) {
 #if defined(__SSE2__) || defined(__aarch64__)
   CHECK(onepass::FloatMode::can_flush);
 #else

@@ -25,7 +25,7 @@ std::size_t thread_count(std::size_t expected) {
 
 }  // namespace
 
-TEST(forked_children_step_with_threads_of_their_own) {
+TEST(forked_children_step_with_their_own_threads) {
   onepass::set_num_threads(3);
   Large large;
   large.step();  // the threads are there
@@ -46,7 +46,7 @@ TEST(forked_children_step_with_threads_of_their_own) {
   CHECK(large.is(-1));
 }
 
-TEST(children_forked_while_other_threads_step_do_not_wait_for_what_these_hold) {
+TEST(children_forked_while_other_threads_step_do_not_deadlock) {
   onepass::set_num_threads(2);
   std::atomic<bool> stop{false};
   std::vector<std::thread> workers;

@@ -147,7 +147,7 @@ void steps(const onepass::Kernels& table, const onepass::RuleEntry& rule, onepas
 
 }  // namespace
 
-TEST(steps_of_every_rule_and_table_have_the_bits_of_the_specification) {
+TEST(every_rule_and_table_matches_the_specification_bit_for_bit) {
   for (const onepass::Kernels* table : test::tables()) {
     for (std::size_t r = 0; r < table->rule_count; ++r) {
       const onepass::RuleEntry& rule = table->rules[r];
@@ -245,7 +245,7 @@ void narrow(const onepass::Kernels& table, bool flush, Golden& golden) {
 
 }  // namespace
 
-TEST(narrow_storage_has_the_bits_of_the_specification) {
+TEST(narrow_storage_matches_the_specification_bit_for_bit) {
   for (const onepass::Kernels* table : test::tables()) {
     for (const bool flush : test::flush_modes()) {
       for (Golden golden("narrow"); !golden.empty();) narrow(*table, flush, golden);
@@ -270,7 +270,7 @@ void one_sum(const onepass::Kernels& table, onepass::DType dtype, Golden& golden
 
 }  // namespace
 
-TEST(sums_of_squares_have_the_bits_of_the_specification) {
+TEST(sums_of_squares_match_the_specification_bit_for_bit) {
   for (const onepass::Kernels* table : test::tables()) {
     for (Golden golden("squares"); !golden.empty();) {
       const auto dtype = golden.flag() ? onepass::float64 : onepass::float32;
@@ -280,7 +280,7 @@ TEST(sums_of_squares_have_the_bits_of_the_specification) {
   }
 }
 
-TEST(powers_are_those_of_the_specification) {
+TEST(powers_match_the_specification) {
   Random random(0);
   for (Golden golden("powers"); !golden.empty();) {
     const std::uint64_t number = random.next();

@@ -7,7 +7,7 @@
 #include "core/executor.hpp"
 #include "core/openmp.hpp"
 
-TEST(steps_on_a_team_of_the_runtime_have_the_same_bits_as_alone) {
+TEST(steps_on_a_team_of_the_runtime_are_correct) {
   const onepass::OpenMP* const runtime = onepass::torch_openmp();
   CHECK(runtime != nullptr);
   if (runtime == nullptr) return;

@@ -36,7 +36,7 @@ void __wrap__ZNSt6thread15_M_start_threadESt10unique_ptrINS_6_StateESt14default_
 }
 }
 
-TEST(threads_that_cannot_be_made_are_done_without) {
+TEST(a_step_works_without_threads_that_cannot_be_created) {
   onepass::set_num_threads(4);
   for (const bool memory : {false, true}) {
     for (const int possible : {0, 1, 2}) {
@@ -54,7 +54,7 @@ TEST(threads_that_cannot_be_made_are_done_without) {
   }
 }
 
-TEST(threads_come_once_the_system_gives_them) {
+TEST(threads_are_created_once_the_system_allows_them) {
   onepass::set_num_threads(3);
   CHECK(test::in_a_child([] {
     threads_left = 0;

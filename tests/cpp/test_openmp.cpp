@@ -34,13 +34,13 @@ Executor team_of(std::size_t threads) { return {threads, onepass::torch_openmp()
 
 }  // namespace
 
-TEST(the_runtime_is_found_where_it_is_visible_to_all) {
+TEST(the_openmp_runtime_of_pytorch_is_found) {
   const OpenMP* const runtime = onepass::torch_openmp();
   CHECK(runtime != nullptr);
   CHECK(runtime->path.find("libtorch_cpu") != std::string::npos, runtime->path);
 }
 
-TEST(every_item_is_worked_on_once_by_any_team) {
+TEST(every_item_is_processed_once_by_any_team) {
   for (const stub::Team team : stub::teams) {
     for (const int max_threads : {2, 3, 20}) {
       stub::set_team(team, max_threads);
@@ -58,7 +58,7 @@ TEST(every_item_is_worked_on_once_by_any_team) {
   }
 }
 
-TEST(work_for_one_thread_begins_no_region) {
+TEST(work_for_one_thread_starts_no_parallel_region) {
   stub::set_team(stub::Team::as_asked, 4);
   const int before = stub::regions();
   Counted few(100);
@@ -74,7 +74,7 @@ TEST(work_for_one_thread_begins_no_region) {
   }
 }
 
-TEST(a_step_inside_a_region_runs_on_its_own_thread) {
+TEST(a_step_inside_a_parallel_region_runs_on_the_calling_thread) {
   stub::set_team(stub::Team::as_asked, 2);
   struct Inner {
     Counted counted{64};
@@ -90,7 +90,7 @@ TEST(a_step_inside_a_region_runs_on_its_own_thread) {
   for (const auto& times : inner.counted.seen) CHECK_EQUAL(times.load(), 1);
 }
 
-TEST(a_step_inside_another_librarys_region_runs_on_its_own_thread) {
+TEST(a_step_inside_a_region_of_another_library_runs_on_the_calling_thread) {
   stub::set_team(stub::Team::serial, 2);
   Counted counted(64);
   const int before = stub::regions();
@@ -104,7 +104,7 @@ TEST(a_step_inside_another_librarys_region_runs_on_its_own_thread) {
   for (const auto& times : counted.seen) CHECK_EQUAL(times.load(), 1);
 }
 
-TEST(no_more_members_work_than_threads_were_asked_for) {
+TEST(at_most_the_requested_number_of_threads_work) {
   stub::set_team(stub::Team::as_asked, 8);
   struct Workers {
     std::mutex mutex;
@@ -136,7 +136,7 @@ TEST(concurrent_steps_do_not_share_a_team) {
   }
 }
 
-TEST(a_step_has_the_same_bits_on_any_team) {
+TEST(a_step_is_bit_identical_on_any_team) {
   test::Large expected;
   expected.step();
   for (const stub::Team team : stub::teams) {

@@ -3,7 +3,7 @@
 #include "child.hpp"
 #include "core/openmp.hpp"
 
-TEST(a_forked_child_does_without_the_runtime) {
+TEST(a_forked_child_does_not_use_the_openmp_runtime) {
   CHECK(onepass::torch_openmp() != nullptr);
   CHECK(test::in_a_child([] { return onepass::torch_openmp() == nullptr; }));
   CHECK(onepass::torch_openmp() != nullptr);

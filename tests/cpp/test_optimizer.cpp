@@ -46,7 +46,7 @@ onepass::CommonOptions plain(double lr) {
 
 }  // namespace
 
-TEST(steps_of_every_rule_with_groups_rows_and_missing_gradients_have_the_bits_of_single_elements) {
+TEST(groups_rows_and_missing_gradients_match_single_elements_with_every_rule) {
   Random random(10);
   for (const bool flush : test::flush_modes()) {
     for (const Values values : test::all_values) {
@@ -70,7 +70,7 @@ TEST(steps_of_every_rule_with_groups_rows_and_missing_gradients_have_the_bits_of
   }
 }
 
-TEST(options_that_change_between_steps_count_from_the_next_plan_on) {
+TEST(changed_options_are_used_from_the_next_plan) {
   Random random(11);
   Twin twin(false);
   const onepass::RuleEntry& rule = test::rule_named("adam");
@@ -88,7 +88,7 @@ TEST(options_that_change_between_steps_count_from_the_next_plan_on) {
   }
 }
 
-TEST(an_overflow_names_the_first_parameter_that_it_concerns_and_changes_nothing) {
+TEST(a_step_whose_coefficients_overflow_is_refused_and_changes_nothing) {
   Random random(12);
   Twin twin(false);
   const std::vector<double> options{0, 0, 0};  // momentum, dampening, nesterov
@@ -119,7 +119,7 @@ TEST(an_overflow_names_the_first_parameter_that_it_concerns_and_changes_nothing)
   twin.compare();
 }
 
-TEST(counts_that_were_restored_go_on) {
+TEST(restored_step_counts_continue) {
   Random random(13);
   for (const char* name : {"adam", "nadam", "adagrad", "adamax"}) {
     const onepass::RuleEntry& rule = test::rule_named(name);
@@ -137,7 +137,7 @@ TEST(counts_that_were_restored_go_on) {
   }
 }
 
-TEST(the_norm_of_one_array_is_that_of_one_gradient) {
+TEST(the_norm_of_an_array_equals_the_norm_of_a_single_gradient) {
   Random random(14);
   for (const std::size_t size : {0U, 1U, 100U, 4095U, 4096U, 4097U, 20000U}) {
     Twin twin(false);
@@ -149,7 +149,7 @@ TEST(the_norm_of_one_array_is_that_of_one_gradient) {
   }
 }
 
-TEST(one_sweep_over_the_callers_arrays_is_a_step_of_an_optimizer) {
+TEST(step_once_is_bit_identical_to_a_step_of_an_optimizer) {
   Random random(15);
   for (std::size_t r = 0; r < onepass::kernels().rule_count; ++r) {
     const onepass::RuleEntry& rule = onepass::kernels().rules[r];
@@ -226,7 +226,7 @@ void* operator new(std::size_t size) {
 void operator delete(void* data) noexcept { std::free(data); }
 void operator delete(void* data, std::size_t) noexcept { std::free(data); }
 
-TEST(memory_that_runs_out_while_parameters_are_added_leaves_the_optimizer_as_it_was) {
+TEST(running_out_of_memory_while_adding_parameters_changes_nothing) {
   Random random(16);
   const onepass::RuleEntry& rule = test::rule_named("adam");
   const auto options = test::any_options(rule, random);
@@ -256,7 +256,7 @@ TEST(memory_that_runs_out_while_parameters_are_added_leaves_the_optimizer_as_it_
   CHECK(failed >= 7, failed, "about one for each array that grows");
 }
 
-TEST(memory_that_runs_out_while_rows_are_planned_changes_nothing) {
+TEST(running_out_of_memory_while_planning_rows_changes_nothing) {
   Random random(17);
   Twin twin(false);
   twin.add_group("adam", {0.9, 0.999, 1e-8, 1, 0}, plain(0.1), {{float32, 2000, 3}}, Values::ordinary, random);

@@ -118,12 +118,12 @@ void all_cases(Random& random) {
 
 }  // namespace
 
-TEST(every_rule_and_table_gives_the_bits_of_single_elements_in_float32) {
+TEST(every_rule_and_table_matches_single_elements_in_float32) {
   Random random(1);
   all_cases<float>(random);
 }
 
-TEST(every_rule_and_table_gives_the_bits_of_single_elements_in_float64) {
+TEST(every_rule_and_table_matches_single_elements_in_float64) {
   Random random(2);
   all_cases<double>(random);
 }
@@ -206,17 +206,17 @@ void squares_and_finite(Random& random) {
 
 }  // namespace
 
-TEST(squares_have_the_bits_of_the_baseline_and_what_is_not_finite_is_found_in_float32) {
+TEST(squares_match_the_baseline_and_nonfinite_numbers_are_found_in_float32) {
   Random random(3);
   squares_and_finite<float>(random);
 }
 
-TEST(squares_have_the_bits_of_the_baseline_and_what_is_not_finite_is_found_in_float64) {
+TEST(squares_match_the_baseline_and_nonfinite_numbers_are_found_in_float64) {
   Random random(4);
   squares_and_finite<double>(random);
 }
 
-TEST(the_stream_baseline_adds_the_gradient_to_three_arrays_and_to_nothing_else) {
+TEST(the_stream_baseline_adds_the_gradient_to_three_arrays_only) {
   Random random(5);
   for (const onepass::Kernels* table : test::tables()) {
     for (std::size_t count : {0U, 1U, 7U, 16U, 33U, 4096U, 5003U}) {
@@ -241,7 +241,7 @@ TEST(the_stream_baseline_adds_the_gradient_to_three_arrays_and_to_nothing_else) 
   }
 }
 
-TEST(powers_at_the_ends) {
+TEST(powers_are_correct_at_the_ends_of_the_range) {
   CHECK_EQUAL(onepass::power(0, 0), 1.0);
   CHECK_EQUAL(onepass::power(0, 1), 0.0);
   CHECK_EQUAL(onepass::power(0x1p-1074, 0), 1.0);

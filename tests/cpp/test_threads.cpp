@@ -61,7 +61,7 @@ struct Large {
 
 }  // namespace
 
-TEST(any_number_of_threads_gives_the_bits_of_single_elements) {
+TEST(any_number_of_threads_matches_single_elements_bit_for_bit) {
   for (const int count : {1, 2, 3, 5, 16}) {
     const Threads threads(count);
     Random random(30);
@@ -82,7 +82,7 @@ TEST(any_number_of_threads_gives_the_bits_of_single_elements) {
   }
 }
 
-TEST(parts_cover_everything_once_whatever_the_number_of_threads) {
+TEST(every_item_is_processed_once_with_any_number_of_threads) {
   for (const int count : {1, 2, 3, 7, 64}) {
     const Threads threads(count);
     for (const std::size_t items : {0U, 1U, 2U, 63U, 64U, 1000U}) {
@@ -99,7 +99,7 @@ TEST(parts_cover_everything_once_whatever_the_number_of_threads) {
   }
 }
 
-TEST(optimizers_in_several_threads_share_the_pool_or_do_without) {
+TEST(optimizers_in_several_threads_do_not_disturb_each_other) {
   const Threads threads(2);
   Large alone;
   for (int i = 0; i < 4; ++i) alone.step();
@@ -114,7 +114,7 @@ TEST(optimizers_in_several_threads_share_the_pool_or_do_without) {
   for (const Large& one : all) CHECK_ARRAYS(one.param.data(), alone.param.data(), Large::size);
 }
 
-TEST(a_call_that_finds_the_pool_busy_does_its_work_alone) {
+TEST(a_call_that_finds_the_pool_busy_runs_on_its_own_thread) {
   const Threads threads(2);
   struct Nested {
     Large inner;
@@ -135,7 +135,7 @@ TEST(a_call_that_finds_the_pool_busy_does_its_work_alone) {
   CHECK_ARRAYS(nested.inner.param.data(), alone.param.data(), Large::size);
 }
 
-TEST(options_set_by_another_thread_are_taken_whole) {
+TEST(options_set_by_another_thread_are_read_atomically) {
   // Gradients are clamped to 1 with lr 1, or to 0.5 with lr 2: each step must be by exactly 1.
   const onepass::RuleEntry& rule = test::rule_named("sgd");
   const std::vector<double> options{0, 0, 0};
@@ -180,7 +180,7 @@ TEST(the_number_of_threads_may_change_while_others_step) {
   CHECK_ARRAYS(one.param.data(), alone.param.data(), Large::size);
 }
 
-TEST(helping_threads_flush_only_while_they_work_on_a_step_that_does) {
+TEST(pool_threads_flush_only_during_steps_that_flush) {
   if (test::flush_modes().size() < 2) return;
   const Threads threads(3);
   const std::size_t size = 600000;
@@ -202,7 +202,7 @@ TEST(helping_threads_flush_only_while_they_work_on_a_step_that_does) {
   }
 }
 
-TEST(fewer_threads_than_one_are_one) {
+TEST(a_number_of_threads_below_one_becomes_one) {
   const Threads before(2);
   onepass::set_num_threads(0);
   CHECK_EQUAL(onepass::get_num_threads(), 1);

@@ -12,7 +12,7 @@ void add(const void* context, std::size_t begin, std::size_t end) noexcept {
 
 }  // namespace
 
-TEST(one_worker_empties_the_queue_whatever_its_number) {
+TEST(one_worker_empties_the_queue_with_any_worker_number) {
   for (const std::size_t count : {0U, 1U, 2U, 1000U, 4097U}) {
     for (const std::size_t chunk : {0U, 1U, 7U, 5000U}) {
       for (const std::size_t workers : {0U, 1U, 2U, 64U, 65U, 4096U}) {
@@ -29,7 +29,7 @@ TEST(one_worker_empties_the_queue_whatever_its_number) {
   }
 }
 
-TEST(more_chunks_than_the_queue_can_count_become_larger) {
+TEST(chunks_are_enlarged_if_the_queue_cannot_count_them) {
   if (sizeof(std::size_t) < 8) return;
   const auto count = static_cast<std::size_t>(std::uint64_t{1} << 40);
   std::uint64_t items = 0;

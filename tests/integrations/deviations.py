@@ -86,7 +86,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
 # Options of the rules that are compared with optax, whose names are the keys of OPTAX.
 OPTAX: dict[str, list[dict[str, Any]]] = {
     "Lion": [{}, {"weight_decay": 0.1}, {"betas": (0.5, 0.8), "weight_decay": 0.1}],
-    # Its epsilon is in the paper's place.
+    # optax adds epsilon where the paper does.
     "RAdam": [{"eps": 0.0}, {"betas": (0.5, 0.8), "eps": 0.0}],
     "AdEMAMix": [
         {},

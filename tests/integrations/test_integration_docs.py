@@ -19,7 +19,9 @@ pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="the documentation is 
 
 
 @pytest.mark.parametrize("code", SNIPPETS, ids=lambda code: re.findall(r"import (\w+)", code)[0])
-def test_snippet_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_snippet_of_the_integrations_page_runs(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)  # some save files
     libraries = {*re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)} - {"onepass"}
     for library in sorted(libraries):
@@ -34,7 +36,7 @@ def test_page_has_a_snippet_for_each_library() -> None:
     assert len(SNIPPETS) == 5 + len(CLIENTS)
 
 
-def test_the_line_for_pytorch_in_readme_runs_in_a_new_process() -> None:
+def test_the_pytorch_line_of_readme_runs_in_a_new_process() -> None:
     pytest.importorskip("torch")
     text = (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
     (line,) = re.findall(r"`(optimizer = [^`]*)`", text)

@@ -22,7 +22,7 @@ from onepass.presets import presets
 from support import Array
 
 STEPS, SIZE = 20, 50
-# The size of the gradients, epsilon (None: the default), and whether its place shows.
+# The size of the gradients, epsilon (None: the default), and True if the place of epsilon makes a difference.
 CASES = {
     "ordinary gradients": (1.0, None, False),
     "gradients as small as epsilon": (1e-8, None, True),
@@ -108,14 +108,14 @@ def pennylane(grads: Array, eps: float | None) -> Array:
 def qiskit(grads: Array, eps: float | None) -> Array:
     optimizers = pytest.importorskip("qiskit_algorithms.optimizers")
     following = iter(grads)
-    optimizer = optimizers.ADAM(maxiter=STEPS, tol=0, **given(noise_factor=eps))  # tol=0: it goes on however small
+    optimizer = optimizers.ADAM(maxiter=STEPS, tol=0, **given(noise_factor=eps))  # tol=0: steps of any size continue
     result = optimizer.minimize(lambda w: 0.0, np.zeros(SIZE), jac=lambda w: next(following))
     assert result.nfev == STEPS
     return np.array(result.x)
 
 
 def given(**option: Any) -> dict[str, Any]:
-    """The option, unless it is to keep its default."""
+    """Return the option as a dictionary, empty for None, which stands for the default."""
     return {name: value for name, value in option.items() if value is not None}
 
 
@@ -214,7 +214,7 @@ def test_every_preset_is_checked() -> None:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", presets)
-def test_preset_takes_the_steps_of_its_library(name: str, case: str) -> None:
+def test_steps_with_a_preset_match_its_library(name: str, case: str) -> None:
     size, eps, place_shows = CASES[case]
     grads = size * np.random.default_rng(0).standard_normal((STEPS, SIZE))
     theirs = RUNS[name](grads, eps)
@@ -233,7 +233,7 @@ def test_preset_takes_the_steps_of_its_library(name: str, case: str) -> None:
     assert (deviation(eps_mode=elsewhere) > 0.1) == place_shows
 
 
-def test_decay_of_keras_is_the_inverse_time_schedule() -> None:
+def test_the_decay_of_keras_matches_the_inverse_time_schedule() -> None:
     grads = np.random.default_rng(0).standard_normal((STEPS, SIZE))
     w = np.zeros(SIZE)
     optimizer = onepass.Adam(w, **{**presets["keras"], "lr": schedules.inverse_time(0.01, decay=0.1)})

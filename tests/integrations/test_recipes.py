@@ -34,7 +34,7 @@ def test_losses_fall_along_jaxs_gradients(capsys: pytest.CaptureFixture[str]) ->
     assert losses == sorted(losses, reverse=True) and losses[-1] < 0.01
 
 
-def test_policy_learns_to_balance(capsys: pytest.CaptureFixture[str]) -> None:
+def test_policy_learns_to_balance_the_pole(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
     assert importlib.import_module("torch_policy").main(["--updates", "30"]) > 150
     balanced = numbers(r"for +([\d.]+) steps", capsys.readouterr().out)

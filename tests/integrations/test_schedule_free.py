@@ -103,7 +103,7 @@ def test_fifty_steps_match_the_package_of_the_authors(options: dict[str, Any], d
 
 @pytest.mark.parametrize("options", [one for one in OPTIONS if not one.keys() & {"r", "warmup_steps"}], ids=str)
 def test_fifty_steps_match_optax(options: dict[str, Any]) -> None:
-    """With a constant learning rate: the warmup of optax is another one. Its eps is added as here."""
+    """Use a constant learning rate, because the warmup of optax differs. optax adds eps in the same place."""
     theirs = run_optax("float64", options)
     assert deviation(run_onepass("float64", options), theirs) <= 1e-13
     assert deviation(run_onepass("float64", {**options, "weight_decay": 0.05}), theirs) > 1e-5
@@ -151,7 +151,7 @@ STORAGES: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("dtype", "options"), STORAGES, ids=str)
-def test_the_class_for_pytorch_has_the_bits_of_the_numpy_class_in_both_modes(
+def test_the_pytorch_class_is_bit_identical_to_the_numpy_class_in_both_modes(
     dtype: str, options: dict[str, Any]
 ) -> None:
     param, optimizer = torch_case(dtype, **options)
@@ -171,7 +171,7 @@ def test_the_class_for_pytorch_has_the_bits_of_the_numpy_class_in_both_modes(
             optimizer.train()
             assert array_of(param).tobytes() == array.tobytes()
             assert "y" not in optimizer.state[param]
-        if t == 3:  # of zeros in bfloat16 the lower bits stay, and may be negative
+        if t == 3:  # zeros in bfloat16 keep their lower bits, which may be negative
             param.data[:9] = 0
             array[:9] = 0
             optimizer.eval()
@@ -196,7 +196,7 @@ def saved_and_loaded(optimizer: Any, other: Any) -> Any:
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize(("dtype", "options"), STORAGES, ids=str)
-def test_saved_state_of_either_mode_resumes_with_the_same_bits(dtype: str, options: dict[str, Any], mode: str) -> None:
+def test_state_saved_in_either_mode_resumes_bit_identically(dtype: str, options: dict[str, Any], mode: str) -> None:
     whole_param, whole = torch_case(dtype, **options)
     torch_steps(whole, whole_param, 0, 8)
     param, stopped = torch_case(dtype, **options)
@@ -219,10 +219,10 @@ def test_saved_state_of_either_mode_resumes_with_the_same_bits(dtype: str, optio
 @pytest.mark.parametrize("state_dtype", [None, "float8"])
 @pytest.mark.parametrize("new", [None, 32, 24, 16])
 @pytest.mark.parametrize("old", [None, 32, 24, 16])
-def test_state_of_evaluation_mode_is_loaded_into_another_storage_as_by_the_numpy_class(
+def test_loading_another_storage_in_evaluation_mode_matches_the_numpy_class(
     old: Any, new: Any, state_dtype: Any
 ) -> None:
-    """Weights of None are float32, others bfloat16 with so many bits."""
+    """Load between float32 weights (None) and bfloat16 weights with this number of bits."""
     dtypes = ["float32" if bits is None else "bfloat16" for bits in (old, new)]
     options = [{"master_bits": bits or 32, "state_dtype": state_dtype} for bits in (old, new)]
     (param, optimizer), (other_param, other) = (torch_case(name, **each) for name, each in zip(dtypes, options))
@@ -258,7 +258,7 @@ def test_state_of_evaluation_mode_is_loaded_into_another_storage_as_by_the_numpy
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_state_of_the_package_is_loaded_in_either_mode(dtype: str, mode: str) -> None:
+def test_state_of_the_schedulefree_package_can_be_loaded_in_either_mode(dtype: str, mode: str) -> None:
     schedulefree = pytest.importorskip("schedulefree")
     param, optimizer = torch_case(dtype)
     their_param = copy.deepcopy(param)
@@ -290,7 +290,7 @@ def test_parameters_without_a_gradient_keep_their_values_in_both_modes() -> None
     assert not torch.equal(params[1].detach(), torch.ones(3))
 
 
-def test_groups_of_impossible_options_are_refused() -> None:
+def test_groups_with_impossible_options_are_refused() -> None:
     torch = pytest.importorskip("torch")
     import onepass.integrations.torch as ours
 
@@ -306,7 +306,7 @@ def test_groups_of_impossible_options_are_refused() -> None:
     assert len(optimizer.param_groups) == 1
 
 
-def test_a_step_without_a_share_of_the_average_is_refused() -> None:
+def test_a_step_after_setting_betas_0_to_zero_is_refused() -> None:
     params, optimizer = trained_in_torch()
     before = params[0].detach().clone()
     optimizer.param_groups[0]["betas"] = (0.0, 0.9)
@@ -325,7 +325,7 @@ def test_a_step_in_evaluation_mode_does_not_call_its_closure() -> None:
         optimizer.step(lambda: pytest.fail("called"))
 
 
-def test_weights_written_before_the_first_step_are_trained() -> None:
+def test_weights_written_before_the_first_step_are_the_start_of_training() -> None:
     w, v = np.zeros(3, np.float32), np.zeros(3, np.float32)
     optimizer = onepass.ScheduleFreeAdamW([w, v], lr=0.001)
     w[:], v[:] = 5, 7
@@ -357,7 +357,7 @@ def step_in_torch(params: Any, optimizer: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_a_switch_that_fails_leaves_the_weights_for_another_try(mode: str) -> None:
+def test_a_failed_mode_switch_can_be_repeated(mode: str) -> None:
     torch = pytest.importorskip("torch")
     (params, optimizer), (others, other) = trained_in_torch(), trained_in_torch()
     good = params[1].data
@@ -378,7 +378,7 @@ def test_a_switch_that_fails_leaves_the_weights_for_another_try(mode: str) -> No
     assert torch.equal(params[0], others[0])
 
 
-def test_training_again_leaves_a_state_dict_of_evaluation_whole() -> None:
+def test_train_does_not_change_a_state_dict_taken_in_evaluation_mode() -> None:
     torch = pytest.importorskip("torch")
     params, optimizer = trained_in_torch()
     trained = params[0].detach().clone()

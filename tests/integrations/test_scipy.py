@@ -45,7 +45,7 @@ def test_every_method_finds_the_minimum(name: str, options: dict[str, Any]) -> N
     assert found.fun == bowl(found.x) and found.nfev == found.njev == found.nit + 1
 
 
-def test_steps_have_the_same_bits_as_the_optimizer() -> None:
+def test_steps_are_bit_identical_to_the_optimizers_steps() -> None:
     seen: list[Any] = []
     optimize.minimize(
         bowl, np.zeros(3), jac=slope, method=ours.adam, options={"lr": 0.3, "maxiter": 7}, callback=seen.append
@@ -105,7 +105,7 @@ def test_one_function_can_return_value_and_gradient() -> None:
 
 
 @pytest.mark.parametrize("bounds", [[(0, 0.5), (-1, None), (None, None)], optimize.Bounds([0, -1, -9], [0.5, 9, 9])])
-def test_bounds_hold_at_every_step_and_at_the_end(bounds: Any) -> None:
+def test_bounds_are_kept_at_every_step_and_at_the_end(bounds: Any) -> None:
     def check(x: Any) -> None:
         assert 0 <= x[0] <= 0.5 and x[1] >= -1
 
@@ -233,7 +233,7 @@ def test_second_derivatives_are_ignored_with_scipys_warning(name: str) -> None:
     assert (results[0].x == optimize.minimize(bowl, np.zeros(3), jac=slope, method=ours.adam).x).all()
 
 
-def test_ftol_ends_where_the_objective_hardly_changes() -> None:
+def test_ftol_ends_the_minimization_when_the_objective_hardly_changes() -> None:
     found = run_sgd(lr=0.1, gtol=0.0, ftol=1e-3)
     values: list[float] = []
     run_sgd(lr=0.1, maxiter=found.nit, callback=lambda x: values.append(bowl(x)))
@@ -244,7 +244,7 @@ def test_ftol_ends_where_the_objective_hardly_changes() -> None:
     )
 
 
-def test_results_own_their_arrays() -> None:
+def test_arrays_of_the_result_are_copies() -> None:
     buffer, seen = np.empty(3), []
 
     def into_buffer(x: Any) -> Any:

@@ -23,9 +23,9 @@ def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.parametrize("component", ["textcat", "ner"])
-def test_pipeline_learns_with_the_same_losses(example: ModuleType, component: str) -> None:
+def test_a_pipeline_learns_with_the_same_losses_as_with_thincs_adam(example: ModuleType, component: str) -> None:
     ours, theirs = (example.train(component, registered, 40) for registered in ("onepass.Adam.v1", "Adam.v1"))
-    # The start of an entity is a decision, which the last bit may change: later losses drift apart.
+    # The last bit may decide where an entity starts, so later losses differ.
     np.testing.assert_allclose(ours.losses[:16], theirs.losses[:16], rtol=1e-3)
     np.testing.assert_allclose(ours.losses[16:], theirs.losses[16:], rtol=0.05, atol=1e-4)
     assert ours.score > 0.95 and abs(ours.score - theirs.score) < 0.02

@@ -129,7 +129,7 @@ def test_model_trains_as_with_thincs_optimizers(name: str) -> None:
 
 @pytest.fixture
 def thinc_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Record the number of each step that is left to thinc, of both libraries' optimizers."""
+    """Record the number of each step that thinc's own code takes, for the optimizers of both libraries."""
     steps = []
     thincs = thinc.Optimizer.__call__
 
@@ -177,7 +177,7 @@ def test_average_that_is_a_view_changes_only_its_elements(thinc_steps: list[int]
     with pytest.raises(ValueError, match="read-only"):
         optimizer((0, "W"), weights, np.ones(n, F))
     assert (optimizer.averages[0, "W"] == 1).all()
-    optimizer.averages[0, "W"] = np.ones((8, 8), F)  # of as many elements
+    optimizer.averages[0, "W"] = np.ones((8, 8), F)  # the same number of elements
     with pytest.raises(ValueError, match="broadcast"):
         optimizer((0, "W"), weights, np.ones(n, F))
     assert thinc_steps == [0, 1, 2]
@@ -196,7 +196,7 @@ def test_moments_that_cannot_be_written_are_refused(moments: str, wrong: str, th
         optimizer((0, "W"), weights, np.ones(8, F))
     assert (
         (weights == 1).all() and not around.any() and not optimizer.nr_update and not thinc_steps
-    )  # thinc's Adam writes it
+    )  # thinc's Adam writes into this array
 
 
 def test_flat_gradient_is_accepted_as_in_thinc(thinc_steps: list[int]) -> None:
@@ -211,14 +211,14 @@ def test_flat_gradient_is_accepted_as_in_thinc(thinc_steps: list[int]) -> None:
     assert thinc_steps == [0, 0]
 
 
-def test_no_step_of_radam_is_left_to_thinc(thinc_steps: list[int]) -> None:
+def test_all_steps_of_radam_are_taken_by_onepass(thinc_steps: list[int]) -> None:
     optimizer, weights = ours.RAdam(), np.ones(2, F)
     for _ in range(20):
         optimizer((0, "W"), weights, np.ones(2, F))
     assert thinc_steps == [] and optimizer.nr_update[0, "W"] == 20
 
 
-def test_copies_and_pickles_continue_with_the_same_bits() -> None:
+def test_copies_and_pickles_continue_bit_identically() -> None:
     rng = np.random.default_rng(0)
     gradients = rng.standard_normal((6, 5)).astype(F)
     optimizer, weights = ours.Adam(0.1), np.ones(5, F)

@@ -51,7 +51,7 @@ def problems(draw: st.DrawFn) -> tuple[list[Array], list[list[Array | None]], di
 
 @settings(max_examples=300, deadline=None)
 @given(problems(), st.booleans(), st.booleans(), st.booleans())
-def test_any_parameters_and_gradients_give_the_bits_of_the_reference(
+def test_any_parameters_and_gradients_match_the_reference_bit_for_bit(
     problem: tuple[list[Array], list[list[Array | None]], dict[str, Any]], named: bool, decoupled: bool, amsgrad: bool
 ) -> None:
     params, steps, options = problem

@@ -41,7 +41,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def start(values: Any, rng: np.random.Generator, size: int, dtype: Any, amsgrad: bool) -> list[Array]:
-    """Return a parameter, a gradient, and state as after some steps."""
+    """Return a parameter, a gradient, and state like that after some steps."""
     arrays = [values(rng, size, dtype) for _ in range(5 if amsgrad else 4)]
     return arrays[:3] + [abs(array) for array in arrays[3:]]
 
@@ -58,7 +58,7 @@ def step_both(arrays: list[Array], step: int, options: dict[str, Any]) -> tuple[
 @pytest.mark.parametrize("values", NUMBERS)
 @pytest.mark.parametrize("flush", [True, False], ids=["flush", "gradual"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_option_gives_the_bits_of_the_reference(dtype: Any, flush: bool, values: str) -> None:
+def test_steps_match_the_reference_bit_for_bit_with_every_option(dtype: Any, flush: bool, values: str) -> None:
     rng = np.random.default_rng(0)
     for options in OPTIONS:
         options = dict(options)
@@ -71,7 +71,7 @@ def test_every_option_gives_the_bits_of_the_reference(dtype: Any, flush: bool, v
 
 @pytest.mark.parametrize("flush", [True, False], ids=["flush", "gradual"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_length_and_offset_gives_the_bits_of_the_reference(dtype: Any, flush: bool) -> None:
+def test_steps_match_the_reference_at_every_length_and_offset(dtype: Any, flush: bool) -> None:
     rng = np.random.default_rng(1)
     lengths = [*range(70), 127, 128, 129, 1000, 4095, 4096, 4097, 100_003]
     for length in lengths:
@@ -95,7 +95,7 @@ def test_nothing_is_written_outside_the_arrays(dtype: Any) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cls", [onepass.Adam, onepass.AdamW])
-def test_many_steps_through_an_optimizer_give_the_bits_of_the_reference(cls: Any, dtype: Any) -> None:
+def test_many_steps_of_an_optimizer_match_the_reference_bit_for_bit(cls: Any, dtype: Any) -> None:
     rng = np.random.default_rng(3)
     shapes: list[tuple[int, ...]] = [(17, 5), (33,), (), (0, 4), (2, 3, 4)]
     params = [ordinary(rng, shape, dtype) for shape in shapes]
@@ -150,7 +150,7 @@ def test_a_product_that_rounds_up_to_the_smallest_normal_number_is_not_flushed()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_flush_denormals_takes_subnormals_for_zero_and_only_while_stepping(dtype: Any) -> None:
+def test_flush_denormals_flushes_subnormals_to_zero_only_during_the_step(dtype: Any) -> None:
     tiny = np.finfo(dtype).tiny
     for flush in [True, False]:
         p, m, v = np.ones(9, dtype), np.full(9, tiny, dtype), np.ones(9, dtype)
@@ -181,7 +181,7 @@ def rounding_upward() -> Iterator[None]:
 @pytest.mark.skipif(sys.platform == "win32" or platform.machine() not in UPWARD, reason="no known rounding mode to set")
 @pytest.mark.parametrize("clip_norm", [None, 0.7])
 @pytest.mark.parametrize("length", [100, 100_000])
-def test_the_callers_rounding_mode_neither_matters_nor_changes(length: int, clip_norm: float | None) -> None:
+def test_the_callers_rounding_mode_is_ignored_and_restored(length: int, clip_norm: float | None) -> None:
     rng = np.random.default_rng(4)
     options = {"lr": 0.1, "weight_decay": 0.01, "eps": 1e-3, "clip_norm": clip_norm}
     p, g = ordinary(rng, length, np.float64), ordinary(rng, length, np.float64)
@@ -196,7 +196,7 @@ def test_the_callers_rounding_mode_neither_matters_nor_changes(length: int, clip
 
 
 @pytest.mark.skipif(sys.platform == "win32" or platform.machine() not in UPWARD, reason="no known rounding mode to set")
-def test_the_callers_rounding_mode_does_not_matter_to_clip_norms_factor() -> None:
+def test_the_factor_of_clip_norm_ignores_the_callers_rounding_mode() -> None:
     rng = np.random.default_rng(4)
     for clip_norm in rng.uniform(0, 1, 20):
         usual, upward, gradient = np.zeros(3), np.zeros(3), rng.uniform(1, 2, 3)
@@ -207,7 +207,7 @@ def test_the_callers_rounding_mode_does_not_matter_to_clip_norms_factor() -> Non
 
 
 @pytest.mark.skipif(sys.platform == "win32" or platform.machine() not in UPWARD, reason="no known rounding mode to set")
-def test_the_callers_rounding_mode_does_not_matter_to_adam_step() -> None:
+def test_adam_step_ignores_the_callers_rounding_mode() -> None:
     rng = np.random.default_rng(4)
     arrays = [ordinary(rng, 100, np.float64) for _ in range(4)]
     arrays[3] = np.abs(arrays[3])
@@ -219,8 +219,8 @@ def test_the_callers_rounding_mode_does_not_matter_to_adam_step() -> None:
     assert_same_bits(arrays, expected)
 
 
-def test_reference_matches_exact_fractions() -> None:
-    """Three elements worked out with exact fractions, so that kernel and reference cannot share a mistake."""
+def test_the_reference_matches_exact_fractions() -> None:
+    """Compute three elements with exact fractions, so that kernel and reference cannot share a mistake."""
     from fractions import Fraction
 
     def rounded(x: Fraction) -> Fraction:

@@ -116,7 +116,7 @@ CASES = [(kind, options) for kind in MOVES for options in [*one_by_one(kind, *EL
 
 
 def textbook(kind: str, p: Array, grads: list[Array], lr: float, **o: Any) -> Array:
-    """The steps as the documentation has them, in double."""
+    """Return the parameters after steps by the documented formulas, in double precision."""
     p = p.astype(np.float64)
     state: dict[str, Any] = {}
     decay = o.pop("weight_decay", 0)
@@ -139,7 +139,7 @@ def gradients(rng: np.random.Generator, size: int, dtype: Any, count: int) -> li
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("kind", "options"), CASES, ids=str)
-def test_thirty_steps_follow_the_textbook(kind: str, options: dict[str, Any], dtype: Any) -> None:
+def test_thirty_steps_match_the_textbook(kind: str, options: dict[str, Any], dtype: Any) -> None:
     rng = np.random.default_rng(0)
     p = rng.standard_normal(501).astype(dtype)
     grads = gradients(rng, 501, dtype, 30)
@@ -155,8 +155,8 @@ def test_thirty_steps_follow_the_textbook(kind: str, options: dict[str, Any], dt
 
 
 @pytest.mark.parametrize("kind", MOVES)
-def test_the_defaults_are_those_of_torch(kind: str) -> None:
-    """Without a single option. Adadelta's lr is 1, Lion's 1e-4."""
+def test_steps_at_the_defaults_match_the_textbook_at_pytorchs_defaults(kind: str) -> None:
+    """Pass no options. The defaults of lr differ: 1 for Adadelta, 1e-4 for Lion."""
     lr = {
         "Adamax": 2e-3,
         "NAdam": 2e-3,
@@ -205,7 +205,7 @@ def test_sgd_is_linear_in_lr_and_in_the_gradients(dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_lion_steps_by_lr_exactly_or_not_at_all(dtype: Any) -> None:
+def test_every_element_moves_by_lr_or_stays_in_lion(dtype: Any) -> None:
     rng = np.random.default_rng(4)
     lr = 2.0**-10
     p = np.zeros(200, dtype)
@@ -220,8 +220,8 @@ def test_lion_steps_by_lr_exactly_or_not_at_all(dtype: Any) -> None:
     assert np.isnan(p).all()
 
 
-def test_lion_stands_still_where_the_rounded_terms_cancel() -> None:
-    """0.9 m + (1 - 0.9) g is zero in float32 here, with 1 - 0.9 rounded once; 1 - float32(0.9) leaves a rest."""
+def test_lion_moves_nothing_if_the_rounded_terms_cancel() -> None:
+    """0.9 m + (1 - 0.9) g is zero in float32 here if 1 - 0.9 is rounded once; with 1 - float32(0.9) it is not zero."""
     m = np.float32(-0.11111111)
     assert np.float32(0.9) * m + np.float32(1 - 0.9) == 0 != np.float32(0.9) * m + (1 - np.float32(0.9))
     p = np.zeros(40, np.float32)
@@ -233,8 +233,8 @@ def test_lion_stands_still_where_the_rounded_terms_cancel() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_centered_rmsprop_survives_steady_gradients(dtype: Any) -> None:
-    """There v − s² comes out below zero by rounding: without the maximum its root is NaN."""
+def test_centered_rmsprop_stays_finite_with_constant_gradients(dtype: Any) -> None:
+    """Rounding makes v − s² negative for constant gradients: without the maximum with zero, its root is NaN."""
     p = np.zeros(300, dtype)
     optimizer = onepass.RMSprop(p, lr=1e-3, alpha=0.5, centered=True)
     grad = np.random.default_rng(5).standard_normal(300).astype(dtype)
@@ -247,7 +247,7 @@ def test_centered_rmsprop_survives_steady_gradients(dtype: Any) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", [*MOVES, "Adam", "AdamW"])
-def test_clip_value_is_the_clamping_of_the_scaled_gradients(kind: str, dtype: Any) -> None:
+def test_clip_value_clamps_the_scaled_gradients(kind: str, dtype: Any) -> None:
     rng = np.random.default_rng(6)
     p = rng.standard_normal(99).astype(dtype)
     q = p.copy()
@@ -279,7 +279,7 @@ def test_clip_norm_bounds_the_norm_of_all_gradients_and_keeps_their_direction(dt
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", [*MOVES, "Adam", "AdamW"])
 @pytest.mark.parametrize("decay", [0.0, 0.8, lambda t: min(0.8, t / (t + 3))], ids=["0", "0.8", "growing"])
-def test_ema_is_the_running_average_of_the_parameters(decay: Any, kind: str, dtype: Any) -> None:
+def test_ema_matches_the_running_average_of_the_parameters(decay: Any, kind: str, dtype: Any) -> None:
     rng = np.random.default_rng(8)
     p, q = np.ones(50, dtype), np.ones(50, dtype)
     optimizer, plain = getattr(onepass, kind)(p, lr=0.1, ema_decay=decay), getattr(onepass, kind)(q, lr=0.1)
@@ -296,7 +296,7 @@ def test_ema_is_the_running_average_of_the_parameters(decay: Any, kind: str, dty
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("decay", [0.0, 0.999, 1 - 1e-9, lambda t: (t - 1) / t], ids=["0", "0.999", "1 - 1e-9", "even"])
-def test_the_average_of_weights_that_stay_is_these_weights(decay: Any, dtype: Any) -> None:
+def test_the_running_average_of_constant_weights_equals_the_weights(decay: Any, dtype: Any) -> None:
     p = np.random.default_rng(3).standard_normal(100).astype(dtype)
     optimizer = onepass.SGD(p, lr=0.0, ema_decay=decay)
     for _ in range(100):
@@ -305,7 +305,7 @@ def test_the_average_of_weights_that_stay_is_these_weights(decay: Any, dtype: An
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_an_average_with_decay_zero_is_the_parameters_where_their_difference_overflows(dtype: Any) -> None:
+def test_an_average_with_decay_zero_equals_the_parameters_despite_overflow(dtype: Any) -> None:
     largest = np.finfo(dtype).max
     p = np.array([largest, -largest, np.inf, 0.0, -0.0], dtype)
     optimizer = onepass.SGD(p, lr=0.0, ema_decay=0)
@@ -316,7 +316,7 @@ def test_an_average_with_decay_zero_is_the_parameters_where_their_difference_ove
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("row_shape", [(), (1,), (3,), (2, 3)])
-def test_values_of_equal_rows_are_added_in_the_order_given(row_shape: tuple[int, ...], dtype: Any) -> None:
+def test_values_of_repeated_rows_are_added_in_the_given_order(row_shape: tuple[int, ...], dtype: Any) -> None:
     rng = np.random.default_rng(8)
     rows, values = rng.integers(0, 40, 200), rng.standard_normal((200, *row_shape)).astype(dtype)
     dense = np.zeros((40, *row_shape), dtype)
@@ -327,7 +327,7 @@ def test_values_of_equal_rows_are_added_in_the_order_given(row_shape: tuple[int,
 
 
 @pytest.mark.parametrize("kind", ["SGD", "Adagrad"])
-def test_sparse_rows_are_the_dense_gradient_where_zeros_move_nothing(kind: str) -> None:
+def test_sparse_rows_equal_a_dense_gradient_if_zeros_move_nothing(kind: str) -> None:
     rng = np.random.default_rng(9)
     p = rng.standard_normal((20, 4))
     q = p.copy()
@@ -343,8 +343,8 @@ def test_sparse_rows_are_the_dense_gradient_where_zeros_move_nothing(kind: str) 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", [*MOVES, "Adam", "AdamW"])
-def test_a_step_is_skipped_where_a_gradient_or_its_square_is_not_finite(kind: str, dtype: Any) -> None:
-    """Its square counts where the rule takes squares, scaled as the gradient is, in a vector and in the tail."""
+def test_a_step_is_skipped_if_a_gradient_or_its_square_is_not_finite(kind: str, dtype: Any) -> None:
+    """The square matters only for rules that take squares, after scaling, in full vectors and in the tail."""
     squares = kind not in ("Adamax", "SGD", "Lion")
     root = float(np.finfo(dtype).max) ** 0.5
     cases = [(np.nan, 1.0, True), (np.inf, 1.0, True), (root * 2, 1.0, squares), (root * 2, 0.25, False)]
@@ -364,8 +364,8 @@ def test_a_step_is_skipped_where_a_gradient_or_its_square_is_not_finite(kind: st
                 optimizer.step(grads, grad_scale)
 
 
-def test_parameters_with_their_own_products_of_momenta_step_each_by_its_own() -> None:
-    """Two parameters that have taken as many steps, at other values of momentum_decay."""
+def test_every_parameter_of_nadam_uses_its_own_product_of_momenta() -> None:
+    """Step two parameters equally often, with different values of momentum_decay."""
     params, alone = [np.ones(5), np.ones(5)], [np.ones(5), np.ones(5)]
     together = onepass.NAdam(params, lr=0.1)
     each = [onepass.NAdam(p, lr=0.1) for p in alone]
@@ -390,7 +390,7 @@ def test_the_first_of_several_gradients_that_are_not_finite_is_named() -> None:
         optimizer.step([np.ones(3), np.array([1, np.nan, 1]), np.full(3, np.inf), np.ones(3)])
 
 
-def test_the_norm_of_a_nan_makes_all_steps_nan_unless_it_is_only_measured() -> None:
+def test_a_nan_in_the_norm_makes_all_steps_nan_unless_it_is_only_measured() -> None:
     for clip_norm in (1.0, math.inf):
         params = [np.ones(3), np.ones(3)]
         optimizer = onepass.SGD(params, lr=0.5, clip_norm=clip_norm)
@@ -442,7 +442,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", DEFAULTS)
-def test_defaults_are_those_of_torch_or_of_the_authors(kind: str) -> None:
+def test_defaults_match_pytorch_or_the_authors_code(kind: str) -> None:
     parameters = inspect.signature(getattr(onepass, kind)).parameters.values()
     found = {p.name: p.default for p in parameters if p.name != "params"}
     assert found == DEFAULTS[kind] | COMMON | STORAGE | {"flush_denormals": True}

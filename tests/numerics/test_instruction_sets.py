@@ -18,9 +18,9 @@ from onepass import _core
 HERE = Path(__file__).parent
 IN_USE = _core.instruction_set
 STORAGE_TESTS = [
-    "test_storage.py::test_every_storage_gives_the_bits_of_the_reference",
-    "test_storage.py::test_every_length_gives_the_bits_of_the_reference",
-    "test_storage.py::test_hostile_numbers_give_the_bits_of_the_reference",
+    "test_storage.py::test_every_storage_matches_the_reference_bit_for_bit",
+    "test_storage.py::test_narrow_storage_matches_the_reference_at_every_length",
+    "test_storage.py::test_hostile_numbers_match_the_reference_bit_for_bit",
 ]
 
 
@@ -51,13 +51,13 @@ def test_onepass_isa_forces_an_instruction_set(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", [None, ""])
-def test_the_widest_is_the_default(isa: str | None) -> None:
+def test_the_widest_instruction_set_is_the_default(isa: str | None) -> None:
     result = python("-c", "import onepass; print(onepass.config()['instruction_set'])", isa=isa)
     assert result.stdout.strip() == _core.usable_instruction_sets[-1], result.stderr
 
 
 @pytest.mark.parametrize("isa", ["doesnotexist", "AVX2", "avx2 ", "avx"])
-def test_an_unknown_instruction_set_fails_at_import_and_names_the_usable_ones(isa: str) -> None:
+def test_an_unknown_instruction_set_is_refused_and_usable_ones_are_named(isa: str) -> None:
     result = python("-c", "import onepass", isa=isa)
     assert result.returncode != 0
     assert f"ImportError: ONEPASS_ISA={isa} is unknown or not supported" in result.stderr
@@ -81,7 +81,7 @@ def test_config_reports_the_instruction_set(capsys: pytest.CaptureFixture[str]) 
 DIGEST = "35f745ba2ba284d2de450fa2fba996e920a937e767c3112358850c85a9ac18a0"
 
 
-def test_the_bits_are_the_same_on_every_machine() -> None:
+def test_results_are_bit_identical_on_every_machine() -> None:
     # Inputs are made from integers only, because NumPy's distributions may change.
     words = np.frombuffer(b"".join(hashlib.sha256(b"%d" % i).digest() for i in range(4096)), "<u4")
     values = (words.astype(np.int64) - 2**31).astype(np.float64) / 2**31  # in [-1, 1), exact

@@ -18,7 +18,7 @@ TOLERANCE = {np.float32: 3e-6, np.float64: 1e-14}  # of the distance travelled
 
 
 def textbook(p: Array, grads: list[Array], **o: Any) -> Array:
-    """Algorithm 1 as it is printed, in double, with the options as torch documents them."""
+    """Algorithm 1 of the paper in double precision, with the options as PyTorch documents them."""
     p = p.astype(np.float64)
     m, v, vmax = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
     lr, (b1, b2), eps = o.get("lr", 1e-3), o.get("betas", (0.9, 0.999)), o.get("eps", 1e-8)
@@ -55,7 +55,7 @@ def textbook(p: Array, grads: list[Array], **o: Any) -> Array:
     ],
     ids=str,
 )
-def test_fifty_steps_follow_the_textbook(options: dict[str, Any], dtype: Any) -> None:
+def test_fifty_steps_match_the_textbook(options: dict[str, Any], dtype: Any) -> None:
     rng = np.random.default_rng(0)
     p = rng.standard_normal(501).astype(dtype)
     grads = [(rng.standard_normal(501) * 10 ** rng.uniform(-3, 1)).astype(dtype) for _ in range(50)]
@@ -113,7 +113,7 @@ def test_a_step_is_bounded_by_about_lr(dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_zero_gradient_moves_nothing_but_what_momentum_owes(dtype: Any) -> None:
+def test_a_zero_gradient_moves_only_parameters_with_momentum(dtype: Any) -> None:
     p = np.array([1.5, -2.5], dtype)
     optimizer = onepass.Adam(p, lr=0.1)
     for _ in range(10):
@@ -125,7 +125,7 @@ def test_a_zero_gradient_moves_nothing_but_what_momentum_owes(dtype: Any) -> Non
     assert p[0] < after[0] and p[1] == -2.5
 
 
-def test_epsilon_hat_acts_like_a_larger_epsilon_at_the_first_step() -> None:
+def test_epsilon_hat_equals_a_larger_epsilon_at_the_first_step() -> None:
     """The same step as in the paper's form with epsilon-hat / sqrt(1 - beta2), 31.6 times as large."""
     g = np.array([1e-8, 1e-4, 1.0])
     hat, paper = np.zeros(3), np.zeros(3)
@@ -134,7 +134,7 @@ def test_epsilon_hat_acts_like_a_larger_epsilon_at_the_first_step() -> None:
     np.testing.assert_allclose(hat, paper, rtol=1e-12)
 
 
-def test_amsgrad_never_divides_by_less_than_before() -> None:
+def test_amsgrad_keeps_the_maximum_of_the_second_moment() -> None:
     p = np.zeros(1)
     optimizer = onepass.Adam(p, amsgrad=True, betas=(0.9, 0.5))
     largest = 0.0

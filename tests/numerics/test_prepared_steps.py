@@ -22,7 +22,7 @@ def arrays(seed: int, dtype: Any) -> list[Array]:
 
 
 def step_in_three_calls(optimizer: onepass.Optimizer, gradients: list[Any], scale: float) -> bool:
-    """Step as a ShardedOptimizer does: the gradients get their values after the step was prepared."""
+    """Step like a ShardedOptimizer, where the gradients get their values after the step is prepared."""
     values = [None if gradient is None else gradient.copy() for gradient in gradients]
     optimizer._prepare_step(gradients, scale)
     for gradient, value in zip(gradients, values):
@@ -39,7 +39,7 @@ def step_in_three_calls(optimizer: onepass.Optimizer, gradients: list[Any], scal
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", [{}, {"clip_norm": 0.5}, {"nonfinite": "skip", "ema_decay": 0.5}])
-def test_a_prepared_step_has_the_bits_of_a_step(dtype: Any, options: dict[str, Any]) -> None:
+def test_a_prepared_step_is_bit_identical_to_a_step(dtype: Any, options: dict[str, Any]) -> None:
     whole, prepared = arrays(0, dtype), arrays(0, dtype)
     a, b = onepass.NAdam(whole, **options), onepass.NAdam(prepared, **options)
     for step in range(1, 5):
@@ -81,7 +81,7 @@ def test_a_prepared_step_changes_nothing_until_it_is_committed() -> None:
         lambda optimizer: optimizer._commit_step(0.0, None),
     ],
 )
-def test_a_prepared_step_is_dropped_by_any_other_change(change: Callable[[Any], Any]) -> None:
+def test_a_prepared_step_is_discarded_by_any_other_change(change: Callable[[Any], Any]) -> None:
     optimizer = onepass.Adam(arrays(0, np.float32))
     optimizer._prepare_step(arrays(1, np.float32), 1.0)
     change(optimizer)
@@ -89,7 +89,7 @@ def test_a_prepared_step_is_dropped_by_any_other_change(change: Callable[[Any], 
         optimizer._commit_step(0.0, None)
 
 
-def test_a_prepared_step_reports_options_schedules_and_counts() -> None:
+def test_the_inputs_of_a_prepared_step_reflect_options_schedules_and_counts() -> None:
     def inputs(optimizer: onepass.Optimizer) -> tuple[float, ...]:
         return tuple(optimizer._prepare_step([np.ones(3, np.float32)], 1.0))
 
@@ -109,6 +109,6 @@ def test_a_prepared_step_reports_options_schedules_and_counts() -> None:
 
 
 @pytest.mark.parametrize("blocks", [np.zeros((3, 2)), np.zeros((2, 3)), np.zeros(4)])
-def test_blocks_of_another_number_are_refused(blocks: Array) -> None:
+def test_a_total_of_misshapen_blocks_is_refused(blocks: Array) -> None:
     with pytest.raises(ValueError, match="two columns"):
         _core.total(blocks, [1, 1], 1.0, False)

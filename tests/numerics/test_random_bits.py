@@ -31,7 +31,7 @@ def test_mix_is_the_output_step_of_splitmix64() -> None:
     ]
 
 
-def test_random_bits_are_the_formula_of_the_page() -> None:
+def test_random_bits_match_the_documented_formula() -> None:
     seed, t, param, q, i = 2**64 - 3, 5_000_000_007, 11, 1, 3 * 2**32 + 12_345
     k = mix(mix(mix(mix(seed) ^ t) ^ (param << 8 | q)) ^ (i >> 32))
     k0, k1 = k % 2**32, k >> 32
@@ -47,7 +47,7 @@ def test_random_bits_are_the_formula_of_the_page() -> None:
     assert r16(seed, t, param, 3, i, 1).tolist() == [x >> 16]
 
 
-def test_random_bits_do_not_depend_on_where_a_range_is_cut() -> None:
+def test_random_bits_do_not_depend_on_how_a_range_is_divided() -> None:
     first, count = 2**33 - 700, 1500
     whole = random_bits(1, 2, 3, 0, first, count)
     assert whole.size == count and random_bits(1, 2, 3, 0, first, 0).size == 0
@@ -56,7 +56,7 @@ def test_random_bits_do_not_depend_on_where_a_range_is_cut() -> None:
         assert (np.concatenate(parts) == whole).all()
 
 
-def test_elements_beyond_two_to_the_32_have_other_bits() -> None:
+def test_random_bits_do_not_repeat_after_two_to_the_32_elements() -> None:
     assert abs(correlation(random_bits(1, 2, 3, 0, 0, 4096), random_bits(1, 2, 3, 0, 2**32, 4096))) < 0.1
 
 
@@ -96,11 +96,11 @@ def weaknesses(random: Hash, n: int = 2**14) -> set[str]:
     low, high = base & np.uint32(0xFFFF), base >> np.uint32(16)
     if abs(correlation(low, high)) > 6 / n**0.5:
         found.add("slots of a pair")
-    steps = np.stack([random(5, t, 3, 0, 0, 64) for t in range(1, 1001)])  # an element sees a mean of a half over time
+    steps = np.stack([random(5, t, 3, 0, 0, 64) for t in range(1, 1001)])  # the mean of an element over time is a half
     if abs(steps.mean(axis=0) / 2**32 - 0.5).max() > 6 / (12 * 1000) ** 0.5:
         found.add("steps")
     for other in (random(5, t, 3, 0, first, n) for t, first in [(8, 0), (9, 0), (7, 2**32), (8, n)]):
-        if np.intersect1d(base, other).size > 5:  # in whatever order; 0.06 are expected
+        if np.intersect1d(base, other).size > 5:  # in any order; 0.06 are expected
             found.add("numbers that come again")
     return found
 
@@ -135,12 +135,12 @@ def test_random_bits_pass_the_statistical_tests() -> None:
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_source_that_uses_bits_twice_fails_the_statistical_tests(name: str) -> None:
+def test_a_source_that_reuses_bits_fails_the_statistical_tests(name: str) -> None:
     random, expected = BROKEN[name]
     assert expected <= weaknesses(random)
 
 
-def test_both_halves_of_the_key_decide_about_the_set_of_numbers() -> None:
+def test_the_random_numbers_depend_on_both_halves_of_the_key() -> None:
     """With one half, two steps whose keys differ by a small multiple of the factor would share most numbers."""
     i, n = np.arange(2**16), 2**16
     k0, k1, factor = 0x12345678, 0x9ABCDEF0, 0x9E3779B1

@@ -23,7 +23,7 @@ N = 4096 + 200  # elements of a tensor whose state may be narrow, with a shorter
 
 
 def options_of(kind: str, **more: Any) -> dict[str, Any]:
-    """Return options that take every line of a rule and may go with narrow state."""
+    """Return options that run every line of a rule and are allowed with narrow state."""
     return {"lr": shrinking, **all_set(kind, "amsgrad", "centered"), **more}
 
 
@@ -32,7 +32,7 @@ def as_bfloat16(values: Array) -> Array:
 
 
 def weights(reference: Reference, index: int) -> Array:
-    """Return the weights as the rule takes them."""
+    """Return the weights as the rule uses them: float32, with lower bits."""
     return np.asarray(reference._decoded(index)[0])
 
 
@@ -53,7 +53,7 @@ def assert_same_storage(a: Reference, b: Reference, without: str = "") -> None:
 
 
 def unquantized(reference: Reference) -> Reference:
-    """Return a reference with float32 storage that stands where this one does."""
+    """Return a reference with float32 storage and the same parameters, state and counts."""
     plain = copy.deepcopy(reference)
     for i in range(len(plain.params)):
         param, *arrays = reference._decoded(i)
@@ -66,7 +66,7 @@ def unquantized(reference: Reference) -> Reference:
 
 @pytest.mark.parametrize("values", NUMBERS)
 @pytest.mark.parametrize("kind", RULES)
-def test_bfloat16_parameters_with_32_bits_train_as_float32_parameters(kind: str, values: str) -> None:
+def test_bfloat16_parameters_with_32_master_bits_match_float32_training(kind: str, values: str) -> None:
     rng = np.random.default_rng(0)
     start = [as_bfloat16(ordinary(rng, 300, np.float32)), as_bfloat16(ordinary(rng, (6, 7), np.float32)).T]
     for more in ({}, {name: choices[0] for name, choices in values_of(kind).items() if isinstance(choices[0], bool)}):
@@ -87,9 +87,7 @@ def test_bfloat16_parameters_with_32_bits_train_as_float32_parameters(kind: str,
 
 @pytest.mark.parametrize("state_dtype", NARROW)
 @pytest.mark.parametrize("kind", RULES)
-def test_bfloat16_parameters_and_narrow_state_train_as_float32_parameters_and_narrow_state(
-    kind: str, state_dtype: str
-) -> None:
+def test_bfloat16_parameters_match_float32_parameters_with_narrow_state(kind: str, state_dtype: str) -> None:
     rng = np.random.default_rng(1)
     start = as_bfloat16(ordinary(rng, N, np.float32))
     options = options_of(kind, state_dtype=state_dtype, seed=5)
@@ -107,7 +105,7 @@ def test_bfloat16_parameters_and_narrow_state_train_as_float32_parameters_and_na
 @pytest.mark.parametrize("state_dtype", [None, *NARROW])
 @pytest.mark.parametrize("master_bits", [None, 32, 24, 16])
 @pytest.mark.parametrize("kind", RULES)
-def test_a_step_is_the_float32_step_of_the_decoded_numbers_and_then_a_rounding(
+def test_a_step_decodes_steps_in_float32_and_rounds(
     kind: str, master_bits: int | None, state_dtype: str | None, rounding: str
 ) -> None:
     rng = np.random.default_rng(2)
@@ -149,15 +147,15 @@ def test_a_step_is_the_float32_step_of_the_decoded_numbers_and_then_a_rounding(
 
 
 @pytest.mark.parametrize("kind", RULES)
-def test_states_that_a_rule_divides_by_or_takes_the_root_of_are_the_divisors(kind: str) -> None:
-    """A state may be negative, or it is a divisor; amsgrad's maximum and weights are never narrow."""
+def test_every_unsigned_narrow_state_is_stored_as_a_divisor(kind: str) -> None:
+    """Every state may be negative or is a divisor; amsgrad's maximum and weights are never narrow."""
     assert {*RULES[kind].states} - SIGNED - {"max_exp_avg_sq"} - WEIGHTS <= storage.DIVISORS
     assert not {*RULES[kind].states} & SIGNED & storage.DIVISORS
 
 
 @pytest.mark.parametrize("state_dtype", NARROW)
 @pytest.mark.parametrize("kind", RULES)
-def test_stored_arrays_have_the_names_dtypes_and_layout_of_the_page(kind: str, state_dtype: str) -> None:
+def test_stored_arrays_have_the_documented_names_dtypes_and_layout(kind: str, state_dtype: str) -> None:
     param = np.zeros((64, 67), np.float32).T
     reference = Reference(kind, param, **options_of(kind, state_dtype=state_dtype))
     names = [name for name in RULES[kind].states if name not in SWITCHES or SWITCHES[name] == "momentum"]
@@ -188,7 +186,7 @@ def test_tensors_of_fewer_than_4096_elements_keep_float32_state(state_dtype: str
     assert reference.state[1]["exp_avg"].dtype == (np.uint8 if state_dtype == "float8" else np.uint16)
 
 
-def test_small_bfloat16_parameters_keep_their_lower_bits() -> None:
+def test_small_bfloat16_parameters_have_lower_bits_too() -> None:
     for master_bits, dtype in ((32, np.int16), (24, np.int8)):
         reference = Reference("Adam", as_bfloat16(np.ones(3, np.float32)), master_bits=master_bits)
         assert reference.state[0]["param_low"].dtype == dtype and not reference.state[0]["param_low"].any()
@@ -212,7 +210,7 @@ def trained(params: Any, steps: int = 4, none: Any = (), **options: Any) -> Refe
 
 
 @pytest.mark.parametrize("state_dtype", NARROW)
-def test_bits_depend_on_the_index_in_the_whole_optimizer_and_not_on_groups(state_dtype: str) -> None:
+def test_random_bits_depend_on_the_parameter_index_and_not_on_groups(state_dtype: str) -> None:
     rng = np.random.default_rng(4)
     params = [ordinary(rng, N, np.float32) for _ in range(3)]
     one = trained(params, state_dtype=state_dtype, seed=3)
@@ -227,7 +225,7 @@ def test_bits_depend_on_the_index_in_the_whole_optimizer_and_not_on_groups(state
 
 
 @pytest.mark.parametrize("state_dtype", NARROW)
-def test_bits_depend_on_the_parameters_own_count(state_dtype: str) -> None:
+def test_random_bits_depend_on_the_parameters_own_step_count(state_dtype: str) -> None:
     rng = np.random.default_rng(5)
     params = [ordinary(rng, N, np.float32) for _ in range(2)]
     whole = trained(params, 3, state_dtype=state_dtype)
@@ -238,7 +236,7 @@ def test_bits_depend_on_the_parameters_own_count(state_dtype: str) -> None:
 
 
 @pytest.mark.parametrize("state_dtype", NARROW)
-def test_an_interrupted_run_continues_with_the_same_bits(state_dtype: str) -> None:
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_run(state_dtype: str) -> None:
     rng = np.random.default_rng(6)
     param = as_bfloat16(ordinary(rng, N, np.float32))
     options = {"state_dtype": state_dtype, "master_bits": 24, "seed": 2**64 - 1}
@@ -256,7 +254,7 @@ def test_an_interrupted_run_continues_with_the_same_bits(state_dtype: str) -> No
 
 
 @pytest.mark.parametrize("state_dtype", NARROW)
-def test_the_seed_matters_for_stochastic_rounding_and_not_for_nearest(state_dtype: str) -> None:
+def test_the_seed_matters_only_for_stochastic_rounding(state_dtype: str) -> None:
     param = ordinary(np.random.default_rng(7), N, np.float32)
     for rounding, differ in (("stochastic", True), ("nearest", False)):
         a, b, c = (trained(param, 2, state_dtype=state_dtype, rounding=rounding, seed=seed) for seed in (0, 1, 0))
@@ -267,7 +265,7 @@ def test_the_seed_matters_for_stochastic_rounding_and_not_for_nearest(state_dtyp
 
 @pytest.mark.parametrize("master_bits", [32, 24, 16])
 @pytest.mark.parametrize("state_dtype", NARROW)
-def test_the_layout_of_a_parameter_decides_about_the_order_of_its_elements(state_dtype: str, master_bits: int) -> None:
+def test_elements_are_numbered_in_memory_order(state_dtype: str, master_bits: int) -> None:
     rng = np.random.default_rng(8)
     flat = as_bfloat16(ordinary(rng, 4 * 30 * 41, np.float32))
     cube = flat.reshape(30, 4, 41).transpose(1, 2, 0)  # in memory as flat
@@ -302,7 +300,7 @@ def test_gradients_of_16_bits_are_widened_exactly(grad_dtype: Any, param_dtype: 
             assert_same_storage(a, other)
 
 
-def test_subnormal_gradients_flush_as_any_input_after_widening() -> None:
+def test_subnormal_gradients_are_flushed_after_widening() -> None:
     pytest.importorskip("ml_dtypes")
     grads = {
         "float16": np.array([2**-24], np.float16),  # a normal number of float32
@@ -316,7 +314,7 @@ def test_subnormal_gradients_flush_as_any_input_after_widening() -> None:
 
 
 @pytest.mark.parametrize("kind", RULES)
-def test_rows_of_bfloat16_parameters_train_as_rows_of_float32_parameters(kind: str) -> None:
+def test_sparse_rows_of_bfloat16_parameters_match_float32_training(kind: str) -> None:
     rng = np.random.default_rng(9)
     start = as_bfloat16(ordinary(rng, (40, 3), np.float32))
     options = {"lr": shrinking, **all_set(kind)}
@@ -329,7 +327,7 @@ def test_rows_of_bfloat16_parameters_train_as_rows_of_float32_parameters(kind: s
     assert_same_storage(narrow, plain, without="param_low")
 
 
-def test_a_zero_written_into_the_weights_trains_on_as_zero() -> None:
+def test_zeros_written_into_the_weights_stay_zero() -> None:
     start = as_bfloat16(np.ones(200, np.float32))
     for master_bits in (32, 24, 16):
         reference = Reference("SGD", start, lr=0.01, master_bits=master_bits)
@@ -339,7 +337,7 @@ def test_a_zero_written_into_the_weights_trains_on_as_zero() -> None:
         assert (abs(weights(reference, 0)) < 1e-37).all()
 
 
-def test_the_average_of_bfloat16_parameters_is_float32_and_follows_the_joined_weights() -> None:
+def test_the_average_of_bfloat16_parameters_is_of_the_joined_float32_weights() -> None:
     start = as_bfloat16(ordinary(np.random.default_rng(11), N, np.float32))
     reference = Reference("SGD", start, lr=1e-4, master_bits=32, ema_decay=0.9)
     before = reference.ema[0].copy()

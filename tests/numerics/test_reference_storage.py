@@ -40,7 +40,7 @@ def patterns(*numbers: int) -> Array:
 
 
 def every_upper_half() -> Array:
-    """Every bfloat16 with lower halves around the borders of rounding."""
+    """Return every bfloat16 number with lower halves next to rounding ties."""
     upper = np.arange(2**16, dtype=np.uint32) << np.uint32(16)
     lower = np.array([0, 1, 0x7F, 0x80, 0x81, 0x7FFF, 0x8000, 0x8001, 0xFF7F, 0xFF80, 0xFFFF], np.uint32)
     return np.asarray((upper[:, None] | lower).ravel().view(np.float32))
@@ -60,7 +60,7 @@ def repeatable(count: int, slot: int = 0) -> Array:
     return r16(1, 2, 3, slot, 0, count)
 
 
-def test_nearest_bfloat16_is_the_cast_of_ml_dtypes() -> None:
+def test_nearest_bfloat16_matches_the_cast_of_ml_dtypes() -> None:
     bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
     for x in chunks_of_patterns():
         with np.errstate(invalid="ignore"):
@@ -70,21 +70,21 @@ def test_nearest_bfloat16_is_the_cast_of_ml_dtypes() -> None:
         assert (actual[np.isnan(x)] & 0x7FFF == 0x7FC0).all()
 
 
-def test_bfloat16_decodes_as_ml_dtypes_does() -> None:
+def test_decoded_bfloat16_matches_ml_dtypes() -> None:
     bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
     codes = np.arange(2**16, dtype=np.uint16)
     assert_same_bits([decode_bfloat16(codes)], [codes.view(bfloat16).astype(np.float32)])
 
 
 @pytest.mark.parametrize("r", [0, 1, 0x8000, 0xFFFF])
-def test_a_bfloat16_is_stored_exactly_whatever_the_random_bits(r: int) -> None:
+def test_a_number_that_fits_bfloat16_is_stored_exactly_with_any_random_bits(r: int) -> None:
     codes = np.arange(2**16, dtype=np.uint16)
     x = decode_bfloat16(codes)
     number = ~np.isnan(x)
     assert (encode_bfloat16(x, np.full(x.size, r, np.uint32))[number] == codes[number]).all()
 
 
-def test_stochastic_bfloat16_takes_one_of_both_neighbours() -> None:
+def test_stochastic_bfloat16_rounds_to_one_of_the_two_neighbours() -> None:
     x = hostile(np.random.default_rng(0), 100_000, np.float32)
     rounded = encode_bfloat16(x, repeatable(x.size)).astype(np.int64)
     below = bits(x).astype(np.int64) >> 16
@@ -94,27 +94,27 @@ def test_stochastic_bfloat16_takes_one_of_both_neighbours() -> None:
     assert np.isnan(decode_bfloat16(rounded[np.isnan(x)].astype(np.uint16))).all()
 
 
-def test_the_probability_of_the_upper_bfloat16_is_the_lower_half_of_the_bits() -> None:
+def test_the_lower_half_of_the_bits_is_the_probability_of_rounding_up() -> None:
     r = np.arange(2**16, dtype=np.uint32)
     for pattern in (0x3F800000, 0x3F800001, 0x3F80FFFF, 0xBF801234, 0x00001234, 0x807F8000, 0x7E00ABCD):
         rounded = encode_bfloat16(np.full(2**16, patterns(pattern)), r).astype(np.int64)
         assert (rounded - (pattern >> 16)).sum() == pattern & 0xFFFF
 
 
-def test_stochastic_bfloat16_never_becomes_infinite_and_nearest_does() -> None:
+def test_stochastic_bfloat16_never_rounds_to_infinity_but_nearest_may() -> None:
     x = patterns(0x7F7FFFFF, 0xFF7FFFFF, 0x7F7F8000)
     assert encode_bfloat16(x, np.full(3, 0xFFFF, np.uint32)).tolist() == [0x7F7F, 0xFF7F, 0x7F7F]
     assert encode_bfloat16(x, None).tolist() == [0x7F80, 0xFF80, 0x7F80]
 
 
-def test_the_mean_of_stochastic_bfloat16_is_the_number() -> None:
+def test_stochastic_bfloat16_is_unbiased() -> None:
     x = ordinary(np.random.default_rng(1), 2**18, np.float32)
     error = decode_bfloat16(encode_bfloat16(x, repeatable(x.size))).astype(np.float64) / x - 1
     assert abs(error).max() <= 2**-7
     assert abs(error.mean()) < 6 * 2**-7 / 2 / x.size**0.5
 
 
-def test_every_float8_code_decodes_as_in_ml_dtypes() -> None:
+def test_every_decoded_float8_code_matches_ml_dtypes() -> None:
     float8 = pytest.importorskip("ml_dtypes").float8_e4m3fn
     codes = np.arange(256, dtype=np.uint8)
     assert_same_bits([decode_float8(codes, f32(1, 1))], [codes.view(float8).astype(np.float32)])
@@ -123,7 +123,7 @@ def test_every_float8_code_decodes_as_in_ml_dtypes() -> None:
     )
 
 
-def test_the_rounding_of_float8_is_the_cast_of_ml_dtypes_where_the_scale_is_one() -> None:
+def test_float8_at_scale_one_matches_the_cast_of_ml_dtypes() -> None:
     float8 = pytest.importorskip("ml_dtypes").float8_e4m3fn
     rng = np.random.default_rng(2)
     x = np.ldexp(rng.uniform(-1, 1, (4000, 128)), rng.integers(-12, 9, (4000, 128))).astype(np.float32)
@@ -139,7 +139,7 @@ def test_the_rounding_of_float8_is_the_cast_of_ml_dtypes_where_the_scale_is_one(
 
 @pytest.mark.parametrize("divisor", [False, True])
 @pytest.mark.parametrize("r", [None, 0, 0xFFFF, "random"])
-def test_encoding_a_decoded_group_changes_no_code_and_no_scale(r: Any, divisor: bool) -> None:
+def test_encoding_a_decoded_float8_group_changes_nothing(r: Any, divisor: bool) -> None:
     rng = np.random.default_rng(3)
     draws = [ordinary(rng, 200_000, np.float32), hostile(rng, 200_000, np.float32), small(rng, 200_000, np.float32)]
     draws.append(np.asarray(np.exp(rng.normal(0, 4, 200_000)), np.float32))
@@ -154,7 +154,7 @@ def test_encoding_a_decoded_group_changes_no_code_and_no_scale(r: Any, divisor: 
 
 
 def float8_code(x: np.float32, inverse: np.float32, random: int | None, divisor: bool) -> int:
-    """Return the code of one element, step by step as the page has it."""
+    """Return the code of one element by the documented formula, step by step."""
     pattern = int(x.view(np.uint32))
     mag = pattern & 0x7FFFFFFF
     if mag >= 0x7F800000:
@@ -169,7 +169,7 @@ def float8_code(x: np.float32, inverse: np.float32, random: int | None, divisor:
 
 
 @pytest.mark.parametrize("divisor", [False, True])
-def test_codes_are_those_of_the_formula_at_the_borders_of_rounding(divisor: bool) -> None:
+def test_float8_codes_match_the_formula_near_rounding_ties(divisor: bool) -> None:
     rng = np.random.default_rng(14)
     values = decode_float8(np.arange(127, dtype=np.uint8), f32(1)).astype(np.float64)
     borders = np.append((values[1:] + values[:-1]) / 2, [0, 448])
@@ -188,20 +188,20 @@ def test_codes_are_those_of_the_formula_at_the_borders_of_rounding(divisor: bool
 
 
 @pytest.mark.parametrize("length", [0, 1, 127, 128, 129, 300])
-def test_a_last_group_may_be_shorter(length: int) -> None:
+def test_the_last_float8_group_may_be_shorter(length: int) -> None:
     rng = np.random.default_rng(4)
     x, random = ordinary(rng, length, np.float32), repeatable(length)
     codes, scales = encode_float8(x, random, False)
     assert codes.shape == (length,) and scales.shape == (-(-length // 128),)
     assert codes.dtype == np.uint8 and scales.dtype == np.float32
-    for group, start in enumerate(range(0, length, 128)):  # each group on its own gives the same
+    for group, start in enumerate(range(0, length, 128)):  # each group encoded separately gives the same codes
         own = encode_float8(x[start : start + 128], random[start : start + 128], False)
         assert (own[0] == codes[start : start + 128]).all() and own[1] == scales[group]
     assert decode_float8(codes, scales).shape == (length,)
 
 
 @pytest.mark.parametrize("r", [None, "random"])
-def test_the_error_of_float8_is_a_part_of_the_element_or_of_the_smallest_code(r: Any) -> None:
+def test_the_error_of_float8_is_bounded_by_the_distance_of_codes(r: Any) -> None:
     rng = np.random.default_rng(5)
     x = (ordinary(rng, 128_000, np.float32) * np.exp(rng.normal(0, 3, 128_000))).astype(np.float32)
     codes, scales = encode_float8(x, None if r is None else repeatable(x.size), False)
@@ -210,7 +210,7 @@ def test_the_error_of_float8_is_a_part_of_the_element_or_of_the_smallest_code(r:
     assert (error <= step * (0.5 if r is None else 1) * (1 + 1e-6)).all()
 
 
-def test_the_mean_of_stochastic_float8_is_the_number() -> None:
+def test_stochastic_float8_is_unbiased() -> None:
     for x in (3.1, -0.77, 0.013, 2.0**-7, 0.0071, 1e-3, 448.0):
         groups = np.full((1024, 128), x, np.float32)
         groups[:, ::2] = 448  # for a scale of one
@@ -220,7 +220,7 @@ def test_the_mean_of_stochastic_float8_is_the_number() -> None:
         assert abs(mean - np.float32(x)) <= max(abs(x) * 2**-3, 2**-9) * 2**-16
 
 
-def test_the_largest_element_of_a_group_keeps_its_value_to_one_unit_in_the_last_place() -> None:
+def test_the_largest_element_of_a_float8_group_is_kept_within_one_ulp() -> None:
     rng = np.random.default_rng(6)
     x = np.zeros((20_000, 128), np.float32)
     x[:, 7] = np.ldexp(rng.uniform(1, 2, 20_000), rng.integers(-107, 128, 20_000))
@@ -231,7 +231,7 @@ def test_the_largest_element_of_a_group_keeps_its_value_to_one_unit_in_the_last_
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
-def test_a_uniform_decay_is_followed_without_a_change_of_codes(rounding: str) -> None:
+def test_a_uniform_decay_changes_float8_scales_instead_of_codes(rounding: str) -> None:
     x = np.asarray(np.random.default_rng(7).uniform(0.01, 1, 512), np.float32)
     codes, scales = first = encode_float8(x, None, True)
     for t in range(2000):
@@ -242,7 +242,7 @@ def test_a_uniform_decay_is_followed_without_a_change_of_codes(rounding: str) ->
     assert np.allclose(scales, first[1] * np.float64(np.float32(0.999)) ** 2000, rtol=2e-5)
 
 
-def test_numbers_that_are_not_finite_harm_no_neighbour() -> None:
+def test_numbers_that_are_not_finite_do_not_change_their_float8_group() -> None:
     x = ordinary(np.random.default_rng(8), 384, np.float32)
     expected = encode_float8(x, repeatable(384), False)
     smallest = int(abs(x[128:256]).argmin()) + 128
@@ -257,7 +257,7 @@ def test_numbers_that_are_not_finite_harm_no_neighbour() -> None:
     assert (codes == 127).all() and scales == np.float32(2.0**-117)
 
 
-def test_a_huge_element_makes_small_neighbours_zero_or_the_smallest_code_of_a_divisor() -> None:
+def test_a_huge_element_makes_small_neighbours_zero_or_the_smallest_code() -> None:
     x = np.ones(256, np.float32)
     x[200], x[210], x[211] = 1e30, 0, -0.0
     codes, _ = encode_float8(x, None, False)
@@ -267,7 +267,7 @@ def test_a_huge_element_makes_small_neighbours_zero_or_the_smallest_code_of_a_di
     assert codes[128:].tolist() == [126 if i == 200 else {210: 0, 211: 128}.get(i, 1) for i in range(128, 256)]
 
 
-def test_tiny_numbers_have_the_smallest_scale() -> None:
+def test_tiny_numbers_get_the_smallest_float8_scale() -> None:
     smallest, tiny = np.float32(2.0**-117), np.finfo(np.float32).tiny
     codes, scales = encode_float8(np.zeros(128, np.float32), None, True)
     assert not codes.any() and scales == smallest  # an all-zero group
@@ -280,7 +280,7 @@ def test_tiny_numbers_have_the_smallest_scale() -> None:
     assert (decode_float8(*encode_float8(normal, None, False)) >= tiny).all()  # no product of a scale is subnormal
 
 
-def test_the_code_of_a_divisor_is_zero_only_for_zero() -> None:
+def test_the_float8_code_of_a_divisor_is_zero_only_for_zero() -> None:
     rng = np.random.default_rng(9)
     for values in (hostile, ordinary, small):
         x = abs(values(rng, 50_000, np.float32))
@@ -291,8 +291,8 @@ def test_the_code_of_a_divisor_is_zero_only_for_zero() -> None:
             assert (np.sqrt(v) > 0).sum() + np.isnan(v).sum() == (codes > 0).sum()
 
 
-def test_a_spike_makes_the_divisors_of_its_neighbours_too_large_for_some_thousand_steps() -> None:
-    """One gradient of 1e5 among ordinary ones: sqrt(v) of its group is too large, never too small, and recovers."""
+def test_a_gradient_spike_enlarges_the_divisors_of_its_group_temporarily() -> None:
+    """After a gradient of 1e5 among ordinary ones, sqrt(v) of its group is too large, never too small, and recovers."""
     codes, scales = encode_float8(np.ones(128, np.float32), None, True)
     roots = []
     rng = np.random.default_rng(10)
@@ -308,7 +308,7 @@ def test_a_spike_makes_the_divisors_of_its_neighbours_too_large_for_some_thousan
     assert 2000 < recovered < 5000
 
 
-def test_stochastic_rounding_lets_second_moments_follow_and_nearest_freezes_them() -> None:
+def test_second_moments_follow_a_change_only_with_stochastic_rounding() -> None:
     rng = np.random.default_rng(0)
     n, beta, rest = 4096, np.float32(0.999), np.float32(1 - 0.999)
     exact = np.zeros(n, np.float32)
@@ -338,7 +338,7 @@ def test_stochastic_rounding_lets_second_moments_follow_and_nearest_freezes_them
     assert errors["float8 nearest"] > 0.2 and errors["bfloat16 nearest"] > 0.2, errors
 
 
-def test_split_loses_nothing_and_shows_the_nearest_bfloat16() -> None:
+def test_split_loses_nothing_and_its_upper_half_is_the_nearest_bfloat16() -> None:
     for x in chunks_of_patterns():
         hi, low = split(x)
         assert hi.dtype == np.uint16 and low.dtype == np.int16
@@ -351,7 +351,7 @@ def test_split_loses_nothing_and_shows_the_nearest_bfloat16() -> None:
         assert (hi[tie & ~nan] == (bits(x)[tie & ~nan] >> 16) + 1).all()
 
 
-def test_large_weights_show_as_infinity_and_are_kept() -> None:
+def test_weights_whose_upper_half_is_infinite_are_kept() -> None:
     x = patterns(0x7F7F7FFF, 0x7F7F8000, 0x7F7FFFFF, 0xFF7F8000)
     hi, low = split(x)
     assert hi.tolist() == [0x7F7F, 0x7F80, 0x7F80, 0xFF80]
@@ -359,7 +359,7 @@ def test_large_weights_show_as_infinity_and_are_kept() -> None:
 
 
 @pytest.mark.parametrize("zero", [0, 0x8000])
-def test_a_zero_written_over_a_weight_is_a_zero(zero: int) -> None:
+def test_zero_in_the_upper_half_clears_negative_lower_bits(zero: int) -> None:
     hi = np.full(2**16, zero, np.uint16)
     low = np.arange(-(2**15), 2**15).astype(np.int16)
     expected = np.uint32(zero << 16) + np.where(low < 0, 0, low).astype(np.uint32)
@@ -369,14 +369,14 @@ def test_a_zero_written_over_a_weight_is_a_zero(zero: int) -> None:
     assert (bits(join24(hi[:256], eight)) == expected).all()
 
 
-def test_no_number_splits_into_a_zero_and_a_negative_lower_half() -> None:
+def test_no_number_is_split_into_zero_and_a_negative_lower_half() -> None:
     x = np.arange(2**17, dtype=np.uint32)
     for sign in (np.uint32(0), np.uint32(2**31)):
         for hi, low in (split((x | sign).view(np.float32)), split24((x | sign).view(np.float32), None)):
             assert (low[hi & 0x7FFF == 0] >= 0).all()
 
 
-def test_a_written_weight_keeps_the_old_lower_half_within_half_a_unit() -> None:
+def test_old_lower_bits_move_a_written_weight_by_at_most_half_a_unit() -> None:
     rng = np.random.default_rng(11)
     low = rng.integers(-(2**15), 2**15, 10_000).astype(np.int16)
     hi = encode_bfloat16(ordinary(rng, 10_000, np.float32), None)
@@ -385,7 +385,7 @@ def test_a_written_weight_keeps_the_old_lower_half_within_half_a_unit() -> None:
 
 
 @pytest.mark.parametrize("r", [None, 0, 0xFF, 0xFFFF, "random"])
-def test_split24_keeps_sixteen_bits_of_the_significand(r: Any) -> None:
+def test_split24_keeps_16_bits_of_the_significand(r: Any) -> None:
     for x in [every_upper_half(), hostile(np.random.default_rng(12), 100_000, np.float32)]:
         random = repeatable(x.size) if r == "random" else None if r is None else np.full(x.size, r, np.uint32)
         hi, low8 = split24(x, random)
@@ -397,12 +397,12 @@ def test_split24_keeps_sixteen_bits_of_the_significand(r: Any) -> None:
         moved = (after - before)[finite]
         assert (abs(moved) <= (0x80 if r is None else 0xFF)).all()
         assert (after[np.isinf(x)] == before[np.isinf(x)]).all() and np.isnan(kept[np.isnan(x)]).all()
-        again = split24(kept, random)  # what is stored stays, whatever the random bits
+        again = split24(kept, random)  # stored numbers are not changed by any random bits
         number = ~np.isnan(kept)
         assert (again[0] == hi)[number].all() and (again[1] == low8)[number].all()
 
 
-def test_the_probability_of_the_upper_neighbour_in_split24_is_the_lowest_byte() -> None:
+def test_the_lowest_byte_is_the_probability_of_rounding_up_in_split24() -> None:
     r = np.arange(2**16, dtype=np.uint32)
     for pattern in (0x3F800000, 0x3F800001, 0x3F8012FF, 0xBF80FF34, 0x00001234):
         kept = join24(*split24(np.full(2**16, patterns(pattern)), r))
@@ -417,19 +417,19 @@ def test_split24_adds_the_upper_8_random_bits_or_a_half() -> None:
     assert bits(join24(*split24(halves, None))).tolist() == [0x3F812300, 0x3F812400, 0x3F812500, 0xBF812400]
 
 
-def test_stochastic_split24_never_becomes_infinite() -> None:
+def test_stochastic_split24_never_rounds_to_infinity() -> None:
     hi, low8 = split24(f32(LARGEST, -LARGEST), np.full(2, 0xFFFF, np.uint32))
     assert bits(join24(hi, low8)).tolist() == [0x7F7FFF00, 0xFF7FFF00] and hi.tolist() == [0x7F80, 0xFF80]
 
 
-def test_float16_is_widened_as_numpy_does() -> None:
+def test_widened_float16_matches_numpy() -> None:
     codes = np.arange(2**16, dtype=np.uint16)
     assert (bits(widen_float16(codes)) == bits(codes.view(np.float16).astype(np.float32))).all()
 
 
 @contextmanager
 def flushing() -> Iterator[None]:
-    """Set the flags of MXCSR that flush subnormal results and take subnormal operands for zero."""
+    """Set the flags of MXCSR that flush subnormal results and treat subnormal operands as zero."""
     if platform.machine() not in ("x86_64", "AMD64") or os.name != "posix":
         pytest.skip("no machine code for this platform")
     code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
@@ -442,7 +442,7 @@ def flushing() -> Iterator[None]:
         load(0x1F80)
 
 
-def test_nothing_depends_on_whether_the_processor_flushes() -> None:
+def test_conversions_ignore_the_processors_flush_mode() -> None:
     rng = np.random.default_rng(13)
     x = np.concatenate([f(rng, 20_000, np.float32) for f in (hostile, small, ordinary)])
     codes = np.arange(2**16, dtype=np.uint16)

@@ -25,7 +25,7 @@ SIGNED = {"exp_avg", "exp_avg_slow", "grad_avg", "momentum_buffer"}  # the state
 
 
 def pairwise(choices: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    """Few combinations in which every value of each option meets every value of every other."""
+    """Return few combinations that contain every pair of values of two options."""
     rng = random.Random(0)
     items = [[(name, i) for i in range(len(values))] for name, values in choices.items()]
     missing = {pair for a, b in itertools.combinations(items, 2) for pair in itertools.product(a, b)}
@@ -44,14 +44,14 @@ def pairwise(choices: dict[str, list[Any]]) -> list[dict[str, Any]]:
 
 
 def flat(arrays: Any) -> list[Array]:
-    """The arrays, in whatever form they came."""
+    """Return the arrays of parameters in any form."""
     if isinstance(arrays, np.ndarray):
         return [arrays]
     return [x for part in (arrays.values() if isinstance(arrays, Mapping) else arrays) for x in flat(part)]
 
 
 def pair(kind: str, params: Any, **options: Any) -> tuple[Any, Reference]:
-    """The optimizer and, on copies, the reference."""
+    """Return the optimizer and a reference with copies of the parameters."""
     reference = Reference(kind, params, **options)
     return getattr(onepass, kind)(params, **options), reference
 
@@ -76,7 +76,9 @@ def assert_agreed(optimizer: Any, reference: Reference, params: list[Array], con
 @pytest.mark.parametrize("flush", [True, False], ids=["flush", "gradual"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", CLASSES)
-def test_every_option_gives_the_bits_of_the_reference(kind: str, dtype: Any, flush: bool, values: str) -> None:
+def test_steps_match_the_reference_bit_for_bit_with_every_option(
+    kind: str, dtype: Any, flush: bool, values: str
+) -> None:
     rng = np.random.default_rng(0)
     tiny = float(np.finfo(dtype).tiny)
     limit = {"ordinary": 0.7, "hostile": 1e3, "small": tiny * 4}[values]
@@ -88,7 +90,7 @@ def test_every_option_gives_the_bits_of_the_reference(kind: str, dtype: Any, flu
         params = [NUMBERS[values](rng, 151, dtype)]
         optimizer, reference = pair(kind, params, flush_denormals=flush, **options)
         for name, array in reference.state[0].items():
-            if isinstance(array, np.ndarray):  # start from state that may have been reached
+            if isinstance(array, np.ndarray):  # start from state that steps can reach
                 start = NUMBERS[values](rng, 151, dtype)
                 array[...] = optimizer.state[0][name][...] = start if name in SIGNED else abs(start)
         for _ in range(3):
@@ -101,8 +103,8 @@ def test_every_option_gives_the_bits_of_the_reference(kind: str, dtype: Any, flu
 @pytest.mark.parametrize("values", NUMBERS)
 @pytest.mark.parametrize("flush", [True, False], ids=["flush", "gradual"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_radam_gives_the_bits_of_the_reference_before_and_after_step_5(dtype: Any, flush: bool, values: str) -> None:
-    """The second moment scales the steps after the fifth; other tests take fewer steps, or have smaller betas."""
+def test_radam_matches_the_reference_bit_for_bit_before_and_after_step_5(dtype: Any, flush: bool, values: str) -> None:
+    """The second moment scales steps only after step 5; other tests take fewer steps or have smaller betas."""
     rng = np.random.default_rng(7)
     for options in ({}, {"betas": (0.0, 0.9), "eps": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True}):
         params = [NUMBERS[values](rng, 151, dtype)]
@@ -116,7 +118,7 @@ def test_radam_gives_the_bits_of_the_reference_before_and_after_step_5(dtype: An
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("kind", "chosen"), RULES.values(), ids=RULES)
-def test_every_length_and_offset_gives_the_bits_and_nothing_else_is_written(kind: str, chosen: Any, dtype: Any) -> None:
+def test_steps_match_at_every_length_and_offset_and_write_nothing_else(kind: str, chosen: Any, dtype: Any) -> None:
     rng = np.random.default_rng(1)
     lengths = [*range(71), 127, 128, 129, 1000, 4095, 4096, 4097]
     buffers = [np.full(length + 64, 7, dtype) for length in lengths]
@@ -134,7 +136,7 @@ def test_every_length_and_offset_gives_the_bits_and_nothing_else_is_written(kind
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_first_momentum_buffer_is_a_copy_of_the_gradient_which_does_not_flush(dtype: Any) -> None:
+def test_the_first_momentum_buffer_copies_the_gradient_without_flushing(dtype: Any) -> None:
     rng = np.random.default_rng(2)
     for clip_value, nesterov in itertools.product([None, 1.0], [False, True]):
         params, grads = [ordinary(rng, 200, dtype)], [small(rng, 200, dtype)]
@@ -147,7 +149,7 @@ def test_the_first_momentum_buffer_is_a_copy_of_the_gradient_which_does_not_flus
 
 
 @pytest.mark.parametrize(("kind", "chosen"), RULES.values(), ids=RULES)
-def test_groups_have_their_own_options_and_parameters_their_own_counts(kind: str, chosen: Any) -> None:
+def test_groups_have_own_options_and_parameters_have_own_step_counts(kind: str, chosen: Any) -> None:
     rng = np.random.default_rng(3)
     arrays = [ordinary(rng, shape, dtype) for shape, dtype in zip([(3, 5), (), (0, 2), 17], DTYPES * 2)]
     groups = [
@@ -168,7 +170,7 @@ def test_groups_have_their_own_options_and_parameters_their_own_counts(kind: str
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("kind", "chosen"), RULES.values(), ids=RULES)
-def test_sparse_rows_touch_only_their_rows(kind: str, chosen: Any, dtype: Any) -> None:
+def test_sparse_rows_change_only_their_rows(kind: str, chosen: Any, dtype: Any) -> None:
     rng = np.random.default_rng(4)
     shapes: list[tuple[int, ...]] = [(40, 3), (9, 2, 5), (7, 20)]
     params = [ordinary(rng, shape, dtype) for shape in shapes]
@@ -190,7 +192,7 @@ def test_sparse_rows_touch_only_their_rows(kind: str, chosen: Any, dtype: Any) -
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("values", ["ordinary", "small"])
-def test_the_global_norm_has_the_bits_of_the_reference(values: str, dtype: Any) -> None:
+def test_the_global_norm_matches_the_reference_bit_for_bit(values: str, dtype: Any) -> None:
     rng = np.random.default_rng(5)
     lengths = [4095, 0, 4096, 1, 4097, 17, 8191, 8192, 8193, 12_289, 40_000, 33]
     grads = [NUMBERS[values](rng, n, dtype) * (10 ** rng.uniform(-2, 2, n)).astype(dtype) for n in lengths]
@@ -207,7 +209,7 @@ def test_the_global_norm_has_the_bits_of_the_reference(values: str, dtype: Any) 
             assert_agreed(optimizer, reference, params, clip_norm)
 
 
-def test_a_norm_that_overflows_makes_finite_gradients_zero_and_is_skipped_if_so_wished() -> None:
+def test_an_overflowing_norm_zeroes_finite_gradients_or_skips_the_step() -> None:
     for nonfinite in ("propagate", "skip"):
         params = [np.ones(5), np.ones(3)]
         grads = [np.full(5, 1e200), np.full(3, -1.0)]
@@ -223,13 +225,13 @@ def test_a_norm_that_overflows_makes_finite_gradients_zero_and_is_skipped_if_so_
 @pytest.mark.parametrize("nonfinite", ["skip", "raise"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("kind", "chosen"), RULES.values(), ids=RULES)
-def test_gradients_that_are_not_finite_change_nothing(
+def test_gradients_that_are_not_finite_are_skipped_or_refused(
     kind: str, chosen: Any, dtype: Any, nonfinite: str, clip_norm: Any
 ) -> None:
     rng = np.random.default_rng(6)
     largest = float(np.finfo(dtype).max)
     root = largest**0.5
-    # a gradient, grad_scale, and whether that is unusable for rules that square it, and for the others
+    # a gradient, grad_scale, and True if the gradient is unusable: for rules that square it, and for other rules
     cases = [
         (np.nan, 1.0, True, True),
         (np.inf, 0.5, True, True),
@@ -256,7 +258,7 @@ def test_gradients_that_are_not_finite_change_nothing(
             if nonfinite == "raise" and unusable:
                 with pytest.raises(FloatingPointError, match=r"\b1\b"):  # the gradient's index
                     optimizer.step(grads, grad_scale)
-                # a step that raises leaves no trace in the reference: it is not taken
+                # the reference skips a step that raises
             else:
                 optimizer.step(grads, grad_scale)
                 reference.step(grads, grad_scale)

@@ -63,7 +63,7 @@ def steps(optimizer: Any, count: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_fifty_steps_follow_the_sequences_of_the_paper(options: dict[str, Any], dtype: Any) -> None:
+def test_fifty_steps_match_the_sequences_of_the_paper(options: dict[str, Any], dtype: Any) -> None:
     rng = np.random.default_rng(0)
     p = ordinary(rng, 501, dtype)
     grads = [ordinary(rng, 501, dtype) for _ in range(50)]
@@ -81,7 +81,7 @@ def test_fifty_steps_follow_the_sequences_of_the_paper(options: dict[str, Any], 
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("storage", STORAGES, ids=str)
-def test_modes_have_the_bits_of_the_reference_and_come_back_to_the_same_bits(storage: Any, order: Any) -> None:
+def test_switching_modes_matches_the_reference_and_is_reversible(storage: Any, order: Any) -> None:
     storage = dict(storage)
     dtype = storage.pop("dtype")
     if dtype is None:
@@ -115,7 +115,7 @@ def test_modes_have_the_bits_of_the_reference_and_come_back_to_the_same_bits(sto
 
 
 @pytest.mark.parametrize("master_bits", [32, 24])
-def test_zeros_that_the_user_wrote_are_averaged_as_zeros(master_bits: int) -> None:
+def test_zeros_written_into_the_weights_are_averaged_as_zeros(master_bits: int) -> None:
     """The lower bits of a bfloat16 weight stay when its upper bits become zero, and may be negative."""
     pytest.importorskip("ml_dtypes")
     options: dict[str, Any] = {"lr": 0.05, "master_bits": master_bits}
@@ -130,7 +130,7 @@ def test_zeros_that_the_user_wrote_are_averaged_as_zeros(master_bits: int) -> No
     assert_is_reference(optimizer, reference)
 
 
-def test_a_new_optimizer_trains_weights_that_are_their_average() -> None:
+def test_switching_the_mode_of_a_new_optimizer_changes_no_weight() -> None:
     p = np.array([1.5, -0.0, np.inf, 3e-320])
     optimizer = onepass.ScheduleFreeAdamW(p)
     optimizer.eval()
@@ -155,7 +155,7 @@ def test_a_step_and_a_new_group_are_refused_in_evaluation_mode() -> None:
     assert optimizer.step_count == 3
 
 
-def test_a_mode_is_switched_for_all_parameters_or_for_none() -> None:
+def test_switching_the_mode_is_atomic() -> None:
     params = [ones(4), ones(3)]
     optimizer = onepass.ScheduleFreeAdamW(params, lr=0.1)
     steps(optimizer, 3)
@@ -168,7 +168,7 @@ def test_a_mode_is_switched_for_all_parameters_or_for_none() -> None:
     steps(optimizer, 1)
 
 
-def test_memory_that_runs_out_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_switching_the_mode_without_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     params = [ones(4), ones(3)]
     optimizer = onepass.ScheduleFreeAdamW(params, lr=0.1)
     steps(optimizer, 3)
@@ -198,7 +198,7 @@ def test_each_group_averages_with_its_own_beta() -> None:
         assert bits(got).tolist() == bits(one.params[0]).tolist()
 
 
-def test_parameters_count_their_own_weights() -> None:
+def test_every_parameter_has_its_own_sum_of_averaging_weights() -> None:
     params = [ones(3), ones(3)]
     optimizer = onepass.ScheduleFreeAdamW(params, lr=lambda t: 1.0 / t, warmup_steps=2)
     optimizer.step([ones(3), None])
@@ -208,8 +208,8 @@ def test_parameters_count_their_own_weights() -> None:
     assert (second["step"], second["lr_max"], second["weight_sum"]) == (1, 0.25, 0.0625)
 
 
-def test_steps_without_weight_leave_the_average_where_it_is() -> None:
-    """The learning rate is 0 at first, so that the weights of the first steps are, and their sum."""
+def test_steps_at_a_learning_rate_of_zero_do_not_change_the_average() -> None:
+    """The learning rate is 0 at first, so that the averaging weights of the first steps and their sum are 0."""
     p = ones(3)
     optimizer = onepass.ScheduleFreeAdamW(p, lr=lambda t: 0.0 if t < 3 else 0.1)
     for _ in range(2):
@@ -219,7 +219,7 @@ def test_steps_without_weight_leave_the_average_where_it_is() -> None:
     assert (p < 1).all()
 
 
-def test_the_running_average_is_one_of_the_weights_in_training() -> None:
+def test_ema_averages_the_training_weights() -> None:
     p = ones(3)
     optimizer = onepass.ScheduleFreeAdamW(p, lr=0.1, ema_decay=0.0)
     steps(optimizer, 3)
@@ -228,7 +228,7 @@ def test_the_running_average_is_one_of_the_weights_in_training() -> None:
     assert (optimizer.ema == trained).all() and (p != trained).all()
 
 
-def test_a_share_of_zero_for_the_average_is_refused() -> None:
+def test_betas_0_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match=r"betas: expected betas\[0\] above 0, got 0.0"):
         onepass.ScheduleFreeAdamW(ones(3), betas=(0, 0.9))
     optimizer = onepass.ScheduleFreeAdamW(ones(3))
@@ -239,12 +239,12 @@ def test_a_share_of_zero_for_the_average_is_refused() -> None:
 @pytest.mark.parametrize(
     ("value", "error"), [(-1, ValueError), (2.5, TypeError), (True, TypeError), (2**53 + 1, ValueError)]
 )
-def test_a_warmup_of_no_possible_number_of_steps_is_refused(value: Any, error: type[Exception]) -> None:
+def test_an_invalid_number_of_warmup_steps_is_refused(value: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="warmup_steps must be"):
         onepass.ScheduleFreeAdamW(ones(3), warmup_steps=value)
 
 
-def test_float8_state_allows_any_share_of_the_average() -> None:
+def test_float8_state_allows_any_betas_0() -> None:
     optimizer = onepass.ScheduleFreeAdamW(ones(4096), betas=(0.999, 0.999), state_dtype="float8")
     steps(optimizer, 2)
     assert optimizer.decoded_state(0).keys() == {"step", "lr_max", "weight_sum", "exp_avg_sq", "z"}

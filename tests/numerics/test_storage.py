@@ -38,19 +38,19 @@ def drawn(rng: np.random.Generator, shape: Any, dtype: Any, values: Any = ordina
 
 
 def options_of(kind: str, state_dtype: str | None, **more: Any) -> dict[str, Any]:
-    """Return options that take every line of a rule and may go with this storage of state."""
+    """Return options that run every line of a rule and are allowed with this storage of state."""
     without = [] if state_dtype is None else ["amsgrad", "centered"]
     return {"lr": shrinking, **all_set(kind, *without), "state_dtype": state_dtype, **more}
 
 
 def gradients(rng: np.random.Generator, params: list[Array], t: int, values: Any = ordinary) -> list[Array]:
-    """Return gradients of which each has the dtype of the next one's, the order of its parameter, or another order."""
+    """Return gradients of alternating dtypes, in the memory order of their parameter or in another order."""
     grads = [drawn(rng, param.shape, GRADIENTS[(i + t) % len(GRADIENTS)], values) for i, param in enumerate(params)]
     return [np.asarray(grad, order="F" if i % 3 else "C") for i, grad in enumerate(grads)]
 
 
 class Pair:
-    """An optimizer and its reference."""
+    """Optimizer and its reference, which take the same steps."""
 
     def __init__(self, kind: str, params: list[Array], **options: Any) -> None:
         self.kind, self.options = kind, options
@@ -73,7 +73,7 @@ class Pair:
 
 @pytest.mark.parametrize("state_dtype", STATES)
 @pytest.mark.parametrize("kind", RULES)
-def test_every_storage_gives_the_bits_of_the_reference(kind: str, state_dtype: str | None) -> None:
+def test_every_storage_matches_the_reference_bit_for_bit(kind: str, state_dtype: str | None) -> None:
     rng = np.random.default_rng(0)
     wholes: Iterator[dict[str, Any]] = itertools.cycle([{}, {"clip_norm": 1.0}, {"nonfinite": "skip"}])
     for storage, rounding in itertools.product(PARAMETERS, ["stochastic", "nearest"]):
@@ -93,7 +93,7 @@ def test_every_storage_gives_the_bits_of_the_reference(kind: str, state_dtype: s
 
 @pytest.mark.parametrize("state_dtype", STATES)
 @pytest.mark.parametrize("storage", PARAMETERS)
-def test_radam_gives_the_bits_of_the_reference_after_step_5(storage: dict[str, Any], state_dtype: str | None) -> None:
+def test_radam_matches_the_reference_bit_for_bit_after_step_5(storage: dict[str, Any], state_dtype: str | None) -> None:
     rng = np.random.default_rng(6)
     params = [drawn(rng, 4225, BFLOAT16 if storage else np.float32)]
     pair = Pair("RAdam", params, lr=0.1, state_dtype=state_dtype, **storage)
@@ -103,8 +103,8 @@ def test_radam_gives_the_bits_of_the_reference_after_step_5(storage: dict[str, A
 
 @pytest.mark.parametrize("state_dtype", STATES)
 @pytest.mark.parametrize("storage", PARAMETERS)
-def test_every_length_gives_the_bits_of_the_reference(storage: dict[str, Any], state_dtype: str | None) -> None:
-    """Short parameters too: next to a longer array they are narrow if the parameters are."""
+def test_narrow_storage_matches_the_reference_at_every_length(storage: dict[str, Any], state_dtype: str | None) -> None:
+    """Include short parameters, which keep float32 state and may be bfloat16."""
     rng = np.random.default_rng(1)
     around = [n + d for n in (128, 256, 512, 1024, 4096, 4224, 4608, 8192) for d in (-1, 0, 1)]
     lengths = [*range(35), 63, 64, 65, *around]
@@ -117,7 +117,7 @@ def test_every_length_gives_the_bits_of_the_reference(storage: dict[str, Any], s
 @pytest.mark.parametrize("values", ["hostile", "small"])
 @pytest.mark.parametrize("state_dtype", STATES)
 @pytest.mark.parametrize("kind", RULES)
-def test_hostile_numbers_give_the_bits_of_the_reference(kind: str, state_dtype: str | None, values: str) -> None:
+def test_hostile_numbers_match_the_reference_bit_for_bit(kind: str, state_dtype: str | None, values: str) -> None:
     rng = np.random.default_rng(2)
     for storage, rounding in zip(PARAMETERS, itertools.cycle(["stochastic", "nearest"])):
         dtype = BFLOAT16 if storage else np.float32
@@ -130,7 +130,7 @@ def test_hostile_numbers_give_the_bits_of_the_reference(kind: str, state_dtype: 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e-40])
 @pytest.mark.parametrize("state_dtype", STATES)
-def test_the_neighbours_of_a_hostile_gradient_are_unharmed(state_dtype: str | None, bad: float) -> None:
+def test_a_hostile_gradient_does_not_change_its_neighbours(state_dtype: str | None, bad: float) -> None:
     rng = np.random.default_rng(3)
     size, where = 4300, [0, 127, 128, 700, 4299]
     for storage in PARAMETERS:
@@ -154,7 +154,7 @@ def test_the_neighbours_of_a_hostile_gradient_are_unharmed(state_dtype: str | No
 @pytest.mark.parametrize("state_dtype", STATES)
 @pytest.mark.parametrize("kind", RULES)
 @needs_bfloat16
-def test_bfloat16_weights_with_32_bits_have_the_bits_of_float32_training(kind: str, state_dtype: str | None) -> None:
+def test_bfloat16_weights_with_32_master_bits_match_float32_bit_for_bit(kind: str, state_dtype: str | None) -> None:
     rng = np.random.default_rng(4)
     steps, size = 1000, 4200 if state_dtype else 300
     start = drawn(rng, size, BFLOAT16)
@@ -189,7 +189,7 @@ THREADED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("kind", RULES)
-def test_any_number_of_threads_gives_the_same_bits(kind: str, threads: Any) -> None:
+def test_results_are_bit_identical_with_any_number_of_threads(kind: str, threads: Any) -> None:
     """The sizes suffice for 16 threads: see pool_bytes_per_thread in executor.cpp."""
     rng = np.random.default_rng(5)
     sizes = [1_000_003, 5, 0, 300_001, 4097, *[100] * 9]
@@ -212,7 +212,7 @@ def test_any_number_of_threads_gives_the_same_bits(kind: str, threads: Any) -> N
 
 
 @needs_bfloat16
-def test_long_arrays_and_many_threads_give_the_bits_of_the_reference(threads: Any) -> None:
+def test_long_arrays_and_many_threads_match_the_reference_bit_for_bit(threads: Any) -> None:
     rng = np.random.default_rng(6)
     for number, state_dtype in ((3, "float8"), (16, "bfloat16")):
         threads(number)
@@ -237,7 +237,7 @@ def test_a_gradient_may_be_the_parameter_or_the_stored_state_itself() -> None:
 
 
 @needs_bfloat16
-def test_groups_have_storage_of_their_own() -> None:
+def test_every_group_has_its_own_storage() -> None:
     rng = np.random.default_rng(8)
     arrays = [drawn(rng, 4200, np.float32), drawn(rng, 5000, BFLOAT16), drawn(rng, 4300, np.float32)]
     added: dict[str, Any] = {"state_dtype": "bfloat16", "rounding": "nearest"}
@@ -264,7 +264,7 @@ def test_groups_have_storage_of_their_own() -> None:
 )
 @pytest.mark.parametrize("state_dtype", STATES)
 @pytest.mark.parametrize("storage", PARAMETERS)
-def test_parts_of_parameters_have_the_bits_of_the_whole(
+def test_parts_of_parameters_match_complete_parameters_bit_for_bit(
     storage: dict[str, Any], state_dtype: str | None, copied: Callable[[Any], onepass.Adam]
 ) -> None:
     rng = np.random.default_rng(5)
@@ -290,8 +290,8 @@ def test_parts_of_parameters_have_the_bits_of_the_whole(
         assert_same_bits([comparable(own[name]) for name in names], map(comparable, slices), names)
 
 
-def test_a_spike_makes_the_steps_of_its_group_smaller_and_of_no_other() -> None:
-    """The largest of 128 elements sets the scale: the page states this limit of float8."""
+def test_a_gradient_spike_shortens_only_the_steps_of_its_float8_group() -> None:
+    """The largest of 128 elements sets the scale, a documented limit of float8."""
     size = 4096
     params = [np.zeros(size, np.float32) for _ in range(2)]
     narrow, plain = onepass.Adam(params[0], lr=1e-3, state_dtype="float8"), onepass.Adam(params[1], lr=1e-3)
@@ -310,7 +310,7 @@ def test_a_spike_makes_the_steps_of_its_group_smaller_and_of_no_other() -> None:
 
 @needs_bfloat16
 @pytest.mark.parametrize("master_bits", [32, 24, 16])
-def test_stochastic_rounding_makes_no_infinity_and_a_written_zero_stays_one(master_bits: int) -> None:
+def test_stochastic_rounding_makes_no_infinity_and_written_zeros_stay_zero(master_bits: int) -> None:
     largest = np.full(4300, np.inf, BFLOAT16).view(np.uint16) - np.uint16(1)
     pair = Pair("SGD", [largest.view(BFLOAT16)], lr=1.0, momentum=0.5, state_dtype="bfloat16", master_bits=master_bits)
     pair.step([np.full(4300, -1e36, np.float32)])  # beyond the largest bfloat16

@@ -46,7 +46,9 @@ def trained(kind: str, dtype: Any, threads: int, **options: Any) -> list[Array]:
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("kind", "chosen"), RULES.values(), ids=RULES)
-def test_any_number_of_threads_gives_the_same_bits(kind: str, chosen: Any, dtype: Any, clip_norm: float | None) -> None:
+def test_results_are_bit_identical_with_any_number_of_threads(
+    kind: str, chosen: Any, dtype: Any, clip_norm: float | None
+) -> None:
     more = {} if clip_norm is None else {"clip_norm": clip_norm, "ema_decay": 0.9}
     options: dict[str, Any] = {**chosen, **more}
     alone = trained(kind, dtype, 1, **options)
@@ -55,7 +57,7 @@ def test_any_number_of_threads_gives_the_same_bits(kind: str, chosen: Any, dtype
 
 
 @pytest.mark.parametrize("nonfinite", ["skip", "raise"])
-def test_a_gradient_that_is_not_finite_is_found_wherever_it_lies(nonfinite: str) -> None:
+def test_a_gradient_that_is_not_finite_is_found_at_any_index(nonfinite: str) -> None:
     onepass.set_num_threads(3)
     params = [np.ones(1_500_000, np.float32), np.ones(1_500_000, np.float32)]
     optimizer = onepass.Adam(params, nonfinite=nonfinite)
@@ -96,14 +98,14 @@ def test_optimizers_in_many_threads_do_not_disturb_each_other() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_fifty_forked_children_step_with_threads_of_their_own() -> None:
+def test_fifty_forked_children_step_with_their_own_threads() -> None:
     onepass.set_num_threads(2)
     param, gradient = np.zeros(1_000_000, np.float32), np.ones(1_000_000, np.float32)
     expected = param.copy()
     optimizer, other = onepass.Adam(param), onepass.Adam(expected)
     other.step(gradient)
     other.step(gradient)
-    optimizer.step(gradient)  # the threads are there
+    optimizer.step(gradient)  # creates the threads
 
     def child() -> None:
         optimizer.step(gradient)
@@ -122,7 +124,7 @@ def test_fifty_forked_children_step_with_threads_of_their_own() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_child_forked_during_another_threads_step_gets_an_error_instead_of_a_deadlock() -> None:
+def test_a_child_forked_during_another_threads_step_raises_and_does_not_hang() -> None:
     inside, go_on = threading.Event(), threading.Event()
 
     def schedule(t: int) -> float:
@@ -170,7 +172,7 @@ def test_the_environment_sets_the_number_of_threads() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
-def test_a_process_of_one_processor_uses_one_thread() -> None:
+def test_a_process_pinned_to_one_processor_uses_one_thread() -> None:
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
     code += "import onepass; print(onepass.get_num_threads())"
     clean = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
@@ -188,7 +190,7 @@ def configured(**environment: str) -> dict[str, Any]:
     return dict(json.loads(printed))
 
 
-def test_one_thread_is_the_default_with_a_spinning_blas() -> None:
+def test_one_thread_is_the_default_if_blas_threads_spin() -> None:
     found = configured()
     if found["spinning_blas"] is None:
         pytest.skip("NumPy's BLAS has no threads that spin here")
@@ -204,7 +206,7 @@ def test_one_thread_is_the_default_with_a_spinning_blas() -> None:
         assert set_by_user["threads"] == number and set_by_user["hint"] is None
 
 
-def test_a_variable_that_is_set_after_numpy_was_imported_changes_nothing() -> None:
+def test_an_openblas_variable_set_after_importing_numpy_has_no_effect() -> None:
     code = "import os, numpy; os.environ['OPENBLAS_THREAD_TIMEOUT'] = '16'\n"
     code += "import onepass; print(onepass.get_num_threads())"
     clean = {name: value for name, value in os.environ.items() if not name.endswith(("_NUM_THREADS", "_TIMEOUT"))}
@@ -212,7 +214,7 @@ def test_a_variable_that_is_set_after_numpy_was_imported_changes_nothing() -> No
     assert int(ran.stdout) == configured()["threads"]
 
 
-def test_none_takes_back_a_number_of_threads() -> None:
+def test_none_resets_the_number_of_threads() -> None:
     first = onepass.get_num_threads()
     onepass.set_num_threads(first + 3)
     assert onepass.get_num_threads() == first + 3
@@ -224,7 +226,7 @@ def test_none_takes_back_a_number_of_threads() -> None:
     ("count", "error"),
     [(0, ValueError), (-1, ValueError), (4097, ValueError), (1.0, TypeError), ("2", TypeError)],
 )
-def test_wrong_numbers_of_threads(count: Any, error: type[Exception]) -> None:
+def test_wrong_numbers_of_threads_are_refused(count: Any, error: type[Exception]) -> None:
     onepass.set_num_threads(3)
     with pytest.raises(error, match="the number of threads must be"):
         onepass.set_num_threads(count)
@@ -232,7 +234,7 @@ def test_wrong_numbers_of_threads(count: Any, error: type[Exception]) -> None:
 
 
 @unsanitized
-def test_a_step_does_without_threads_that_cannot_be_created() -> None:
+def test_a_step_works_without_threads_that_cannot_be_created() -> None:
     code = """
 import resource, threading, numpy as np, onepass
 w, g = np.zeros(3_000_000, np.float32), np.ones(3_000_000, np.float32)

@@ -20,7 +20,7 @@ from onepass import _checkpoint
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt(), MemoryError()])
 @pytest.mark.parametrize("old", [True, False])
-def test_an_error_at_any_byte_leaves_the_old_file(
+def test_an_error_at_any_byte_of_a_save_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool, error: BaseException
 ) -> None:
     path = tmp_path / "state.npz"
@@ -47,9 +47,7 @@ def test_an_error_at_any_byte_leaves_the_old_file(
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_disk_that_fails_at_the_end_leaves_the_old_file(
-    saved: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
+def test_a_failed_fsync_or_rename_leaves_the_old_file(saved: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     before = saved.read_bytes()
 
     def fail(*_: Any) -> None:
@@ -61,7 +59,7 @@ def test_a_disk_that_fails_at_the_end_leaves_the_old_file(
     assert saved.read_bytes() == before and temporaries(saved.parent) == []
 
 
-def test_the_file_reaches_the_disk_before_its_name_and_the_folder_after(
+def test_the_file_is_flushed_before_it_is_renamed_and_the_folder_after(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
@@ -86,7 +84,7 @@ def test_the_file_reaches_the_disk_before_its_name_and_the_folder_after(
 
 @POSIX
 @pytest.mark.parametrize(("code", "silent"), [(errno.EINVAL, True), (errno.EIO, False)])
-def test_a_folder_that_cannot_be_flushed_is_no_error_but_one_that_fails_is(
+def test_a_folder_without_fsync_is_accepted_and_a_failing_fsync_raises(
     saved: Path, monkeypatch: pytest.MonkeyPatch, code: int, silent: bool
 ) -> None:
     fsync = os.fsync
@@ -134,7 +132,7 @@ def run(program: str, folder: Path, **constants: int) -> str:
 
 
 @POSIX
-def test_a_process_killed_while_saving_leaves_a_whole_file(tmp_path: Path) -> None:
+def test_a_process_killed_while_saving_leaves_a_complete_file(tmp_path: Path) -> None:
     program = """
 _checkpoint.write("x", state(1))
 like, seen = state(0), set()
@@ -183,7 +181,7 @@ except OSError as error:
     assert run(program, tmp_path, SIZE=100_000).strip() == f"{os.strerror(errno.EFBIG)} ['x'] True"
 
 
-def test_a_state_that_is_no_json_writes_nothing(tmp_path: Path) -> None:
+def test_state_that_json_cannot_hold_is_refused_and_writes_nothing(tmp_path: Path) -> None:
     state = small_state()
     state["param_groups"][0]["lr"] = lambda t: 0.1
     with pytest.raises(TypeError):
@@ -245,7 +243,7 @@ def test_a_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
 
 @POSIX
 @pytest.mark.parametrize("exists", [True, False])
-def test_a_symbolic_link_stays_and_its_target_is_written(tmp_path: Path, exists: bool) -> None:
+def test_saving_through_a_symbolic_link_writes_its_target(tmp_path: Path, exists: bool) -> None:
     (tmp_path / "there").mkdir()
     target, link, second = tmp_path / "there" / "target", tmp_path / "link", tmp_path / "second"
     link.symlink_to("there/target")
@@ -259,7 +257,7 @@ def test_a_symbolic_link_stays_and_its_target_is_written(tmp_path: Path, exists:
 
 
 @POSIX
-def test_links_in_a_circle_are_an_error(tmp_path: Path) -> None:
+def test_circular_symbolic_links_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     for call in (_checkpoint.write, _checkpoint.read):

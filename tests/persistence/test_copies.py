@@ -16,7 +16,7 @@ from support import assert_same_bits, ones
 F = np.float32
 
 
-def test_a_deep_copy_of_parameters_and_optimizer_keeps_what_they_share() -> None:
+def test_parameters_deep_copied_with_their_optimizer_stay_shared() -> None:
     w, b = ones(3), ones(2)
     model, optimizer = copy.deepcopy(({"w": w, "b": b}, onepass.SGD({"w": w, "b": b}, lr=0.5, ema_decay=0.5)))
     assert optimizer.params["w"] is model["w"] and optimizer.params["b"] is model["b"]
@@ -26,7 +26,7 @@ def test_a_deep_copy_of_parameters_and_optimizer_keeps_what_they_share() -> None
 
 @pytest.mark.parametrize("again", [lambda optimizer: pickle.loads(pickle.dumps(optimizer)), copy.deepcopy])
 @pytest.mark.parametrize("form", FORMS)
-def test_the_form_of_the_parameters_survives(form: str, again: Any) -> None:
+def test_a_copy_keeps_the_form_of_the_parameters(form: str, again: Any) -> None:
     optimizer = onepass.Adam(FORMS[form](), ema_decay=0.5)
     other = again(optimizer)
     kind = {"array": np.ndarray, "tuple": tuple, "mapping": dict}.get(form, list)
@@ -50,7 +50,7 @@ class Mine(onepass.SGD):
         self.seen: list[int] = []
 
 
-def test_attributes_of_a_users_subclass_survive() -> None:
+def test_a_copy_keeps_the_attributes_of_a_users_subclass() -> None:
     optimizer = Mine(2, "hello")
     optimizer.seen.append(3)
     optimizer.step(ones(2))
@@ -98,7 +98,7 @@ class Stated(Mine):
 
 
 @pytest.mark.parametrize("again", [lambda optimizer: pickle.loads(pickle.dumps(optimizer)), copy.deepcopy])
-def test_slots_and_getstate_of_a_users_subclass_survive(again: Any) -> None:
+def test_a_copy_respects_slots_and_getstate_of_a_users_subclass(again: Any) -> None:
     slotted = Slotted(2, "hello")
     other = again(slotted)
     assert other.hidden() == ["hello"] and other.hidden() is not slotted.hidden() and not hasattr(other, "empty")
@@ -114,7 +114,7 @@ def test_slots_and_getstate_of_a_users_subclass_survive(again: Any) -> None:
     assert (other.note, other.seen, other.step_before, other.step_count) == ("hellosaid", [], 1, 1)
 
 
-def test_names_that_differ_only_by_identity_survive_copies() -> None:
+def test_parameter_names_may_be_objects_that_compare_by_identity() -> None:
     class Name:
         pass
 

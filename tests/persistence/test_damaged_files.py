@@ -19,7 +19,7 @@ from checkpoint_files import archive, assert_equal, members_of, npy, refused, sm
 from onepass import _checkpoint
 
 
-def test_a_file_cut_at_any_byte_is_refused(saved: Path) -> None:
+def test_a_file_truncated_at_any_byte_is_refused(saved: Path) -> None:
     for size in reversed(range(saved.stat().st_size)):
         os.truncate(saved, size)
         with pytest.raises(ValueError, match="cannot load") as caught:
@@ -27,7 +27,7 @@ def test_a_file_cut_at_any_byte_is_refused(saved: Path) -> None:
         assert caught.type is ValueError and caught.value.__cause__ is not None
 
 
-def test_a_file_with_any_byte_changed_is_refused_or_reads_the_same(saved: Path) -> None:
+def test_a_file_with_a_changed_byte_is_refused_or_reads_the_same(saved: Path) -> None:
     whole, state = saved.read_bytes(), small_state()
     rng = random.Random(0)
     accepted = 0
@@ -46,10 +46,10 @@ def test_a_file_with_any_byte_changed_is_refused_or_reads_the_same(saved: Path) 
                     caught = error
                 assert caught is None or (type(caught) is ValueError and caught.__cause__ and str(saved) in str(caught))
     assert saved.read_bytes() == whole
-    assert accepted < len(whole) / 2  # dates, versions and sizes that nobody needs
+    assert accepted < len(whole) / 2  # dates, versions and sizes that are not read
 
 
-def test_bytes_before_or_after_do_not_matter_or_are_refused(saved: Path) -> None:
+def test_a_file_with_extra_bytes_around_it_is_refused_or_reads_the_same(saved: Path) -> None:
     whole = saved.read_bytes()
     for junk in (b"junk", b"PK\x05\x06", whole):
         for data in (junk + whole, whole + junk):
@@ -61,7 +61,7 @@ def test_bytes_before_or_after_do_not_matter_or_are_refused(saved: Path) -> None
             assert_equal(found, small_state())
 
 
-def test_no_memory_is_no_damage(saved: Path) -> None:
+def test_out_of_memory_is_not_reported_as_a_damaged_file(saved: Path) -> None:
     def exhausted(*_: Any, **__: Any) -> None:
         raise MemoryError
 
@@ -69,7 +69,7 @@ def test_no_memory_is_no_damage(saved: Path) -> None:
         _checkpoint.read(saved, small_state(), rooms=exhausted)
 
 
-def test_a_missing_file_is_file_not_found(tmp_path: Path) -> None:
+def test_a_missing_file_raises_file_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         _checkpoint.read(tmp_path / "x", small_state())
 
@@ -83,7 +83,7 @@ FOREIGN: dict[str, Callable[[Path], Any]] = {
     "another zip": lambda path: archive(path, {"readme.txt": b"hello"}),
     "another .npz": lambda path: archive(path, {"a.npy": npy(np.zeros(3)), "b.npy": npy(np.ones(3))}),
     "pickled objects": lambda path: archive(path, {"onepass.npy": npy(np.array([{}, print], object))}),
-    "names that climb": lambda path: archive(path, {"../../evil.npy": b"x", "/etc/passwd": b"x"}),
+    "names outside the folder": lambda path: archive(path, {"../../evil.npy": b"x", "/etc/passwd": b"x"}),
 }
 
 
@@ -103,7 +103,7 @@ MEMBERS: dict[str, tuple[dict[str, bytes | None], str]] = {
         "it was saved with ema_decay: create the optimizer with ema_decay",
     ),
     "an array of no parameter": ({"state/2/exp_avg.npy": npy(np.zeros(3))}, "unknown members ['state/2/exp_avg.npy']"),
-    "a name that climbs": ({"../x.npy": b"x"}, "unknown members ['../x.npy']"),
+    "a name outside the folder": ({"../x.npy": b"x"}, "unknown members ['../x.npy']"),
     "another spelling": ({"state/00/exp_avg.npy": npy(np.zeros(3))}, "unknown members ['state/00/exp_avg.npy']"),
     "another dtype": (
         {EXP_AVG: npy(np.zeros(3))},
@@ -116,26 +116,26 @@ MEMBERS: dict[str, tuple[dict[str, bytes | None], str]] = {
     "a structure": ({EXP_AVG: npy(np.zeros(3, [("a", "f4")]))}, "exp_avg.npy does not have the header of a plain"),
     "no header": ({EXP_AVG: b"numbers"}, "the file is damaged, or no checkpoint ("),
     "an empty member": ({EXP_AVG: b""}, "ends too early)"),
-    "the version 2 of headers": ({EXP_AVG: b"\x93NUMPY\x02\x00" + npy(np.zeros(3, "f4"))[8:]}, "does not have the he"),
+    "a header of version 2": ({EXP_AVG: b"\x93NUMPY\x02\x00" + npy(np.zeros(3, "f4"))[8:]}, "does not have the he"),
     "too few numbers": ({EXP_AVG: npy(np.zeros(3, "f4"))[:-4]}, "bytes, wrong for (3,) float32"),
     "too many numbers": ({EXP_AVG: npy(np.zeros(3, "f4")) + b"\0"}, "bytes, wrong for (3,) float32"),
     "no metadata": ({"onepass.npy": None}, "not a onepass checkpoint (missing member 'onepass.npy')"),
-    "metadata that is no JSON": ({"onepass.npy": npy(np.frombuffer(b"{", "u1"))}, "Expecting property name"),
-    "metadata that is no text": ({"onepass.npy": npy(np.frombuffer(b'"\xff"', "u1"))}, "'utf-8' codec can't decode"),
+    "metadata that is not JSON": ({"onepass.npy": npy(np.frombuffer(b"{", "u1"))}, "Expecting property name"),
+    "metadata that is not UTF-8": ({"onepass.npy": npy(np.frombuffer(b'"\xff"', "u1"))}, "'utf-8' codec can't decode"),
     "metadata of numbers": ({"onepass.npy": npy(np.frombuffer(b"[1, 2]", "u1"))}, "onepass.npy holds no state dict"),
     "metadata without a state": ({"onepass.npy": npy(np.frombuffer(b"{}", "u1"))}, "onepass.npy holds no state dict"),
 }
 
 
 @pytest.mark.parametrize("case", MEMBERS)
-def test_members_that_do_not_fit_are_refused(saved: Path, case: str) -> None:
+def test_archive_members_that_do_not_match_the_optimizer_are_refused(saved: Path, case: str) -> None:
     edits, message = MEMBERS[case]
     members = {**members_of(saved), **edits}
     archive(saved, {name: data for name, data in members.items() if data is not None})
     refused(saved, small_state(), message)
 
 
-def test_a_member_that_is_there_twice_is_refused(saved: Path) -> None:
+def test_a_duplicate_archive_member_is_refused(saved: Path) -> None:
     members = members_of(saved)
     with pytest.warns(UserWarning, match="Duplicate name"):
         archive(saved, [*members.items(), (EXP_AVG, members[EXP_AVG])])
@@ -156,7 +156,7 @@ def test_a_member_that_is_there_twice_is_refused(saved: Path) -> None:
         ("extra", None, "the state dict has unknown ['extra']"),
     ],
 )
-def test_metadata_that_does_not_fit_is_refused(saved: Path, key: str, value: Any, message: str) -> None:
+def test_invalid_metadata_is_refused(saved: Path, key: str, value: Any, message: str) -> None:
     members = members_of(saved)
     scalars = json.loads(members["onepass.npy"].split(b"\n", 1)[1])
     text = json.dumps({**scalars, key: value}).encode()
@@ -176,7 +176,7 @@ def test_an_encrypted_member_is_refused(saved: Path) -> None:
     refused(saved, small_state(), "encrypted")
 
 
-def test_a_member_that_is_shorter_than_its_array_is_refused(tmp_path: Path) -> None:
+def test_an_archive_member_shorter_than_its_array_is_refused(tmp_path: Path) -> None:
     path, state = tmp_path / "x", state_of(np.ones(2, np.float32))
     _checkpoint.write(path, state)
     data, short = bytearray(path.read_bytes()), npy(state["state"][0]["exp_avg"])[:-4]  # one number could be broadcast
@@ -187,7 +187,7 @@ def test_a_member_that_is_shorter_than_its_array_is_refused(tmp_path: Path) -> N
     refused(path, state, "state/0/exp_avg.npy ends too early", EOFError)
 
 
-def test_zip_reader_error_is_the_cause(saved: Path) -> None:
+def test_the_zip_readers_error_is_the_cause_of_the_exception(saved: Path) -> None:
     data = bytearray(saved.read_bytes())
     data[data.index(np.float32(-2).tobytes())] ^= 1
     saved.write_bytes(data)
@@ -205,35 +205,35 @@ def plain_header(shape: str) -> bytes:
 
 BOMBS: dict[str, dict[str, bytes]] = {
     "a huge shape": {EXP_AVG: plain_header(f"({2**50},)")},
-    "a shape beyond all numbers": {EXP_AVG: plain_header(f"({2**62}, {2**62})")},
-    "a shape of a number without end": {EXP_AVG: plain_header(f"({'9' * 60_000},)")},
-    "a shape of a long number": {EXP_AVG: plain_header(f"({'9' * 4_000},)")},
+    "a shape that overflows 64 bits": {EXP_AVG: plain_header(f"({2**62}, {2**62})")},
+    "a shape of a number of 60,000 digits": {EXP_AVG: plain_header(f"({'9' * 60_000},)")},
+    "a shape of a number of 4,000 digits": {EXP_AVG: plain_header(f"({'9' * 4_000},)")},
     "a huge item": {EXP_AVG: header(b"{'descr': '|V2000000000', 'fortran_order': False, 'shape': (), }\n")},
-    "a header without end": {EXP_AVG: header(b"(" * 60_000)},
-    "a header of signs": {EXP_AVG: header(b"-" * 9_000 + b"1\n")},
+    "a header of 60,000 open parentheses": {EXP_AVG: header(b"(" * 60_000)},
+    "a header of 9,000 minus signs": {EXP_AVG: header(b"-" * 9_000 + b"1\n")},
     "a header of 30 MB": {EXP_AVG: header(b" " * 30_000_000 + b"\n", version=2)},
     "metadata of 30 MB": {"onepass.npy": npy(np.frombuffer(b"[" + b"0," * 15_000_000 + b"0]", "u1"))},
-    "metadata nested without end": {"onepass.npy": npy(np.frombuffer(b"[" * 60_000, "u1"))},
+    "metadata of 60,000 open brackets": {"onepass.npy": npy(np.frombuffer(b"[" * 60_000, "u1"))},
     "a member of 30 MB": {EXP_AVG: npy(np.zeros(3, "f4")) + bytes(30_000_000)},
-    "a member of 30 MB that nobody needs": {"x": bytes(30_000_000)},
-    "a number without end": {"onepass.npy": npy(np.frombuffer(b"9" * 60_000, "u1"))},
+    "an unknown member of 30 MB": {"x": bytes(30_000_000)},
+    "metadata of a number of 60,000 digits": {"onepass.npy": npy(np.frombuffer(b"9" * 60_000, "u1"))},
 }
 
 
 @pytest.mark.parametrize("case", BOMBS)
-def test_bombs_cost_no_memory(saved: Path, case: str) -> None:
+def test_decompression_bombs_are_refused_without_using_memory(saved: Path, case: str) -> None:
     archive(saved, {**members_of(saved), **BOMBS[case]})
     refused(saved, small_state())
 
 
 @pytest.mark.parametrize("length", [1, 60_000])
-def test_a_directory_of_many_members_costs_no_memory(saved: Path, length: int) -> None:
+def test_an_archive_of_many_members_is_refused_without_using_memory(saved: Path, length: int) -> None:
     names = [f"{i:0{length}}" for i in range(40_000 if length == 1 else 60)]
     archive(saved, {**members_of(saved), **dict.fromkeys(names, b"")})
     refused(saved, small_state(), "its directory or onepass.npy has")
 
 
-def test_a_small_file_that_claims_a_huge_array_costs_no_memory(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_file_that_claims_a_huge_array_uses_no_memory(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     like = small_state()
     for name in ("exp_avg", "exp_avg_sq"):
         like["state"][0][name] = np.broadcast_to(np.float32(0), (1 << 40,))

@@ -88,7 +88,7 @@ WAYS: list[Way] = [
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("other_mode", ["train", "eval"])
 @pytest.mark.parametrize(("dtype", "options"), STORAGES, ids=str)
-def test_training_continues_from_either_mode_and_in_either_mode(
+def test_training_resumes_from_either_mode_into_either_mode(
     dtype: Any, options: dict[str, Any], mode: str, other_mode: str, way: Way, tmp_path: Path
 ) -> None:
     if dtype is None:
@@ -121,7 +121,7 @@ def with_weights(bits_of_weights: int | None, state_dtype: Any) -> Any:
 
 
 def loaded(saved: Any, fresh: Any, reader: str, params: bool, path: Path) -> tuple[Any, list[str]]:
-    """Load into a fresh optimizer whose weights are the saved ones, rounded; return it and the warnings."""
+    """Load into a new optimizer whose weights are the saved weights, rounded; return the optimizer and the warnings."""
     for own, param in zip(fresh.params, saved.params):
         own[...] = param.astype(own.dtype)
     options: dict[str, Any] = {"params": True} if params else {}
@@ -141,7 +141,7 @@ def loaded(saved: Any, fresh: Any, reader: str, params: bool, path: Path) -> tup
 @pytest.mark.parametrize("reader", ["file", "state dict"])
 @pytest.mark.parametrize("new", WEIGHTS)
 @pytest.mark.parametrize("old", WEIGHTS)
-def test_weights_in_training_are_converted_alike_in_both_modes(
+def test_training_weights_are_converted_alike_in_both_modes(
     old: Any, new: Any, reader: str, params: bool, state_dtypes: tuple[Any, Any], tmp_path: Path
 ) -> None:
     saved = with_weights(old, state_dtypes[0])
@@ -164,7 +164,7 @@ def test_weights_in_training_are_converted_alike_in_both_modes(
 
 
 @pytest.mark.skipif(BFLOAT16 is None, reason="needs ml_dtypes")
-def test_averages_rounded_from_those_of_a_file_are_known(tmp_path: Path) -> None:
+def test_averages_rounded_from_the_saved_averages_cause_no_warning(tmp_path: Path) -> None:
     saved = with_weights(None, None)
     train(saved, 3)
     saved.eval()
@@ -180,7 +180,7 @@ def test_averages_rounded_from_those_of_a_file_are_known(tmp_path: Path) -> None
         other.load(tmp_path / "state.npz")
 
 
-def test_copies_of_weights_lie_where_state_lies(tmp_path: Path) -> None:
+def test_copies_of_weights_are_stored_on_disk_if_the_state_is(tmp_path: Path) -> None:
     with onepass.state_dir(tmp_path):
         on_disk = made(np.float32, {})
     in_memory = made(np.float32, {})
@@ -197,7 +197,7 @@ def test_copies_of_weights_lie_where_state_lies(tmp_path: Path) -> None:
     assert_same(on_disk, in_memory)
 
 
-def test_state_of_which_only_some_has_a_copy_is_refused() -> None:
+def test_state_with_copies_of_only_some_weights_is_refused() -> None:
     optimizer = made(np.float32, {})
     train(optimizer, 1)
     optimizer.eval()
@@ -211,7 +211,7 @@ def test_state_of_which_only_some_has_a_copy_is_refused() -> None:
         other.load_state_dict(saved)
 
 
-def test_a_copy_of_another_shape_or_dtype_is_refused() -> None:
+def test_a_copy_of_weights_with_another_shape_or_dtype_is_refused() -> None:
     optimizer = made(np.float32, {})
     optimizer.eval()
     for wrong in (ones(4), ones(5, dtype=np.float64)):
@@ -221,7 +221,7 @@ def test_a_copy_of_another_shape_or_dtype_is_refused() -> None:
             optimizer.load_state_dict(saved)
 
 
-def test_other_optimizers_have_no_copy_of_weights(tmp_path: Path) -> None:
+def test_other_optimizers_refuse_a_copy_of_weights(tmp_path: Path) -> None:
     optimizer = onepass.Adam(ones(3))
     saved = optimizer.state_dict()
     saved["state"][0]["y"] = ones(3)
@@ -232,7 +232,7 @@ def test_other_optimizers_have_no_copy_of_weights(tmp_path: Path) -> None:
         optimizer.load(tmp_path / "state.npz")
 
 
-def test_scalars_are_loaded_in_double() -> None:
+def test_scalars_are_loaded_in_double_precision() -> None:
     optimizer = onepass.ScheduleFreeAdamW(ones(3), lr=0.1)
     for _ in range(3):
         optimizer.step(ones(3))

@@ -26,12 +26,12 @@ SCHEDULES = [
 ]
 
 
-def test_there_is_a_case_for_every_schedule() -> None:
+def test_every_schedule_has_a_test_case() -> None:
     assert {type(schedule).__name__ for schedule in SCHEDULES} == set(schedules.__all__)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-def test_a_schedule_comes_back_from_a_file(schedule: Any, tmp_path: Path) -> None:
+def test_a_schedule_is_saved_in_a_file_and_loaded(schedule: Any, tmp_path: Path) -> None:
     w = np.zeros(2, np.float32)
     onepass.Adam(w, lr=schedule).save(tmp_path / "adam.npz")
     resumed = onepass.Adam(w)
@@ -42,7 +42,7 @@ def test_a_schedule_comes_back_from_a_file(schedule: Any, tmp_path: Path) -> Non
     assert same.lr == schedule
 
 
-def test_a_schedule_of_the_average_comes_back() -> None:
+def test_a_schedule_of_ema_decay_is_saved_and_loaded() -> None:
     saved = onepass.SGD(np.zeros(2), lr=0.1, ema_decay=schedules.linear(0.0, 0.999, 100)).state_dict()
     resumed = onepass.SGD(np.zeros(2), lr=0.1, ema_decay=0.5)
     resumed.load_state_dict(saved)
@@ -60,7 +60,9 @@ class Falling:
 
 @pytest.mark.parametrize("function", [constant, Falling(), schedules.warmup(constant, 5)])
 @pytest.mark.parametrize("reader", ["file", "state dict"])
-def test_a_function_that_a_file_cannot_hold_is_not_lost_silently(function: Any, reader: str, tmp_path: Path) -> None:
+def test_loading_where_a_function_was_saved_is_refused_unless_it_is_given(
+    function: Any, reader: str, tmp_path: Path
+) -> None:
     w = np.zeros(2)
     saved = onepass.SGD(w, lr=function)
     saved.save(tmp_path / "sgd.npz")
@@ -86,7 +88,7 @@ def test_a_function_that_a_file_cannot_hold_is_not_lost_silently(function: Any, 
 
 @pytest.mark.parametrize("saved", [0.1, schedules.cosine(0.1, 10)])
 @pytest.mark.parametrize("own", [constant, schedules.cosine(0.1, 20)])
-def test_a_new_schedule_is_not_replaced_silently(own: Any, saved: Any) -> None:
+def test_loading_another_schedule_is_refused_unless_one_is_chosen(own: Any, saved: Any) -> None:
     state_dict = onepass.SGD(np.zeros(2), lr=saved).state_dict()
     resumed = onepass.SGD(np.zeros(2), lr=own)
     with pytest.raises(ValueError, match=r"lr of group 0: the checkpoint has.*to choose"):
@@ -117,7 +119,7 @@ def test_options_given_to_load_apply_to_every_group() -> None:
         ({"amsgrad": True}, ValueError, "amsgrad cannot be changed"),
     ],
 )
-def test_wrong_options_are_refused_and_nothing_has_changed(
+def test_wrong_options_given_to_load_are_refused_and_change_nothing(
     options: Any, error: Any, message: str, tmp_path: Path
 ) -> None:
     w = np.ones(2, np.float32)
@@ -135,7 +137,7 @@ def test_wrong_options_are_refused_and_nothing_has_changed(
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("form", ["array", "sequence", "mapping"])
-def test_parameters_and_state_come_back_from_one_file(form: str, order: Any, tmp_path: Path) -> None:
+def test_parameters_and_state_are_loaded_from_one_file(form: str, order: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
 
     def arrays() -> tuple[Any, list[Any]]:
@@ -160,7 +162,7 @@ def test_parameters_and_state_come_back_from_one_file(form: str, order: Any, tmp
         assert a.tobytes() == b.tobytes()
 
 
-def test_parameters_come_back_from_a_state_dict() -> None:
+def test_parameters_are_loaded_from_a_state_dict() -> None:
     w = np.ones(3)
     saved = onepass.SGD(w, lr=0.5)
     state_dict = saved.state_dict(params=True)
@@ -170,14 +172,14 @@ def test_parameters_come_back_from_a_state_dict() -> None:
     assert w.tolist() == [1, 1, 1]
 
 
-def test_a_file_without_parameters_cannot_load_them(tmp_path: Path) -> None:
+def test_loading_parameters_from_a_file_without_them_is_refused(tmp_path: Path) -> None:
     w = np.ones(3)
     onepass.SGD(w, lr=0.5).save(tmp_path / "sgd.npz")
     with pytest.raises(ValueError, match=r"saved without parameters.*save\(path, params=True\)"):
         onepass.SGD(w, lr=0.5).load(tmp_path / "sgd.npz", params=True)
 
 
-def test_parameters_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
+def test_loading_into_read_only_parameters_is_refused(tmp_path: Path) -> None:
     w = np.ones(3)
     optimizer = onepass.SGD(w, lr=0.5)
     optimizer.save(tmp_path / "sgd.npz", params=True)
@@ -187,7 +189,7 @@ def test_parameters_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("params", [True, False])
-def test_parameters_that_differ_from_the_saved_ones_are_a_warning(params: bool, tmp_path: Path) -> None:
+def test_loading_with_parameters_that_differ_from_the_saved_ones_warns(params: bool, tmp_path: Path) -> None:
     saved = {"w": np.ones((2, 3), order="F"), "b": np.zeros(0), "c": np.array(1.0)}
     onepass.Adam(saved).save(tmp_path / "adam.npz", params=params)
     with warnings.catch_warnings():
@@ -201,7 +203,7 @@ def test_parameters_that_differ_from_the_saved_ones_are_a_warning(params: bool, 
     assert caught[0].filename == __file__
 
 
-def test_a_long_schedule_comes_back(tmp_path: Path) -> None:
+def test_a_long_schedule_is_saved_and_loaded(tmp_path: Path) -> None:
     schedule = schedules.piecewise(range(1, 3000), [0.1234567 + 1 / i for i in range(1, 3001)])
     onepass.SGD(np.zeros(2), lr=schedule).save(tmp_path / "sgd.npz")
     resumed = onepass.SGD(np.zeros(2), lr=0.1)
@@ -209,7 +211,7 @@ def test_a_long_schedule_comes_back(tmp_path: Path) -> None:
     assert resumed.lr == schedule
 
 
-def test_equal_states_with_functions_give_equal_files(tmp_path: Path) -> None:
+def test_equal_states_with_functions_are_saved_as_equal_files(tmp_path: Path) -> None:
     for name in "ab":
         onepass.SGD(np.zeros(2), lr=partial(pow, 0.5)).save(tmp_path / name)
         onepass.SGD(np.zeros(2), lr=Falling()).save(tmp_path / (name + name))
@@ -256,7 +258,7 @@ def test_files_of_earlier_versions_load() -> None:
     "description",
     [{"name": "nothing"}, {"name": "cosine"}, {"name": "cosine", "lr": -1.0, "steps": 3}, {}, {"name": ["cosine"]}],
 )
-def test_a_description_that_is_no_schedule_is_refused(description: Any) -> None:
+def test_a_state_dict_with_an_invalid_schedule_is_refused(description: Any) -> None:
     optimizer = onepass.SGD(np.zeros(2), lr=0.1)
     state_dict = optimizer.state_dict()
     state_dict["param_groups"][0]["lr"] = description

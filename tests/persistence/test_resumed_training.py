@@ -18,7 +18,7 @@ from support import Array, assert_same_bits, ones, refused, snapshot
 F = np.float32
 
 
-# A rule, the options of the first group, and those that the second has of its own.
+# A rule, the options of the first group, and the own options of the second group.
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("Adam", {}, {"betas": (0.5, 0.8), "eps_mode": "hat", "clip_value": 0.5}),
     ("Adam", {"amsgrad": True, "weight_decay": 0.1}, {"amsgrad": False, "bias_correction": False}),
@@ -56,7 +56,7 @@ def made(case: tuple[str, dict[str, Any], dict[str, Any]], ema: Any, params: lis
 
 
 def grads_of(t: int) -> list[Any]:
-    """The gradients of step t: now and then none, some rows, or one that is not finite."""
+    """Return the gradients of step t: sometimes None, sparse rows, or a gradient that is not finite."""
     rng = np.random.default_rng(t)
     grads: list[Any] = [rng.standard_normal(shape) for shape in [(6, 3), (5,), (4, 3)]]
     if t % 3 == 0:
@@ -100,7 +100,7 @@ def through_state_dict(optimizer: Any, again: Callable[[], Any], folder: Path) -
     saved = optimizer.state_dict()
     other = again()
     other.load_state_dict(saved)
-    for state in saved["state"].values():  # it was copied
+    for state in saved["state"].values():  # the state dict was copied
         for value in state.values():
             if isinstance(value, np.ndarray):
                 value.fill(7)
@@ -118,7 +118,7 @@ def through_deepcopy(optimizer: Any, again: Callable[[], Any], folder: Path) -> 
 @pytest.mark.parametrize("way", [through_file, through_state_dict, through_pickle, through_deepcopy])
 @pytest.mark.parametrize("ema", EMAS)
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
-def test_training_that_was_stopped_gives_the_bits_of_training_that_was_not(
+def test_resumed_training_is_bit_identical_to_uninterrupted_training(
     case: Any, ema: str, way: Any, tmp_path: Path
 ) -> None:
     whole = steps(made(case, EMAS[ema], start()), 1, STEPS)
@@ -130,13 +130,13 @@ def test_training_that_was_stopped_gives_the_bits_of_training_that_was_not(
         assert_same_training(continued, stopped)
         steps(continued, k + 1, STEPS)
         assert_same_training(continued, whole)
-        assert_same_bits(stopped.params, steps(made(case, EMAS[ema], start()), 1, k).params)  # it went on alone
+        assert_same_bits(stopped.params, steps(made(case, EMAS[ema], start()), 1, k).params)  # is not changed
         steps(stopped, k + 1, STEPS)
         assert_same_training(stopped, whole)
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
-def test_options_come_with_the_state(case: Any) -> None:
+def test_load_state_dict_restores_the_options(case: Any) -> None:
     kind, options, _ = case
     saved = getattr(onepass, kind)(start(), **options, lr=0.25, ema_decay=0.5, clip_norm=2, nonfinite="raise")
     saved.groups[0].clip_value = 3
@@ -147,7 +147,7 @@ def test_options_come_with_the_state(case: Any) -> None:
     assert "lr=0.25" in repr(other) and "clip_value=3" in repr(other) and "nonfinite='raise'" in repr(other)
 
 
-def test_a_function_is_not_stored_and_the_own_one_goes_on(tmp_path: Path) -> None:
+def test_functions_are_not_saved_and_the_optimizers_own_function_stays(tmp_path: Path) -> None:
     saved = onepass.SGD(ones(2), lr=lambda t: 0.5, ema_decay=lambda t: 0.5)
     saved.step(ones(2))
     for name in ("lr", "ema_decay"):
@@ -166,10 +166,10 @@ def test_a_function_is_not_stored_and_the_own_one_goes_on(tmp_path: Path) -> Non
     assert other.groups[0].lr is own and other.groups[0].ema_decay is own
     other.step(ones(2))
     assert (w == 0.75).all() and (other.ema == 0.25 * 0.75 + 0.75 * 0.75).all()
-    assert asked == [2, 2]  # the count came along
+    assert asked == [2, 2]  # the step count was loaded
 
 
-def test_an_added_group_survives_a_copy_and_a_file(tmp_path: Path) -> None:
+def test_an_added_group_is_copied_saved_and_loaded(tmp_path: Path) -> None:
     def make() -> Any:
         optimizer = onepass.NAdam(ones(2), lr=0.1)
         optimizer.add_group([ones(3)], lr=0.2)
@@ -190,7 +190,7 @@ def test_an_added_group_survives_a_copy_and_a_file(tmp_path: Path) -> None:
         assert_same_training(other, whole)
 
 
-def test_state_that_was_saved_when_the_decay_was_called_ema_still_loads(tmp_path: Path) -> None:
+def test_state_saved_when_ema_decay_was_called_ema_can_be_loaded(tmp_path: Path) -> None:
     saved = onepass.Adam(ones(2), ema_decay=0.75)
     saved.step(ones(2))
     old = saved.state_dict()

@@ -18,7 +18,7 @@ from support import DTYPES, hostile
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_bit_comes_back(tmp_path: Path, dtype: Any, order: Any) -> None:
+def test_a_loaded_checkpoint_is_bit_identical_to_the_saved_state(tmp_path: Path, dtype: Any, order: Any) -> None:
     rng = np.random.default_rng(0)
     state = state_of(*(np.array(hostile(rng, shape, dtype), order=order) for shape in SHAPES), mu_product=0.1 + 0.7)
     _checkpoint.write(tmp_path / "x", state)
@@ -30,7 +30,7 @@ def test_every_bit_comes_back(tmp_path: Path, dtype: Any, order: Any) -> None:
         assert not np.shares_memory(entry["exp_avg"], state["state"][i]["exp_avg"])
 
 
-def test_arrays_longer_than_a_chunk_come_back(tmp_path: Path) -> None:
+def test_arrays_longer_than_a_chunk_are_saved_and_loaded(tmp_path: Path) -> None:
     state = state_of(np.random.default_rng(0).standard_normal((3, 50_001)))
     _checkpoint.write(tmp_path / "x", state)
     assert_equal(_checkpoint.read(tmp_path / "x", state), state)
@@ -38,7 +38,7 @@ def test_arrays_longer_than_a_chunk_come_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(2, 3, 4), (301, 303)])
 @pytest.mark.parametrize(("written", "read"), ["CF", "FC"])
-def test_arrays_come_in_the_order_of_the_optimizer_at_hand(
+def test_arrays_are_loaded_in_the_memory_order_of_the_optimizer(
     tmp_path: Path, written: Any, read: Any, shape: tuple[int, ...]
 ) -> None:
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
@@ -47,13 +47,13 @@ def test_arrays_come_in_the_order_of_the_optimizer_at_hand(
     assert_equal(_checkpoint.read(tmp_path / "x", like), like)
 
 
-def test_arrays_that_are_not_contiguous_are_written_too(tmp_path: Path) -> None:
+def test_arrays_that_are_not_contiguous_can_be_saved(tmp_path: Path) -> None:
     x = np.arange(24.0).reshape(4, 6)[:, ::2]
     _checkpoint.write(tmp_path / "x", state_of(x))
     assert_equal(_checkpoint.read(tmp_path / "x", state_of(x.copy())), state_of(x.copy()))
 
 
-def test_a_scheduled_learning_rate_is_none_on_either_side(tmp_path: Path) -> None:
+def test_a_learning_rate_of_none_can_be_saved_and_replaced(tmp_path: Path) -> None:
     state, like = small_state(), small_state()
     state["param_groups"][0]["lr"] = None
     _checkpoint.write(tmp_path / "x", state)
@@ -64,7 +64,7 @@ def test_a_scheduled_learning_rate_is_none_on_either_side(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("groups", [1, 2000])
-def test_many_parameters_and_groups_come_back(tmp_path: Path, groups: int) -> None:
+def test_many_parameters_and_groups_are_saved_and_loaded(tmp_path: Path, groups: int) -> None:
     state = state_of(*(np.array(i, np.float32) for i in range(2000)))
     own = state["param_groups"][0]
     state["param_groups"] = [{**own, "params": list(map(int, p))} for p in np.array_split(np.arange(2000), groups)]
@@ -74,7 +74,7 @@ def test_many_parameters_and_groups_come_back(tmp_path: Path, groups: int) -> No
     assert_equal(_checkpoint.read(tmp_path / "x", state), state)
 
 
-def test_the_longest_numbers_fit_where_the_shortest_were(tmp_path: Path) -> None:
+def test_metadata_may_be_longer_than_that_of_the_loading_optimizer(tmp_path: Path) -> None:
     like, state = (state_of(*np.zeros((5000, 0))) for _ in range(2))
     for own, step, lr in [(like, 0, 0.0), (state, 2**53, 2.2250738585072014e-308)]:
         own["param_groups"] = [{"params": [i], "lr": lr, "betas": (lr, lr), "state_dtype": None} for i in range(5000)]
@@ -83,7 +83,7 @@ def test_the_longest_numbers_fit_where_the_shortest_were(tmp_path: Path) -> None
     assert_equal(_checkpoint.read(tmp_path / "x", like), state)
 
 
-def test_numpy_reads_it_without_pickle(saved: Path) -> None:
+def test_numpy_reads_a_checkpoint_without_pickle(saved: Path) -> None:
     state = small_state()
     with np.load(saved, allow_pickle=False) as file:
         assert set(file.files) == {"onepass", *(f"state/{i}/{n}" for i in (0, 1) for n in ("exp_avg", "exp_avg_sq"))}
@@ -99,20 +99,20 @@ def test_a_checkpoint_that_numpy_saved_again_can_be_read(saved: Path, tmp_path: 
     assert_equal(_checkpoint.read(tmp_path / "again.npz", small_state()), small_state())
 
 
-def test_equal_states_give_equal_files(saved: Path, tmp_path: Path) -> None:
+def test_equal_states_are_saved_as_equal_files(saved: Path, tmp_path: Path) -> None:
     state = small_state()
     state["state"] = {1: dict(reversed(state["state"][1].items())), 0: state["state"][0]}
     _checkpoint.write(tmp_path / "other", dict(reversed(state.items())))
     assert (tmp_path / "other").read_bytes() == saved.read_bytes()
 
 
-def test_members_are_plain_and_of_no_date(saved: Path) -> None:
+def test_archive_members_are_uncompressed_and_have_a_fixed_date(saved: Path) -> None:
     with zipfile.ZipFile(saved) as file:
         for info in file.infolist():
             assert info.compress_type == zipfile.ZIP_STORED and info.date_time == (1980, 1, 1, 0, 0, 0)
 
 
-def test_files_beyond_four_gigabytes_are_zip64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archives_beyond_the_size_limit_of_zip_use_zip64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)
     state = state_of(np.arange(1000.0), np.arange(500.0))
     _checkpoint.write(tmp_path / "x", state)
@@ -121,21 +121,21 @@ def test_files_beyond_four_gigabytes_are_zip64(tmp_path: Path, monkeypatch: pyte
     assert_equal(_checkpoint.read(tmp_path / "x", state), state)
 
 
-def test_the_path_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_no_suffix_is_added_to_the_path(tmp_path: Path) -> None:
     for path in [tmp_path / "a", str(tmp_path / "b.ckpt"), tmp_path / "c.npz"]:
         _checkpoint.write(path, small_state())
         assert_equal(_checkpoint.read(path, small_state()), small_state())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b.ckpt", "c.npz"]
 
 
-def test_a_bare_name_is_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_without_a_folder_is_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     name = "n" * 255  # the longest that there may be
     _checkpoint.write(name, small_state())
     assert_equal(_checkpoint.read(name, small_state()), small_state())
 
 
-def test_memory_is_one_copy_to_read_and_none_to_write(tmp_path: Path) -> None:
+def test_reading_allocates_one_copy_of_the_state_and_writing_none(tmp_path: Path) -> None:
     x = np.zeros((2500, 2500), np.float32)
     state = state_of(x)
     size = 2 * x.nbytes

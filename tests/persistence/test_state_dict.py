@@ -16,7 +16,7 @@ from support import ones, refused
 
 
 def changed(**changes: Any) -> Callable[[Any], None]:
-    """Changes a state dict: "group.lr" is the first group's, "state.step" the first parameter's."""
+    """Return a function that changes a state dict: group__lr is lr of group 0, state__step is step of parameter 0."""
 
     def change(saved: Any) -> None:
         for name, value in changes.items():
@@ -46,9 +46,9 @@ MISFITS: dict[str, tuple[Callable[[Any], None], type[Exception], str]] = {
         ValueError,
         "expected the parameter's dtype float32",
     ),
-    "a list for an array": (changed(state__exp_avg=[[0.0] * 3] * 2), TypeError, "must be a NumPy array"),
+    "a list instead of an array": (changed(state__exp_avg=[[0.0] * 3] * 2), TypeError, "must be a NumPy array"),
     "a negative count": (changed(state__step=-1), ValueError, "at least 0"),
-    "no integer": (changed(step_count=1.0), TypeError, "step_count must be an integer"),
+    "a float step count": (changed(step_count=1.0), TypeError, "step_count must be an integer"),
     "a wrong lr": (changed(group__lr=-1), ValueError, "lr must be at least 0, got -1"),
     "wrong betas": (changed(group__betas=(2, 0)), ValueError, "betas[0] must be at least 0 and less than 1"),
     "a wrong flag": (changed(group__maximize=1), TypeError, "maximize must be True or False"),
@@ -63,7 +63,7 @@ MISFITS: dict[str, tuple[Callable[[Any], None], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("case", MISFITS)
-def test_a_state_dict_that_does_not_fit_changes_nothing(case: str) -> None:
+def test_a_state_dict_that_does_not_fit_is_refused_and_changes_nothing(case: str) -> None:
     change, error, message = MISFITS[case]
     optimizer, donor = (onepass.Adam({"w": ones(2, 3), "b": ones(3)}, lr=0.1, ema_decay=0.5) for _ in range(2))
     optimizer.step({"w": ones(2, 3), "b": ones(3)})
@@ -101,7 +101,7 @@ def test_another_number_of_groups_or_parameters_is_refused() -> None:
             optimizer.load_state_dict({**other.state_dict()})
 
 
-def test_a_state_dict_that_fits_only_in_the_first_group_changes_nothing() -> None:
+def test_a_state_dict_that_fits_only_the_first_group_changes_nothing() -> None:
     optimizer = onepass.Adam([{"params": ones(2)}, {"params": ones(3)}])
     saved = onepass.Adam([{"params": ones(2), "lr": 0.5}, {"params": ones(3)}]).state_dict()
     saved["param_groups"][1]["eps"] = -1.0
@@ -109,7 +109,7 @@ def test_a_state_dict_that_fits_only_in_the_first_group_changes_nothing() -> Non
         optimizer.load_state_dict(saved)
 
 
-def test_state_that_is_exchanged_with_its_own_live_arrays_loads_right() -> None:
+def test_live_state_arrays_can_be_swapped_by_loading_them() -> None:
     w = np.ones(3)
     optimizer = onepass.Adam(w)
     optimizer.step(np.array([1.0, 2.0, 3.0]))
@@ -121,7 +121,7 @@ def test_state_that_is_exchanged_with_its_own_live_arrays_loads_right() -> None:
     assert (optimizer.state[0]["exp_avg"] == second).all() and (optimizer.state[0]["exp_avg_sq"] == first).all()
 
 
-def test_a_large_state_dict_loads_in_linear_time() -> None:
+def test_a_large_state_dict_is_loaded_in_linear_time() -> None:
     small, large = (onepass.Adam([np.zeros(1) for _ in range(n)]) for n in (100, 3000))
     times = []
     for optimizer in (small, large):

@@ -16,7 +16,7 @@ from checkpoint_files import StateDict, assert_equal, small_state, state_of
 from onepass import _state_check
 
 
-def test_a_state_dict_fits_itself_whatever_its_layout_and_numbers() -> None:
+def test_a_state_dict_of_any_layout_and_numbers_is_accepted() -> None:
     like = state_of(np.ones((3, 4)), mu_product=0.5)
     state = state_of(np.zeros((4, 6)).T[::2], mu_product=1e-300)
     state["param_groups"][0] |= {"lr": None, "betas": [0, 1], "eps_mode": "hat", "params": (0,)}
@@ -27,7 +27,7 @@ def test_a_state_dict_fits_itself_whatever_its_layout_and_numbers() -> None:
 
 
 def put(value: Any, *keys: Any) -> Callable[[StateDict], Any]:
-    """An edit that puts a value at the place in the state dict."""
+    """Return a function that sets a value in the state dict."""
 
     def edit(state: Any) -> None:
         for key in keys[:-1]:
@@ -58,18 +58,18 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
     "an unknown key": (put(1, "rng"), ValueError, "the state dict has unknown ['rng']"),
     "a newer version": (put(2, "version"), ValueError, "it was written by a newer onepass: version must be 1, got 2"),
     "an older version": (put(0, "version"), ValueError, "version must be 1, got 0"),
-    "a version of text": (put("1", "version"), TypeError, "version must be an integer, got '1'"),
-    "a version of truth": (put(True, "version"), TypeError, "version must be an integer, got True"),
+    "a string as version": (put("1", "version"), TypeError, "version must be an integer, got '1'"),
+    "a boolean as version": (put(True, "version"), TypeError, "version must be an integer, got True"),
     "another optimizer": (put("Adam", "optimizer"), ValueError, "checkpoint is for 'Adam', not 'AdamW'"),
-    "an optimizer of bytes": (put(b"AdamW", "optimizer"), TypeError, "optimizer must be a string, got b'AdamW'"),
+    "bytes as optimizer": (put(b"AdamW", "optimizer"), TypeError, "optimizer must be a string, got b'AdamW'"),
     "a step count < 0": (put(-1, "step_count"), ValueError, "step_count must be at least 0"),
     "a step count too large": (put(2**62 + 1, "step_count"), ValueError, "at most 2**62, got 4611686018427387905"),
     "a float step count": (put(1.0, "step_count"), TypeError, "step_count must be an integer, got 1.0"),
-    "a step count of truth": (put(True, "step_count"), TypeError, "step_count must be an integer, got True"),
+    "a boolean as step count": (put(True, "step_count"), TypeError, "step_count must be an integer, got True"),
     "skipped < 0": (put(-1, "skipped"), ValueError, "skipped must be at least 0"),
     "groups in a mapping": (put({}, "param_groups"), TypeError, "param_groups must be a list, got {}"),
     "no groups": (put([], "param_groups"), ValueError, "it holds 0 groups, the optimizer has 1"),
-    "a group of text": (put(["a"], "param_groups"), TypeError, "group 0 must be a mapping, got 'a'"),
+    "a string as group": (put(["a"], "param_groups"), TypeError, "group 0 must be a mapping, got 'a'"),
     "a missing option": (drop(*GROUP, "eps"), ValueError, "group 0 is missing ['eps']"),
     "an unknown option": (put(1, *GROUP, "rho"), ValueError, "group 0 has unknown ['rho']"),
     "missing and unknown": (
@@ -87,7 +87,7 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
         ValueError,
         "the name of parameter 1 of its group: expected 'b', got 'c' in the checkpoint",
     ),
-    "names of numbers": (put(["w", 1], *GROUP, "param_names"), TypeError, "item 1, must be 'b', got 1"),
+    "a number as name": (put(["w", 1], *GROUP, "param_names"), TypeError, "item 1, must be 'b', got 1"),
     "one name": (put("wb", *GROUP, "param_names"), TypeError, "param_names of group 0 must be a list, got 'wb'"),
     "fewer in a group": (
         put([0], *GROUP, "params"),
@@ -99,12 +99,12 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
         ValueError,
         "the index of parameter 0 of its group: expected 0, got 1",
     ),
-    "params of arrays": (put([0, np.zeros(2)], *GROUP, "params"), TypeError, "item 1, must be 1, got array"),
-    "params of truth": (put([0, True], *GROUP, "params"), TypeError, "item 1, must be 1, got True"),
+    "an array in params": (put([0, np.zeros(2)], *GROUP, "params"), TypeError, "item 1, must be 1, got array"),
+    "a boolean in params": (put([0, True], *GROUP, "params"), TypeError, "item 1, must be 1, got True"),
     "a schedule": (put(print, *GROUP, "lr"), TypeError, "lr of group 0 must be a number, a string or None"),
-    "an option of bytes": (put(b"x", *GROUP, "eps"), TypeError, "eps of group 0 must be a number, a string or None"),
-    "an option of arrays": (put(np.zeros(2), *GROUP, "betas"), TypeError, "betas of group 0 must be a number"),
-    "an option of texts": (put(["a"], *GROUP, "betas"), TypeError, "an item of betas of group 0 must be a number"),
+    "bytes as option": (put(b"x", *GROUP, "eps"), TypeError, "eps of group 0 must be a number, a string or None"),
+    "an array as betas": (put(np.zeros(2), *GROUP, "betas"), TypeError, "betas of group 0 must be a number"),
+    "a string in betas": (put(["a"], *GROUP, "betas"), TypeError, "an item of betas of group 0 must be a number"),
     "state in a list": (put([], "state"), TypeError, "state must be a mapping, got []"),
     "more parameters": (put({}, "state", 2), ValueError, "it holds 3 parameters, the optimizer has 2"),
     "fewer parameters": (drop("state", 0), ValueError, "it holds 1 parameter, the optimizer has 2"),
@@ -113,7 +113,7 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
         ValueError,
         "state is missing [1] and has unknown ['1']",
     ),
-    "a parameter's state of text": (put("x", *ENTRY), TypeError, "the state of parameter 1 ('b') must be a mapping"),
+    "a string as state": (put("x", *ENTRY), TypeError, "the state of parameter 1 ('b') must be a mapping"),
     "a missing array": (drop(*ENTRY, "exp_avg"), ValueError, "the state of parameter 1 ('b') is missing ['exp_avg']"),
     "an unknown array": (
         put(0, *ENTRY, "ema"),
@@ -135,12 +135,12 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
         ValueError,
         "exp_avg of parameter 1 ('b') must have shape (), got (1,)",
     ),
-    "a number for an array": (put(0.0, *ENTRY, "exp_avg"), TypeError, "('b') must be a NumPy array, got 0.0"),
+    "a number instead of an array": (put(0.0, *ENTRY, "exp_avg"), TypeError, "('b') must be a NumPy array, got 0.0"),
     "a NumPy number": (put(F8(0), *ENTRY, "exp_avg"), TypeError, "exp_avg of parameter 1 ('b') must be a NumPy array"),
     "a mask": (put(np.ma.masked_array(0.0), *ENTRY, "exp_avg"), TypeError, "must be a NumPy array, got masked_array"),
     "a step < 0": (put(-1, *ENTRY, "step"), ValueError, "step of parameter 1 ('b') must be at least 0"),
     "a float step": (put(2.0, *ENTRY, "step"), TypeError, "step of parameter 1 ('b') must be an integer, got 2.0"),
-    "a step of truth": (put(False, *ENTRY, "step"), TypeError, "step of parameter 1 ('b') must be an integer"),
+    "a boolean as step": (put(False, *ENTRY, "step"), TypeError, "step of parameter 1 ('b') must be an integer"),
     "NaN": (put(float("nan"), *ENTRY, "mu_product"), ValueError, "mu_product of parameter 1 ('b') must be finite"),
     "an integer": (put(1, *ENTRY, "mu_product"), TypeError, "mu_product of parameter 1 ('b') must be a float, got 1"),
 }
@@ -169,7 +169,7 @@ def test_parameters_without_names_are_numbered() -> None:
         _state_check.check(state, state_of(np.zeros(3), np.zeros(2)))
 
 
-def test_names_on_one_side_only_are_said_in_words(tmp_path: Path) -> None:
+def test_the_error_explains_that_only_one_side_has_parameter_names(tmp_path: Path) -> None:
     w = np.zeros(2, np.float32)
     named, bare = onepass.Adam({"w": w}), onepass.Adam(w)
     for saved, other, message in (
@@ -187,7 +187,7 @@ def test_names_on_one_side_only_are_said_in_words(tmp_path: Path) -> None:
             other.load_state_dict(saved.state_dict())
 
 
-def test_a_folder_of_several_ranks_is_no_file(tmp_path: Path) -> None:
+def test_loading_a_sharded_checkpoint_folder_as_a_file_is_refused(tmp_path: Path) -> None:
     optimizer = onepass.Adam(np.zeros(2, np.float32))
     with pytest.raises(OSError, match=re.escape(str(tmp_path))) as caught:
         optimizer.load(tmp_path)

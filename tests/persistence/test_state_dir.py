@@ -35,7 +35,7 @@ def is_mapped(array: Any) -> bool:
         (onepass.SGD, {}),
     ],
 )
-def test_state_on_disk_has_the_bits_of_state_in_memory(kind: Any, options: Any, dtype: Any, tmp_path: Path) -> None:
+def test_state_on_disk_is_bit_identical_to_state_in_memory(kind: Any, options: Any, dtype: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     start = [np.asfortranarray(ordinary(rng, (70, 33), dtype)), ordinary(rng, (), dtype)[()] * np.ones((), dtype)]
     start[1] = np.asarray(start[1])
@@ -48,7 +48,7 @@ def test_state_on_disk_has_the_bits_of_state_in_memory(kind: Any, options: Any, 
                 opt = kind(params, **options)
         else:
             opt = kind(params, **options)
-        opt.add_group(extra.copy(), lr=0.5)  # outside of the block: it is of the same optimizer
+        opt.add_group(extra.copy(), lr=0.5)  # outside the block, but state of the same optimizer
         made.append(opt)
     a, b = made
     for opt in made:
@@ -66,7 +66,7 @@ def test_state_on_disk_has_the_bits_of_state_in_memory(kind: Any, options: Any, 
         assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_not_there_or_too_small_is_an_error_at_once(tmp_path: Path) -> None:
+def test_a_missing_or_full_folder_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name, error in (("none", FileNotFoundError), ("file", NotADirectoryError)):
         with pytest.raises(error) as caught, onepass.state_dir(tmp_path / name):
@@ -144,7 +144,7 @@ print(zlib.crc32(w), zlib.crc32(opt.state[0]["exp_avg_sq"]))
 
 @linux
 @unsanitized
-def test_state_larger_than_a_limit_on_memory_trains_on_disk_and_goes_on_after_a_crash(tmp_path: Path) -> None:
+def test_state_larger_than_the_memory_limit_trains_on_disk_and_survives_a_crash(tmp_path: Path) -> None:
     def train(where: str, folder: str, kill: str = "") -> str:
         (tmp_path / folder).mkdir(exist_ok=True)
         command = [sys.executable, "-c", TRAIN, str(tmp_path / folder), where, kill]
@@ -168,7 +168,7 @@ def test_state_larger_than_a_limit_on_memory_trains_on_disk_and_goes_on_after_a_
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on open files")
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSPC])
-def test_a_file_system_that_reserves_no_room_will_do_but_a_full_one_will_not(
+def test_a_file_system_without_fallocate_is_accepted_and_a_full_one_refused(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def reserve(file: int, begin: int, size: int) -> None:
@@ -183,8 +183,8 @@ def test_a_file_system_that_reserves_no_room_will_do_but_a_full_one_will_not(
             assert is_mapped(onepass.Adam(np.zeros(3, np.float32)).state[0]["exp_avg"])
 
 
-def test_many_arrays_take_a_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder may also be named from where the program was when it made the optimizer."""
+def test_many_arrays_share_a_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use a relative path of the folder, too, and change the current folder after construction."""
     import resource
 
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -250,7 +250,7 @@ opt.step(g)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_reads_state_in_files_but_does_not_change_it(tmp_path: Path) -> None:
+def test_a_forked_child_can_read_but_not_change_state_on_disk(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FORK, str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     refused = [f"{name} refused, True" for name in ("step", "load", "load_state_dict", "add_group")]

@@ -25,7 +25,7 @@ EDGES = [-32768, -32767, -129, -128, -127, -1, 0, 1, 127, 128, 129, 32511, 32512
 
 
 def trained(bits_of_weights: int | None, order: Any = "C", **options: Any) -> onepass.Adam:
-    """Return an optimizer after two steps; the lower bits have values next to where rounding changes."""
+    """Return an optimizer after two steps; the lower bits have values next to rounding ties."""
     optimizer = made(bits_of_weights, order, **options)
     train(optimizer, 2)
     edges = np.array(EDGES, np.int16)
@@ -59,7 +59,7 @@ def other_half(high: Array, values: Array, bits_of_weights: int) -> Array | None
 
 
 def expected_weights(saved: onepass.Optimizer, index: int, new: int | None, params: bool, own: Array) -> list[Any]:
-    """Return the weights and the lower bits that a load gives; own: the weights before."""
+    """Return the expected weights and lower bits after a load; own are the weights before the load."""
     param, values = saved.params[index], joined(saved, index)
     if new is None:
         return [values if params else own, None]
@@ -97,7 +97,7 @@ def loaded(optimizer: onepass.Optimizer, saved: onepass.Optimizer, reader: str, 
 @pytest.mark.parametrize("reader", ["state dict", "file"])
 @pytest.mark.parametrize("new", WEIGHTS)
 @pytest.mark.parametrize("old", WEIGHTS)
-def test_weights_in_another_storage_are_converted_to_nearest(
+def test_loading_rounds_weights_of_another_storage_to_nearest(
     old: Any, new: Any, reader: str, params: bool, orders: str, tmp_path: Path
 ) -> None:
     for state_dtypes in itertools.product(STATES, STATES) if orders == "CC" else [(None, "float8")]:
@@ -125,7 +125,7 @@ def test_weights_in_another_storage_are_converted_to_nearest(
 
 @pytest.mark.parametrize("reader", ["state dict", "file"])
 @pytest.mark.parametrize(("old", "new"), [(32, 24), (32, 16), (24, 16), (32, None), (24, None)])
-def test_lower_bits_that_are_zeros_are_dropped_without_a_warning(
+def test_lower_bits_that_are_zero_are_dropped_without_a_warning(
     old: int, new: int | None, reader: str, tmp_path: Path
 ) -> None:
     saved, optimizer = made(old), made(new)
@@ -138,7 +138,7 @@ def test_lower_bits_that_are_zeros_are_dropped_without_a_warning(
 
 
 @pytest.mark.parametrize("old", [32, 24, 16])
-def test_float32_weights_joined_from_both_halves_are_those_of_the_file(old: int, tmp_path: Path) -> None:
+def test_float32_weights_equal_to_the_saved_joined_halves_cause_no_warning(old: int, tmp_path: Path) -> None:
     saved, optimizer = trained(old), made(None)
     for index, own in enumerate(optimizer.params):
         own[...] = joined(saved, index)
@@ -151,9 +151,7 @@ def test_float32_weights_joined_from_both_halves_are_those_of_the_file(old: int,
 
 
 @pytest.mark.parametrize("bits_of_weights", [32, 24, 16])
-def test_bfloat16_weights_rounded_from_those_of_the_file_get_their_lower_bits(
-    bits_of_weights: int, tmp_path: Path
-) -> None:
+def test_bfloat16_weights_rounded_from_the_saved_weights_get_lower_bits(bits_of_weights: int, tmp_path: Path) -> None:
     saved = trained(None)
     values = saved.params[0].view(np.uint32)
     values[1, :4] = 0x3F808000, 0x3F818000, 0xBF808000, 0x7F7FFFFF  # ties; the largest number rounds to infinity
@@ -195,14 +193,14 @@ def test_bfloat16_weights_rounded_from_those_of_the_file_get_their_lower_bits(
 
 @pytest.mark.parametrize("change", [1, -1])
 @pytest.mark.parametrize("bits_of_weights", [32, 24, 16])
-def test_bfloat16_weights_other_than_those_of_the_file_start_without_lower_bits(
+def test_bfloat16_weights_that_differ_from_the_file_get_no_lower_bits(
     bits_of_weights: int, change: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_conversion, "_PART", 1000)  # elements; the changed weight is in the last part
     saved, optimizer = trained(None), trained(bits_of_weights)
     for own, param in zip(optimizer.params, saved.params):
         own[...] = param.astype(own.dtype)
-    optimizer.params[1].view(np.int16)[4999] += change  # the saved weight is no tie, so this is another rounding
+    optimizer.params[1].view(np.int16)[4999] += change  # the saved weight is not a tie, so no rounding gives this value
     path = in_file(saved, tmp_path / "a.npz", params=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -214,7 +212,7 @@ def test_bfloat16_weights_other_than_those_of_the_file_start_without_lower_bits(
 
 
 @pytest.mark.parametrize("reader", ["state dict", "file"])
-def test_a_parameter_without_lower_bits_that_others_have_is_named(reader: str, tmp_path: Path) -> None:
+def test_the_warning_names_the_only_parameter_without_lower_bits(reader: str, tmp_path: Path) -> None:
     saved, optimizer = trained(32), trained(32)
     entry = saved.state_dict()
     del entry["state"][1]["param_low"]
@@ -248,7 +246,7 @@ def test_parameters_saved_without_lower_bits_start_at_zero_without_a_warning() -
 
 
 @pytest.mark.parametrize("reader", ["state dict", "file"])
-def test_a_warning_that_is_an_error_changes_nothing(reader: str, tmp_path: Path) -> None:
+def test_a_load_whose_warning_is_an_error_changes_nothing(reader: str, tmp_path: Path) -> None:
     saved, optimizer = trained(32), trained(24)
     for own, param in zip(optimizer.params, saved.params):
         own[...] = param
@@ -261,7 +259,7 @@ def test_a_warning_that_is_an_error_changes_nothing(reader: str, tmp_path: Path)
             optimizer.load_state_dict(saved.state_dict())
 
 
-def test_weights_without_dimensions_and_without_elements_are_converted() -> None:
+def test_scalar_and_empty_weights_are_converted() -> None:
     for old, new in itertools.product(WEIGHTS, WEIGHTS):
         pair = []
         for each in (old, new):
@@ -276,7 +274,7 @@ def test_weights_without_dimensions_and_without_elements_are_converted() -> None
         assert abs(joined(pair[1], 0) / joined(pair[0], 0) - 1) <= precision
 
 
-def test_lower_bits_next_to_float32_weights_or_for_float64_ones_are_refused() -> None:
+def test_lower_bits_of_float32_or_float64_weights_are_refused() -> None:
     saved, optimizer = trained(32).state_dict(params=True), made(32)
     saved["state"][0]["param"] = np.zeros((70, 64), np.float32)
     with refused(ValueError, "the state of parameter 0: it holds the lower bits of bfloat16 parameters", optimizer):
@@ -304,7 +302,7 @@ def on_disk(folder: Path, count: int = 24, **options: Any) -> onepass.Adam:
         ({"state_dtype": "bfloat16", "master_bits": 24}, {"wide": True}),
     ],
 )
-def test_a_conversion_of_state_on_disk_holds_one_parameter_in_memory(
+def test_converting_state_on_disk_needs_memory_for_one_parameter(
     old: dict[str, Any], new: dict[str, Any], reader: str, tmp_path: Path
 ) -> None:
     (tmp_path / "state").mkdir()
@@ -332,7 +330,7 @@ def test_a_conversion_of_state_on_disk_holds_one_parameter_in_memory(
 
 @pytest.mark.parametrize("place", ["disk", "memory"])
 @pytest.mark.parametrize("reader", ["state dict", "file"])
-def test_a_conversion_that_fails_half_way_changes_nothing(
+def test_a_conversion_that_fails_halfway_changes_nothing(
     reader: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved, optimizer = trained(None), trained(24, state_dtype="float8")

@@ -20,7 +20,7 @@ from onepass import _checkpoint
 from support import assert_same_bits, bits, refused, snapshot
 
 
-def test_options_that_the_own_storage_cannot_serve_are_refused() -> None:
+def test_loaded_options_that_the_storage_does_not_support_are_refused() -> None:
     donor = onepass.Adam(np.ones(5000, np.float32), betas=(0.995, 0.999))
     optimizer = onepass.Adam(np.ones(5000, np.float32), state_dtype="float8")
     with refused(ValueError, "state_dtype='float8' needs betas[0] of at most 0.99, got 0.995", optimizer):
@@ -31,7 +31,7 @@ def test_options_that_the_own_storage_cannot_serve_are_refused() -> None:
 
 
 def scales_wrong() -> dict[str, Any]:
-    """Return functions that make scales wrong, of float32 numbers from 2**-117."""
+    """Return functions that make valid scales invalid. Valid scales are float32 numbers of at least 2**-117."""
     return {
         "missing": lambda s: None,
         "too few": lambda s: s[:-1].copy(),
@@ -49,7 +49,7 @@ def scales_wrong() -> dict[str, Any]:
 
 @pytest.mark.parametrize("own", STATES)
 @pytest.mark.parametrize("wrong", scales_wrong())
-def test_wrong_scales_are_refused(wrong: str, own: Any, tmp_path: Path) -> None:
+def test_wrong_float8_scales_are_refused(wrong: str, own: Any, tmp_path: Path) -> None:
     donor, optimizer = made(None, state_dtype="float8"), made(None, state_dtype=own)
     train(donor, 1)
     train(optimizer, 1)
@@ -71,7 +71,7 @@ def test_wrong_scales_are_refused(wrong: str, own: Any, tmp_path: Path) -> None:
 
 
 def forged(path: Path, change: Any) -> None:
-    """Change what a file holds as JSON."""
+    """Change the JSON metadata of a file."""
     members = members_of(path)
     scalars = json.loads(np.load(io.BytesIO(members["onepass.npy"])).tobytes())
     change(scalars)
@@ -92,7 +92,7 @@ def forged(path: Path, change: Any) -> None:
         ("rounding", "up"),
     ],
 )
-def test_a_file_with_another_option_of_storage_than_its_arrays_is_refused(
+def test_a_file_whose_storage_options_contradict_its_arrays_is_refused(
     option: str, value: Any, own: Any, tmp_path: Path
 ) -> None:
     donor, optimizer = made(None, state_dtype="float8"), made(None, state_dtype=own)
@@ -105,7 +105,7 @@ def test_a_file_with_another_option_of_storage_than_its_arrays_is_refused(
 
 
 @pytest.mark.parametrize("option", ["state_dtype", "master_bits", "rounding"])
-def test_a_state_dict_with_a_wrong_option_of_storage_is_refused(option: str) -> None:
+def test_a_state_dict_with_a_wrong_storage_option_is_refused(option: str) -> None:
     optimizer = made(None, state_dtype="float8")
     saved = optimizer.state_dict()
     for value in ("other", 7):
@@ -119,7 +119,7 @@ def test_a_state_dict_with_a_wrong_option_of_storage_is_refused(option: str) -> 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int8, np.int16, np.float64, np.float16, np.uint32])
 @pytest.mark.parametrize("own", STATES)
-def test_moments_of_a_dtype_that_stores_nothing_are_refused(own: Any, dtype: Any) -> None:
+def test_moments_of_an_unsupported_dtype_are_refused(own: Any, dtype: Any) -> None:
     optimizer = made(None, state_dtype=own)
     saved = optimizer.state_dict()
     state = saved["state"][0]
@@ -146,7 +146,7 @@ def test_every_truncated_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("averages", ["ema", "ema_decay"])
 @pytest.mark.parametrize("own", STATES)
-def test_files_of_before_these_options_load(own: Any, averages: str, tmp_path: Path) -> None:
+def test_files_older_than_the_storage_options_can_be_loaded(own: Any, averages: str, tmp_path: Path) -> None:
     old, optimizer = made(None, ema_decay=0.5), made(None, state_dtype=own, ema_decay=0.25, seed=9)
     train(old, 2)
     saved = old.state_dict(params=True)
@@ -159,7 +159,7 @@ def test_files_of_before_these_options_load(own: Any, averages: str, tmp_path: P
     _checkpoint.write(tmp_path / "a.npz", saved)
     same = copy.deepcopy(optimizer)
     optimizer.load_state_dict(saved, params=True)
-    assert repr(saved) == repr(given)  # the caller's is unchanged
+    assert repr(saved) == repr(given)  # load_state_dict does not change its argument
     same.load(tmp_path / "a.npz", params=True)
     for loaded in (optimizer, same):
         assert (loaded.seed, loaded.ema_decay, loaded.state_dtype, loaded.step_count) == (0, 0.5, own, 2)
@@ -180,7 +180,7 @@ def is_mapped(array: Any) -> bool:
 
 @pytest.mark.parametrize("bits_of_weights", [None, 32, 24])
 @pytest.mark.parametrize("state_dtype", NARROW)
-def test_state_on_disk_has_the_bits_of_state_in_memory(
+def test_state_on_disk_is_bit_identical_to_state_in_memory(
     state_dtype: Any, bits_of_weights: int | None, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"state_dtype": state_dtype, "ema_decay": 0.5}

@@ -20,7 +20,7 @@ from support import Array, assert_same_bits, bits, comparable, refused
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("bits_of_weights", [None, 32, 24, 16])
 @pytest.mark.parametrize("state_dtype", STATES)
-def test_resumed_training_has_the_bits_of_uninterrupted_training(
+def test_resumed_training_is_bit_identical_to_uninterrupted_training(
     state_dtype: Any, bits_of_weights: int | None, order: Any, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"state_dtype": state_dtype, "ema_decay": 0.9}
@@ -45,7 +45,7 @@ def test_resumed_training_has_the_bits_of_uninterrupted_training(
     saved = pickle.loads(pickle.dumps(uninterrupted.state_dict(params=True)))
     resumed["pickled state dict"].load_state_dict(saved, params=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # the parameters are those that were saved
+        warnings.simplefilter("error")  # the parameters equal the saved parameters
         resumed["file"].load(in_file(uninterrupted, tmp_path / "a.npz"))
     resumed["file with parameters"].load(in_file(uninterrupted, tmp_path / "b.npz", params=True), params=True)
     for how, optimizer in resumed.items():
@@ -58,7 +58,7 @@ def test_resumed_training_has_the_bits_of_uninterrupted_training(
         assert_same_bits(arrays(optimizer), arrays(uninterrupted), how)
 
 
-def test_the_seed_is_part_of_what_is_saved(tmp_path: Path) -> None:
+def test_load_restores_the_seed_unless_a_seed_is_given(tmp_path: Path) -> None:
     one, other = (made(None, state_dtype="float8", seed=seed) for seed in (1, 2))
     train(one, 1)
     train(other, 1)
@@ -73,7 +73,7 @@ def test_the_seed_is_part_of_what_is_saved(tmp_path: Path) -> None:
         other.load_state_dict({**one.state_dict(), "seed": 2**64})
 
 
-def test_a_file_holds_the_stored_bits_and_numpy_reads_it(tmp_path: Path) -> None:
+def test_numpy_reads_the_encoded_arrays_of_a_file(tmp_path: Path) -> None:
     optimizer = made(24, state_dtype="float8")
     train(optimizer, 1)
     with np.load(in_file(optimizer, tmp_path / "a.npz", params=True)) as file:
@@ -90,7 +90,7 @@ def test_a_file_holds_the_stored_bits_and_numpy_reads_it(tmp_path: Path) -> None
     assert wide == 5000 * 3 + 2 * 4 * 40
 
 
-def test_arrays_of_ml_dtypes_load_as_stored_bits() -> None:
+def test_state_dicts_of_ml_dtypes_arrays_can_be_loaded() -> None:
     optimizer = made(32, state_dtype="float8")
     train(optimizer, 1)
     saved = optimizer.state_dict(params=True)
@@ -101,7 +101,7 @@ def test_arrays_of_ml_dtypes_load_as_stored_bits() -> None:
     assert_same_bits(arrays(other), arrays(optimizer))
 
 
-def test_groups_of_different_storage_are_saved_together(tmp_path: Path) -> None:
+def test_groups_of_different_storage_are_saved_and_copied_together(tmp_path: Path) -> None:
     def groups() -> onepass.SGD:
         params = [np.ones((80, 70), np.float32), np.ones(5000, np.float32), np.ones(4096), np.ones(6000, bfloat16())]
         kinds: list[dict[str, Any]] = [{"state_dtype": "float8"}, {"state_dtype": "bfloat16"}, {}, {"master_bits": 24}]
@@ -123,7 +123,7 @@ def in_memory(array: Array) -> Array:
 
 
 def stored_to_nearest(state_dtype: Any, name: str, values: Array) -> list[Array]:
-    """Return what stores float32 numbers, as `comparable` has it."""
+    """Return the stored form of float32 numbers, in the form of `comparable`."""
     if state_dtype is None:
         return [values]
     if state_dtype == "bfloat16":
@@ -136,7 +136,7 @@ def stored_to_nearest(state_dtype: Any, name: str, values: Array) -> list[Array]
 @pytest.mark.parametrize("orders", ["CC", "FF", "CF", "FC"])
 @pytest.mark.parametrize("new", STATES)
 @pytest.mark.parametrize("old", STATES)
-def test_state_in_other_storage_is_converted_to_nearest(
+def test_loading_rounds_state_of_another_storage_to_nearest(
     old: Any, new: Any, orders: str, reader: str, tmp_path: Path
 ) -> None:
     saved, other = made(None, orders[0], state_dtype=old), made(None, orders[1], state_dtype=new)
@@ -165,14 +165,14 @@ def test_state_in_other_storage_is_converted_to_nearest(
     train(other, 1)
 
 
-def test_weights_of_float32_training_go_on_as_bfloat16_weights(tmp_path: Path) -> None:
-    """The lower bits are zeros: the weights are what the bfloat16 parameters show."""
+def test_training_in_float32_continues_with_bfloat16_weights(tmp_path: Path) -> None:
+    """Expect lower bits of zero: the weights equal the bfloat16 parameters."""
     for bits_of_weights in (32, 24, 16):
         plain, narrow = made(None, ema_decay=0.5), made(bits_of_weights, ema_decay=0.5, state_dtype="bfloat16")
         train(plain, 2)
         for own, param in zip(narrow.params, plain.params):
             own[...] = param.astype(own.dtype)
-        train(narrow, 1)  # its own lower bits do not stay
+        train(narrow, 1)  # sets lower bits, which a load replaces
         for reader in ("state dict", "file"):
             if reader == "file":
                 with pytest.warns(UserWarning, match="saved with other values or another dtype of parameter 0"):
@@ -194,7 +194,7 @@ def test_weights_of_float32_training_go_on_as_bfloat16_weights(tmp_path: Path) -
 
 @pytest.mark.parametrize("other", STATES)
 @pytest.mark.parametrize("state_dtype", STATES)
-def test_files_with_moments_of_two_storages_load_into_any_storage(state_dtype: Any, other: Any, tmp_path: Path) -> None:
+def test_files_with_moments_in_two_storages_load_into_any_storage(state_dtype: Any, other: Any, tmp_path: Path) -> None:
     made = [onepass.AdEMAMix(np.ones(5000, np.float32), state_dtype=name) for name in (state_dtype, other)]
     made[0].step(np.linspace(-1, 1, 5000, dtype=np.float32))
     made[0].save(tmp_path / "state.npz")

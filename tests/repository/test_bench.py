@@ -63,7 +63,7 @@ def small_target(target: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A record of all cases with tensors of at most 20 elements, measured only with onepass, NumPy and Python."""
+    """Measure all cases with tensors of at most 20 elements, only with onepass, NumPy and Python."""
     done = {}
     for name, case in cases.CASES.items():
         library = case.peers[0].module is not None or name == "digits"  # its sizes are the network's
@@ -77,7 +77,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return records.load(path)
 
 
-def test_every_case_gives_a_point_for_each_problem_and_a_line_for_each_target(record: Any) -> None:
+def test_every_point_has_a_table_and_every_target_has_a_line(record: Any) -> None:
     assert len(record["cases"]) > 10
     for name, case in record["cases"].items():
         for point in case["points"]:
@@ -94,7 +94,7 @@ no_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the
 
 
 @no_proc
-def test_memory_is_measured_in_the_process(record: Any) -> None:
+def test_measured_memory_matches_the_bytes_of_each_storage(record: Any) -> None:
     expected = {"onepass": (16, 28), "onepass, bfloat16 state": (12, 20), "onepass, float8 state": (10.06, 16.12)}
     for point in record["cases"]["bits-bandwidth"]["points"]:
         assert {name: (point["held"][name], point["moved"][name]) for name in point["held"]} == {
@@ -103,7 +103,7 @@ def test_memory_is_measured_in_the_process(record: Any) -> None:
 
 
 @no_proc
-def test_state_on_disk_is_measured_within_a_limit_on_memory(record: Any) -> None:
+def test_state_on_disk_is_measured_under_a_memory_limit(record: Any) -> None:
     memory, disk = record["cases"]["disk"]["points"]
     assert [*memory["timings"]] == ["a step, pages in memory"]
     assert [*disk["timings"]] == ["a step, pages in memory", "a step, pages on the disk", "`save`"]
@@ -139,7 +139,7 @@ def test_a_case_without_its_library_reports_the_reason() -> None:
     assert printed[0].startswith("not measured: no_such_library cannot be imported")
 
 
-def test_a_variant_of_a_case_has_its_settings_in_its_name_and_no_targets() -> None:
+def test_a_variant_of_a_case_has_settings_in_its_name_and_no_targets() -> None:
     case = cases.find("loop-numpy OMP_WAIT_POLICY=PASSIVE affinity=0")
     assert case.settings == ("OMP_WAIT_POLICY=PASSIVE", "affinity=0")
     assert not case.targets and cases.find("loop-numpy").targets
@@ -161,7 +161,7 @@ def test_the_command_line_runs_a_case_with_the_variables_that_it_sets() -> None:
     assert refused.returncode == 2 and "expected VARIABLE=VALUE, got X" in refused.stderr
 
 
-def test_a_default_environment_has_no_variables_of_threads_and_a_quiet_one_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_quiet_environment_sets_thread_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("OPENBLAS_THREAD_TIMEOUT", "7")
     call = environment.call
@@ -173,7 +173,7 @@ def test_a_default_environment_has_no_variables_of_threads_and_a_quiet_one_has(m
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system has no affinity")
-def test_a_case_can_be_restricted_to_some_processors() -> None:
+def test_a_case_can_be_pinned_to_processors() -> None:
     allowed = os.sched_getaffinity(0)
     one = min(allowed)
     assert environment.call("default", (f"affinity={one}",), os.sched_getaffinity, 0) == {one}
@@ -228,7 +228,7 @@ def check_library(module: str) -> list[str] | str:
 
 
 @pytest.mark.parametrize("module", LIBRARIES)
-def test_an_installed_library_has_the_results_of_onepass(module: str) -> None:
+def test_installed_libraries_compute_the_same_results_as_onepass(module: str) -> None:
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed")
     checked = environment.call("quiet", (), check_library, module)  # some libraries warn, and some start threads
@@ -242,7 +242,7 @@ def test_every_peer_of_a_library_is_checked() -> None:
     assert {kind.__name__ for kind in kinds} == {name for names in LIBRARIES.values() for name in names}
 
 
-def test_decayed_state_is_subnormal_and_stays_so() -> None:
+def test_decayed_state_is_and_remains_subnormal() -> None:
     problem = peer.Problem.of(50)
     numpy = peers.InPlaceNumPy(problem, measure.random_arrays(problem, generator()), peer.Options())
     grads = measure.decay([numpy], measure.random_arrays(problem, generator()))
@@ -255,7 +255,7 @@ def test_decayed_state_is_subnormal_and_stays_so() -> None:
         numpy.run(1000)
 
 
-def test_every_rule_is_measured_with_the_number_of_its_arrays() -> None:
+def test_the_stream_baseline_uses_the_number_of_arrays_of_each_rule() -> None:
     arrays = {rule: measure.streams(rule) for rule in peer.RULES}
     assert {arrays[rule] for rule in ("Adam", "NAdam", "RAdam", "Adadelta", "ScheduleFreeAdamW")} == {7}
     assert arrays["SGD"] == arrays["Lion"] == arrays["Adagrad"] == arrays["RMSprop"] == 5
@@ -286,7 +286,7 @@ def train_on_digits() -> tuple[list[str], str]:
     return [*timed["points"][0]["timings"]], str(error.value)
 
 
-def test_a_training_is_timed_only_if_its_loss_is_onepasss() -> None:
+def test_training_on_digits_is_timed_only_if_its_loss_matches_onepass() -> None:
     pytest.importorskip("sklearn")
     timed, error = environment.call("quiet", (), train_on_digits)
     assert timed == ["onepass", "no optimizer", "in-place NumPy"]
@@ -313,7 +313,7 @@ def train_a_policy() -> tuple[list[str], str]:
     return [*timed["points"][0]["timings"]], str(error.value)
 
 
-def test_iterations_in_pytorch_are_timed_only_if_their_losses_are_onepasss() -> None:
+def test_pytorch_iterations_are_timed_only_if_their_losses_match_onepass() -> None:
     if importlib.util.find_spec("torch") is None:
         pytest.skip("torch is not installed")
     timed, error = environment.call("quiet", (), train_a_policy)
@@ -322,7 +322,7 @@ def test_iterations_in_pytorch_are_timed_only_if_their_losses_are_onepasss() -> 
 
 
 @pytest.mark.parametrize("missing", [1, 4])
-def test_a_loop_in_numpy_is_timed_only_if_its_losses_are_onepasss(missing: int) -> None:
+def test_a_numpy_loop_is_timed_only_if_its_losses_match_onepass(missing: int) -> None:
     class LeavesOneOut(peers.Onepass):
         name = "leaves one out"
         taken = 0
@@ -340,7 +340,7 @@ def test_a_loop_in_numpy_is_timed_only_if_its_losses_are_onepasss(missing: int) 
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_the_loop_in_numpy_computes_the_gradients_of_its_loss(activation: str) -> None:
+def test_the_numpy_loop_computes_the_gradients_of_its_loss(activation: str) -> None:
     problem = loop.network((5, 7, 6, 3), "", activation=activation)
     data = loop.Data.of(problem, generator())
     training = loop.NumPyTraining(peers.Onepass, problem, data)
@@ -354,7 +354,7 @@ def test_the_loop_in_numpy_computes_the_gradients_of_its_loss(activation: str) -
         assert (losses[1] - losses[0]) / 2e-2 == pytest.approx(np.linalg.norm(gradient), rel=1e-2), i
 
 
-def test_a_turn_has_enough_iterations_and_lasts_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timed_series_has_enough_iterations_and_lasts_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = loop.square(8)
     data = loop.Data.of(problem, generator())
     for ns, least, most in ((0, 6, 6), (50_000_000, 7, 10**6)):
@@ -365,7 +365,7 @@ def test_a_turn_has_enough_iterations_and_lasts_long_enough(monkeypatch: pytest.
         assert all(0 < step < iteration for step, iteration in zip(steps, iterations, strict=True))
 
 
-def test_each_peer_of_onepass_has_its_own_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_variant_of_onepass_runs_with_its_own_thread_count(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, set[int]] = {}
 
     def run(self: Any, steps: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 from bench import cases, loop, measure, peers, plots, readme, records, report, targets
 
 
-def test_the_statistics_of_a_series_show_its_stalls() -> None:
+def test_mean_and_90th_percentile_reveal_stalls() -> None:
     usual, stalling = (measure.Series(kind, steps=1) for kind in (peers.Onepass, peers.NoOptimizer))
     usual.rounds, stalling.rounds = [[10.0] * 4] * 5, [[9.0, 10.0, 10.0, 51.0]] * 5
     compared = measure.comparison([usual, stalling])
@@ -21,7 +21,7 @@ def test_the_statistics_of_a_series_show_its_stalls() -> None:
 
 
 def point_of(medians: dict[str, float], **more: Any) -> Any:
-    """A point whose means are twice its medians."""
+    """Return a point whose means are twice its medians."""
     timings = {
         n: {"median_ns": m, "mean_ns": 2 * m + (n != "onepass"), "fastest_ns": m / 2} for n, m in medians.items()
     }
@@ -37,7 +37,7 @@ def record_of(**points: list[Any]) -> Any:
     return {"machine": machine, "cases": {name.replace("_", "-"): {**case, "points": p} for name, p in points.items()}}
 
 
-def test_a_target_is_judged_by_its_part_of_the_loop_and_its_statistic() -> None:
+def test_a_target_is_judged_by_its_loop_part_and_its_statistic() -> None:
     problem, one = loop.square(8), peers.OnepassOneThread
     points = {problem: point_of({"onepass": 100, one.name: 99.5}, step=point_of({"onepass": 10, one.name: 15}))}
     judged = {
@@ -56,7 +56,7 @@ def test_a_target_is_judged_by_its_part_of_the_loop_and_its_statistic() -> None:
     assert plots.target_label(judged["step", "median_ns"]) == f"{problem}, step: onepass, one thread"
 
 
-def test_a_target_of_the_stream_baseline_is_a_percentage() -> None:
+def test_a_target_relative_to_the_stream_baseline_is_a_percentage() -> None:
     points = {cases.MILLION: point_of({"onepass": 10, "stream baseline": 8})}
     line = report.target_line(targets.Target(cases.MILLION, (peers.StreamBaseline,), 0.85).judge(points))
     assert line.startswith("missed") and ": at least 85 % of the stream baseline: 80 % (" in line
@@ -72,7 +72,7 @@ def test_the_fastest_time_is_bold() -> None:
     assert readme.cell(point, "onepass", ["onepass", "thinc"]) == "**2.00 µs**"
 
 
-def test_the_description_of_readmes_image_ranks_the_peers_at_both_ends() -> None:
+def test_the_alt_text_of_readmes_image_ranks_peers_at_both_ends() -> None:
     small, large = {"onepass": 1e3, "Numba": 2e3}, {"onepass": 2e6, "Numba": 1e6, "stream baseline": 1e5}
     sizes = [point_of(medians, elements=elements) for medians, elements in ((small, 100), (large, 10**6))]
     text = readme.speed_figure(record_of(sizes=sizes), "a-machine")
@@ -80,13 +80,13 @@ def test_the_description_of_readmes_image_ranks_the_peers_at_both_ends() -> None
     assert "parameters, the fastest first: Numba, onepass.](" in text
 
 
-def test_readmes_figure_has_at_most_six_curves_and_names_no_other_peer() -> None:
+def test_readmes_figure_has_at_most_six_curves_and_names_only_these() -> None:
     assert len(plots.SPEED_PEERS) <= 6
     medians = dict.fromkeys([*plots.SPEED_PEERS, "optax under jit"], 1e3)
     assert "optax" not in readme.speed_figure(record_of(sizes=[point_of(medians, elements=100)]), "a-machine")
 
 
-def test_the_headline_has_the_smallest_and_the_largest_ratio() -> None:
+def test_the_headline_gives_the_smallest_and_largest_ratio() -> None:
     sizes = [
         point_of({"onepass": 1e3, "in-place NumPy": numpy, "torch fused": 9e3}, elements=elements)
         for numpy, elements in ((14e3, 100), (4e3, 10**4), (5e3, 10**6))
@@ -96,15 +96,17 @@ def test_the_headline_has_the_smallest_and_the_largest_ratio() -> None:
     assert text.endswith("On 100 parameters it takes 1.00 µs, PyTorch's fused Adam 9.00 µs.")
 
 
-def test_readmes_table_of_steps_has_the_smallest_and_the_largest_size() -> None:
+def test_readmes_table_of_steps_omits_sizes_between_the_listed_ones() -> None:
     sizes = [point_of({"onepass": 1e3, "pure Python": 1e6}, elements=10**n) for n in range(2, 8)]
     rows = readme.speed_table(record_of(sizes=sizes), "a-machine").splitlines()
     assert rows[0] == "| float32 parameters | onepass |"
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| 100", "| 10,000", "| 1 million", "| 10 million"]
 
 
-def test_the_gains_are_of_whole_training_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(records, "RESULTS", tmp_path)  # no other machine's results
+def test_gains_are_computed_from_iterations_not_optimizer_steps(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(records, "RESULTS", tmp_path)  # no results of other machines
 
     def of(elements: int, ratio: float) -> Any:
         medians = {"onepass for torch": 1e6, "torch fused": 1e6 * ratio}
@@ -127,7 +129,7 @@ def test_a_block_in_a_list_keeps_its_indentation() -> None:
     assert readme.rewritten(new, record_of(sizes=sizes), "a-machine") == new
 
 
-def test_a_case_has_one_table_of_times_and_one_of_speeds_relative_to_the_stream_baseline() -> None:
+def test_a_case_has_a_table_of_times_and_a_table_of_speeds() -> None:
     names = ("10 elements, float32, 1 thread", "20 elements, float32, 1 thread")
     medians = {"onepass": 2e3, "stream baseline": 1e3}
     text = readme.tables(record_of(small=[point_of(medians, problem=name, streams=5) for name in names]), "small")
@@ -137,8 +139,10 @@ def test_a_case_has_one_table_of_times_and_one_of_speeds_relative_to_the_stream_
     assert shares.splitlines()[2:] == ["| onepass | 36 % | 36 % |"]
 
 
-def test_storage_in_fewer_bits_is_compared_by_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(records, "RESULTS", tmp_path)  # no other machine's results
+def test_narrow_storage_is_reported_with_its_bytes_per_parameter(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(records, "RESULTS", tmp_path)  # no results of other machines
     medians, bits = {"onepass": 2e3, "stream baseline": 1e3, "onepass, float8 state": 3e3}, "onepass, float8 state"
     bytes_of = {"held": {"onepass": 16, bits: 10.06}, "moved": {"onepass": 28, bits: 14}}
     point = point_of(medians, problem="64 million elements, float32, 1 thread", **bytes_of)
@@ -158,7 +162,7 @@ def test_storage_in_fewer_bits_is_compared_by_bytes(monkeypatch: pytest.MonkeyPa
     assert "make bench CASE=bits-bandwidth" in readme.block("fewer bits", record_of(), "a-machine")
 
 
-def test_an_image_is_made_from_the_results_of_a_machine_that_has_its_case(
+def test_an_image_uses_the_results_of_any_machine_that_measured_its_case(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(records, "RESULTS", tmp_path)
@@ -170,7 +174,7 @@ def test_an_image_is_made_from_the_results_of_a_machine_that_has_its_case(
     assert {path.name for path in plots.draw(record_of(), tmp_path)} == {"threads.svg", "threads.png"}
 
 
-def test_sizes_are_below_the_fastest_times() -> None:
+def test_the_table_lists_sizes_below_the_fastest_times() -> None:
     points = [point_of({"a step": 2e6}, bytes={"state": 64e6}), point_of({"a step": 4e6}, bytes={"sent": 128.2e6})]
     text = readme.tables(record_of(ranks=points), "ranks")
     assert text.splitlines()[2:5] == [
@@ -181,8 +185,8 @@ def test_sizes_are_below_the_fastest_times() -> None:
     assert ", the fastest of 2 rounds on A CPU" in text
 
 
-def test_the_table_of_loops_has_both_libraries_in_one_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(records, "RESULTS", tmp_path)  # no other machine's results
+def test_the_loop_table_has_pytorch_and_numpy_in_one_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(records, "RESULTS", tmp_path)  # no results of other machines
 
     def of(elements: int, own: str, peer: str, steps: float, iterations: float) -> Any:
         step = point_of({own: 1e6, peer: 1e6 * steps})
@@ -202,20 +206,20 @@ def test_the_table_of_loops_has_both_libraries_in_one_row(monkeypatch: pytest.Mo
     assert "PyTorch" in text and "Measured on Another CPU, 2 cores, 8 GiB; A CPU, 2 cores" in text
 
 
-def test_a_case_that_is_not_measured_names_its_command_with_its_settings() -> None:
+def test_an_unmeasured_case_names_the_command_that_measures_it() -> None:
     text = readme.block("case loop-numpy A=1 B=2", {"cases": {}}, "a-machine")
     assert text == 'Not measured on this machine yet: `make bench CASE=loop-numpy ARGS="--env A=1 --env B=2"`.'
 
 
 @pytest.mark.parametrize("text", ["", "<!-- rules: begin -->", "<!-- rules: end --><!-- rules: begin -->"])
-def test_a_page_without_a_whole_block_of_a_known_name_is_refused(text: str) -> None:
+def test_a_page_with_an_incomplete_or_unknown_block_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must follow each other"):
         readme.rewritten(text, record_of(), "a-machine")
     with pytest.raises(ValueError, match="no block is named 'x'"):
         readme.rewritten("<!-- x: begin -->\n<!-- x: end -->", record_of(), "a-machine")
 
 
-def test_the_pages_show_every_case_of_the_results_file_that_they_cite() -> None:
+def test_the_pages_show_every_case_of_the_cited_results_file() -> None:
     pages = {path.name: path.read_text(encoding="utf-8") for path in readme.DOCUMENTS}
     names = {page: readme.cited(text) for page, text in pages.items()}
     assert {*names.values()} - {None} <= {path.stem for path in records.RESULTS.glob("*.json")}

@@ -62,7 +62,7 @@ def test_schedule_free_weights_are_evaluated_after_eval_on_each_half(choosing: M
     assert losses == pytest.approx([first, second], rel=1e-4) and first != pytest.approx(second, rel=1e-3)
 
 
-def test_every_rate_falls_to_zero_but_that_of_schedule_free(choosing: ModuleType) -> None:
+def test_every_learning_rate_falls_to_zero_except_for_schedule_free(choosing: ModuleType) -> None:
     task = choosing.prepared(True)[1]._replace(steps=100)
     for name, optimizer in choosing.OPTIMIZERS.items():
         opt = optimizer.make(task.model(choosing.np.random.default_rng(0)).parameters, 0.01, task)
@@ -77,7 +77,7 @@ def test_every_rate_falls_to_zero_but_that_of_schedule_free(choosing: ModuleType
     ("best", "rates"),
     [(0.03, [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1]), (0.0001, [0.00003, 0.0001, 0.0003, 0.001, 0.003])],
 )
-def test_the_search_goes_on_until_the_best_rate_is_between_two_others(
+def test_the_search_continues_until_the_best_rate_is_between_two_others(
     choosing: ModuleType, monkeypatch: pytest.MonkeyPatch, best: float, rates: list[float]
 ) -> None:
     drawn = []

@@ -65,7 +65,7 @@ def write_reviews(folder: Path) -> None:
         (folder / part / "labeledBow.feat").write_text("".join(lines))
 
 
-def test_cifar_files_become_images_without_their_mean(run: ModuleType, tmp_path: Path) -> None:
+def test_cifar_images_are_read_with_the_mean_image_subtracted(run: ModuleType, tmp_path: Path) -> None:
     planes = write_cifar(tmp_path)[:, :, 1:].reshape(6, 10, 3, 32, 32) / 255  # red rows, then green, then blue
     found, mean = run.data.read_cifar(tmp_path), planes[:5].mean(axis=(0, 1))
     assert found.train.shape == (50, 32, 32, 3) and found.train_labels.tolist() == [*range(10)] * 5
@@ -73,7 +73,7 @@ def test_cifar_files_become_images_without_their_mean(run: ModuleType, tmp_path:
     assert np.allclose(found.test[4], (planes[5, 4] - mean).transpose(1, 2, 0), atol=1e-6)
 
 
-def test_reviews_become_their_most_frequent_words_and_opinions(run: ModuleType, tmp_path: Path) -> None:
+def test_reviews_become_indicators_of_frequent_words_and_labels(run: ModuleType, tmp_path: Path) -> None:
     write_reviews(tmp_path)
     found, labels = run.data.read_reviews(tmp_path, features=3), [1, 0] * 30
     expected = np.array([[label, 1 - label, 1] for label in labels], np.float32)
@@ -90,7 +90,9 @@ def test_reviews_become_their_most_frequent_words_and_opinions(run: ModuleType, 
         ("train/labeledBow.feat", b"9 0:1\n2 x:1\n", "not in svmlight format"),
     ],
 )
-def test_a_damaged_file_is_named(run: ModuleType, tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_a_damaged_data_file_is_refused_by_name(
+    run: ModuleType, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
     write_cifar(tmp_path)
     write_reviews(tmp_path)
     (tmp_path / name).write_bytes(content)
@@ -120,7 +122,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_gradients_are_the_slopes_of_the_loss(run: ModuleType, name: str) -> None:
+def test_gradients_match_finite_differences_of_the_loss(run: ModuleType, name: str) -> None:
     rng = np.random.default_rng(0)
     model, inputs = MODELS[name](run.models, rng)
     for layer in (layers := getattr(model, "layers", [model])):  # in float64, and away from 0, the kink of ReLUs
@@ -130,14 +132,14 @@ def test_gradients_are_the_slopes_of_the_loss(run: ModuleType, name: str) -> Non
     for parameter, gradient in zip(model.parameters, gradients, strict=True):
         for direction in rng.standard_normal((20, *parameter.shape)):
             losses = []
-            for shift in (1e-6, -2e-6, 1e-6):  # back in the end
+            for shift in (1e-6, -2e-6, 1e-6):  # the shifts add up to zero
                 parameter += shift * direction
                 losses.append(model.loss_and_gradients(inputs, LABELS, np.random.default_rng(2))[0])
             slope = np.vdot(dense(gradient, parameter), direction)
             assert slope == pytest.approx((losses[0] - losses[1]) / 2e-6, rel=1e-5, abs=1e-7) and slope != 0
 
 
-def test_convolution_and_dropout_agree_with_their_definitions(run: ModuleType) -> None:
+def test_convolution_and_dropout_match_their_definitions(run: ModuleType) -> None:
     rng = np.random.default_rng(0)
     layer, x = run.models.Convolution(3, 2, 4, rng), rng.standard_normal((2, 5, 6, 2))
     kernels = layer.parameters[0].reshape(3, 3, 2, 4)  # row, column, input channel, output channel
@@ -152,7 +154,7 @@ def test_convolution_and_dropout_agree_with_their_definitions(run: ModuleType) -
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_sparse_step_is_a_dense_one_on_the_words_that_occur(run: ModuleType, name: str) -> None:
+def test_a_sparse_step_equals_the_dense_step_on_the_words_that_occur(run: ModuleType, name: str) -> None:
     sparse, full = (run.models.SparseLogisticRegression(40, 3) for _ in range(2))
     opts = [run.OPTIMIZERS[name].make(model.parameters, 0.1) for model in (sparse, full)]
     for _ in range(3):
@@ -174,7 +176,7 @@ def digits_task(run: ModuleType, decay: bool = False) -> Any:
     return run.Task("", "", digits, lambda rng: run.models.perceptron(64, [8], 10, rng), 3, decay=decay)
 
 
-def test_rates_fall_with_the_root_of_the_step_unless_the_steps_do(run: ModuleType) -> None:
+def test_rates_decay_by_the_root_of_the_step_unless_the_rule_decays_itself(run: ModuleType) -> None:
     seen: list[Any] = []
     for decay, decays in [(True, False), (True, True), (False, False)]:
         optimizer = run.Optimizer(lambda p, rate: seen.append(rate) or onepass.SGD(p, rate), (), decays)
@@ -183,7 +185,7 @@ def test_rates_fall_with_the_root_of_the_step_unless_the_steps_do(run: ModuleTyp
 
 
 @pytest.mark.usefixtures("few_texts")
-def test_every_optimizer_lowers_every_cost_and_a_seed_fixes_it(run: ModuleType, tmp_path: Path) -> None:
+def test_every_optimizer_lowers_every_cost_and_a_seed_makes_it_repeatable(run: ModuleType, tmp_path: Path) -> None:
     out = tmp_path / "figures" / "comparison.png"
     assert run.main(["--quick", "--out", str(out)]) == 0 and out.read_bytes().startswith(b"\x89PNG")
     tasks = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))["tasks"]
@@ -208,7 +210,7 @@ def test_the_datasets_of_the_paper_are_trained_on(run: ModuleType, tmp_path: Pat
         assert task.data.name == name and costs[-1] < costs[0] < 6, (task.title, costs)
 
 
-def test_a_diverging_run_costs_infinity(run: ModuleType, tmp_path: Path) -> None:
+def test_a_diverging_run_has_infinite_cost_and_is_reported(run: ModuleType, tmp_path: Path) -> None:
     costs, _ = run.train(digits_task(run), run.OPTIMIZERS["SGD Nesterov"], 1e38, seed=0, epochs=3)
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     results["tasks"][2]["optimizers"]["SGD Nesterov"]["costs"][1][-1] = run.publish.number(costs[-1])
@@ -217,7 +219,7 @@ def test_a_diverging_run_costs_infinity(run: ModuleType, tmp_path: Path) -> None
     run.draw(results, tmp_path / "x.png")
 
 
-def test_a_best_rate_that_is_the_first_or_last_of_several_is_at_the_edge(run: ModuleType, monkeypatch: Any) -> None:
+def test_the_first_or_last_of_several_rates_is_reported_at_the_edge(run: ModuleType, monkeypatch: Any) -> None:
     for costs, edge in [((1, 2, 3), True), ((3, 2, 1), True), ((2, 1, 3), False), ((1, 2), False)]:
         monkeypatch.setattr(run, "OPTIMIZERS", {"any": run.Optimizer(None, tuple(range(len(costs))))})
         monkeypatch.setattr(run, "train", lambda task, optimizer, rate, *_, costs=costs: (np.array([costs[rate]]), 1.0))
@@ -226,9 +228,9 @@ def test_a_best_rate_that_is_the_first_or_last_of_several_is_at_the_edge(run: Mo
 
 
 @pytest.mark.parametrize("option", ["--mnist", "--cifar", "--reviews", "--out", "--page"])
-def test_a_wrong_path_is_named_before_the_training(run: ModuleType, tmp_path: Path, option: str) -> None:
+def test_a_wrong_path_is_refused_before_the_training(run: ModuleType, tmp_path: Path, option: str) -> None:
     wrong = tmp_path / "x.json"
-    wrong.write_text("<!-- table: begin -->\nold\n<!-- table: end -->\n")  # no marks for the claims
+    wrong.write_text("<!-- table: begin -->\nold\n<!-- table: end -->\n")  # no markers for the claims
     with pytest.raises(SystemExit, match=re.escape(str(wrong))):
         run.main(["--out", str(tmp_path / "x.png"), option, str(wrong)])
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"] and "old" in wrong.read_text()
@@ -238,7 +240,9 @@ def test_a_wrong_path_is_named_before_the_training(run: ModuleType, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("few_texts")
-def test_an_interruption_leaves_page_and_results_unchanged(run: ModuleType, tmp_path: Path, monkeypatch: Any) -> None:
+def test_an_interruption_leaves_the_page_and_the_results_unchanged(
+    run: ModuleType, tmp_path: Path, monkeypatch: Any
+) -> None:
     answers = iter([(np.ones(3), 1.0)] * 45)  # then StopIteration, in the second problem
     monkeypatch.setattr(run, "train", lambda *_: next(answers))
     page, saved = tmp_path / "page.md", tmp_path / "x.json"

@@ -15,24 +15,24 @@ BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 class TestReadme:
     text = README.read_text(encoding="utf-8")
 
-    def test_its_example_is_the_quick_start(self) -> None:
+    def test_the_example_in_readme_is_the_quick_start(self) -> None:
         quickstart = (ROOT / "examples" / "quickstart.py").read_text(encoding="utf-8")
         assert quickstart.split('"""\n', 1)[1].strip() in self.text.replace("\r\n", "\n")
 
-    def test_its_commands_exist(self) -> None:
+    def test_make_commands_in_the_documents_exist(self) -> None:
         targets = make_targets(ROOT)
         for document in (README, ROOT / "CONTRIBUTING.md", BENCHMARKS):
             for target in re.findall(r"\bmake ([a-z-]+)\b", document.read_text(encoding="utf-8")):
                 assert target in targets or target == "is", f"{document.name}: make {target}"
 
-    def test_contributing_lists_what_make_help_lists(self) -> None:
+    def test_contributing_and_make_help_list_the_same_commands(self) -> None:
         helped = re.findall(r"^#     make ([a-z-]+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
         listed = re.findall(r"^\| `make ([a-z-]+)`", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
         assert len(helped) > 20 and sorted(helped) == sorted(listed)
         hidden = {"help", "install", "clean", "lint-build", "lint-run", "sanitize-core", "sanitize-python"}
         assert set(helped) == make_targets(ROOT) - hidden
 
-    def test_its_links_and_those_of_the_benchmarks_page_lead_somewhere(self) -> None:
+    def test_relative_links_in_readme_and_the_benchmarks_page_exist(self) -> None:
         for document in (README, BENCHMARKS):
             for link in re.findall(
                 r"\]\(([^)#]+)\)|srcset=\"([^\"]+)\"|src=\"([^\"]+)\"", document.read_text(encoding="utf-8")

@@ -30,11 +30,11 @@ def run(*arguments: Any) -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-def test_the_quick_start_finds_the_line() -> None:
+def test_the_quick_start_fits_the_line() -> None:
     assert float(run(EXAMPLES / "quickstart.py").split()[-1]) < 0.011
 
 
-def test_a_mapped_file_is_stepped_in_chunks_and_kept(tmp_path: Path) -> None:
+def test_a_memory_mapped_file_is_stepped_in_chunks_and_kept(tmp_path: Path) -> None:
     arguments = ["--elements", "10007", "--chunk", "1000", "--steps", "2", "--folder", tmp_path]
     assert "from a step over the whole: 0\n" in run(EXAMPLES / "memory_map.py", *arguments)
     target = np.sin(0.001 * np.arange(10007))
@@ -51,7 +51,7 @@ def test_existing_files_are_refused_and_not_changed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", ["--elements", "--chunk", "--steps"])
 @pytest.mark.parametrize("number", ["0", "-1"])
-def test_a_mapped_file_has_elements_chunks_and_steps(option: str, number: str) -> None:
+def test_zero_or_negative_elements_chunks_and_steps_are_refused(option: str, number: str) -> None:
     assert f"argument {option}: must be 1 or more, not {number}" in refused(f"{option}={number}")
 
 
@@ -63,7 +63,7 @@ def refused(*arguments: Any) -> str:
     return ended.stderr
 
 
-def test_the_main_job_learns_and_both_runs_agree(tmp_path: Path) -> None:
+def test_digits_are_learned_and_the_losses_match_textbook_adam(tmp_path: Path) -> None:
     for package in ("sklearn", "matplotlib", "tqdm"):
         pytest.importorskip(package)
     picture = tmp_path / "pictures" / "digits.png"
@@ -81,7 +81,7 @@ def test_the_main_job_learns_and_both_runs_agree(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("dotted", [False, True])
-def test_mnists_files_are_read_in_either_spelling(
+def test_mnist_files_are_read_with_dots_or_dashes_zipped_or_not(
     digits: ModuleType, tmp_path: Path, dotted: bool, zipped: bool
 ) -> None:
     write_mnist(tmp_path, dotted=dotted, zipped=zipped)
@@ -93,7 +93,7 @@ def test_mnists_files_are_read_in_either_spelling(
     assert found.test_labels.tolist() == [i % 10 for i in range(30)]
 
 
-def test_the_main_job_trains_on_mnists_files(digits: ModuleType, tmp_path: Path) -> None:
+def test_the_digits_example_trains_on_mnist_files(digits: ModuleType, tmp_path: Path) -> None:
     for package in ("matplotlib", "tqdm"):
         pytest.importorskip(package)
     write_mnist(tmp_path, images=400)
@@ -119,7 +119,7 @@ def wrong_files() -> dict[str, tuple[str, bytes, str]]:
 
 
 @pytest.mark.parametrize("case", wrong_files())
-def test_wrong_files_are_refused_and_named(digits: ModuleType, tmp_path: Path, case: str) -> None:
+def test_damaged_mnist_files_are_refused_by_name(digits: ModuleType, tmp_path: Path, case: str) -> None:
     write_mnist(tmp_path)
     name, data, message = wrong_files()[case]
     (tmp_path / name).write_bytes(data)
@@ -127,7 +127,7 @@ def test_wrong_files_are_refused_and_named(digits: ModuleType, tmp_path: Path, c
         digits.read_mnist(tmp_path)
 
 
-def test_a_missing_file_is_named(digits: ModuleType, tmp_path: Path) -> None:
+def test_the_error_names_a_missing_mnist_file(digits: ModuleType, tmp_path: Path) -> None:
     write_mnist(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(FileNotFoundError, match="t10k-labels-idx1-ubyte"):

@@ -15,7 +15,7 @@ CPP = Path(__file__).parents[1] / "cpp"
 
 @pytest.mark.skipif(not CPP.exists(), reason="the source distribution has no tests of the core")
 @pytest.mark.skipif(sys.platform != "linux", reason="some coefficients depend on the C library's pow, exp and log")
-def test_golden_files_are_those_of_the_specification() -> None:
+def test_golden_files_match_the_specification() -> None:
     spec = importlib.util.spec_from_file_location("golden", CPP / "golden.py")
     assert spec is not None and spec.loader is not None
     golden = importlib.util.module_from_spec(spec)

@@ -61,7 +61,7 @@ def test_a_quick_run_trains_every_storage_on_every_task(run: ModuleType, tmp_pat
             assert ("float8" in name) == (own["root_error"][0] > 0.01) or "weights" in name, name
 
 
-def test_a_seed_fixes_a_training_and_weights_in_bfloat16_are_what_is_trained(run: ModuleType) -> None:
+def test_a_seed_makes_a_run_repeatable_and_bfloat16_weights_are_trained(run: ModuleType) -> None:
     narrow, task = run.storages()["bfloat16 weights, master_bits=16"], run.tasks(quick=True)[1]
     models: list[Any] = []
     task = task._replace(model=lambda rng, make=task.model: models.append(make(rng)) or models[-1])
@@ -71,7 +71,7 @@ def test_a_seed_fixes_a_training_and_weights_in_bfloat16_are_what_is_trained(run
 
 
 @pytest.mark.parametrize("option", ["--results", "--out", "--page"])
-def test_a_wrong_path_is_named_before_the_training(run: ModuleType, tmp_path: Path, option: str) -> None:
+def test_a_wrong_path_is_refused_before_the_training(run: ModuleType, tmp_path: Path, option: str) -> None:
     wrong = tmp_path / ("x.json" if option == "--out" else "missing.md")
     with pytest.raises(SystemExit, match=re.escape(str(wrong))):
         run.main(["--out", str(tmp_path / "x.png"), option, str(wrong)])
@@ -82,7 +82,7 @@ def test_a_wrong_path_is_named_before_the_training(run: ModuleType, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("shift", "where"), [(0.09, "inside"), (-0.09, "inside"), (0.11, "above"), (-0.11, "below")])
-def test_a_storage_is_judged_by_the_interval_of_float32(run: ModuleType, shift: float, where: str) -> None:
+def test_a_storage_is_judged_by_the_confidence_interval_of_float32(run: ModuleType, shift: float, where: str) -> None:
     plain = [0.9, 1.0, 1.1, 0.95, 1.05]  # mean 1, standard deviation 0.079, half of the interval 0.098
     mean, half = run.report.interval(plain)
     assert (mean, half) == (pytest.approx(1), pytest.approx(2.776 * np.std(plain, ddof=1) / math.sqrt(5), rel=1e-3))
@@ -106,12 +106,12 @@ def test_a_diverging_run_is_reported_and_drawn(run: ModuleType, tmp_path: Path) 
     run.draw(found, tmp_path / "x.png")
 
 
-def test_one_seed_has_no_interval(run: ModuleType) -> None:
+def test_one_seed_has_an_infinite_confidence_interval(run: ModuleType) -> None:
     assert run.report.interval([2.0]) == (2.0, math.inf) and run.report.loss([2.0]) == "2.00"
     assert run.report.verdict([3.0], [2.0]) == "inside" and run.report.percent(-0.04, math.inf) == "+0.0 %"
 
 
-def test_the_better_rounding_is_named_if_the_seeds_agree(run: ModuleType) -> None:
+def test_a_rounding_is_called_better_only_if_all_seeds_agree(run: ModuleType) -> None:
     def better(nearest: list[float], stochastic: list[float]) -> str:
         name: str = run.report.better_rounding(*run.report.relative(nearest, stochastic))
         return name
@@ -142,7 +142,7 @@ def test_the_page_is_written_from_the_results_in_the_repository(
     assert (tmp_path / "x.json").read_bytes() == found.read_bytes()
 
 
-def test_memory_outside_linux_is_not_measured(run: ModuleType) -> None:
+def test_memory_that_cannot_be_measured_is_reported_as_not_measured(run: ModuleType) -> None:
     found = {"parameters": 64_000_000, "cases": [{"title": "float8 state", "bytes": 10.0625, "peak": None}]}
     assert run.report.memory({"memory": found}).splitlines()[-1].split("|")[1:4] == [
         " float8 state ", " 10.06               ", " not measured                             ",
@@ -160,14 +160,14 @@ def test_the_results_have_enough_seeds_and_all_storages() -> None:
         assert all(len(own["training"]) == len(task["seeds"]) for own in task["storages"].values())
 
 
-def test_stochastic_rounding_tracks_second_moments_better_than_nearest_after_a_change() -> None:
+def test_second_moments_follow_a_change_better_with_stochastic_rounding() -> None:
     found = results()["tracking"]["storages"]
     errors = {name: float(np.mean([run[-1] for run in own["error"]])) for name, own in found.items()}
     assert errors["float8, stochastic"] < 0.12 and errors["bfloat16, stochastic"] < 0.02
     assert errors["float8, nearest"] > 0.3 and errors["bfloat16, nearest"] > 0.2
 
 
-def test_a_process_needs_the_memory_of_its_arrays_and_no_more_than_two_percent_above() -> None:
+def test_peak_memory_is_within_two_percent_of_the_bytes_of_the_arrays() -> None:
     memory = results()["memory"]
     assert memory["parameters"] == 64_000_000 and len(memory["cases"]) == 7
     for case in memory["cases"]:

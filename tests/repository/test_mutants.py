@@ -10,7 +10,7 @@ from tools import mutations
 GENERATED = mutations.generate()
 
 
-def test_every_generated_mutant_changes_its_file_in_a_way_of_its_own() -> None:
+def test_every_generated_mutant_is_a_different_change() -> None:
     assert len(GENERATED) > 1000
     changed = {(mutant.file, mutant.changed(text)) for mutant, text in GENERATED.values()}
     assert len(changed) == len(GENERATED)
@@ -18,9 +18,9 @@ def test_every_generated_mutant_changes_its_file_in_a_way_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("pattern", mutations.FILES)
-def test_every_pattern_of_files_has_mutants(pattern: str) -> None:
+def test_every_file_pattern_has_mutants(pattern: str) -> None:
     assert any(PurePath(mutant.file).match(pattern) for mutant, _ in GENERATED.values())
 
 
-def test_every_mutant_that_is_listed_as_equivalent_is_generated() -> None:
+def test_every_mutant_listed_as_equivalent_is_generated() -> None:
     assert mutations.equivalent() <= GENERATED.keys()

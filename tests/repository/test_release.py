@@ -18,15 +18,15 @@ ROOT = Path(__file__).parents[2]
 
 def version() -> str:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    (found,) = re.findall(r'^version = "([\d.]+)"$', text, re.MULTILINE)  # what the release workflow looks for
+    (found,) = re.findall(r'^version = "([\d.]+)"$', text, re.MULTILINE)  # the line that the release workflow reads
     return str(found)
 
 
-def test_the_version_is_that_of_pyproject() -> None:
+def test_the_package_version_equals_the_version_in_pyproject() -> None:
     assert onepass.__version__ == version()
 
 
-def test_the_version_stands_nowhere_else() -> None:
+def test_the_version_is_written_in_no_file_but_pyproject() -> None:
     files = [ROOT / "CMakeLists.txt", ROOT / "CITATION.cff", ROOT / "Makefile", ROOT / "docs" / "conf.py"]
     for folder in ("src", "python"):
         files += [file for file in (ROOT / folder).rglob("*") if file.suffix in (".py", ".pyi", ".cpp", ".hpp", ".inl")]
@@ -35,7 +35,7 @@ def test_the_version_stands_nowhere_else() -> None:
         assert version() not in file.read_text(encoding="utf-8"), file.name
 
 
-def test_the_changelog_has_a_section_for_what_comes_next() -> None:
+def test_the_changelog_begins_with_an_unreleased_section() -> None:
     sections = re.findall(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sections[0] == "Unreleased"
     assert sections[1:] == sorted(sections[1:], key=lambda s: tuple(map(int, s.split("."))), reverse=True)
@@ -86,7 +86,7 @@ def written(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def test_a_repository_without_obstacles_is_ready_for_a_release(tmp_path: Path) -> None:
+def test_a_complete_repository_is_ready_for_a_release(tmp_path: Path) -> None:
     assert release.unready(written(tmp_path, READY)) == []
 
 
@@ -112,7 +112,7 @@ def test_a_release_is_refused_if_something_is_missing(
     assert any(message in sentence for sentence in found), found
 
 
-def test_the_pages_agree_on_whether_there_is_a_release() -> None:
+def test_all_pages_agree_whether_onepass_is_released() -> None:
     install = ["README.md", "docs/distributed.md", "docs/index.md", "docs/installing.md", "docs/quickstart.md"]
     assert release.before_a_release(ROOT) in ([], install)
     text = (ROOT / "RELEASING.md").read_text(encoding="utf-8")
@@ -120,7 +120,7 @@ def test_the_pages_agree_on_whether_there_is_a_release() -> None:
 
 
 @pytest.mark.skipif(shutil.which("git") is None or os.name == "nt", reason="needs git and a POSIX shell")
-def test_a_release_is_refused_whose_tag_version_changelog_or_branch_do_not_agree(tmp_path: Path) -> None:
+def test_a_release_with_a_wrong_tag_version_changelog_or_branch_is_refused(tmp_path: Path) -> None:
     workflow = (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
     (script,) = re.findall(r"- run: \|\n((?: {10}.*\n)+)", workflow)
 
@@ -147,7 +147,7 @@ def test_a_release_is_refused_whose_tag_version_changelog_or_branch_do_not_agree
     assert not accepted("v1.2.3")
 
 
-def test_text_has_one_kind_of_line_end_wherever_it_is_checked_out() -> None:
+def test_text_files_have_unix_line_ends_on_every_platform() -> None:
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("needs git")
     listed = subprocess.run(["git", "ls-files", "--eol"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -156,13 +156,13 @@ def test_text_has_one_kind_of_line_end_wherever_it_is_checked_out() -> None:
         assert re.match(r"i/(lf|none) .*attr/text=auto eol=lf|i/\S+ .*attr/-text", line), line
 
 
-def test_pre_commit_has_the_versions_of_make_lint() -> None:
+def test_pre_commit_and_make_lint_pin_the_same_versions() -> None:
     hooks = re.findall(r'additional_dependencies: \["(.+?)"\]', (ROOT / ".pre-commit-config.yaml").read_text())
     settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert len(hooks) == 3 and all(f'"{hook}"' in settings for hook in hooks)
 
 
-def test_there_is_a_classifier_for_each_python_that_is_tested() -> None:
+def test_every_tested_python_version_has_a_classifier() -> None:
     settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     workflow = (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
     tested = set(re.findall(r'"(3\.\d+)"', re.findall(r"python: (\[.*\])", workflow)[0]))

@@ -34,7 +34,7 @@ def run(page: Path) -> None:
             failures: list[str] = []
             doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=failures.append, clear_globs=False)
             assert not failures, "".join(failures)
-            session = example.globs  # of which get_doctest took a copy
+            session = example.globs  # get_doctest has copied them
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
@@ -49,7 +49,7 @@ def test_the_code_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest
         onepass.set_num_threads(threads)
 
 
-def test_a_language_misspelt_does_not_keep_a_block_from_running() -> None:
+def test_every_code_block_names_a_known_language() -> None:
     for page in DOCS.rglob("*.md"):
         text = page.read_text(encoding="utf-8")
         opened = [(fence.split() or [""])[0] for fence in FENCE.findall(text)[::2]]
@@ -57,13 +57,13 @@ def test_a_language_misspelt_does_not_keep_a_block_from_running() -> None:
         assert sum(language in ("python", "pycon") for language in opened) == len(BLOCK.findall(text)), page
 
 
-def test_the_commands_that_pages_name_exist() -> None:
+def test_make_commands_named_on_the_pages_exist() -> None:
     targets = make_targets(DOCS.parent)
     named = {name for page in PAGES for name in re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8"))}
     assert named and named <= targets
 
 
-def test_the_figures_in_the_advice_come_from_the_comparison() -> None:
+def test_the_figures_of_the_choosing_page_are_on_the_comparison_page() -> None:
     advice = (DOCS / "choosing.md").read_text(encoding="utf-8")
     compared = (DOCS / "comparison.md").read_text(encoding="utf-8")
     rows = [line for line in advice.splitlines() if "(comparison.md)" in line and line.startswith("|")]

@@ -60,7 +60,7 @@ def test_unexpected_and_missing_files_in_a_wheel_are_reported(mistake: str, tmp_
     assert words in problem
 
 
-def test_a_wheel_for_windows_may_contain_only_microsofts_cxx_library(tmp_path: Path) -> None:
+def test_a_windows_wheel_may_contain_only_microsofts_cxx_library(tmp_path: Path) -> None:
     library = "onepass.libs/msvcp140-0123456789abcdef.dll"
     assert wheels.problems_of(made(tmp_path, "cp312-win_amd64", extra=library)) == []
     assert wheels.problems_of(made(tmp_path, "cp312-win_amd64", extra=library.replace("msvcp", "vcomp"))) != []
@@ -76,7 +76,7 @@ def test_a_module_that_requires_a_newer_glibc_than_its_tag_is_reported(
     assert wheels.problems_of(made(tmp_path, "cp312-manylinux_x86_64")) != []
 
 
-def test_a_release_has_every_wheel_that_the_documentation_lists_once(
+def test_a_release_with_a_missing_duplicate_or_unknown_wheel_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(wheels, "needed", lambda wheel: {})

@@ -18,7 +18,7 @@ from support import ones, refused
 
 
 @pytest.mark.parametrize("kind", [onepass.Adam, onepass.SGD])
-def test_an_optimizer_cannot_be_made_again(kind: Any) -> None:
+def test_calling_init_twice_is_refused(kind: Any) -> None:
     w = ones(2)
     optimizer = kind([w], lr=0.5, ema_decay=0.5)
     optimizer.step([ones(2)])
@@ -28,7 +28,7 @@ def test_an_optimizer_cannot_be_made_again(kind: Any) -> None:
     assert optimizer.params[0] is w and optimizer.step_count == 2
 
 
-def test_an_optimizer_that_was_never_made_says_so(tmp_path: Path) -> None:
+def test_using_an_optimizer_whose_init_was_not_called_is_refused(tmp_path: Path) -> None:
     optimizer = onepass.Adam.__new__(onepass.Adam)
     for name in ("step_count", "skipped", "grad_norm", "clip_norm", "nonfinite"):
         with pytest.raises(TypeError, match="__init__ was not called"):
@@ -56,13 +56,13 @@ def test_an_optimizer_that_was_never_made_says_so(tmp_path: Path) -> None:
     gc.collect()
 
 
-def test_the_common_class_is_none_that_can_be_made() -> None:
+def test_the_base_class_cannot_be_instantiated() -> None:
     with pytest.raises(TypeError, match=r"use a subclass such as onepass\.Adam"):
         onepass.Optimizer([ones(2)])
 
 
 @pytest.mark.parametrize("use", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_a_group_is_not_copied_without_its_optimizer(use: Any) -> None:
+def test_copying_a_group_without_its_optimizer_is_refused(use: Any) -> None:
     optimizer = onepass.Adam(ones(2))
     with refused(TypeError, "a group is part of its optimizer: copy or pickle the optimizer", optimizer):
         use(optimizer.groups[0])

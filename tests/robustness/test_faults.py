@@ -57,7 +57,7 @@ print("done")
 
 @LINUX
 @unsanitized
-def test_a_system_that_refuses_threads_now_and_then_gets_the_same_bits(preloaded: Path, tmp_path: Path) -> None:
+def test_results_are_bit_identical_if_some_threads_cannot_be_created(preloaded: Path, tmp_path: Path) -> None:
     result = python(THREADS, tmp_path, env={**os.environ, "LD_PRELOAD": str(preloaded), "OPENBLAS_NUM_THREADS": "1"})
     assert result.stdout == "done\n", result.stderr
 
@@ -73,7 +73,7 @@ optimizer.step(np.ones(50_000, np.float32))
 
 
 @LINUX
-def test_a_disk_that_is_full_at_any_size_leaves_the_old_file_and_the_optimizer(tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_leaves_the_old_file_and_the_optimizer(tmp_path: Path) -> None:
     code = """
 optimizer.save("x")
 old, size = Path("x").read_bytes(), Path("x").stat().st_size
@@ -99,7 +99,7 @@ print("done")
 
 
 @LINUX
-def test_a_folder_that_is_read_only_is_an_error_for_a_child_of_root_with_another_user(tmp_path: Path) -> None:
+def test_a_read_only_folder_is_an_error_for_an_unprivileged_child_of_root(tmp_path: Path) -> None:
     """Like `test_a_folder_that_is_read_only_is_an_error` when the tests run as root: in a child of user nobody."""
     if os.geteuid() != 0:
         pytest.skip("not root: test_atomic_save.py tests it")
@@ -140,8 +140,8 @@ def test_a_device_is_not_replaced(tmp_path: Path) -> None:
 
 @LINUX
 @unsanitized
-def test_a_load_needs_one_staged_copy_of_the_state_and_no_more(tmp_path: Path) -> None:
-    """With room for one copy a load works. With less room it works, or raises a MemoryError and changes nothing."""
+def test_a_load_needs_memory_for_only_one_copy_of_the_state(tmp_path: Path) -> None:
+    """With memory for one copy a load works. With less it works, or raises a MemoryError and changes nothing."""
     code = """
 n = 4_000_000
 optimizer = onepass.Adam(np.zeros(n, np.float32))
@@ -195,7 +195,7 @@ for event in started:
 """
 
 
-def test_the_interpreter_may_end_while_threads_step_save_and_read(tmp_path: Path) -> None:
+def test_the_interpreter_can_exit_while_threads_step_save_and_read(tmp_path: Path) -> None:
     for _ in range(int(os.environ.get("ONEPASS_ENDS", "8"))):
         result = python(END, tmp_path)
         assert (result.returncode, result.stderr) == (0, "")
@@ -233,7 +233,7 @@ assert (w == 0).all()
 """
 
 
-def test_another_interpreter_is_refused_or_right(tmp_path: Path) -> None:
+def test_a_subinterpreter_computes_correctly_or_is_refused(tmp_path: Path) -> None:
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
         pytest.skip("interpreters within one without a GIL are not asked for")
     result = python(INNER, tmp_path)
@@ -245,7 +245,7 @@ def test_another_interpreter_is_refused_or_right(tmp_path: Path) -> None:
 # ---- The processor's mode ----
 
 
-def test_no_call_and_no_error_changes_the_processors_mode(tmp_path: Path) -> None:
+def test_no_call_or_error_changes_the_floating_point_mode(tmp_path: Path) -> None:
     w = np.ones(100_000, F)
     g = np.full(100_000, 1e-30, F)
     optimizer = onepass.AdamW([w], lr=lambda t: 0.1, clip_norm=1e-3, nonfinite="raise", ema_decay=0.5)

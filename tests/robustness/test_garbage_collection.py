@@ -19,11 +19,11 @@ from support import ones
 
 
 class Param(np.ndarray):  # type: ignore[type-arg]
-    """A parameter that knows its optimizer."""
+    """Parameter that refers to its optimizer."""
 
 
 class Key:
-    """A name that is no string; all of them print alike."""
+    """Name that is not a string; all names print alike."""
 
     def __repr__(self) -> str:
         return "key"
@@ -49,7 +49,7 @@ def cycle_through_a_schedule() -> Any:
 
 
 @pytest.mark.parametrize("make", [cycle_through_a_parameter, cycle_through_a_key, cycle_through_a_schedule])
-def test_an_optimizer_in_a_cycle_is_collected(make: Callable[[], Any]) -> None:
+def test_an_optimizer_in_a_reference_cycle_is_collected(make: Callable[[], Any]) -> None:
     optimizer = make()
     gone = weakref.ref(optimizer)
     gc.collect()
@@ -60,7 +60,7 @@ def test_an_optimizer_in_a_cycle_is_collected(make: Callable[[], Any]) -> None:
 
 
 class Finalizer:
-    """An object in a cycle that calls a function when it is collected."""
+    """Object in a reference cycle that calls a function when it is collected."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self.cycle, self.function = self, function
@@ -71,7 +71,7 @@ class Finalizer:
 
 @contextmanager
 def collecting_at_every_chance() -> Iterator[list[str]]:
-    """Collect garbage at every allocation that can start it; lists the collections."""
+    """Collect garbage at every allocation that can start a collection; yield the list of collections."""
     runs: list[str] = []
 
     def record(phase: str, info: Any) -> None:
@@ -99,13 +99,13 @@ def test_a_fast_step_starts_no_garbage_collection(options: Any) -> None:
         odd = [ones(100_000).astype(np.float64), ones(3)]
         before_odd = len(runs)
         optimizer.step(odd)
-        # The conversion of a gradient starts some; not without a GIL, where CPython counts 512 allocations at a time.
+        # Converting a gradient starts collections, unless CPython has no GIL and counts 512 allocations at a time.
         assert len(runs) > before_odd or sysconfig.get_config_var("Py_GIL_DISABLED")
     assert after == before
 
 
 @pytest.mark.parametrize("change", ["parameter", "gradient"])
-def test_a_finalizer_that_changes_arrays_during_a_step_makes_it_an_error(change: str) -> None:
+def test_a_step_whose_arrays_a_finalizer_changes_is_refused(change: str) -> None:
     w, plain, late = ones(1000), ones(1000), []
     optimizer = onepass.SGD([w, ones(3)], lr=0.5)
 
@@ -128,7 +128,7 @@ def test_a_finalizer_that_changes_arrays_during_a_step_makes_it_an_error(change:
     assert late and optimizer.step_count == 0 and (w[:1000] == 1).all()
 
 
-def test_a_collection_while_the_first_of_a_class_is_made_does_no_harm() -> None:
+def test_garbage_collection_at_the_first_use_of_a_subclass_is_harmless() -> None:
     code = (
         "import gc, numpy as np, onepass\n"
         "gc.set_threshold(1, 1, 1)\n"

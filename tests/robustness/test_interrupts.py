@@ -69,12 +69,12 @@ def made() -> Any:
 
 
 def gradients() -> list[Any]:
-    """Return a gradient that is used as it is, one of another dtype and layout, and a sparse one."""
+    """Return a gradient that needs no conversion, one of another dtype and layout, and a sparse one."""
     return [onepass.SparseRows([2, 0, 2], np.ones((3, 2), F)), np.arange(8, dtype=np.float16)[::2], np.full(5, 0.5, F)]
 
 
 def everything(optimizer: Any) -> list[Any]:
-    """Return everything that a user can see of an optimizer."""
+    """Return all visible state of an optimizer."""
     return [
         list(zip(optimizer.state, map(plain, snapshot(optimizer)))),
         [bits(p).tolist() for group in optimizer.groups for p in group.params],
@@ -149,7 +149,7 @@ if os.environ.get("ONEPASS_EVERY_MOMENT"):
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_a_call_that_is_interrupted_at_any_moment_is_atomic(action: str, tmp_path: Path) -> None:
+def test_a_call_interrupted_at_any_moment_is_atomic(action: str, tmp_path: Path) -> None:
     saved, act = Saved(tmp_path), ACTIONS[action]
     ends = []
     for acted in (False, True):
@@ -188,7 +188,7 @@ def other_threads_may_set(optimizer: Any) -> bool:
     return not thread.is_alive()
 
 
-def test_an_interrupted_construction_does_not_change_parameters_and_works_again() -> None:
+def test_an_interrupted_construction_changes_no_parameter() -> None:
     w, b, made = np.ones((3, 2), F), np.ones(4), []
 
     def make() -> None:
@@ -203,7 +203,7 @@ def test_an_interrupted_construction_does_not_change_parameters_and_works_again(
     assert moment > 50 and made[-1].step_count == 1 and (w < 1).all()
 
 
-def test_a_save_that_is_interrupted_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+def test_a_save_interrupted_at_any_moment_leaves_the_old_or_the_new_file(tmp_path: Path) -> None:
     path, optimizer = tmp_path / "state.npz", made()
     optimizer.save(path)
     old = path.read_bytes()
@@ -221,7 +221,7 @@ def test_a_save_that_is_interrupted_at_any_moment_leaves_the_old_file_or_the_new
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
-def test_signals_at_random_moments_leave_a_whole_number_of_steps(tmp_path: Path) -> None:
+def test_signals_at_random_moments_leave_only_complete_steps(tmp_path: Path) -> None:
     params = [np.zeros(3), np.zeros(100_000)]
     optimizer = onepass.SGD(params, lr=1.0, momentum=0.5, dampening=0.5, ema_decay=0.0)
     grads = [np.ones(3, F), np.ones(100_000)]
@@ -241,7 +241,7 @@ def test_signals_at_random_moments_leave_a_whole_number_of_steps(tmp_path: Path)
         while (lasted := time.monotonic() - start) < 2 or (seen <= 20 and lasted < 60):
             try:
                 signal.setitimer(signal.ITIMER_REAL, 10 ** rng.uniform(-5, -2))
-                while signal.getitimer(signal.ITIMER_REAL)[0]:  # whatever becomes of the exception
+                while signal.getitimer(signal.ITIMER_REAL)[0]:  # also if Python ignores the exception
                     optimizer.step(grads)
                     optimizer.groups[0].weight_decay = 0.0
                     optimizer.save(path, params=True)

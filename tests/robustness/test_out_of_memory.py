@@ -122,7 +122,7 @@ ACTIONS = {
 
 @pytest.mark.parametrize("burst", [1, 10])
 @pytest.mark.parametrize("action", ACTIONS)
-def test_memory_that_runs_out_at_any_allocation_of_a_call_changes_nothing(
+def test_a_call_that_runs_out_of_memory_at_any_allocation_changes_nothing(
     preloaded: Path, tmp_path: Path, action: str, burst: int
 ) -> None:
     if action == "step" and burst > 1:

@@ -13,7 +13,7 @@ import onepass
 from support import ones, refused
 
 
-def test_a_schedule_that_sets_lr_has_its_value_used_now_and_the_new_one_next() -> None:
+def test_lr_set_by_its_own_schedule_is_used_from_the_next_step() -> None:
     w = np.zeros(1)
     optimizer = onepass.SGD(w)
 
@@ -28,7 +28,7 @@ def test_a_schedule_that_sets_lr_has_its_value_used_now_and_the_new_one_next() -
     assert w.item() == -0.75
 
 
-def test_a_schedule_that_sets_ema_or_other_options() -> None:
+def test_options_set_by_a_schedule_are_used_from_the_next_step() -> None:
     w = np.zeros(1)
     optimizer = onepass.SGD(w, lr=1, ema_decay=lambda t: 0.5)
 
@@ -44,7 +44,7 @@ def test_a_schedule_that_sets_ema_or_other_options() -> None:
     assert w.item() == -1.5
 
 
-def test_a_schedule_that_makes_another_groups_lr_a_function_serves_the_next_step() -> None:
+def test_a_schedule_set_by_another_groups_schedule_is_used_from_the_next_step() -> None:
     w, b = np.zeros(1), np.zeros(1)
 
     def schedule(t: int) -> float:
@@ -59,7 +59,7 @@ def test_a_schedule_that_makes_another_groups_lr_a_function_serves_the_next_step
 
 
 @pytest.mark.parametrize("what", ["resize", "read-only", "dtype"])
-def test_a_schedule_that_changes_a_gradient(what: str) -> None:
+def test_a_step_whose_schedule_changes_a_gradient_is_refused(what: str) -> None:
     g = ones(100_000)
 
     def schedule(t: int) -> float:
@@ -86,7 +86,7 @@ def test_a_schedule_that_changes_a_gradient(what: str) -> None:
         lambda optimizer: optimizer.state_dict(),
     ],
 )
-def test_a_schedule_that_would_change_the_optimizer_itself(call: Callable[[Any], Any]) -> None:
+def test_a_schedule_that_calls_its_own_optimizer_is_refused(call: Callable[[Any], Any]) -> None:
     def schedule(t: int) -> float:
         call(optimizer)
         return 0.1
@@ -98,7 +98,7 @@ def test_a_schedule_that_would_change_the_optimizer_itself(call: Callable[[Any],
     optimizer.step([ones(2)])
 
 
-def test_a_schedule_may_read_everything() -> None:
+def test_a_schedule_may_read_its_optimizer() -> None:
     seen: list[Any] = []
 
     def schedule(t: int) -> float:
@@ -112,7 +112,7 @@ def test_a_schedule_may_read_everything() -> None:
     assert [s[:3] for s in seen] == [(1, 0, 0), (2, 1, 1)]
 
 
-def test_a_schedule_whose_number_raises() -> None:
+def test_an_error_of_the_number_that_a_schedule_returns_is_reported() -> None:
     class Broken:
         def __float__(self) -> float:
             raise RuntimeError("no number today")
@@ -130,7 +130,7 @@ def test_a_schedule_whose_number_raises() -> None:
 
 
 @pytest.mark.parametrize("when", ["asked", "read"])
-def test_a_schedule_without_memory_is_not_to_blame(when: str) -> None:
+def test_a_memory_error_in_a_schedule_is_raised_unchanged(when: str) -> None:
     class Large:
         def __float__(self) -> float:
             raise MemoryError
@@ -145,7 +145,7 @@ def test_a_schedule_without_memory_is_not_to_blame(when: str) -> None:
         optimizer.step([ones(2)])
 
 
-def test_schedules_run_before_gradients_are_measured() -> None:
+def test_schedules_run_before_gradients_are_checked() -> None:
     w, g = np.ones(2), np.ones(2)
 
     def spoiling(t: int) -> float:
@@ -157,7 +157,7 @@ def test_schedules_run_before_gradients_are_measured() -> None:
     assert optimizer.skipped == 1 and (w == 1).all()
 
 
-def test_options_that_a_schedule_sets_twice_count_from_the_next_step_on() -> None:
+def test_options_set_by_a_schedule_called_twice_are_used_from_the_next_step() -> None:
     w, b = np.zeros(1), np.zeros(1)
 
     def schedule(t: int) -> float:
@@ -174,7 +174,7 @@ def test_options_that_a_schedule_sets_twice_count_from_the_next_step_on() -> Non
 
 
 class Knowing:
-    """A schedule that knows of its optimizer."""
+    """Schedule that refers to its optimizer."""
 
     optimizer: Any
 
@@ -182,7 +182,7 @@ class Knowing:
         return 0.1
 
 
-def test_a_schedule_that_knows_of_its_optimizer_is_copied_with_it() -> None:
+def test_a_schedule_that_refers_to_its_optimizer_is_copied_with_it() -> None:
     schedule = Knowing()
     schedule.optimizer = optimizer = onepass.Adam(np.zeros(2), lr=schedule)
     for copied in (copy.deepcopy(optimizer), copy.deepcopy(schedule).optimizer):

@@ -438,7 +438,7 @@ class Machine(RuleBasedStateMachine):
 
 
 def flat(averages: Any) -> list[Any]:
-    """The arrays, whether a sequence of one came or the array itself."""
+    """Return a list of the arrays, from items that are arrays or sequences of arrays."""
     return [a for item in averages for a in (item if isinstance(item, (list, tuple)) else [item])]
 
 

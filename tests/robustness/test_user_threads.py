@@ -20,7 +20,7 @@ from support import Array, assert_same_bits, ones
 
 @contextmanager
 def busy(*functions: Callable[[], None]) -> Iterator[list[BaseException]]:
-    """Other threads call these over and over, switching as often as can be; their errors are collected."""
+    """Call these functions repeatedly in other threads, which switch as often as possible; yield the list of errors."""
     stop, errors = threading.Event(), []
 
     def loop(function: Callable[[], None]) -> None:
@@ -44,7 +44,7 @@ def busy(*functions: Callable[[], None]) -> Iterator[list[BaseException]]:
         sys.setswitchinterval(interval)
 
 
-def test_a_step_never_sees_half_of_a_change_between_a_number_and_a_schedule() -> None:
+def test_replacing_lr_by_a_schedule_in_another_thread_is_atomic() -> None:
     w, g = np.zeros(1), np.ones(1)
     optimizer = onepass.SGD(w, lr=0.1)
 
@@ -65,7 +65,7 @@ def test_a_step_never_sees_half_of_a_change_between_a_number_and_a_schedule() ->
     assert errors == [] and seen == {-0.1}
 
 
-def test_two_threads_that_set_options_lose_none() -> None:
+def test_no_option_is_lost_when_two_threads_set_options() -> None:
     group = onepass.Adam([ones(2)]).groups[0]
 
     def setter(name: str) -> Callable[[], None]:
@@ -142,13 +142,13 @@ started.wait()
 
 
 @pytest.mark.parametrize("step", ["optimizer.step(g)", "onepass.adam_step(w, g, m, v, 1)"])
-def test_the_interpreter_may_end_while_a_thread_steps(step: str) -> None:
+def test_the_interpreter_can_exit_while_a_thread_steps(step: str) -> None:
     for _ in range(5):
         ended = subprocess.run([sys.executable, "-c", EXIT.format(step=step)], capture_output=True, timeout=60)
         assert (ended.returncode, ended.stderr) == (0, b"")
 
 
-def test_threads_that_add_groups_lose_and_repeat_none() -> None:
+def test_groups_added_by_several_threads_are_added_exactly_once() -> None:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -175,7 +175,7 @@ def test_threads_that_add_groups_lose_and_repeat_none() -> None:
         sys.setswitchinterval(interval)
 
 
-def test_reading_the_state_while_a_group_waits_to_be_added() -> None:
+def test_state_can_be_read_while_another_thread_waits_to_add_a_group() -> None:
     adding = []
 
     def schedule(t: int) -> float:
@@ -192,7 +192,7 @@ def test_reading_the_state_while_a_group_waits_to_be_added() -> None:
     assert len(optimizer.state) == 2
 
 
-def test_a_copy_made_while_another_thread_steps_is_of_one_moment() -> None:
+def test_a_copy_made_while_another_thread_steps_is_consistent() -> None:
     params = [np.zeros(100_000), np.zeros(100_000)]
     optimizer = onepass.SGD(params, lr=1.0, momentum=0.5)
     done = threading.Event()
@@ -213,7 +213,7 @@ def test_a_copy_made_while_another_thread_steps_is_of_one_moment() -> None:
         thread.join()
 
 
-def test_two_threads_that_step_one_optimizer_go_one_after_the_other() -> None:
+def test_steps_of_one_optimizer_in_several_threads_are_serialized() -> None:
     n, steps = 100_000, 40  # large enough that the interpreter is released within the step
     w, expected, g = np.zeros(n, np.float32), np.zeros(n, np.float32), np.ones(n, np.float32)
     optimizer, alone = onepass.Adam(w), onepass.Adam(expected)
@@ -228,7 +228,7 @@ def test_two_threads_that_step_one_optimizer_go_one_after_the_other() -> None:
     assert_same_bits([w], [expected])
 
 
-def test_other_threads_run_while_a_large_step_does() -> None:
+def test_other_threads_run_during_a_large_step() -> None:
     w, g = np.zeros(10_000_000, np.float32), np.ones(10_000_000, np.float32)
     optimizer = onepass.Adam(w)
     ticks, stop, running = [0], threading.Event(), threading.Event()

@@ -45,7 +45,7 @@ def warns_of_other_parameters() -> Iterator[None]:
     assert any("other values" in str(one.message) for one in caught), caught
 
 
-def check_training_resumes_with_the_same_bits_on_any_number_of_ranks() -> None:
+def check_training_resumes_bit_identically_on_any_number_of_ranks() -> None:
     straight = parameters()
     whole = onepass.AdamW(straight, **OPTIONS)
     for step in range(2):
@@ -65,7 +65,7 @@ def check_training_resumes_with_the_same_bits_on_any_number_of_ranks() -> None:
         some.Free()
 
 
-def check_state_on_disk_has_the_same_bits() -> None:
+def check_state_on_disk_is_bit_identical_to_state_in_memory() -> None:
     folder = shared_folder()
     with onepass.state_dir(folder):
         sharded = compare(WORLD, onepass.AdamW, OPTIONS)
@@ -94,7 +94,7 @@ def check_loading_state_on_disk_opens_few_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def check_gathered_file_has_the_bytes_of_one_process() -> None:
+def check_gathered_file_equals_the_file_of_one_process() -> None:
     folder = shared_folder()
     params = parameters()
     single = onepass.AdamW(params, **OPTIONS)
@@ -112,7 +112,7 @@ def check_gathered_file_has_the_bytes_of_one_process() -> None:
     same_state(other, single, "from a dict")
 
 
-def check_functions_and_options_after_loading() -> None:
+def check_functions_and_options_given_to_load_are_used() -> None:
     def rate(t: int) -> float:
         return 0.5 / t
 
@@ -227,7 +227,7 @@ def check_checkpoint_of_other_parameters_is_refused_and_changes_nothing() -> Non
     sharded.load(folder)
 
 
-def check_a_file_that_cannot_be_written_raises_on_all_and_leaves_the_old_set() -> None:
+def check_a_failed_write_raises_on_all_ranks_and_leaves_the_old_checkpoint() -> None:
     folder = shared_folder() / "set"
     params = parameters()
     sharded = trained(WORLD, params, range(1), **OPTIONS)
@@ -248,7 +248,7 @@ def check_a_file_that_cannot_be_written_raises_on_all_and_leaves_the_old_set() -
     sharded.load(folder)
 
 
-def check_a_manifest_that_cannot_be_written_leaves_no_files_of_its_set() -> None:
+def check_a_failed_write_of_the_manifest_leaves_no_new_files() -> None:
     folder, full = shared_folder() / "set", raising(OSError, "No space left on device")
     sharded = trained(WORLD, parameters(), range(1), **OPTIONS)
     kept: list[pathlib.Path] = []
@@ -286,7 +286,7 @@ def refused_manifest(source: pathlib.Path, target: pathlib.Path, replace: Any = 
 
 
 def save_and_die() -> None:
-    """Save a set, then save another and be killed before the n-th time that something is done about a file."""
+    """Save a checkpoint, then save another one and be killed before the n-th operation on a file."""
     folder, victim, count = pathlib.Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     params = parameters()
     sharded = trained(WORLD, params, range(1), **OPTIONS)
@@ -319,7 +319,7 @@ def save_and_die() -> None:
 
 
 def load_after_death() -> None:
-    """Load what save_and_die left: each time the set of after one step or that of after three."""
+    """Load the checkpoint that save_and_die left: it was saved after step one or after step three."""
     params = parameters()
     single = onepass.AdamW(params, **OPTIONS)
     states = []

@@ -22,9 +22,9 @@ WORLD = MPI.COMM_WORLD
 
 Array = Any
 
-SMALL = 1  # a chunk then is two blocks for each rank
+SMALL = 1  # a chunk then holds two blocks for each rank
 
-# Around block borders, in both orders, of both dtypes, with nothing in them and with no dimensions.
+# Sizes around block borders, both memory orders, both dtypes, empty arrays and scalars.
 SHAPES: list[tuple[tuple[int, ...], Any, str]] = [
     ((130, 301), np.float32, "C"),
     ((), np.float32, "C"),
@@ -66,7 +66,7 @@ def exact(step: int, rank: int, params: list[Array]) -> list[Array]:
 
 
 def on_one_rank(step: int, rank: int, params: list[Array], ranks: int) -> list[Array]:
-    """Return hostile numbers, each of them zero on all ranks but one."""
+    """Return hostile numbers; each of them is zero on all ranks except one."""
     common = np.random.default_rng(step)
     every = [(hostile(common, p.shape, p.dtype), common.integers(0, ranks, p.shape)) for p in params]
     return [np.asarray(np.where(who == rank, values, 0), values.dtype) for values, who in every]
@@ -119,7 +119,7 @@ def compare(
         ]
         total = reduced(every)
         own = onepass.flatten(every[comm.rank]) if flat else every[comm.rank]
-        if step == 1 and without is not None and not flat:  # counts part
+        if step == 1 and without is not None and not flat:  # so that step counts differ
             own[without] = total[without] = None
         before = [None if g is None else g.copy() for g in own]
         context = (kind.__name__, options, comm.size, step)
@@ -136,7 +136,7 @@ def compare(
 def trained(
     comm: MPI.Intracomm, params: list[Array], steps: range, path: Any = None, **options: Any
 ) -> ShardedOptimizer:
-    """Adam over gradients that do not depend on the number of ranks."""
+    """Return an AdamW after steps with gradients that do not depend on the number of ranks."""
     sharded = ShardedOptimizer(comm, onepass.AdamW, params, average=False, chunk=SMALL, **options)
     if path is not None:
         sharded.load(path)
@@ -147,7 +147,7 @@ def trained(
 
 
 def shared_folder(comm: MPI.Intracomm = WORLD) -> pathlib.Path:
-    """A folder that all ranks see, deleted with the one in which the tests run."""
+    """Return a new folder that all ranks see. It is deleted with the folder in which the tests run."""
     return pathlib.Path(comm.bcast(tempfile.mkdtemp(dir=os.environ.get("RANKS_FOLDER")) if comm.rank == 0 else None))
 
 

@@ -38,7 +38,7 @@ class Untold(ValueError):
         raise AttributeError("words")
 
 
-def check_disagreement_at_construction_raises_on_all() -> None:
+def check_disagreement_at_construction_raises_on_all_ranks() -> None:
     if WORLD.size == 1:
         return
     last = WORLD.rank == WORLD.size - 1
@@ -92,7 +92,7 @@ def check_disagreement_at_construction_raises_on_all() -> None:
     )
     with raises(error, message):
         make(w(3), lr=-1 if last else 1)
-    make(w(3)).step(w(3))  # and the communicator still serves
+    make(w(3)).step(w(3))  # and the communicator still works
 
 
 def check_wrong_arguments_are_refused_on_every_rank() -> None:
@@ -122,7 +122,7 @@ def check_wrong_arguments_are_refused_on_every_rank() -> None:
         __import__("copy").deepcopy(sharded)
 
 
-def check_an_error_on_one_rank_raises_on_all_and_changes_nothing() -> None:
+def check_an_error_on_one_rank_raises_on_all_ranks_and_changes_nothing() -> None:
     size, first = WORLD.size, WORLD.rank == 0
     params = parameters()
     kept = [p.copy() for p in params]
@@ -216,7 +216,7 @@ def check_new_optimizer_works_after_an_interrupted_step() -> None:
             compare(WORLD, onepass.Adam, {}, flat=flat)
 
 
-def check_an_interrupt_on_one_rank_raises_on_all() -> None:
+def check_an_interrupt_on_one_rank_raises_on_all_ranks() -> None:
     folder, interrupt = shared_folder(), raising(KeyboardInterrupt, "now")
     w = np.ones(20_000, np.float32)
     sharded = ShardedOptimizer(WORLD, onepass.Adam, w)
@@ -244,7 +244,7 @@ def check_an_interrupt_on_one_rank_after_the_agreement_breaks_the_optimizer() ->
             sharded.step(w)
 
 
-def check_ranks_in_different_calls_raise_on_all() -> None:
+def check_ranks_that_make_different_calls_raise_on_all_ranks() -> None:
     if WORLD.size == 1:
         return
     folder, last = shared_folder(), WORLD.size - 1
@@ -277,7 +277,7 @@ def check_ranks_in_different_calls_raise_on_all() -> None:
     assert sharded.step_count == 1
 
 
-def check_error_without_a_message_raises_on_all() -> None:
+def check_error_without_a_message_raises_on_all_ranks() -> None:
     w = np.ones(3, np.float32)
     sharded = ShardedOptimizer(WORLD, onepass.Adam, w)
     with time_limit(), replaced(mpi.sharded, "check_gradients", raising(Untold, "")):
@@ -290,7 +290,7 @@ def check_error_without_a_message_raises_on_all() -> None:
     assert sharded.step_count == 0
 
 
-def check_memory_error_on_one_rank_raises_on_all() -> None:
+def check_memory_error_on_one_rank_raises_on_all_ranks() -> None:
     folder, full = shared_folder(), raising(MemoryError, "no room")
     sharded = trained(WORLD, parameters(), range(1), ema_decay=0.5)
     calls: list[Callable[[], Any]] = [
@@ -314,7 +314,7 @@ def check_memory_error_on_one_rank_raises_on_all() -> None:
         other.step(parameters())
 
 
-def check_a_load_that_fails_late_on_one_rank_breaks_all() -> None:
+def check_a_load_that_fails_late_on_one_rank_breaks_all_optimizers() -> None:
     folder = shared_folder() / "set"
     sharded = trained(WORLD, parameters(), range(1))
     sharded.save(folder)

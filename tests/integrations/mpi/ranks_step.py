@@ -43,19 +43,19 @@ RULES: list[tuple[Any, dict[str, Any]]] = [
 ]
 
 
-def check_every_rule_has_the_bits_of_one_process() -> None:
+def check_every_rule_is_bit_identical_to_one_process() -> None:
     for number, (kind, options) in enumerate(RULES):
         compare(WORLD, kind, options, average=number % 2 == 0)
 
 
-def check_numbers_of_all_kinds_have_the_bits_of_one_process() -> None:
+def check_hostile_numbers_are_bit_identical_to_one_process() -> None:
     compare(WORLD, onepass.AdamW, {"ema_decay": 0.5}, gradients=on_one_rank)
     sharded = compare(WORLD, onepass.Adam, {"nonfinite": "skip"}, gradients=on_one_rank)
     assert sharded.skipped == 3
     compare(WORLD, onepass.SGD, {"clip_norm": 1.0}, gradients=on_one_rank)
 
 
-def check_rounded_norm_has_the_bits_of_one_process() -> None:
+def check_rounded_norm_is_bit_identical_to_one_process() -> None:
     rng = np.random.default_rng(0)
     for size in (3, 4096, 100_000):
         w = np.zeros(size, np.float32)
@@ -70,7 +70,7 @@ def check_rounded_norm_has_the_bits_of_one_process() -> None:
         assert_same_bits([w], [other])
 
 
-def check_groups_and_their_options_have_the_bits_of_one_process() -> None:
+def check_groups_with_own_options_are_bit_identical_to_one_process() -> None:
     groups: list[dict[str, Any]] = [{"momentum": 0.0, "lr": 0.5}, {"momentum": 0.9, "weight_decay": 0.1}]
     compare(WORLD, onepass.SGD, {"clip_norm": 1e-2}, groups=groups)
     compare(
@@ -78,7 +78,7 @@ def check_groups_and_their_options_have_the_bits_of_one_process() -> None:
     )
 
 
-def check_flat_parameters_and_gradients_travel_without_a_copy() -> None:
+def check_flat_parameters_and_gradients_are_sent_without_a_copy() -> None:
     for options in ({}, {"clip_norm": 1e-3}):
         sharded = compare(WORLD, onepass.AdamW, options, flat=True)
         assert not sharded._buffers.packed
@@ -86,13 +86,13 @@ def check_flat_parameters_and_gradients_travel_without_a_copy() -> None:
     assert len(sharded._buffers.packed) == 2
 
 
-def check_one_chunk_or_many_give_the_same_bits() -> None:
+def check_results_are_bit_identical_with_few_or_many_chunks() -> None:
     few = compare(WORLD, onepass.AdamW, {}, chunk=1 << 20)
     many = compare(WORLD, onepass.AdamW, {}, chunk=1)
     assert len(few._layout.chunks) == 2 < len(many._layout.chunks)
 
 
-def check_parameters_may_be_named_or_one_array() -> None:
+def check_parameters_may_be_a_mapping_or_a_single_array() -> None:
     n = WORLD.size
     w = {"a": np.ones((3, 4), np.float32), "b": np.ones(5000, np.float32)}
     sharded = ShardedOptimizer(WORLD, onepass.SGD, w, lr=0.5)
@@ -107,7 +107,7 @@ def check_parameters_may_be_named_or_one_array() -> None:
     assert type(ShardedOptimizer(WORLD, onepass.SGD, (one, np.ones(3))).params) is tuple
 
 
-def check_gradients_of_any_layout_and_dtype_are_followed() -> None:
+def check_gradients_of_any_layout_and_dtype_are_accepted() -> None:
     shape = (120, 130)
     whole = np.random.default_rng(WORLD.rank).integers(-99, 99, (240, 260)).astype(np.float64)
     every = [np.random.default_rng(r).integers(-99, 99, (240, 260)).astype(np.float64) for r in range(WORLD.size)]
@@ -123,7 +123,7 @@ def check_gradients_of_any_layout_and_dtype_are_followed() -> None:
             ShardedOptimizer(WORLD, onepass.Adam, [w], chunk=SMALL, average=False).step([turn(whole)])
             onepass.Adam([other]).step([reduced([[turn(x).astype(np.float32)] for x in every])[0]])
             assert_same_bits([w], [other])
-    # A gradient that is the parameter itself, or a part of one, is what it was when the step began.
+    # A gradient that is a parameter, or a part of one, has the values from before the step.
     w, other = np.arange(300_000, dtype=np.float32), np.arange(300_000, dtype=np.float32)
     v, another = np.ones(150_000, np.float32), np.ones(150_000, np.float32)
     ShardedOptimizer(WORLD, onepass.SGD, [w, v], chunk=SMALL, lr=0.5).step([w, w[::2]])
@@ -143,7 +143,7 @@ def check_empty_parameters_are_stepped_and_counted() -> None:
             same_state(sharded, single, options)
 
 
-def check_gradients_that_are_not_finite_are_refused_on_all_ranks_alike() -> None:
+def check_gradients_that_are_not_finite_are_refused_on_all_ranks() -> None:
     params = parameters()
     kept = [p.copy() for p in params]
     sharded = ShardedOptimizer(WORLD, onepass.Adam, params, chunk=SMALL, nonfinite="raise")
@@ -163,7 +163,7 @@ def check_gradients_that_are_not_finite_are_refused_on_all_ranks_alike() -> None
     assert (sharded.step_count, sharded.skipped) == (1, 1)
 
 
-def check_shares_and_state_are_equal_to_within_a_block() -> None:
+def check_shares_and_state_differ_by_at_most_a_block() -> None:
     params = parameters()
     sharded = ShardedOptimizer(WORLD, onepass.Adam, params, chunk=SMALL)
     for dtype in (np.float32, np.float64):
@@ -178,18 +178,18 @@ def check_shares_and_state_are_equal_to_within_a_block() -> None:
         assert sum(told) == 2 * sum(p.nbytes for p in params)
 
 
-def check_each_rank_uses_its_part_of_the_processors() -> None:
+def check_each_rank_uses_its_share_of_the_processors() -> None:
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     onepass.set_num_threads(None)
     at_import = onepass.get_num_threads()
-    os.environ["OMP_NUM_THREADS"] = "5"  # set by the user: left as it is
+    os.environ["OMP_NUM_THREADS"] = "5"  # set by the user, therefore not changed
     ShardedOptimizer(WORLD, onepass.Adam, np.ones(3, np.float32))
     assert _core.requested_threads() == 0
     del os.environ["OMP_NUM_THREADS"]
     ShardedOptimizer(WORLD, onepass.Adam, np.ones(3, np.float32))
     share = max(1, processors // WORLD.size)
     assert onepass.get_num_threads() == (at_import if WORLD.size == 1 else min(share, at_import))
-    onepass.set_num_threads(7)  # likewise
+    onepass.set_num_threads(7)  # set by the user, therefore not changed
     ShardedOptimizer(WORLD, onepass.Adam, np.ones(3, np.float32))
     assert onepass.get_num_threads() == 7
 
@@ -220,7 +220,7 @@ def check_optimizers_step_in_threads_after_the_communicator_is_freed() -> None:
 
 
 def check_communicators_of_deleted_optimizers_are_freed() -> None:
-    if WORLD.size > 2:  # would take minutes where there are fewer processors
+    if WORLD.size > 2:  # would take minutes with fewer processors than ranks
         return
     w = np.ones(3, np.float32)
     with time_limit(100):

@@ -99,7 +99,7 @@ def run(
     return sharded, single
 
 
-def check_every_storage_has_the_bits_of_one_process() -> None:
+def check_every_storage_is_bit_identical_to_one_process() -> None:
     for dtype, options in STORAGES:
         run(onepass.AdamW, dtype, options)
     for (kind, own), (dtype, options) in itertools.product(RULES, STORAGES[1:4:2]):
@@ -122,7 +122,7 @@ class OfViews(onepass.AdamW):
         super().__init__([{**group, "params": [p[...] for p in group["params"]]} for group in groups], **options)
 
 
-def check_optimizer_made_by_a_subclass_has_the_bits_of_its_own_parameters() -> None:
+def check_optimizer_created_by_a_subclass_is_bit_identical_to_one_process() -> None:
     sharded, single = run(WithHelper, np.float32, {"state_dtype": "float8"})
     helpers: list[Any] = [each.helper for each in (sharded.optimizer, single)]  # type: ignore[attr-defined]
     for helper in helpers:
@@ -133,11 +133,11 @@ def check_optimizer_made_by_a_subclass_has_the_bits_of_its_own_parameters() -> N
         assert_same_bits(map(comparable, one), map(comparable, other), name)
 
 
-def check_subclass_that_passes_on_views_has_the_bits_of_one_process() -> None:
+def check_subclass_that_steps_views_is_bit_identical_to_one_process() -> None:
     run(OfViews, np.float32, {"state_dtype": "float8"})
 
 
-def check_empty_parameter_at_the_address_of_another_has_the_state_of_one_process() -> None:
+def check_empty_parameter_at_the_address_of_another_matches_one_process() -> None:
     def params() -> list[Array]:
         return onepass.flatten([np.zeros(0, np.float32), np.ones(4096, np.float32)])
 
@@ -148,7 +148,7 @@ def check_empty_parameter_at_the_address_of_another_has_the_state_of_one_process
     assert_equal(sharded, single, "empty")
 
 
-def check_narrow_gradients_of_any_dtype_are_added_up_in_float32() -> None:
+def check_narrow_gradients_of_any_dtype_are_summed_in_float32() -> None:
     for dtype, options in (STORAGES[0], STORAGES[3], (np.float64, {})):
         for grads in (BFLOAT16, np.float16):
             run(onepass.AdamW, dtype, options, grads=grads)
@@ -161,7 +161,7 @@ def check_narrow_gradients_of_any_dtype_are_added_up_in_float32() -> None:
     assert_equal(sharded, single, "sums")
 
 
-def check_flat_bfloat16_parameters_travel_without_a_copy() -> None:
+def check_flat_bfloat16_parameters_are_sent_without_a_copy() -> None:
     for grads, copied in ((np.float32, set()), (BFLOAT16, {np.dtype(np.float32)})):
         sharded, _ = run(onepass.AdamW, BFLOAT16, {"state_dtype": "float8"}, grads=grads, flat=True)
         assert sharded._buffers.packed.keys() == copied
@@ -169,7 +169,7 @@ def check_flat_bfloat16_parameters_travel_without_a_copy() -> None:
     assert sharded._buffers.packed.keys() == {np.dtype(np.float32), np.dtype(np.uint16)}
 
 
-def check_groups_with_other_storage_have_the_bits_of_one_process() -> None:
+def check_groups_with_different_storage_are_bit_identical_to_one_process() -> None:
     kinds: list[dict[str, Any]] = [{"state_dtype": "float8"}, {"state_dtype": "bfloat16", "rounding": "nearest"}, {}]
     mine, theirs = made(BFLOAT16), made(BFLOAT16)
 
@@ -188,7 +188,7 @@ def check_groups_with_other_storage_have_the_bits_of_one_process() -> None:
     same_state(sharded, single, "groups")
 
 
-def check_gradients_that_are_not_finite_leave_narrow_state_as_it_is() -> None:
+def check_gradients_that_are_not_finite_leave_narrow_state_unchanged() -> None:
     options = {"state_dtype": "float8", "clip_norm": 1e-2, "ema_decay": 0.5}
     sharded, single = run(onepass.AdamW, BFLOAT16, options)
     bad = exact(9, WORLD.rank)
@@ -209,7 +209,7 @@ def check_gradients_that_are_not_finite_leave_narrow_state_as_it_is() -> None:
     assert_equal(sharded, single, "skip")
 
 
-def check_narrow_training_resumes_with_the_same_bits_on_any_number_of_ranks() -> None:
+def check_narrow_training_resumes_bit_identically_on_any_number_of_ranks() -> None:
     ranks = WORLD.size
     for number, (dtype, options) in enumerate(STORAGES[1:5]):
         options = {**options, "ema_decay": 0.9, "seed": 3}
@@ -243,7 +243,7 @@ def check_narrow_training_resumes_with_the_same_bits_on_any_number_of_ranks() ->
             some.Free()
 
 
-def check_narrow_state_on_disk_has_the_same_bits() -> None:
+def check_narrow_state_on_disk_is_bit_identical_to_state_in_memory() -> None:
     folder = shared_folder()
     with onepass.state_dir(folder):
         sharded, single = run(onepass.AdamW, BFLOAT16, {"state_dtype": "float8"})
@@ -256,7 +256,7 @@ def check_narrow_state_on_disk_has_the_same_bits() -> None:
     assert_equal(sharded, single, "loaded")
 
 
-def check_loading_converts_storage_as_an_ordinary_optimizer_does() -> None:
+def check_loading_converts_storage_like_an_ordinary_optimizer() -> None:
     plain, bfloat16, float8, rounded = (np.float32, {}), STORAGES[0], STORAGES[1], STORAGES[4]
     pairs: list[Any] = [(plain, float8), (float8, plain), (bfloat16, float8), (float8, bfloat16)]
     pairs += [(plain, STORAGES[2]), (float8, rounded), (rounded, float8)]
@@ -292,7 +292,7 @@ def warned() -> Iterator[list[str]]:
     messages += [str(each.message) for each in caught]
 
 
-def check_loading_names_each_parameter_whose_weights_lose_bits_once() -> None:
+def check_loading_warns_once_of_each_parameter_whose_weights_lose_bits() -> None:
     w, b = np.ones(50_000, BFLOAT16), np.ones(5, BFLOAT16)
     gradient = np.linspace(0.1, 0.3, 50_000, dtype=np.float32)
     sharded = ShardedOptimizer(WORLD, onepass.SGD, [b, w], lr=0.3, average=False)
@@ -303,7 +303,7 @@ def check_loading_names_each_parameter_whose_weights_lose_bits_once() -> None:
     sharded.save(folder / "set")
     sharded.save(folder / "file", gathered=True)
     equal = onepass.SGD([b.astype(np.float32), np.ones(50_000, np.float32)], lr=0.3)
-    equal.step([None, gradient])  # the float32 weights that both halves give
+    equal.step([None, gradient])  # the float32 weights joined from both halves
     kept = equal.params[1][:4096].copy()
     equal.params[1][:4096] = 1
     wide = ShardedOptimizer(WORLD, onepass.SGD, equal.params, lr=0.3, chunk=SMALL)
@@ -328,7 +328,7 @@ def check_loading_names_each_parameter_whose_weights_lose_bits_once() -> None:
         assert repr(other.state_dict()) == before
 
 
-def check_weights_rounded_from_those_of_a_file_get_their_lower_bits() -> None:
+def check_weights_rounded_from_the_saved_weights_get_lower_bits() -> None:
     _, single = run(onepass.AdamW, np.float32, {}, steps=1)
     path = shared_folder() / f"file-{WORLD.rank}"
     single.save(path, params=True)
@@ -376,7 +376,7 @@ def check_parameters_that_cannot_have_narrow_state_are_refused() -> None:
         ShardedOptimizer(WORLD, onepass.Adam, params[:1], master_bits=24)
 
 
-def check_a_rank_keeps_its_share_of_narrow_state() -> None:
+def check_each_rank_stores_only_its_share_of_narrow_state() -> None:
     sharded, _ = run(onepass.AdamW, np.float32, {"state_dtype": "float8"}, steps=1)
     share = sum(stop - start for _, start, stop in sharded.share)
     sizes = [array.size for array in sharded.params]

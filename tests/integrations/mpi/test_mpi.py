@@ -56,7 +56,7 @@ def checked(ranks: int) -> str:
     return printed + f"exit status {status}"
 
 
-def test_wrong_number_of_ranks_fails() -> None:
+def test_running_with_a_wrong_number_of_ranks_fails() -> None:
     status, printed = mpiexec(1, RANKS, "empty_parameters_are_stepped_and_counted", RANKS="2")
     assert status != 0
     assert "there are 1 ranks, not 2" in printed
@@ -69,8 +69,8 @@ def test_check_passes_on_all_ranks(check: str, ranks: int) -> None:
     assert f"passed {check}" in checked(ranks), checked(ranks)
 
 
-# Which rank, and before which of the things that it does about files: 66 on rank 1 and 77 on rank 0, which writes the
-# manifest after its share and deletes the older set after that.
+# The rank that is killed, and the file operation before which it is killed: rank 1 has 66, rank 0 has 77. Rank 0 writes
+# the manifest after its share, and then deletes the older set.
 DEATHS = [(1, count) for count in (1, 2, 33, 61, 62, 63, 64, 65, 66)]
 DEATHS += [(0, count) for count in (2, 40, 66, 67, 68, 69, 70, 71, 73, 75, 77)]
 
@@ -95,7 +95,7 @@ def test_rank_killed_in_a_step_ends_the_other_ranks() -> None:
     assert status != 0
 
 
-def test_example_ends_with_the_same_bits_on_one_rank_and_on_two() -> None:
+def test_the_example_is_bit_identical_on_one_rank_and_on_two() -> None:
     pytest.importorskip("sklearn")
     printed = [mpiexec(ranks, ROOT / "examples" / "mpi_digits.py", "--epochs", 2) for ranks in (1, 2)]
     assert [status for status, _ in printed] == [0, 0], printed
@@ -129,5 +129,6 @@ def test_the_benchmark_measures_times_and_bytes_on_all_ranks() -> None:
     point = distributed.measure_ranks(kinds, problem, distributed.Budget(iterations=3), None)
     assert [*point["timings"]] == [kind.name for kind in kinds] and point["rounds"] == 3
     assert point["bytes"]["state of a rank"] == 8 * 8192 and point["bytes"]["gradient of its share"] == 4 * 8192
-    least, sent = 2 * 4 * 16384, point["bytes"].get("sent in a step, all ranks")  # None without a network of its own
+    # The bytes sent are None if the system cannot create a separate network.
+    least, sent = 2 * 4 * 16384, point["bytes"].get("sent in a step, all ranks")
     assert sent is None or least < sent < 1.2 * least

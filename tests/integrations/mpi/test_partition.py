@@ -23,7 +23,7 @@ kinds = st.lists(st.tuples(dtypes, sizes), min_size=1, max_size=8)
 
 
 @given(kinds, st.integers(1, 9), st.integers(1, 10**5))
-def test_every_element_is_in_one_share_and_shares_are_equal_to_within_a_block(
+def test_every_element_is_in_one_share_and_shares_differ_by_at_most_a_block(
     params: list[tuple[Any, int]], ranks: int, chunk: int
 ) -> None:
     chunks = partition(params, ranks, chunk)
@@ -70,7 +70,7 @@ def test_chunks_have_about_the_requested_size_if_ranks_are_few() -> None:
 
 
 @pytest.mark.parametrize("size", [2 * LARGEST_CHUNK - 1, 2 * LARGEST_CHUNK, 9 * LARGEST_CHUNK + 5])
-def test_bytes_of_a_chunk_of_any_requested_size_are_counts_of_32_bits(size: int) -> None:
+def test_the_bytes_of_a_chunk_of_any_requested_size_fit_32_bits(size: int) -> None:
     chunks = partition([(np.dtype(np.float64), size)], 3, 1 << 40)
     assert sum(chunk.size for chunk in chunks) == size
     assert max(chunk.size for chunk in chunks) * 8 < 2**31

@@ -24,7 +24,8 @@ def import_again(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
             monkeypatch.setattr(torch.Tensor, "__dlpack_c_exchange_api__", names["exchange"], raising=False)
         if "increment_version" in names:
             monkeypatch.setattr(torch._C, "_increment_version", names["increment_version"])
-        monkeypatch.setattr(onepass.integrations, "torch", None, raising=False)  # so that the import's is undone too
+        # Undo the change by the import too.
+        monkeypatch.setattr(onepass.integrations, "torch", None, raising=False)
         for name in [name for name in sys.modules if name.startswith("onepass.integrations.torch")]:
             monkeypatch.delitem(sys.modules, name)
         return importlib.import_module("onepass.integrations.torch")

@@ -82,13 +82,13 @@ def assert_same_state(optimizer: Any, expected: Any) -> None:
 
 
 def assert_fast(optimizer: Any, slow_steps: int = 1) -> None:
-    """Assert that an optimizer of onepass's has taken only so many steps on the slow path: the first step."""
+    """Assert the number of steps that an optimizer of onepass took on the slow path: only the first step."""
     if has_exchange and hasattr(optimizer, "slow_steps"):
         assert optimizer.slow_steps == slow_steps
 
 
 def run_in_threads(functions: Iterable[Callable[[], Any]]) -> None:
-    """Run each function in a thread of its own and wait for all."""
+    """Run each function in its own thread and wait for all threads."""
     threads = [threading.Thread(target=function) for function in functions]
     for thread in threads:
         thread.start()

@@ -68,7 +68,7 @@ def test_steps_in_the_backward_pass_give_the_same_numbers_and_free_gradients(nam
     assert optimizers[0].state[next(models[0].parameters())].get("step", 6) == 6
 
 
-def test_step_in_the_backward_pass_is_noticed_by_a_later_use_in_the_same_pass() -> None:
+def test_step_in_the_backward_pass_increases_the_version_of_the_parameter() -> None:
     """Without a new version, the gradient of the first use would silently be computed from the new weight."""
     p = torch.nn.Parameter(torch.full((1,), 3.0))
     q = torch.nn.Parameter(torch.ones(1))
@@ -79,7 +79,7 @@ def test_step_in_the_backward_pass_is_noticed_by_a_later_use_in_the_same_pass() 
     assert p._version == version + 1 and p.item() == 2.5 and q.item() == -0.5
 
 
-def test_second_gradient_before_the_step_is_refused_and_the_parameter_stays() -> None:
+def test_second_gradient_before_the_step_is_refused_and_changes_nothing() -> None:
     p = torch.nn.Parameter(torch.ones(3))
     ours.step_in_backward(ours.SGD([p], lr=0.5))
     p.sum().backward()

@@ -121,7 +121,7 @@ def test_running_averages_are_loaded_or_begin_with_the_parameter() -> None:
     assert resumed.param_groups[0]["ema_decay"] == 0.5 and torch.equal(resumed.ema[0], p.detach())
 
 
-def test_averaged_weights_before_the_first_step_are_the_parameters_and_may_be_lazy() -> None:
+def test_averages_before_the_first_step_equal_the_parameters() -> None:
     p, lazy = torch.nn.Parameter(torch.ones(2)), torch.nn.UninitializedParameter()
     plain = ours.Adam([p])
     p.grad = torch.ones(2)

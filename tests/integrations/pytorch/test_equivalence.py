@@ -35,7 +35,7 @@ def test_parameters_and_state_match_pytorch(name: str, options: dict[str, Any], 
 
 
 @pytest.mark.parametrize(("eps", "tiny"), [(0.0, 1e-18), (1e-30, 1e-20)])
-def test_tiny_gradients_count_if_eps_is_tiny(eps: float, tiny: float) -> None:
+def test_tiny_gradients_move_the_parameter_if_eps_is_tiny(eps: float, tiny: float) -> None:
     def run(module: Any) -> list[Any]:
         p = torch.nn.Parameter(torch.zeros(1))
         optimizer = module.Adam([p], lr=0.1, eps=eps)

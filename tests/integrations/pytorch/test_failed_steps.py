@@ -14,7 +14,7 @@ import onepass.integrations.torch as ours
 from integrations.pytorch.helpers import has_exchange
 
 
-def test_refused_step_leaves_no_learning_rate_of_another_group_behind() -> None:
+def test_refused_step_keeps_the_learning_rates_of_the_other_groups() -> None:
     p, q = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
     optimizer = ours.SGD([{"params": [p]}, {"params": [q]}], lr=1.0)
     p.grad, q.grad = torch.ones(2), torch.ones(2)
@@ -53,7 +53,7 @@ def test_learning_rate_changed_before_a_refused_step_is_used_by_the_next() -> No
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 reports no return of a bound C++ function")
 @pytest.mark.parametrize("is_expanded", [False, True])
-def test_ctrl_c_while_the_core_steps_leaves_a_whole_step(is_expanded: bool) -> None:
+def test_ctrl_c_during_the_core_step_leaves_a_complete_step(is_expanded: bool) -> None:
     """Python raises KeyboardInterrupt when the C++ function returns; an expanded gradient takes the slow path."""
     p = torch.nn.Parameter(torch.ones(2))
     optimizer = ours.Adam([p], lr=0.1)

@@ -22,7 +22,7 @@ LAYOUTS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_gradient_of_any_layout_is_followed_and_left_as_it_is(layout: str) -> None:
+def test_gradient_in_any_layout_is_used_and_not_changed(layout: str) -> None:
     def run(module: Any) -> list[Any]:
         p = torch.nn.Parameter(torch.ones(6, 4))
         optimizer = module.Adam([p])
@@ -36,7 +36,7 @@ def test_gradient_of_any_layout_is_followed_and_left_as_it_is(layout: str) -> No
     assert_same_as_pytorch(run)
 
 
-def test_contiguous_gradient_negated_lazily_is_followed_at_any_step() -> None:
+def test_lazily_negated_gradient_is_used_with_its_sign_at_any_step() -> None:
     p = torch.nn.Parameter(torch.zeros(3))
     optimizer = ours.SGD([p], lr=1.0)
     for t, is_negated in enumerate([True, False, True, True], 1):
@@ -57,7 +57,7 @@ def test_gradient_can_be_the_parameter_itself() -> None:
     assert_same_as_pytorch(run)
 
 
-def test_zero_gradient_without_memory_is_followed() -> None:
+def test_zero_gradient_without_memory_is_used_as_zero() -> None:
     def run(module: Any) -> list[Any]:
         p = torch.nn.Parameter(torch.ones(2))
         optimizer = module.SGD([p], lr=0.1, momentum=0.9)
@@ -97,7 +97,7 @@ def test_parameter_without_a_gradient_keeps_its_value_state_and_count() -> None:
 
 
 @pytest.mark.parametrize("name", ["Adam", "NAdam", "SGD", "Adagrad"])
-def test_empty_parameters_and_missing_gradients_keep_the_step_fast(name: str) -> None:
+def test_empty_parameters_and_missing_gradients_keep_the_fast_path(name: str) -> None:
     def run(module: Any) -> list[Any]:
         params = make_parameters()
         optimizer = getattr(module, name)(params, lr=0.1)

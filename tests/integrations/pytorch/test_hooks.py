@@ -12,7 +12,7 @@ import onepass.integrations.torch as ours
 
 
 def sgd() -> tuple[Any, Any]:
-    """Return a parameter of two ones with a gradient of ones, and an SGD with a learning rate of 0.5."""
+    """Return a parameter of two ones with a gradient of ones, and an SGD optimizer with a learning rate of 0.5."""
     p = torch.nn.Parameter(torch.ones(2))
     p.grad = torch.ones(2)
     return p, ours.SGD([p], lr=0.5)
@@ -70,7 +70,7 @@ def test_hooks_see_the_arguments_of_the_step_and_may_change_them() -> None:
 
 
 @pytest.mark.parametrize("closure", [False, True])
-def test_hooks_run_once_in_a_subclass_whose_step_calls_ours(closure: bool) -> None:
+def test_hooks_run_once_in_a_subclass_that_overrides_step(closure: bool) -> None:
     class Logged(ours.AdamW):  # type: ignore[misc]
         def step(self, closure: Any = None) -> Any:
             return super().step(closure)

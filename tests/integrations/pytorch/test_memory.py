@@ -18,7 +18,7 @@ from integrations.pytorch.helpers import NAMES, assert_fast, assert_same_as_pyto
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_data_replaced_before_each_step_is_stepped_on_the_fast_path(name: str) -> None:
+def test_parameters_whose_data_is_replaced_are_stepped_on_the_fast_path(name: str) -> None:
     def run(module: Any) -> list[Any]:
         params = [torch.nn.Parameter(torch.ones(4, 3)), torch.nn.Parameter(torch.ones(3))]
         optimizer = getattr(module, name)(params, lr=0.1)
@@ -77,7 +77,7 @@ def test_square_matrix_transposed_in_place_is_stepped() -> None:
     assert_same_as_pytorch(run)
 
 
-def test_another_parameter_with_the_same_value_is_stepped() -> None:
+def test_a_parameter_replaced_by_one_of_equal_value_is_stepped() -> None:
     p, q = (torch.nn.Parameter(torch.full((1,), 0.25)) for _ in range(2))
     optimizer = ours.Adam([p], lr=0.1)
     p.grad, q.grad = torch.zeros(1), torch.ones(1)
@@ -143,7 +143,7 @@ def test_lazily_negated_parameter_is_stepped_in_place() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("how", ["shared", "overlapping"])
-def test_parameters_that_share_memory_are_stepped_one_after_the_other(name: str, how: str) -> None:
+def test_parameters_that_share_memory_are_stepped_in_sequence(name: str, how: str) -> None:
     def run(module: Any) -> list[Any]:
         base = torch.arange(6.0)
         a, b = torch.nn.Parameter(base[:4]), torch.nn.Parameter(base[:4] if how == "shared" else base[2:])
@@ -158,7 +158,7 @@ def test_parameters_that_share_memory_are_stepped_one_after_the_other(name: str,
 
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
 @pytest.mark.parametrize("how", ["both with gaps", "one with gaps", "twice"])
-def test_parameters_with_gaps_that_share_memory_are_stepped_unless_their_norm_is_needed(how: str) -> None:
+def test_overlapping_parameters_with_gaps_are_stepped_unless_a_norm_is_needed(how: str) -> None:
     def parameters() -> list[Any]:
         base = torch.arange(12.0).reshape(3, 4)
         a = torch.nn.Parameter(base if how == "one with gaps" else base[:, :3])

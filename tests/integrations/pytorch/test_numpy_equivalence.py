@@ -38,19 +38,21 @@ def case_name(value: Any) -> str:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("kind", "options"), COMBINATIONS, ids=case_name)
 class TestRule:
-    def test_parameters_and_state_match_torch(self, kind: str, options: dict[str, Any], dtype: str) -> None:
+    def test_parameters_and_state_match_pytorch(self, kind: str, options: dict[str, Any], dtype: str) -> None:
         for name, found in deviations.from_torch(kind, dtype, options).items():
             assert found <= TOLERANCE[dtype], name
 
-    def test_state_has_the_names_of_torch(self, kind: str, options: dict[str, Any], dtype: str) -> None:
+    def test_state_has_the_names_and_step_counts_of_pytorch(
+        self, kind: str, options: dict[str, Any], dtype: str
+    ) -> None:
         _, ours = deviations.run_onepass(kind, dtype, options)
         _, theirs = deviations.run_torch(kind, dtype, options)
         for a, b in zip(ours, theirs, strict=True):
             assert a.keys() - {"step"} == b.keys() - {"step"}  # torch's SGD counts no steps
             assert a["step"] == b.get("step", deviations.STEPS) == deviations.STEPS
 
-    def test_each_option_matters(self, kind: str, options: dict[str, Any], dtype: str) -> None:
-        """Exceed the tolerance with a number that is a tenth off: the tolerance hides no wrong term."""
+    def test_an_error_in_any_option_exceeds_the_tolerance(self, kind: str, options: dict[str, Any], dtype: str) -> None:
+        """Change each number by a tenth: the deviation exceeds the tolerance, which therefore hides no wrong term."""
         for name, value in {"lr": deviations.LR[kind], **options}.items():
             for wrong in wrong_values(value):
                 changed = {name: wrong}
@@ -121,7 +123,7 @@ SPARSE: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # class in to
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", SPARSE)
-def test_sparse_rows_match_sparse_gradients_of_torch(case: str, dtype: str) -> None:
+def test_sparse_rows_match_sparse_gradients_of_pytorch(case: str, dtype: str) -> None:
     name, options, own = SPARSE[case]
     rng = np.random.default_rng(0)
     param = rng.standard_normal((20, 4)).astype(dtype)
@@ -149,7 +151,7 @@ def test_sparse_rows_match_sparse_gradients_of_torch(case: str, dtype: str) -> N
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["SGD", "Adam"])
 def test_clip_norm_matches_clip_grad_norm(kind: str, dtype: str) -> None:
-    """Torch adds 1e-6 to the norm: one part in 10^12 or less of gradients of a million."""
+    """PyTorch adds 1e-6 to the norm, which changes gradients of a million by one part in 10^12 or less."""
     size, limit = 1e6, 8e6
     options = {"lr": 0.05, "eps": size / 100} if kind == "Adam" else {"lr": 0.05 / size}
     params, steps = numbers(dtype)
@@ -166,13 +168,13 @@ def test_clip_norm_matches_clip_grad_norm(kind: str, dtype: str) -> None:
         assert ours.grad_norm == pytest.approx(norm, rel=1e-6 if dtype == "float32" else 1e-14)
         clipped += norm > limit
         path.append([w.detach().numpy().copy() for w in weights])
-    assert 10 < clipped < 40  # both happen
+    assert 10 < clipped < 40  # some steps are clipped and some are not
     assert deviation(params, path[-1], distance(path)) <= max(TOLERANCE[dtype], 1e-12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_running_average_matches_averaged_model(dtype: str) -> None:
-    """Update torch's average before the first step: the first update copies the weights that onepass starts with."""
+    """Update PyTorch's average before the first step, because its first update copies the weights."""
     swa = torch.optim.swa_utils
     params, steps = numbers(dtype)
     weights, theirs = torch_optimizer("AdamW", params, lr=0.05)
@@ -213,7 +215,7 @@ def test_lazily_negated_gradient_is_refused_until_it_is_resolved() -> None:
     ],
     ids=["Adam-hat", "Lion", "AdEMAMix", "ScheduleFreeAdamW", "Adam-keras3", "SGD"],
 )
-def test_adapter_has_the_bits_of_the_numpy_optimizer(name: str, options: dict[str, Any]) -> None:
+def test_adapter_is_bit_identical_to_the_numpy_optimizer(name: str, options: dict[str, Any]) -> None:
     w = np.linspace(-1, 1, 37, dtype=np.float32)
     p = torch.nn.Parameter(torch.from_numpy(w.copy()))
     options = {"lr": 0.1, **options}

@@ -18,7 +18,7 @@ ImportAgain = Callable[..., ModuleType]
 
 @needs_exchange
 @pytest.mark.parametrize("exchange", [None, 7])
-def test_missing_or_foreign_exchange_interface_makes_steps_slow_with_the_same_bits(
+def test_steps_without_the_exchange_interface_are_slow_and_bit_identical(
     exchange: Any, import_again: ImportAgain
 ) -> None:
     runs = []
@@ -33,7 +33,7 @@ def test_missing_or_foreign_exchange_interface_makes_steps_slow_with_the_same_bi
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-def test_version_counters_that_take_one_tensor_are_increased(import_again: ImportAgain) -> None:
+def test_versions_are_increased_where_pytorch_accepts_one_tensor_per_call(import_again: ImportAgain) -> None:
     increment = torch._C._increment_version
 
     def increment_one(tensor: Any) -> None:

@@ -20,7 +20,7 @@ optim = pytest.importorskip("onepass.integrations.torch")
 
 from integrations.pytorch.helpers import run_in_threads
 
-LARGE = 1_000_003  # elements: worth a team
+LARGE = 1_000_003  # elements: enough for several threads
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the runtime is looked for on Linux")
 
 # Steps of many sizes, along the same gradients as PyTorch's own Adam; prints the largest deviation.
@@ -47,7 +47,7 @@ def restore_thread_counts() -> Iterator[None]:
 
 
 def run(code: str, **environment: str) -> Any:
-    """Run a program in a process of its own and return what it prints, as JSON."""
+    """Run a program in its own process and return its output, which is JSON."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "ONEPASS_", "GOMP_", "KMP_"))}
     done = subprocess.run(
         [sys.executable, "-c", code], env={**clean, **environment}, capture_output=True, text=True, timeout=120
@@ -57,7 +57,7 @@ def run(code: str, **environment: str) -> Any:
 
 
 def parameters_after(threads: int, team: int, steps: int = 3) -> Any:
-    """Return the parameters after some steps on a team, of which so many threads may work."""
+    """Return the parameters after some steps on a team of threads, of which this number may work."""
     torch.set_num_threads(team)
     onepass.set_num_threads(threads)
     w = torch.nn.Parameter(torch.ones(LARGE))
@@ -68,13 +68,13 @@ def parameters_after(threads: int, team: int, steps: int = 3) -> Any:
     return w.detach().numpy()
 
 
-def test_openmp_runtime_is_the_one_that_pytorch_has_loaded() -> None:
+def test_the_adapter_uses_the_openmp_runtime_of_pytorch() -> None:
     path = onepass.config()["torch_openmp"]
     maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     assert Path(path).resolve() in {Path(line.split()[-1]).resolve() for line in maps if "gomp" in line}
 
 
-def test_any_number_of_threads_gives_the_same_bits() -> None:
+def test_results_are_bit_identical_with_any_number_of_threads() -> None:
     expected = parameters_after(1, 1)
     for threads, team in ((1, 2), (2, 2), (2, 3), (3, 3), (2, 8), (8, 8)):
         np.testing.assert_array_equal(parameters_after(threads, team), expected, f"{threads} of {team}")
@@ -124,7 +124,7 @@ print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
 
 
 @pytest.mark.parametrize("parent_steps", [True, False])
-def test_child_forked_after_pytorch_used_its_threads_steps_without_them(parent_steps: bool) -> None:
+def test_child_forked_after_pytorch_used_threads_steps_without_them(parent_steps: bool) -> None:
     assert run(f"PARENT_STEPS = {parent_steps}\n{CHILD}") == 0
 
 
@@ -142,7 +142,7 @@ def test_child_forked_after_pytorch_used_its_threads_steps_without_them(parent_s
         ("torch", {"OMP_WAIT_POLICY": "PASSIVE"}),
     ],
 )
-def test_steps_are_right_after_any_import_order_and_setting_of_openmp(first: str, environment: dict[str, str]) -> None:
+def test_steps_are_correct_with_any_import_order_and_openmp_setting(first: str, environment: dict[str, str]) -> None:
     pytest.importorskip(first)
     code = f"import {first}, json, torch, onepass.integrations.torch\n{STEPS}\n"
     code += "maps = [line.split()[-1] for line in open('/proc/self/maps') if 'gomp' in line or 'omp' in line]\n"
@@ -192,7 +192,7 @@ print(json.dumps(counts))
     assert run(code) == [1, 0]
 
 
-def test_threads_that_step_at_once_get_the_same_bits() -> None:
+def test_concurrent_steps_are_bit_identical() -> None:
     expected = parameters_after(2, 2)
     results: list[Any] = []
     run_in_threads([lambda: results.append(parameters_after(2, 2))] * 4)

@@ -39,7 +39,7 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("name", ["AdamW", "SGD"])
-def test_scheduler_works_to_its_end_and_beyond_on_the_fast_path(name: str, scheduler: str) -> None:
+def test_every_scheduler_works_on_the_fast_path_also_beyond_its_end(name: str, scheduler: str) -> None:
     options = {"momentum": 0.9} if name == "SGD" else {}
 
     def run(module: Any) -> list[Any]:
@@ -114,7 +114,7 @@ def test_flags_may_be_numbers() -> None:
 
 
 @pytest.mark.parametrize("option", ["lr", "tensors of betas", "list of betas"])
-def test_option_changed_in_place_counts_from_the_next_step(option: str) -> None:
+def test_option_changed_in_place_is_used_from_the_next_step(option: str) -> None:
     def run(module: Any) -> list[Any]:
         p = torch.nn.Parameter(torch.ones(2))
         lr, beta1, betas = torch.tensor(0.1), torch.tensor(0.9), [0.9, 0.99]
@@ -136,7 +136,7 @@ def test_option_changed_in_place_counts_from_the_next_step(option: str) -> None:
     assert_same_as_pytorch(run)
 
 
-def test_changing_numbers_keep_the_step_fast() -> None:
+def test_changing_options_keep_the_fast_path() -> None:
     def run(module: Any) -> list[Any]:
         first, second = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
         groups = [{"params": [first]}, {"params": []}, {"params": [second], "weight_decay": 0.1}]

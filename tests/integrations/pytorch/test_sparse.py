@@ -20,7 +20,7 @@ def sparse(rows: list[int], values: Any, shape: tuple[int, ...], **options: Any)
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adagrad"])
-def test_sparse_gradients_of_an_embedding_are_followed(name: str) -> None:
+def test_steps_with_sparse_gradients_of_an_embedding_match_pytorch(name: str) -> None:
     def run(module: Any) -> list[Any]:
         torch.manual_seed(0)
         embedding = torch.nn.Embedding(10, 3, sparse=True)
@@ -49,7 +49,7 @@ def test_sparse_gradient_changes_only_its_rows_in_any_layout_of_the_parameter(la
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_only_the_first_step_along_sparse_gradients_is_slow(momentum: float) -> None:
+def test_only_the_first_step_with_sparse_gradients_takes_the_slow_path(momentum: float) -> None:
     weights, slow = [], []
     for module in (torch.optim, ours):
         p = torch.nn.Parameter(torch.ones(10, 3))

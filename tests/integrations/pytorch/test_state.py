@@ -24,7 +24,7 @@ def stepped_adam() -> tuple[Any, Any]:
     return p, optimizer
 
 
-def test_step_count_is_published_and_changed_moments_are_used() -> None:
+def test_state_holds_the_step_count_and_changed_moments_are_used() -> None:
     p, optimizer = stepped_adam()
     for t in range(1, 4):
         assert optimizer.state[p]["step"] == t
@@ -143,7 +143,7 @@ def test_two_optimizers_can_share_state_and_step_alternately() -> None:
     assert_same_as_pytorch(run)
 
 
-def test_step_tensor_shared_by_two_parameters_counts_both() -> None:
+def test_step_tensor_shared_by_two_parameters_counts_the_steps_of_both() -> None:
     def run(module: Any) -> list[Any]:
         params = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
         optimizer = module.Adam(params, lr=0.1, foreach=False)

@@ -50,7 +50,7 @@ def test_state_dict_of_either_library_loads_in_the_other(name: str, options: dic
 
 
 @for_each_optimizer
-def test_copies_and_pickles_continue_with_the_same_bits(name: str, options: dict[str, Any]) -> None:
+def test_copies_and_pickles_continue_bit_identically(name: str, options: dict[str, Any]) -> None:
     params = make_parameters()
     optimizer = getattr(ours, name)(params, **options)
     train(params, optimizer, range(1))
@@ -62,7 +62,7 @@ def test_copies_and_pickles_continue_with_the_same_bits(name: str, options: dict
         assert all(torch.equal(p, q) for p, q in zip(params, copied, strict=True))
 
 
-def test_own_options_survive_copies_pickles_and_state_dicts_of_pytorch() -> None:
+def test_onepass_options_are_kept_by_copies_and_by_loading_from_pytorch() -> None:
     p = torch.nn.Parameter(torch.ones(3))
     optimizer = ours.Adam([{"params": [p], "clip_value": 2.0}], clip_norm=1.0, nonfinite="skip", ema_decay=0.9)
     for copied in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):

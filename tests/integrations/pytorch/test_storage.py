@@ -26,7 +26,7 @@ from integrations.pytorch.storage_helpers import (
 
 @for_each_storage
 @for_each_case
-def test_bits_are_those_of_the_numpy_optimizer(
+def test_steps_match_the_numpy_optimizer_bit_for_bit(
     name: str, options: dict[str, Any], dtype: Any, grad_dtype: Any, storage: dict[str, Any]
 ) -> None:
     if grad_dtype is not None and not hasattr(torch.Tensor, "grad_dtype"):
@@ -68,7 +68,7 @@ def test_state_tensors_have_the_dtypes_of_pytorch() -> None:
 
 
 @needs_exchange
-def test_only_the_first_step_is_slow_while_options_and_memory_change() -> None:
+def test_changing_options_and_memory_keep_the_step_on_the_fast_path() -> None:
     params = make_params(torch.bfloat16)
     optimizer = ours.AdamW(params, lr=0.1, state_dtype="float8")
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
@@ -83,7 +83,7 @@ def test_only_the_first_step_is_slow_while_options_and_memory_change() -> None:
 
 
 @for_each_storage
-def test_steps_on_the_slow_path_have_the_same_bits(dtype: Any, grad_dtype: Any, storage: dict[str, Any]) -> None:
+def test_steps_on_the_slow_path_are_bit_identical(dtype: Any, grad_dtype: Any, storage: dict[str, Any]) -> None:
     pair = make_params(dtype), make_params(dtype)
     optimizers = [ours.NAdam(params, lr=0.1, **storage) for params in pair]
     for t in range(4):
@@ -97,7 +97,7 @@ def test_steps_on_the_slow_path_have_the_same_bits(dtype: Any, grad_dtype: Any, 
     assert_equal_bits(pair[0], optimizers[0], pair[1], optimizers[1])
 
 
-def test_bits_are_the_same_without_the_exchange_interface(import_again: Any) -> None:
+def test_results_are_bit_identical_without_the_exchange_interface(import_again: Any) -> None:
     pair = make_params(torch.bfloat16), make_params(torch.bfloat16)
     optimizers = [module.AdamW(p, state_dtype="float8") for module, p in zip((ours, import_again(exchange=None)), pair)]
     for params, optimizer in zip(pair, optimizers):
@@ -134,7 +134,7 @@ def test_parameter_with_gaps_is_stepped() -> None:
     assert torch.equal(optimizers[0].state[plain]["exp_avg"].float(), optimizers[1].state[gaps]["exp_avg"].float())
 
 
-def test_steps_in_the_backward_pass_have_the_same_bits() -> None:
+def test_steps_in_the_backward_pass_are_bit_identical() -> None:
     def run(in_backward: bool) -> list[Any]:
         torch.manual_seed(0)
         model = ours.cast_model(torch.nn.Sequential(torch.nn.Linear(80, 80), torch.nn.LayerNorm(80)))

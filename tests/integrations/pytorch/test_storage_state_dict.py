@@ -35,7 +35,7 @@ def through_file(state_dict: Any) -> Any:
 
 @for_each_storage
 @for_each_case
-def test_resumed_training_has_the_same_bits(
+def test_resumed_training_is_bit_identical_to_uninterrupted_training(
     name: str, options: dict[str, Any], dtype: Any, grad_dtype: Any, storage: dict[str, Any]
 ) -> None:
     params = make_params(dtype)
@@ -59,7 +59,7 @@ def test_resumed_training_has_the_same_bits(
 
 @for_each_storage
 @for_each_case
-def test_state_of_pytorch_is_encoded_to_nearest(
+def test_loaded_state_of_pytorch_is_rounded_to_nearest(
     name: str, options: dict[str, Any], dtype: Any, grad_dtype: Any, storage: dict[str, Any]
 ) -> None:
     if not hasattr(torch.optim, name):
@@ -128,7 +128,7 @@ def test_decoded_state_loads_in_pytorch_and_in_other_storage(
     assert all(state["step"] == 4 for state in again.state.values())
 
 
-def test_codes_in_another_layout_are_encoded_again() -> None:
+def test_float8_state_in_another_memory_layout_is_encoded_again() -> None:
     first, second = make_params(shapes=[(64, 65)]), make_params(shapes=[(64, 65)])
     second[0].data = second[0].data.t().contiguous().t()
     a, b = (ours.AdamW(params, state_dtype="float8") for params in (first, second))
@@ -188,7 +188,7 @@ def test_weights_in_another_storage_are_converted_as_in_the_numpy_optimizers(old
     train(second, others, range(3, 4))
 
 
-def test_float32_weights_with_the_saved_lower_bits_lose_nothing() -> None:
+def test_float32_weights_equal_to_the_saved_joined_weights_cause_no_warning() -> None:
     params, others = make_params(torch.bfloat16), make_params()
     first, second = ours.AdamW(params, lr=0.01), ours.AdamW(others, lr=0.01)
     train(first, params, range(3))
@@ -205,7 +205,7 @@ def test_float32_weights_with_the_saved_lower_bits_lose_nothing() -> None:
         second.load_state_dict(first.state_dict())
 
 
-def test_a_parameter_without_lower_bits_that_others_have_is_named() -> None:
+def test_the_warning_names_the_only_parameter_without_lower_bits() -> None:
     params = make_params(torch.bfloat16)
     optimizer = ours.AdamW(params, lr=0.01)
     train(optimizer, params, range(3))
@@ -216,7 +216,7 @@ def test_a_parameter_without_lower_bits_that_others_have_is_named() -> None:
     assert len(caught) == 1 and caught[0].filename == __file__
     assert not optimizer.state[params[2]]["param_low"].any() and optimizer.state[params[0]]["param_low"].any()
     for state in state_dict["state"].values():
-        state.pop("param_low", None)  # as from torch.optim
+        state.pop("param_low", None)  # as in a state dict of torch.optim
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optimizer.load_state_dict(state_dict)
@@ -234,7 +234,7 @@ def test_parameters_saved_without_lower_bits_start_at_zero_without_a_warning() -
     assert optimizer.state[params[0]]["param_low"].any() and not optimizer.state[params[1]]["param_low"].any()
 
 
-def test_a_warning_that_is_an_error_changes_nothing() -> None:
+def test_a_load_whose_warning_is_an_error_changes_nothing() -> None:
     params = make_params(torch.bfloat16)
     saved, optimizer = ours.AdamW(params, lr=0.01), ours.AdamW(params, lr=0.02, master_bits=24)
     train(saved, params, range(2))
@@ -261,7 +261,7 @@ def test_lower_bits_of_another_shape_or_dtype_are_refused(low: Any) -> None:
         optimizer.load_state_dict(state_dict)
 
 
-def test_state_of_bitsandbytes_that_is_not_decoded_is_refused() -> None:
+def test_encoded_state_of_bitsandbytes_is_refused() -> None:
     params = make_params()
     optimizer = ours.AdamW(params, state_dtype="float8")
     state_dict = optimizer.state_dict()

@@ -16,11 +16,11 @@ from integrations.pytorch.helpers import run_in_threads
 
 
 def steps(optimizer: Any, count: int) -> Callable[[], Any]:
-    """Return a function that steps the optimizer so many times."""
+    """Return a function that steps the optimizer this number of times."""
     return lambda: [optimizer.step() for _ in range(count)]
 
 
-def test_workers_that_step_one_state_at_the_same_time_lose_no_count() -> None:
+def test_concurrent_steps_of_optimizers_that_share_state_are_all_counted() -> None:
     p = torch.nn.Parameter(torch.zeros(300_000))
     p.grad = torch.ones_like(p)
     first, second = ours.Adam([p], lr=1e-4), ours.Adam([p], lr=1e-4)
@@ -30,7 +30,7 @@ def test_workers_that_step_one_state_at_the_same_time_lose_no_count() -> None:
     assert 119 <= first.state[p]["step"] <= 121  # PyTorch too may lose a count at the very same moment
 
 
-def test_threads_that_take_the_first_sparse_steps_lose_no_count() -> None:
+def test_concurrent_first_steps_with_sparse_gradients_are_all_counted() -> None:
     embedding = torch.nn.Embedding(50, 4, sparse=True)
     optimizer = ours.Adagrad(embedding.parameters(), lr=0.1)
     embedding(torch.arange(30)).sum().backward()

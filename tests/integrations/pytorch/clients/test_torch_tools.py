@@ -67,7 +67,7 @@ def test_pruned_weights_stay_zero_and_the_others_are_trained_the_same() -> None:
     assert_trains_the_same(train)
 
 
-def test_a_distributed_checkpoint_goes_on_the_same(tmp_path: Path) -> None:
+def test_training_resumes_the_same_from_a_distributed_checkpoint(tmp_path: Path) -> None:
     checkpoint = pytest.importorskip("torch.distributed.checkpoint")
     from torch.distributed.checkpoint import state_dict
 
@@ -89,7 +89,7 @@ def test_a_distributed_checkpoint_goes_on_the_same(tmp_path: Path) -> None:
 
 
 class SharpnessAware(torch.optim.Optimizer):
-    """Steps along the gradient at the worst point nearby."""
+    """Optimizer that steps along the gradient at the worst nearby point."""
 
     def __init__(self, base: Any, radius: float = 0.05) -> None:
         super().__init__(base.param_groups, {"radius": radius})
@@ -111,7 +111,7 @@ class SharpnessAware(torch.optim.Optimizer):
 
 
 class Lookahead(torch.optim.Optimizer):
-    """Goes half of the way that the other optimizer has gone in five steps; keeps its weights in the other's state."""
+    """Optimizer that takes half of every five steps of another optimizer, in whose state it keeps its own weights."""
 
     def __init__(self, base: Any) -> None:
         super().__init__(base.param_groups, {})

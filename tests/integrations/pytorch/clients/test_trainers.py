@@ -33,7 +33,7 @@ def test_stable_baselines_ppo_learns_the_same_policy_with_a_schedule() -> None:
     assert_trains_the_same(train)
 
 
-def test_stable_baselines_dqn_learns_the_same_values_and_goes_on_from_a_file(tmp_path: Path) -> None:
+def test_stable_baselines_dqn_learns_the_same_values_and_resumes_from_a_file(tmp_path: Path) -> None:
     library = pytest.importorskip("stable_baselines3")
 
     def train(module: Any) -> Any:
