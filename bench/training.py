@@ -1,4 +1,4 @@
-"""A whole training, end to end: the network of ``examples/train_digits.py`` on scikit-learn's digits.
+"""A complete training run: the network of ``examples/train_digits.py`` on scikit-learn's digits.
 
 Here a step is one of the training's: the network's forward and backward pass in NumPy, and then the optimizer's, whose
 gradients are new each time. All start from the same weights and see the same batches.
@@ -50,7 +50,7 @@ def example() -> Any:
 
 
 def measure(kinds: Sequence[type[Peer]], problem: Problem, budget: Budget, rng: np.random.Generator) -> Point:
-    """Time whole trainings with each peer, and compare the others with the first.
+    """Time complete training runs with each peer, and compare the others with the first.
 
     Raises:
         WrongResult: the last loss of a peer that takes steps differs from the first peer's.

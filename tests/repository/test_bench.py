@@ -265,7 +265,7 @@ def test_every_rule_is_measured_with_the_number_of_its_arrays() -> None:
     assert {getattr(onepass, rule) for rule in peer.RULES} == family - {onepass.Optimizer}
 
 
-# ---- Trainings ----
+# ---- Training runs ----
 
 
 def train_on_digits() -> tuple[list[str], str]:
