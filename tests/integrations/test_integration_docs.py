@@ -31,7 +31,7 @@ def test_snippet_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_page_has_a_snippet_for_each_library() -> None:
-    assert len(SNIPPETS) == 5 + len(CLIENTS)
+    assert len(SNIPPETS) == 7 + len(CLIENTS)
 
 
 def test_the_line_for_pytorch_in_readme_runs_in_a_new_process() -> None:
