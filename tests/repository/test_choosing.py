@@ -77,7 +77,7 @@ def test_every_rate_falls_to_zero_but_that_of_schedule_free(choosing: ModuleType
     ("best", "rates"),
     [(0.03, [0.0003, 0.001, 0.003, 0.01, 0.03, 0.1]), (0.0001, [0.00003, 0.0001, 0.0003, 0.001, 0.003])],
 )
-def test_the_search_goes_on_until_the_best_rate_is_between_two_others(
+def test_the_search_continues_until_the_best_rate_is_between_two_others(
     choosing: ModuleType, monkeypatch: pytest.MonkeyPatch, best: float, rates: list[float]
 ) -> None:
     drawn = []
