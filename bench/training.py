@@ -69,7 +69,7 @@ def measure(kinds: Sequence[type[Peer]], problem: Problem, budget: Budget, rng: 
                 losses[one.kind].append(loss)
     wanted = statistics.median(losses[kinds[0]])
     for kind, ends in losses.items():
-        # A difference in the last bit can switch a ReLU: after that two trainings are only similar.
+        # A difference in the last bit can switch a ReLU: after that two runs are only similar.
         if kind.takes_steps and not math.isclose(statistics.median(ends), wanted, rel_tol=0.05):
             raise WrongResult(
                 f"with {kind.name} the last epoch's loss is {statistics.median(ends):.4g}, not {wanted:.4g}"

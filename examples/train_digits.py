@@ -87,7 +87,7 @@ def read_idx(path: Path, dimensions: int) -> Array:
         found = data[:4].hex(" ") or "(empty file)"
         raise ValueError(f"{path}: bad magic number {found}, should be {magic.hex(' ')}")
     if len(data) < start:
-        raise ValueError(f"{path}: truncated: {len(data)} bytes, but the header alone takes {start}")
+        raise ValueError(f"{path}: truncated: {len(data)} bytes, but the header needs {start}")
     shape = struct.unpack(f">{dimensions}I", data[4:start])
     if len(data) != (expected := start + math.prod(shape)):
         problem = "truncated" if len(data) < expected else "too long"
