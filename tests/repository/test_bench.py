@@ -286,7 +286,7 @@ def train_on_digits() -> tuple[list[str], str]:
     return [*timed["points"][0]["timings"]], str(error.value)
 
 
-def test_a_training_is_timed_only_if_its_loss_is_onepasss() -> None:
+def test_a_training_run_is_timed_only_if_its_loss_is_onepasss() -> None:
     pytest.importorskip("sklearn")
     timed, error = environment.call("quiet", (), train_on_digits)
     assert timed == ["onepass", "no optimizer", "in-place NumPy"]
