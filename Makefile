@@ -4,10 +4,10 @@
 #     make test               run the tests, two to three minutes on two cores
 #     make lint               check format, style, wording, types, compiler warnings and machine code
 #     make format             format the Python and the C++
-#     make docs               build the documentation site in build/docs/
+#     make docs               build the documentation site with the API reference: build/docs/index.html
 #     make demo               train on handwritten digits with onepass and with textbook NumPy, and compare
 #     make test-integrations  run the tests with other libraries, which it installs (PyTorch, optax, Lightning and more)
-#     make bench              run all benchmarks and write their images and tables; make bench CASE=small: one benchmark
+#     make bench              run all benchmarks, write images and tables; make bench CASE=small runs one benchmark
 #   Before a release:
 #     make wheel              build, check and test a wheel for each installed Python, with the oldest and newest NumPy
 #     make sanitize           run the core's own tests and the Python tests under AddressSanitizer and other sanitizers
@@ -15,8 +15,8 @@
 #     make platforms          build for other platforms, run as much as possible (hours); write the table; ARGS="TARGET ..."
 #     make toolchains         check that every installed compiler, optimising or not, and the oldest CMake give equal bits
 #     make mutants            break the sources in one place at a time; check that a test fails; SAMPLE=100, ONLY=adam
-#     make fuzz-api           compare random sequences of calls with the reference: EXAMPLES (1000) sequences
-#     make soak               step a billion elements with every rule on every instruction set (hours); or ELEMENTS=1e7
+#     make fuzz-api           compare random sequences of calls with the reference; EXAMPLES=1000 is their number
+#     make soak               step a billion elements with every rule on every instruction set (hours); fewer: ELEMENTS=1e7
 #     make coverage           measure the lines and branches of python/onepass that the tests reach
 #     make coverage-cpp       measure the lines and branches of the core that its own tests reach
 #     make comparison         compare five optimizers as in the Adam paper; write the tables and figure into docs/
@@ -119,7 +119,7 @@ lint: install $(call installed,lint)
 	printf '%s\n' $(filter-out src/python/%,$(filter %.cpp,$(cxx_sources))) $(lint_dir)/CMakeFiles/_core.dir/Unity/*.cxx | xargs -n 1 -P 2 \
 	  $(venv)/bin/clang-tidy --quiet --extra-arg=-Wno-ignored-optimization-argument -p $(lint_dir)
 
-# Both compilers, warnings as errors, and then a look at the code that they made and at what it computes.
+# Build with each compiler, with warnings as errors, then check the machine code and the results.
 .PHONY: lint-build lint-run
 lint-build lint-run: build_dir = build/lint-$(notdir $(CXX))
 lint-build:

@@ -7,8 +7,8 @@
   then it is checked, timed in every case that takes all peers, listed with its version, printed and drawn.
 - `cases`: the cases and their targets. **A new case** is one entry of ``CASES``.
 - `run`, `targets`: how a case is run, and how its targets are judged.
-- `measure`: checks, interleaved rounds, medians and ratios. `loop`: training loops. `training`: a whole training.
-  `distributed`: several processes, and state on disk.
+- `measure`: checks, interleaved rounds, medians and ratios. `loop`: training loops. `training`: a complete training
+  run. `distributed`: several processes, and state on disk.
 - `environment`: the process of each case, and its variables.
 - `machine`, `records`: the machine, and the contents of the results files.
 - `report`, `readme`, `plots`: the results as text for a terminal, as blocks of README and docs, and as images.

@@ -19,7 +19,7 @@ class OnepassTorch(Torch):
 
 
 class TorchNoOptimizer(Torch):
-    """No step: the time of the rest of a training in PyTorch."""
+    """No step: the time of the rest of a training run in PyTorch."""
 
     name = "no optimizer"
     takes_steps = False

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import onepass
 
-from . import distributed, loop, narrow, training
+from . import distributed, loop, narrow, report, training
 from .adapters import OnepassThinc, OnepassTorch, TorchNoOptimizer
 from .libraries import (
     DeepSpeed,
@@ -37,6 +37,7 @@ from .peers import (
     OnepassFlat,
     OnepassKeepsSubnormals,
     OnepassOneThread,
+    OnepassSparse,
     PurePython,
     StreamBaseline,
     TextbookNumPy,
@@ -82,6 +83,12 @@ def gpt2(threads: int) -> Problem:
     feed_forward = (width * 4 * width, 4 * width, 4 * width * width, width)
     sizes = (words * width, positions * width, *(norm + attention + norm + feed_forward) * layers, *norm)
     return Problem(sizes, threads=threads, label=f"GPT-2 small's {len(sizes)} tensors")
+
+
+def table(rows: int, width: int) -> Problem:
+    """A table, such as an embedding, with rows of this many elements."""
+    label = f"{report.count(rows)} rows of {width} element{'s' * (width > 1)}"
+    return Problem((rows * width,), rule="Adagrad", width=width, label=label)
 
 
 GPT2, GPT2_ON_TWO = gpt2(1), gpt2(2)
@@ -253,6 +260,12 @@ CASES: dict[str, Case] = {
         peers=(Onepass, StreamBaseline, *TORCH, ScheduleFree),
         budget=Budget(seconds=3, sessions=3),
     ),
+    "sparse": Case(
+        "Adagrad on tables of which a step touches 1,600 rows: sparse gradients compared with dense gradients",
+        problems=tuple(table(rows, width) for rows, width in ((20_000, 1), (20_000, 64), (2_000_000, 1))),
+        peers=(Onepass, OnepassSparse),
+        budget=Budget(seconds=4, sessions=4),
+    ),
     "subnormals": Case(
         "100 thousand elements whose state has decayed to subnormal numbers, compared with ordinary state",
         problems=(replace(HUNDRED_THOUSAND, decayed=True), HUNDRED_THOUSAND),
@@ -260,7 +273,7 @@ CASES: dict[str, Case] = {
         budget=Budget(seconds=6, sessions=3),
     ),
     "digits": Case(
-        "a whole training of a network in NumPy on handwritten digits, including the network's own work",
+        "a complete training run of a network in NumPy on handwritten digits, including the network's own work",
         problems=(training.NETWORK,),
         peers=(Onepass, NoOptimizer, TorchFused, Thinc, InPlaceNumPy, ScikitLearn, TextbookNumPy),
         budget=Budget(seconds=30),

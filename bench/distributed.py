@@ -211,7 +211,7 @@ def why_no_disk() -> str | None:
 
 
 def measure_disk(kinds: Sequence[type[Peer]], problem: Problem, budget: Budget, rng: np.random.Generator) -> Point:
-    """Time each peer in a process of its own, and measure the bytes of memory with the first peer."""
+    """Time each peer in a separate process, and measure the bytes of memory with the first peer."""
     BUILD.mkdir(exist_ok=True)
     results = []
     for kind in kinds:

@@ -1,6 +1,6 @@
 """Environment of the process in which a case is measured.
 
-The libraries below NumPy read these variables once, when they are loaded: hence a process for each case.
+The libraries below NumPy read these variables only once, when they are loaded, so each case needs a new process.
 """
 
 from __future__ import annotations

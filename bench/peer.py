@@ -43,7 +43,7 @@ def _shared_options(rule: str) -> tuple[str, ...]:
     return tuple(name for name in ("betas", "eps") if name in options) or ("momentum",)
 
 
-# Every rule of onepass, with its options besides the learning rate.
+# Every rule of onepass, with its options other than the learning rate.
 RULES = {rule: _shared_options(rule) for rule in _reference.RULES}
 # The rules of torch.optim.
 TORCH_RULES = tuple(rule for rule in RULES if rule not in ("Lion", "AdEMAMix", "ScheduleFreeAdamW"))
@@ -58,8 +58,9 @@ class Problem:
     threads: int = 1  # 0: the default number of each peer
     rule: str = "Adam"
     decayed: bool = False  # state that gradients of zero have made subnormal, and more such gradients
-    ranks: int = 1  # processes that the state is divided among
+    ranks: int = 1  # number of processes among which the state is divided
     on_disk: bool = False  # state in files
+    width: int = 1  # elements in a row of a table, for sparse gradients
     label: str = ""  # name of tensors of different sizes
 
     @classmethod

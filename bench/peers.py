@@ -18,7 +18,7 @@ import onepass
 import onepass._core as _core
 
 from .machine import cores
-from .peer import RULES, Arrays, Options, Peer, Problem
+from .peer import RULES, Array, Arrays, Options, Peer, Problem
 
 
 class Onepass(Peer):
@@ -43,7 +43,7 @@ class Onepass(Peer):
     def run(self, steps: int) -> None:
         step, grads = self.optimizer.step, self.grads
         for _ in range(steps):
-            step([*grads])  # a new list, as in a program
+            step([*grads])  # a new list, as in a user's program
 
 
 class OnepassOneThread(Onepass):
@@ -76,6 +76,33 @@ class OnepassFlat(Onepass):
 
     def params(self) -> Arrays:
         return np.split(self.p[0], np.cumsum(self.sizes)[:-1])
+
+
+class OnepassSparse(Onepass):
+    """onepass with ``SparseRows`` of up to 1,600 rows, evenly spread; small problems are dense, which `check` needs."""
+
+    name = "onepass, SparseRows"
+
+    def __init__(self, problem: Problem, params: Arrays, options: Options, eps_mode: str = "paper") -> None:
+        self.width = problem.width
+        super().__init__(problem, [self.table(p) for p in params], options, eps_mode)
+
+    def table(self, array: Array) -> Array:
+        width = math.gcd(array.size, self.width)  # the sizes that are checked are no multiples of the width
+        return array.reshape((-1, width) if width > 1 else -1)
+
+    def load(self, grads: Arrays) -> None:
+        self.rows = []
+        for grad in map(self.table, grads):
+            indices = np.linspace(0, len(grad) - 1, min(1_600, len(grad)), dtype=np.int64)
+            self.rows.append((indices, grad[indices]))
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            self.optimizer.step([onepass.SparseRows(*pair) for pair in self.rows])
+
+    def params(self) -> Arrays:
+        return [p.reshape(-1) for p in self.p]
 
 
 class OnepassKeepsSubnormals(Onepass):
@@ -120,7 +147,7 @@ class StreamBaseline(Peer):
 
 
 class NoOptimizer(Peer):
-    """No step: the time of the rest of a training."""
+    """No step: the time of the rest of a training run."""
 
     name = "no optimizer"
     takes_steps = False
@@ -192,7 +219,7 @@ class TextbookNumPy(Peer):
 
 
 class TextbookNumPyFreshMemory(TextbookNumPy):
-    """Textbook NumPy in a process of its own, which has never freed anything larger than these arrays.
+    """Textbook NumPy in a separate process, which has never freed anything larger than these arrays.
 
     glibc then gives memory back to the system as soon as it is freed, and the next intermediate result costs its page
     faults again. The message to that process and back is part of the time: some 50 µs a sample.

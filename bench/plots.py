@@ -81,7 +81,7 @@ def draw(record: Record, folder: Path = IMAGES) -> list[Path]:
     return written
 
 
-# README's figure has at most six curves, so that each can be told from the others.
+# README's figure has at most six curves, so that they can be distinguished.
 SPEED_PEERS = ("onepass", "stream baseline", "Numba", "torch fused", "in-place NumPy", "textbook NumPy")
 
 
@@ -201,7 +201,7 @@ def bits(record: Record) -> Any | None:
         speed = 4 * point["streams"] * point["elements"] / point["timings"]["stream baseline"]["median_ns"]
         text = f"{report.digits(speed)} GB/s: bandwidth of {threads}"
         axes.plot(ends, [x / speed for x in ends], dashes, color=FAINT, linewidth=1.4, label=text)
-    text = f"{SHARE} GB/s a core: a busy socket, computed"
+    text = f"{SHARE} GB/s per core: a busy socket (computed)"
     axes.plot(ends, [x / SHARE for x in ends], ":", color=FAINT, linewidth=1.8, label=text)
     axes.set_xlim(ends)
     times = (0.25, 0.5, 1, 2, 4, 8)
@@ -236,7 +236,7 @@ def targets(record: Record) -> Any | None:
     left, width, height = 0.4 + 0.058 * max(map(len, labels)), 4.5, 1.75 + 0.27 * len(judged)  # inches
     figure = card(
         "Speed-up over alternatives",
-        "Time divided by onepass's time. Black tick: target set in advance; pale: target missed.",
+        "Time of the alternative divided by onepass's time. Black tick: target set in advance; pale: target missed.",
         report.machine_line(record["machine"]),
         width=left + width + 0.7,
         height=height,

@@ -24,7 +24,7 @@ DOCUMENTS = tuple(
 MARK = re.compile(r"<!-- ([A-Za-z0-9_=,. -]+): (begin|end) -->")
 COLUMNS = ("onepass", "Numba", "torch fused", "in-place NumPy", "textbook NumPy")  # of README's table
 RULE_COLUMNS = ("torch fused", "torch foreach", "torch default", "schedulefree")
-# Whole training steps in README: the case, the peer that onepass is compared with, and the network.
+# Complete training steps in README: the case, the peer that onepass is compared with, and the network.
 GAINS = (
     ("torch-training", "torch fused", "PyTorch, a policy network"),
     ("loop-torch", "torch fused", "PyTorch, four square layers"),
@@ -33,7 +33,7 @@ GAINS = (
 )
 NO_STEP = ("stream baseline", "no optimizer")  # peers without a step of Adam
 OF_BASELINE = "of the stream baseline"
-HELD = "bytes held a parameter"
+HELD = "bytes held per parameter"
 FEWER_BITS = "bits-bandwidth"
 
 
@@ -94,7 +94,7 @@ def speed_table(record: Record, name: str) -> str:
     rows = [["float32 parameters", *columns]]
     for point in points:
         rows.append([report.count(point["elements"]), *(cell(point, column, columns) for column in columns)])
-    return table(rows)
+    return f"{table(rows)}\n\n{versions(record, ['sizes'])}"
 
 
 def speed_figure(record: Record, name: str) -> str:
@@ -118,8 +118,8 @@ def speed_source(record: Record, name: str) -> str:
 
 
 def gains(record: Record, name: str) -> str:
-    """Return README's table of whole training steps: the time with a peer's optimizer, divided by that with onepass."""
-    rows = [["network", "compared with", "speed-up of a whole training step"]]
+    """Return README's table of complete training steps: the time with a peer's optimizer, divided by onepass's time."""
+    rows = [["network", "compared with", "speed-up of a complete training step"]]
     for case, peer, label in GAINS:
         points = records.with_case(record, case)["cases"].get(case, {"points": []})["points"]
         ratios = [report.ratio(point, peer, "median_ns") for point in points if peer in point["timings"]]
@@ -127,7 +127,9 @@ def gains(record: Record, name: str) -> str:
             ends = dict.fromkeys(report.times(ratio) for ratio in (min(ratios), max(ratios)))
             sizes = dict.fromkeys(rounded(point["elements"]) for point in (points[0], points[-1]))
             rows.append([f"{label}, {' to '.join(sizes)} parameters", peer, " to ".join(ends)])
-    return table(rows, left=2) if rows[1:] else not_measured(GAINS[0][0])
+    if not rows[1:]:
+        return not_measured(GAINS[0][0])
+    return f"{table(rows, left=2)}\n\n{versions(record, [case for case, *_ in GAINS])}"
 
 
 def rounded(number: int) -> str:
@@ -215,8 +217,14 @@ def fewer_bits(record: Record, name: str) -> str:
             rows.append([plots.storage(peer), held_by(points[-1], peer), *ratios])
     return (
         f"{table(rows, left=1)}\n\nAdamW, {points[0]['problem'].split(',')[0]}; times relative to float32. "
-        f"Measured on {report.machine_line(record['machine'])}."
+        f"{versions(record, [FEWER_BITS])[:-1]} on {report.machine_line(record['machine'])}."
     )
+
+
+def versions(record: Record, names: Sequence[str]) -> str:
+    """Return the sentence about the versions of onepass with which these cases were measured."""
+    found = (records.with_case(record, name)["cases"].get(name) for name in names)
+    return f"Measured with onepass {' and '.join(sorted({case['software']['onepass'] for case in found if case}))}."
 
 
 def held_by(point: Point, name: str) -> str:

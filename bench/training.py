@@ -1,4 +1,4 @@
-"""A whole training, end to end: the network of ``examples/train_digits.py`` on scikit-learn's digits.
+"""A complete training run: the network of ``examples/train_digits.py`` on scikit-learn's digits.
 
 Here a step is one of the training's: the network's forward and backward pass in NumPy, and then the optimizer's, whose
 gradients are new each time. All start from the same weights and see the same batches.
@@ -50,7 +50,7 @@ def example() -> Any:
 
 
 def measure(kinds: Sequence[type[Peer]], problem: Problem, budget: Budget, rng: np.random.Generator) -> Point:
-    """Time whole trainings with each peer, and compare the others with the first.
+    """Time complete training runs with each peer, and compare the others with the first.
 
     Raises:
         WrongResult: the last loss of a peer that takes steps differs from the first peer's.
@@ -69,7 +69,7 @@ def measure(kinds: Sequence[type[Peer]], problem: Problem, budget: Budget, rng: 
                 losses[one.kind].append(loss)
     wanted = statistics.median(losses[kinds[0]])
     for kind, ends in losses.items():
-        # A difference in the last bit can switch a ReLU: after that two trainings are only similar.
+        # A difference in the last bit can switch a ReLU: after that two runs are only similar.
         if kind.takes_steps and not math.isclose(statistics.median(ends), wanted, rel_tol=0.05):
             raise WrongResult(
                 f"with {kind.name} the last epoch's loss is {statistics.median(ends):.4g}, not {wanted:.4g}"

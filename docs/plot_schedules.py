@@ -49,7 +49,7 @@ def panels() -> Any:
     """Draw one panel for each example."""
     figure = card(
         "Learning-rate schedules",
-        "The learning rate against the step t = 1, 2, …",
+        "Learning rate by step t = 1, 2, …",
         "onepass.schedules",
     )
     ts = range(1, STEPS + 1)

@@ -1,4 +1,4 @@
-"""Draw what the tutorial's network has learned: ``python docs/plot_spirals.py``.
+"""Draw the predictions of the tutorial's network: ``python docs/plot_spirals.py``.
 
 Runs the blocks of docs/tutorial.md and writes docs/images/spirals.png, in the style of the benchmark's images
 (`bench/plots.py`). Needs matplotlib and an installed onepass.
@@ -22,7 +22,7 @@ from bench.plots import FORMATS, IMAGES, STYLE, card
 TUTORIAL = Path(__file__).with_name("tutorial.md")
 COLOURS = ["#d1242f", "#0969da", "#1a7f37"]
 TINTS = ["#f9d7da", "#d4e6fb", "#d5ecdb"]
-EDGE = 1.15  # of what is drawn, in both directions
+EDGE = 1.15  # largest coordinate of the plot
 
 
 def learned() -> dict[str, Any]:
@@ -49,10 +49,10 @@ def draw(path: Path = IMAGES / "spirals.png") -> Path:
 
 
 def panels(session: dict[str, Any]) -> Any:
-    """Draw the network before and after the training."""
+    """Draw the predictions before and after training."""
     figure = card(
         "Three arms of a spiral",
-        "What the network takes each place for, before the training and after it, and the points held back.",
+        "Predicted class at each point, before and after training, with the held-out points",
         "docs/tutorial.md",
     )
     line = np.linspace(-EDGE, EDGE, 400, dtype=np.float32)
@@ -66,7 +66,7 @@ def panels(session: dict[str, Any]) -> Any:
         for arm, colour in enumerate(COLOURS):
             x, y = points[test[session["label"][test] == arm]].T
             axes.scatter(x, y, s=7, color=colour, linewidth=0)
-        axes.set_title(f"{title}: {session['accuracy'](network, test):.1%} right", fontsize=11, fontweight="bold")
+        axes.set_title(f"{title}: accuracy {session['accuracy'](network, test):.1%}", fontsize=11, fontweight="bold")
         axes.set_aspect("equal")
         axes.set_xticks([])
         axes.set_yticks([])

@@ -100,7 +100,7 @@ def prepared(quick: bool) -> list[Task]:
 def compare(quick: bool, place: int, name: str, seeds: Sequence[int]) -> dict[str, Any]:
     """Search the rate of one optimizer on one task with the first seeds, then train with the other seeds.
 
-    The search goes on until the best rate is neither its smallest nor its largest; a trial has only the first rate.
+    The search continues until the best rate is neither the smallest nor the largest; a trial has only the first rate.
     """
     task, optimizer = prepared(quick)[place], OPTIMIZERS[name]
     runs: dict[float, list[list[float | None]]] = {}

@@ -8,7 +8,7 @@ Each process, a rank, has the whole network but half of each batch, and keeps ha
 line is a checksum of the trained weights. It is that of one rank, which takes the two halves of a batch one after the
 other: what is computed is then the same, and a sum of two numbers does not depend on who adds them.
 
-With --save the state goes to a folder, a file from each rank, and rank 0 saves the weights there too; --load goes on
+With --save, each rank writes its state to a folder, and rank 0 saves the weights there too; --load continues
 from there, on one rank or on two.
 """
 
@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--save", type=Path, help="a folder for the state, with the weights in weights.npz")
-    parser.add_argument("--load", type=Path, help="the folder to go on from")
+    parser.add_argument("--load", type=Path, help="the folder to continue from")
     options = parser.parse_args()
     comm = MPI.COMM_WORLD
     if PARTS % comm.size:

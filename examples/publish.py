@@ -47,7 +47,7 @@ def publish(
     option("--page", type=Path, metavar="MD", help="page with marks between which the tables are written")
     args = parser.parse_args(argv)
 
-    need("matplotlib.figure", "matplotlib")  # if it is missing, fail before the training
+    need("matplotlib.figure", "matplotlib")  # if it is missing, fail before training
     saved = args.out.with_suffix(".json")
     with readable_errors():
         if saved == args.out:

@@ -14,7 +14,7 @@ from train_digits import positive
 
 import onepass.integrations.torch
 
-POLES, STEPS = 32, 200  # balanced side by side, each for at most so many steps
+POLES, STEPS = 32, 200  # number of poles that are balanced at once, and the maximum number of steps of each
 
 
 def push(state: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -87,7 +87,7 @@ def read_idx(path: Path, dimensions: int) -> Array:
         found = data[:4].hex(" ") or "(empty file)"
         raise ValueError(f"{path}: bad magic number {found}, should be {magic.hex(' ')}")
     if len(data) < start:
-        raise ValueError(f"{path}: truncated: {len(data)} bytes, but the header alone takes {start}")
+        raise ValueError(f"{path}: truncated: {len(data)} bytes, but the header needs {start}")
     shape = struct.unpack(f">{dimensions}I", data[4:start])
     if len(data) != (expected := start + math.prod(shape)):
         problem = "truncated" if len(data) < expected else "too long"
@@ -173,7 +173,7 @@ def accuracy(parameters: list[Array], images: Array, labels: Array) -> float:
 
 
 class TextbookAdam:
-    """Adam as everybody writes it in NumPy: the paper line by line, each line making new arrays."""
+    """Adam as it is usually written in NumPy: the formulas of the paper, each of which creates new arrays."""
 
     def __init__(self, parameters: list[Array], lr: float) -> None:
         self.parameters, self.lr, self.t = parameters, lr, 0
@@ -244,7 +244,7 @@ def report(ours: Run, textbook: Run) -> str:
     for what, measured in (
         ("optimizer, median step, ms", [1e3 * float(np.median(run.seconds)) for run in (ours, textbook)]),
         ("optimizer, all steps, ms", [1e3 * float(run.seconds.sum()) for run in (ours, textbook)]),
-        ("whole training, ms", [1e3 * run.total_seconds for run in (ours, textbook)]),
+        ("complete training run, ms", [1e3 * run.total_seconds for run in (ours, textbook)]),
     ):
         lines += [f"{what:30}{measured[0]:14,.3f}{measured[1]:16,.3f}{measured[1] / measured[0]:8.1f}"]
     by_epoch = np.max(np.abs(curves[0] / curves[1] - 1))
@@ -268,7 +268,7 @@ def plot(ours: Run, textbook: Run, title: str, path: Path) -> None:
         (textbook, {"color": pale, "linewidth": 8, "solid_capstyle": "round"}),
         (ours, {"color": dark, "linewidth": 1.8, "linestyle": (0, (4, 2))}),
     ):
-        label = f"{run.name}: {run.test_accuracy:.1%} of the test digits right"
+        label = f"{run.name}: {run.test_accuracy:.1%} test accuracy"
         left.semilogy(starts + sizes / 2, np.add.reduceat(run.losses.ravel(), starts) / sizes, label=label, **style)
     left.set(xlabel="step", ylabel="training loss")
     left.yaxis.set_major_formatter("{x:g}")
@@ -331,7 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     first, second = train(contenders, digits, args.epochs, args.batch, args.seed)
     print(report(first, second))
     size = sum(p.size for p in start)
-    plot(first, second, f"Adam on {digits.name}: the same training of {size:,} parameters", args.out)
+    plot(first, second, f"Adam on {digits.name}, {size:,} parameters: the same losses in less time", args.out)
     print(f"plot: {args.out}")
     return 0
 

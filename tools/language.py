@@ -26,6 +26,7 @@ SYNONYMS = {
     "hand(?:s|ed|ing)? over": "pass",
     "lack(?:s|ed|ing)|lack(?! of)": "has no, is missing",  # the noun is good English: "a lack of memory"
     "mend(?:s|ed|ing)?": "fix",
+    "trainings": "training runs",
     "whoever": "a user who, code that",
 }
 PYTHON = (".py", ".pyi")

@@ -12,8 +12,8 @@ from publish import markdown
 
 BATCH = 128  # examples
 DECAYING = 10  # a rate that falls as 1/√t starts at this multiple of the rate in the table
-MARGIN = 0.05  # a mean cost that is lower by less is not a clear difference
-EARLY = 3  # epochs of the initial stage: figure 3 of the paper shows as many
+MARGIN = 0.05  # the least relative difference of mean costs that counts as clear
+EARLY = 3  # epochs of the initial stage, as in figure 3 of the paper
 
 
 def costs_at(found: dict[str, Any], epoch: int = -1) -> list[float]:
@@ -54,7 +54,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def near_the_best_rate(results: dict[str, Any]) -> tuple[int, int]:
-    """Count the rates next to a best one, and those of them that cost more than every optimizer with its best rate."""
+    """Count the rates next to a best rate, and the ones among them that are worse than all optimizers at their best."""
     worse = neighbours = 0
     for task in results["tasks"]:
         searches = [costs_in_search(found) for found in task["optimizers"].values()]
@@ -73,10 +73,11 @@ def explain(results: dict[str, Any]) -> str:
     worse, neighbours = near_the_best_rate(results)
     edges = any(found["at_the_edge"] for task in results["tasks"] for found in task["optimizers"].values())
     lines = [
-        f"Training cost: in the last epoch, the mean of {len(seeds)} seed{'s' * (len(seeds) > 1)} and its range.",
-        f"Learning rate: the best of {rates} with seed {seeds[0]}{'; edge: the lowest or highest of them' * edges}.",
-        f"With a rate half a decade off its best (seed {seeds[0]}), an optimizer cost more than every optimizer at its "
-        f"best in {worse} of {neighbours} cases.",
+        f"Training cost: the cost in the last epoch, mean and range over {len(seeds)} seed{'s' * (len(seeds) > 1)}.",
+        f"Learning rate: the best of {rates} rates with seed {seeds[0]}"
+        f"{'; edge: the best is the lowest or the highest of them' * edges}.",
+        f"An optimizer whose rate is half a decade from its best rate (seed {seeds[0]}) has a higher cost than every "
+        f"optimizer at its best rate in {worse} of {neighbours} cases.",
         "",
     ]
     for task in results["tasks"]:
@@ -85,7 +86,7 @@ def explain(results: dict[str, Any]) -> str:
         steps = task["epochs"] * math.ceil(task["examples"] / BATCH)
         length = f"{task['epochs']} epochs ({steps:,} steps)"
         lines.append(f"- {task['title']}: {task['network']}; {task['data']}, {size}, {length}, {rate}.")
-    lines += ["", "AdaGrad's rate is constant throughout: its steps fall as 1/√t by themselves."]
+    lines += ["", "AdaGrad's rate is constant on every problem, because its steps fall as 1/√t without a schedule."]
     return "\n".join(lines)
 
 

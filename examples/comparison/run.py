@@ -4,10 +4,10 @@
     python examples/comparison/run.py --mnist DIR --cifar DIR --reviews DIR --epochs 10        # hours
 
 AdaGrad, RMSProp, SGD with Nesterov momentum, AdaDelta and Adam train logistic regression on images and on bags of words
-(with rates that fall as 1/√t, as AdaGrad's steps do by themselves), a multilayer perceptron and a small convolutional
-network, the last three with dropout. Each optimizer has the same budget: the same number of rates, half a decade apart,
-the same number of epochs, and the same initial weights, batches and dropout. The rate with the lowest training cost in
-the last epoch with the first seed is then run with the other seeds.
+(with rates that fall as 1/√t, as AdaGrad's steps do without a schedule), a multilayer perceptron and a small
+convolutional network, the last three with dropout. Each optimizer has the same budget: the same number of rates, half a
+decade apart, the same number of epochs, and the same initial weights, batches and dropout. The rate with the lowest
+training cost in the last epoch with the first seed is then run with the other seeds.
 
 The program writes a figure, a table, a check of published claims, and the results as JSON. Source: Kingma and Ba,
 "Adam: A Method for Stochastic Optimization" (2015), section 6. Needs scikit-learn, matplotlib and tqdm.
@@ -41,7 +41,7 @@ class Optimizer(NamedTuple):
 
     make: Callable[[list[Array], Rate], Any]
     rates: tuple[float, ...]
-    decays: bool = False  # its steps fall as 1/√t by themselves: with a falling rate they would fall twice
+    decays: bool = False  # its steps fall as 1/√t at a constant rate; with a falling rate they would fall as 1/t
 
 
 OPTIMIZERS = {

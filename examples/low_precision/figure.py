@@ -57,7 +57,7 @@ def track(axes: Any, found: dict[str, Any]) -> None:
     axes.set_xlabel("step", color=FAINT)
     axes.legend(frameon=False, fontsize=9.5, loc="lower right", ncols=2)
     axes.set_ylim(0.001, 1.2)
-    frame(axes, "Gradients whose sizes change half-way", "Median error of √v compared with float32; lower is better")
+    frame(axes, "Gradient sizes change halfway", "Median error of √v compared with float32; lower is better")
 
 
 def spike(axes: Any, found: dict[str, Any]) -> None:
@@ -69,7 +69,7 @@ def spike(axes: Any, found: dict[str, Any]) -> None:
     axes.set_xlabel("steps after the spike", color=FAINT)
     axes.legend(frameon=False, fontsize=9.5)
     title = f"A gradient of {found['size']:,.0f} in one element"
-    frame(axes, title, "√v of its neighbours over the float32 value, median; 1 is exact")
+    frame(axes, title, "Median ratio of the neighbours' √v to the float32 value; 1 is exact")
 
 
 def losses(axes: Any, task: dict[str, Any]) -> None:

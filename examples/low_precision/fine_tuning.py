@@ -3,7 +3,7 @@
     python examples/low_precision/fine_tuning.py     # about ten minutes on one core; --quick: a minute, as a trial
 
 A small GPT-2 with random weights is trained on the docstrings of SciPy, character by character, with PyTorch's AdamW.
-Each storage then fine-tunes the same weights on the docstrings of scikit-learn, in a process of its own and on one
+Each storage then fine-tunes the same weights on the docstrings of scikit-learn, in a separate process and on one
 thread.
 
 The program writes a figure of the losses, a table, and the results as JSON. It needs PyTorch, transformers, accelerate,
@@ -50,7 +50,7 @@ class Storage(NamedTuple):
 
 
 class Size(NamedTuple):
-    """Network and length of the trainings."""
+    """Network, and length of the training runs."""
 
     width: int
     layers: int

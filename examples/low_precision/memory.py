@@ -1,4 +1,4 @@
-"""Memory per parameter of a training: bytes of its arrays, and the peak of a process that trains with PyTorch."""
+"""Memory per parameter of a training run: bytes of its arrays, and the peak of a process that trains with PyTorch."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def status(key: str) -> int:
 
 
 def memory(layers: int) -> dict[str, Any]:
-    """Measure every case in a process of its own."""
+    """Measure every case in a separate process."""
     # glibc, the allocator of most Linux systems, leaves gaps between gradients that PyTorch frees and allocates again.
     # New processes read this variable, and return arrays from this size on to the system.
     with patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536"):

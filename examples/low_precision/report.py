@@ -31,12 +31,12 @@ def relative(values: Sequence[float], base: Sequence[float]) -> tuple[float, flo
 
 
 def failures(losses: Sequence[float | None]) -> int:
-    """Count the seeds with which a training diverged: JSON has null for its loss."""
+    """Count the seeds with which a run diverged: JSON has null for its loss."""
     return sum(value is None for value in losses)
 
 
 def finite(losses: Sequence[float | None]) -> list[float]:
-    """Return the losses, or infinities if a training diverged."""
+    """Return the losses, or infinities if a run diverged."""
     return [math.inf] * len(losses) if failures(losses) else [value for value in losses if value is not None]
 
 
@@ -93,7 +93,7 @@ def tracking(results: dict[str, Any]) -> str:
 
 
 def spike(results: dict[str, Any]) -> str:
-    """Summary of what a spike does to the neighbours of an element."""
+    """Summary of the effect of a spike on the neighbours of an element."""
     found = results["spike"]
     ratios, steps = found["storages"]["float8, stochastic"], found["steps"]
     late = [step for step, ratio in zip(steps, ratios, strict=True) if ratio > 1.5]

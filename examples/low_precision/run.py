@@ -7,7 +7,7 @@ network with float32, bfloat16 and float8 state, with stochastic rounding and to
 (master_bits 32, 24 and 16), and with the 8-bit Adam of bitsandbytes and torchao where they are installed. The learning
 rate of a task is the best of five for float32 with the first seed; every storage has the same rate, initial weights,
 batches and dropout. Two further experiments measure only the second moments: after the gradients' sizes change, and
-after a spike. A third measures the memory of a training of 64 million parameters.
+after a spike. A third measures the memory of a training run with 64 million parameters.
 
 The program writes a figure, tables, and the results as JSON. It needs PyTorch, ml_dtypes, scikit-learn, matplotlib and
 tqdm.

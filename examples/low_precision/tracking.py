@@ -35,7 +35,7 @@ def optimizers(seed: int) -> dict[str, Any]:
 
 
 def change_of_sizes(seeds: Sequence[int], half: int, every: int) -> dict[str, Any]:
-    """Measure √v along Gaussian gradients whose sizes are drawn again half-way.
+    """Measure √v along Gaussian gradients whose sizes change halfway.
 
     The sizes are log-normal (σ = 1), and a tenth of them is 50 times smaller. The error of an element is the natural
     logarithm of √v over its float32 value; the figures are the medians over the elements of its absolute value, and of

@@ -1,4 +1,4 @@
-"""Training with each storage: what lies in memory between steps, the optimizer, and the losses."""
+"""Training with each storage: the arrays in memory between steps, the optimizer, and the losses."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def warmup_steps(task: Task) -> int:
 
 
 def cosine(task: Task, rate: float) -> schedules.warmup:
-    """Return the schedule of a training: a warmup, then a rate that falls to 0."""
+    """Return the schedule of a training run: a warmup, then a rate that falls to 0."""
     warm = warmup_steps(task)
     return schedules.warmup(schedules.cosine(rate, steps=task.steps - warm), steps=warm)
 

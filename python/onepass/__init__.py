@@ -1,4 +1,7 @@
-"""onepass: Adam for NumPy in one pass over memory.
+"""onepass: fast, reproducible optimizers for NumPy arrays (and PyTorch on CPUs): Adam and its relatives.
+
+An optimizer updates your arrays in place, in one pass over memory, with the same bits on every instruction set and any
+number of threads. PyTorch, thinc and SciPy are supported by `onepass.integrations`.
 
 Example:
     >>> import numpy as np, onepass

@@ -83,25 +83,26 @@ def state_folder() -> str | None:
 
 @contextmanager
 def state_dir(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Optimizers made in this block, by its thread, keep their state in files in this folder, mapped into memory.
+    """Keep the state of optimizers that are created in this block in memory-mapped files in this folder.
 
-    For state that is larger than memory: the system reads its pages when a step comes to them, in their order, writes
-    them back when it needs the room, and counts them as files and not as the memory of the process. Parameters stay
-    where they are, and may be memory maps of yours. Everything else is unchanged, bits included.
+    Use it for state that is larger than memory. The system reads the pages of the files in order as a step reaches
+    them, and writes them back when it needs the memory; they count as pages of files, not as memory of the process.
+    Only the thread that enters the block is affected. Parameters stay where they are; they may be memory maps, too.
+    Results have the same bits.
 
-    The files are working room, as a swap file would be: they have no names, and are gone with the optimizer or the
-    process, however it ends. What lasts is what ``save`` writes, flushed to disk and whole or not at all, so that
-    training goes on from the last save. Neither ``save`` nor ``load`` needs memory for the state: ``load`` uses a
-    second set of files while it checks the first, and converts state in other storage one parameter at a time.
-    ``state_dict``, ``pickle`` and ``copy.deepcopy`` copy into memory. A forked child shares the files: it can read the
-    state, and must make an optimizer of its own to step.
+    The files are scratch space without names. They disappear with the optimizer or the process, even after a crash. To
+    continue after a crash, load the last file of ``save``, which is written atomically and flushed to disk. Neither
+    ``save`` nor ``load`` needs memory for the state: ``load`` uses a second set of files while it checks the state, and
+    converts state in other storage one parameter at a time. ``state_dict``, ``pickle`` and ``copy.deepcopy`` copy the
+    state into memory. A forked child shares the files: it can read the state, but must create its own optimizer to
+    step.
 
     Args:
-        folder: one that exists, on a disk with room; not one that is itself kept in memory, as ``/tmp`` often is.
+        folder: an existing folder on a disk with enough free space. ``/tmp`` is often kept in memory: choose another.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: there is no such folder.
-        OSError: from the optimizer, when there is no room in it.
+        FileNotFoundError, NotADirectoryError: the folder does not exist.
+        OSError: raised by the constructor of the optimizer if the disk is full.
 
     Example:
         >>> import numpy as np, onepass, tempfile

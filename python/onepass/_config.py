@@ -14,12 +14,13 @@ def config() -> dict[str, Any]:
     """Return how onepass was built and what it uses on this machine.
 
     Returns:
-        ``version``; ``compiler``; ``instruction_sets``, those built in; ``usable_instruction_sets``, those that this
-        processor has; ``instruction_set``, the one in use, which the environment variable ``ONEPASS_ISA`` forces;
-        ``threads``, how many a step may use; ``processors``, how many this process may use; ``spinning_blas``, the path
-        of NumPy's OpenBLAS where its threads keep the processors busy between steps, else None; ``torch_openmp``, the
-        path of the OpenMP runtime on whose threads `onepass.integrations.torch` steps, or None;
-        ``can_flush_denormals``, whether ``flush_denormals=True`` has an effect.
+        ``version``; ``compiler``; ``instruction_sets``: the built-in instruction sets; ``usable_instruction_sets``: the
+        instruction sets that this processor supports; ``instruction_set``: the instruction set in use, which the
+        environment variable ``ONEPASS_ISA`` can force; ``threads``: the maximum number of threads of a step;
+        ``processors``: the number of processors that this process may use; ``spinning_blas``: the path of NumPy's
+        OpenBLAS if its threads keep the processors busy between steps, else None; ``torch_openmp``: the path of the
+        OpenMP runtime on whose threads `onepass.integrations.torch` steps, or None; ``can_flush_denormals``: True if
+        ``flush_denormals=True`` has an effect.
 
     Example:
         >>> import onepass
@@ -41,19 +42,20 @@ def config() -> dict[str, Any]:
 
 
 def set_num_threads(count: int | None) -> None:
-    """Set the maximum number of threads of a step, from the next one on, in this process and its forks.
+    """Set the maximum number of threads of a step, from the next step on, in this process and its forks.
 
-    Small steps use fewer. The bits of the result do not depend on it. At import it is the number in the environment
-    variable ``ONEPASS_NUM_THREADS``, else ``OMP_NUM_THREADS``; else 1 where NumPy's BLAS keeps the processors busy
-    between steps (see `show_config`), else the number of processors that this process may use. A number that you set
-    also limits the steps of `onepass.integrations.torch`, which otherwise use as many threads as PyTorch.
+    Small steps use fewer threads. The number does not change the bits of a result. The import takes it from the
+    environment variable ``ONEPASS_NUM_THREADS``, else from ``OMP_NUM_THREADS``. Without these variables it is 1 if
+    NumPy's BLAS keeps the processors busy between steps (see `show_config`), and otherwise the number of processors
+    that this process may use. A number that you set also limits the steps of `onepass.integrations.torch`, which
+    otherwise use as many threads as PyTorch.
 
     Args:
         count: 1 or more; None: the number at import.
 
     Raises:
-        TypeError: no integer.
-        ValueError: less than 1, or more than 4096.
+        TypeError: the number is not an integer.
+        ValueError: the number is below 1 or above 4096.
 
     Example:
         >>> import onepass

@@ -19,7 +19,7 @@ _MOMENTS: tuple[np.dtype[Any], ...] = *_WEIGHTS, np.dtype(np.uint8)
 _LOW: tuple[np.dtype[Any], ...] = tuple(np.dtype(dtype) for dtype in _storage.LOW_DTYPES.values())
 _KNOWN: dict[str, np.dtype[Any]] = {dtype.str: dtype for dtype in (*_MOMENTS, *_LOW)}
 _MAGNITUDE, _INFINITY, _NAN = (np.uint32(bits) for bits in (0x7FFFFFFF, 0x7F800000, 0x7FC00000))
-_PART = 1 << 16  # elements: temporary arrays of so many stay in cache
+_PART = 1 << 16  # elements: temporary arrays of this size stay in the cache
 
 
 # ---- Weights ----
@@ -309,7 +309,7 @@ def _convertible(found: Any, own: Array) -> Any:
 
 
 def _moments_by_option(own: Mapping[str, Any], options: Mapping[str, Any], size: int) -> dict[str, Any]:
-    """Return the dtypes in which the moments of a parameter with so many elements are stored with a group's options."""
+    """Return the dtypes in which the moments of a parameter of this size are stored with a group's options."""
     found = options.get("state_dtype")
     state_dtype = found if found in _storage.WIDTHS else None
     return {

@@ -1,4 +1,4 @@
-"""Groups of parameters with options of their own."""
+"""Groups of parameters with their own options."""
 
 from __future__ import annotations
 

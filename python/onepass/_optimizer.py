@@ -62,14 +62,14 @@ class Optimizer(_core.Optimizer):
         register_groups(self, form, groups)
 
     def add_group(self, params: Params, **options: Any) -> None:
-        """Add parameters, with options of their own.
+        """Add a group of parameters with its own options.
 
-        From the next step on their gradients come behind those of the others, in one sequence; where parameters have
-        names, under their names.
+        From the next step on, pass the gradients of all groups in one sequence, with the gradients of the new group
+        last; if parameters have names, pass one mapping.
 
         Args:
-            params: as at construction: an array or a sequence, or a mapping where the first parameters came as one.
-            options: those that differ from the first group's.
+            params: an array or a sequence; a mapping if the first parameters were passed as a mapping.
+            options: the options that differ from the options of the first group.
 
         Raises:
             TypeError, ValueError: as at construction. Nothing has changed.
@@ -96,12 +96,12 @@ class Optimizer(_core.Optimizer):
 
     @property
     def params(self) -> Any:
-        """The parameters, in the form in which they came; with groups one list of all."""
+        """The parameters, in the form in which you passed them; with groups, one list of all parameters."""
         return self._record.like_input(self._record.params)
 
     @property
     def ema(self) -> Any:
-        """The running averages of the parameters, live, in the parameters' form; None without ``ema_decay``."""
+        """Live views of the running averages, in the form of the parameters; None without ``ema_decay``."""
         record = self._record
         if record.groups[0].ema_decay is None:
             return None
@@ -109,14 +109,14 @@ class Optimizer(_core.Optimizer):
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """The groups of parameters: their options can be read and set. `add_group` adds one."""
+        """The groups of parameters. Read and set their options here; `add_group` adds a group."""
         return self._record.groups
 
     param_groups = groups  # PyTorch's name
 
     @property
     def clip_norm(self) -> float | None:
-        """The limit to which the global norm of the gradients is scaled down, or None."""
+        """The maximum global norm of the gradients, or None."""
         return None if self._clip_norm == _core.no_clip_norm else self._clip_norm
 
     @clip_norm.setter
@@ -138,7 +138,7 @@ class Optimizer(_core.Optimizer):
         return self._seed
 
     def decoded_state(self, key: Any) -> dict[str, Any]:
-        """Return a parameter's state under its name or index, as float32 copies of what `state` shows.
+        """Return the state of one parameter, by name or index, with narrow arrays decoded into float32 copies.
 
         Example:
             >>> import numpy as np, onepass
@@ -156,9 +156,9 @@ class Optimizer(_core.Optimizer):
 
     @property
     def state(self) -> Mapping[Any, dict[str, Any]]:
-        """Each parameter's state under its name or index: ``"step"`` and live views of the arrays.
+        """The state of each parameter, by name or index: ``"step"`` and live views of the arrays.
 
-        Returns a fresh dict: writing to the arrays changes the state; adding keys does not.
+        Each entry is a new dict: writing into its arrays changes the state; adding keys does not.
 
         Example:
             >>> import numpy as np, onepass
@@ -173,9 +173,11 @@ class Optimizer(_core.Optimizer):
         return represent(self)
 
     def state_dict(self, *, params: bool = False) -> dict[str, Any]:
-        """Copies of state, step counts, options and averages: arrays, numbers and strings in PyTorch's layout.
+        """Return copies of the state, step counts, options and averages, as a dict of arrays, numbers and strings.
 
-        A schedule of `onepass.schedules` is stored by its name and arguments, any other function by its name alone.
+        The layout resembles PyTorch's (``"state"`` by index, ``"param_groups"``), but neither library loads the
+        other's dict. A schedule of `onepass.schedules` is stored by its name and arguments, any other function only by
+        its name.
 
         Args:
             params: include the parameters, each as ``"param"`` of its state.
@@ -190,20 +192,21 @@ class Optimizer(_core.Optimizer):
         return self._locked(lambda: _state_dict.copy_arrays(_state_dict.snapshot(self, params)))  # type: ignore[no-any-return]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *, params: bool = False, **options: Any) -> None:
-        """Continue where the optimizer that made this state dict was. It is copied.
+        """Load a copy of a state dict, to continue from there.
 
         Args:
-            state_dict: what `state_dict` returned, of an optimizer of the same class whose parameters have the same
-                shapes and dtypes in the same order, and the same names if they have any. Its options replace this
-                optimizer's, ``lr`` among them. If ``lr`` or ``ema_decay`` was a function of your own, this optimizer
-                keeps its own function. It also keeps ``state_dtype``, ``master_bits`` and ``rounding``: state in other
-                storage is converted, rounded to nearest, and so are float32 weights to bfloat16 and back.
+            state_dict: a dict from `state_dict`, of an optimizer of the same class whose parameters have the same
+                shapes and dtypes in the same order, and the same names if they have any. Its options, including
+                ``lr``, replace the options of this optimizer. If ``lr`` or ``ema_decay`` was a function of your own,
+                this optimizer keeps its function. It also keeps ``state_dtype``, ``master_bits`` and ``rounding``:
+                state in other storage is converted, rounded to nearest, and so are float32 weights to bfloat16 and
+                back.
             params: load the parameters too; the state dict must come from ``state_dict(params=True)``.
-            options: options that replace those of the state dict, in every group.
+            options: options that replace the loaded options in every group, for example ``lr=1e-4``.
 
         Raises:
             TypeError, ValueError: the state dict does not fit: an entry is missing, is unknown or has another shape or
-                dtype; an option is out of range; the state dict is of another class of optimizer; or a function or
+                dtype; an option is out of range; the state dict belongs to another class of optimizer; or a function or
                 schedule would be lost. Nothing has changed.
 
         Warns:
@@ -212,16 +215,16 @@ class Optimizer(_core.Optimizer):
         _state_dict.load(self, state_dict, params, **options)
 
     def save(self, path: str | os.PathLike[str], *, params: bool = False) -> None:
-        """Write what `state_dict` holds to one ``.npz`` file at exactly this path.
+        """Save the state dict atomically as an ``.npz`` file at exactly this path.
 
         Without ``params=True`` the file holds only checksums of the parameters: save the parameters yourself.
 
-        A crash at any moment leaves the old file or the new one: a temporary file is written, flushed to disk
-        and renamed. `numpy.load` can read it; nothing in it is pickled.
+        After a crash at any moment, the path holds the complete old or the complete new file: `save` writes a temporary
+        file, flushes it to disk and renames it. `numpy.load` can read the file; nothing in it is pickled.
 
         Raises:
-            OSError: the file could not be written, and what was there before still is; or the folder could not be
-                flushed, and the new file is in its place but may not outlive a loss of power.
+            OSError: the file could not be written, and the old file is still there; or the folder could not be flushed,
+                and the new file is in place but may not survive a power failure.
 
         Example:
             >>> import numpy as np, onepass
@@ -232,14 +235,15 @@ class Optimizer(_core.Optimizer):
         _state_dict.write(self, path, params)
 
     def load(self, path: str | os.PathLike[str], *, params: bool = False, **options: Any) -> None:
-        """Continue from a file that `save` wrote, as `load_state_dict` does.
+        """Load a file of `save`, to continue from there; the arguments are those of `load_state_dict`.
 
-        Warns if the parameters differ from those that were saved, unless ``params=True`` loads them, and if a
-        conversion loses bits of weights.
+        The options in the file, including ``lr``, replace the options of this optimizer, unless you pass them again:
+        ``load(path, lr=1e-4)``. Warns if the parameters differ from the saved ones, unless ``params=True`` loads them,
+        and if a conversion loses bits of weights.
 
         Raises:
-            OSError: the file could not be read, `FileNotFoundError` if there is none.
-            ValueError: the file is damaged or foreign, or does not fit. Nothing has changed.
+            OSError: the file could not be read; `FileNotFoundError` if it does not exist.
+            ValueError: the file is damaged, was not written by onepass, or does not fit. Nothing has changed.
         """
         _state_dict.check_names(self, options)
         found, conversion = _state_dict.read(self, path, params)
@@ -269,7 +273,7 @@ class Optimizer(_core.Optimizer):
         raise TypeError("two optimizers must not share parameters and state: use copy.deepcopy")
 
     def _prepare(self, grads: Any, *grad_scale: SupportsFloat) -> tuple[list[Any], float | None]:
-        """Return gradients that the core can read, and the scale as a number if there is one to convert."""
+        """Return gradients that the core can read, and the scale as a number, or None without a scale."""
         scale = _checks.finite("grad_scale", *grad_scale) if grad_scale else None
         return _gradients.prepare(self._record, grads, self._scratch, self._fits), scale
 

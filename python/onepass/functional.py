@@ -1,4 +1,4 @@
-"""Functional API: the kernel, on arrays that the caller keeps."""
+"""Functional API: one step on arrays that you manage."""
 
 from __future__ import annotations
 
@@ -36,14 +36,15 @@ def adam_step(
     grad_scale: SupportsFloat = 1.0,
     flush_denormals: bool = True,
 ) -> None:
-    """Take one step of Adam on arrays that the caller keeps.
+    """Take one step of Adam on arrays that you manage, such as memory maps.
 
-    Computes what `Adam` (or `AdamW`, with ``decoupled_weight_decay=True``) computes at step ``step``, and updates
-    ``param``, ``exp_avg`` and ``exp_avg_sq`` in place. Any of them may be a memory map.
+    Takes the step number ``step`` of `Adam` (or of `AdamW`, with ``decoupled_weight_decay=True``), and updates
+    ``param``, ``exp_avg`` and ``exp_avg_sq`` in place.
 
     Args:
         param: the parameter, float32 or float64, contiguous and writeable.
-        grad: its gradient, of the same shape; copied first if its dtype or layout differs or it overlaps the others.
+        grad: the gradient, of the same shape. It is copied first if its dtype or layout differs from the parameter's,
+            or if it overlaps another array.
         exp_avg: the first moment, of the parameter's shape, dtype and layout; zeros before the first step.
         exp_avg_sq: the second moment, with the same requirements as ``exp_avg``.
         step: the number of this step, 1 or more.

@@ -1,9 +1,9 @@
 """Default options of Adam in other libraries, as keyword arguments for `Adam`.
 
-``presets`` maps a library's name to ``lr``, ``betas``, ``eps`` and ``eps_mode``, the place of epsilon, which is where
-libraries differ most: ``"paper"`` adds it to the root of the bias-corrected second moment, ``"hat"`` to the root of the
-second moment itself, where the same number acts as one up to ``1/sqrt(1 − beta2)`` times larger. Nothing else that a
-library does (clipping, weight decay, averages) is in them. The mapping and its entries cannot be changed.
+``presets`` maps the name of a library to ``lr``, ``betas``, ``eps`` and ``eps_mode``. Libraries differ most in
+``eps_mode``, the place of epsilon: ``"paper"`` adds it to the root of the bias-corrected second moment, ``"hat"`` to
+the root of the uncorrected second moment, where the same number acts like an epsilon up to ``1/sqrt(1 − beta2)`` times
+larger. Presets do not include clipping, weight decay or averages. The mapping and its entries cannot be changed.
 
 ==============  ====================================  ==================================================================
 name            library                               how it was checked (``tests/integrations/test_presets.py``)
@@ -23,10 +23,10 @@ name            library                               how it was checked (``test
 ``qiskit``      Qiskit Algorithms' ``ADAM``           compared with qiskit-algorithms 0.4.0
 ==============  ====================================  ==================================================================
 
-"The article" is Jason Brownlee's "Gentle Introduction to the Adam Optimization Algorithm for Deep Learning" (2017),
-whose list of defaults the first seven names come from. "Compared with" a library: the preset follows 20 steps of the
-library's own optimizer, at its defaults and with an epsilon of 0.01, for ordinary gradients and for gradients as small
-as epsilon, which only the right place of epsilon follows.
+"The article" is Jason Brownlee's "Gentle Introduction to the Adam Optimization Algorithm for Deep Learning" (2017); the
+first seven names come from its list of defaults. "Compared with" a library means that a test runs 20 steps of the
+library's own optimizer and requires the same results. It uses the library's defaults and an epsilon of 0.01, with
+ordinary gradients and with gradients as small as epsilon, whose results depend on the place of epsilon.
 
 Example:
     >>> import numpy as np, onepass

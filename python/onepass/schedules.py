@@ -7,7 +7,7 @@ that creates it). Optimizers accept it as ``lr``, as well as any other callable.
 schedule                                  learning rate at step t                   known from
 ========================================  ========================================  ======================
 ``inverse_sqrt(lr)``                      lr / sqrt(t)                              the Adam paper
-``inverse_time(lr, decay)``               lr / (1 + decay·(t − 1))                  Keras' ``decay``
+``inverse_time(lr, decay)``               lr / (1 + decay·(t − 1))                  Keras 1 and 2
 ``exponential(lr, rate, steps=1)``        lr · rate^((t − 1)/steps)                 ``ExponentialLR``
 ``piecewise(boundaries, values)``         values[i] while t ≤ boundaries[i]         ``MultiStepLR``
 ``linear(lr, end, steps)``                from lr to end in a straight line         ``LinearLR``
@@ -54,7 +54,7 @@ def __dir__() -> list[str]:
 
 
 def _suggesting(cls: Class) -> Class:
-    """Return a class whose constructor suggests the likely argument in place of an unknown one."""
+    """Add a suggestion to the error of the constructor about an unknown argument."""
     init: Any = cls.__init__  # type: ignore[misc]
 
     @wraps(init)
@@ -73,13 +73,13 @@ def _suggesting(cls: Class) -> Class:
 @_suggesting
 @dataclass(frozen=True, slots=True)
 class inverse_sqrt:
-    """The rate falls with the root of the step: ``lr / sqrt(t)``.
+    """The rate falls with the square root of the step: ``lr / sqrt(t)``.
 
     Args:
         lr: the rate at step 1, at least 0.
 
-    Source: Kingma and Ba, "Adam: A Method for Stochastic Optimization" (2015), section 4, where it gives Adam its bound
-    on the regret, and section 6.1, where it trains.
+    Source: Kingma and Ba, "Adam: A Method for Stochastic Optimization" (2015), section 4 (the proof of convergence)
+    and section 6.1 (logistic regression).
 
     Example:
         >>> from onepass import schedules
@@ -128,15 +128,15 @@ class inverse_time:
 @_suggesting
 @dataclass(frozen=True, slots=True)
 class exponential:
-    """The rate is multiplied by ``rate`` every ``steps`` steps, little by little: ``lr · rate^((t − 1)/steps)``.
+    """The rate falls exponentially, by a factor of ``rate`` in ``steps`` steps: ``lr · rate^((t − 1)/steps)``.
 
     Args:
         lr: the rate at step 1, at least 0.
-        rate: greater than 0. Above 1 the learning rate grows (a search for the largest that works), until it is the
-            largest double.
-        steps: at least 1.
+        rate: the factor, greater than 0. Above 1 the learning rate grows, at most to the largest double: use it to
+            search for the largest rate that works.
+        steps: the number of steps of one factor, at least 1.
 
-    Source: ``torch.optim.lr_scheduler.ExponentialLR`` (with ``steps=1``), ``keras``' ``ExponentialDecay``.
+    Source: ``torch.optim.lr_scheduler.ExponentialLR`` (with ``steps=1``), Keras's ``ExponentialDecay``.
 
     Example:
         >>> from onepass import schedules
@@ -167,15 +167,15 @@ class exponential:
 @_suggesting
 @dataclass(frozen=True, slots=True)
 class piecewise:
-    """The rate is constant between boundaries: ``values[i]`` while ``t ≤ boundaries[i]``, and then the last value.
+    """The rate is constant between boundaries: ``values[i]`` while ``t ≤ boundaries[i]``, then the last value.
 
     Args:
-        boundaries: the last steps of all values but the last: integers, at least 1, each greater than the one before.
-        values: the rates, at least 0, one more than there are boundaries.
+        boundaries: the last step of each value except the last value: increasing integers, at least 1.
+        values: the rates, at least 0, one more than boundaries.
 
-    Both are kept as tuples.
+    Both become tuples.
 
-    Source: ``keras``' ``PiecewiseConstantDecay``; ``torch.optim.lr_scheduler.MultiStepLR`` is one.
+    Source: Keras's ``PiecewiseConstantDecay``; ``torch.optim.lr_scheduler.MultiStepLR`` is a special case.
 
     Example:
         >>> from onepass import schedules
@@ -207,14 +207,14 @@ class piecewise:
 @_suggesting
 @dataclass(frozen=True, slots=True)
 class linear:
-    """The rate goes from ``lr`` to ``end`` in a straight line: ``lr + (end − lr)·min(t − 1, steps)/steps``.
+    """The rate changes linearly from ``lr`` to ``end``: ``lr + (end − lr)·min(t − 1, steps)/steps``.
 
-    It is ``lr`` at step 1, ``end`` at step ``steps + 1``, and stays there.
+    It is ``lr`` at step 1, and ``end`` from step ``steps + 1`` on.
 
     Args:
         lr: the first rate, at least 0.
-        end: the last rate, at least 0; it may be the greater one.
-        steps: number of steps of the transition, at least 1.
+        end: the last rate, at least 0; it may be greater than ``lr``.
+        steps: the number of steps of the transition, at least 1.
 
     Source: ``torch.optim.lr_scheduler.LinearLR``, ``optax.linear_schedule``.
 
@@ -242,11 +242,11 @@ class linear:
 class cosine:
     """The rate falls along half a cosine: ``end + (lr − end)·(1 + cos(π·min(t − 1, steps)/steps))/2``.
 
-    It is ``lr`` at step 1, ``end`` at step ``steps + 1``, and stays there.
+    It is ``lr`` at step 1, and ``end`` from step ``steps + 1`` on.
 
     Args:
         lr: the first rate, at least 0.
-        steps: number of steps of the transition, at least 1.
+        steps: the number of steps of the transition, at least 1.
         end: the last rate, at least 0.
 
     Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts" (2017), equation 5, without
@@ -275,16 +275,16 @@ class cosine:
 @_suggesting
 @dataclass(frozen=True, slots=True)
 class warmup:
-    """The rate rises in a line, ``schedule(1)·t/steps`` while ``t ≤ steps``, then it is ``schedule(t − steps)``.
+    """The rate rises linearly, ``schedule(1)·t/steps`` while ``t ≤ steps``, then it is ``schedule(t − steps)``.
 
-    The schedule counts its own steps: its first comes after the warmup, which reaches the same rate one step before.
+    The warmup ends at the first rate of the schedule, which the next step repeats as step 1 of the schedule.
 
     Args:
-        schedule: a schedule, any other function of the step that returns a rate, or a number, a constant rate.
-        steps: number of steps of the rise, at least 1.
+        schedule: a schedule, any other function of the step that returns a rate, or a number for a constant rate.
+        steps: the number of steps of the rise, at least 1.
 
     Raises:
-        ValueError, TypeError: also when called, if the schedule returns no finite number, 0 or more.
+        ValueError, TypeError: also when called, if the schedule does not return a finite number.
 
     Source: Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour" (2017), section 2.2.
 
@@ -338,7 +338,7 @@ def from_description(description: Mapping[str, Any]) -> Any:
 
 
 def _keep(self: object, /, **values: Any) -> None:
-    """Set the checked values of a frozen dataclass that is being made."""
+    """Set the checked values of a frozen dataclass during its construction."""
     for name, value in values.items():
         object.__setattr__(self, name, value)
 

@@ -12,21 +12,24 @@ from ._types import Array
 
 
 class SparseRows:
-    """Sparse gradient, with values for some rows of its parameter.
+    """Sparse gradient: values for some rows of a parameter.
 
     Pass it to `step` in place of an array. The step reads and changes only these rows of the parameter and of its
     state, including the moments and the running average. The parameter's own step count increases by one as usual.
     Weight decay, clipping and all other options apply only to these rows.
 
+    It is faster than a dense gradient if the step touches a small part of the elements: few rows, or long rows. For
+    one-dimensional parameters a dense gradient is usually faster: measure with your shapes.
+
     Args:
-        indices: the rows, a sequence or one-dimensional array of integers, in any order. Values of rows that occur
-            more than once are summed, in the order given, in the parameter's dtype.
-        values: an array of a real floating dtype, one entry of the shape of a row for each index.
+        indices: the row numbers, a sequence or one-dimensional array of integers, in any order. If a row occurs more
+            than once, its values are summed in the given order, in the parameter's dtype.
+        values: an array of a real floating dtype, with one row for each index.
 
     Raises:
-        TypeError: indices that are not integers, values that are not an array of real floating-point numbers.
-        ValueError: indices that are not one-dimensional, or a number of values that differs from the number of indices.
-        IndexError: a negative index; an index past the end, raised by `step`.
+        TypeError: the indices are not integers, or the values are not an array of real floating-point numbers.
+        ValueError: the indices are not one-dimensional, or the numbers of indices and values differ.
+        IndexError: an index is negative; `step` raises it if an index is past the end.
 
     Example:
         >>> import numpy as np, onepass
@@ -38,7 +41,7 @@ class SparseRows:
                [-2.5, -2.5]], dtype=float32)
     """
 
-    __slots__ = {"indices": "The rows, as int64.", "values": "One entry of the shape of a row for each index."}
+    __slots__ = {"indices": "The rows, as int64.", "values": "One row for each index."}
 
     indices: npt.NDArray[np.int64]
     values: Array

@@ -156,7 +156,7 @@ inline void encode_chunk(const Operands& x, const NarrowStorage& storage, std::s
 }
 
 // Starts loading a chunk from memory during the arithmetic of the chunk before it: the hardware prefetcher loses track
-// of so many short streams. Not noexcept: GCC 12 would then link narrow_sweep to its runtime for exceptions.
+// of this many short streams. Not noexcept: GCC 12 would then link narrow_sweep to its runtime for exceptions.
 inline void prefetch(const void* array, std::size_t index, Storage storage) {
   const auto* const bytes = static_cast<const unsigned char*>(array) + index * bytes_of(storage);
   for (std::size_t i = 0; i < narrow_chunk * bytes_of(storage); i += 64) ONEPASS_PREFETCH(bytes + i);

@@ -52,7 +52,7 @@ inline std::optional<Storage> storage_of(py::handle array, DType dtype) {
   return dtype == onepass::float32 ? narrow_storage_of(as_array(array)) : std::nullopt;
 }
 
-// The number of scales of so many float8 elements.
+// The number of scales for this number of float8 elements.
 constexpr std::size_t scales_of(std::size_t size) { return (size + onepass::scale_group - 1) / onepass::scale_group; }
 
 // Storage of one parameter's arrays where some are narrower than float32. The dtypes of the states say which: uint8 is

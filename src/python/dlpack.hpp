@@ -58,7 +58,7 @@ struct DLTensor {
     return std::nullopt;
   }
 
-  // True for signed integers of so many bits in the CPU's memory.
+  // True for signed integers of this many bits in the CPU's memory.
   bool is_integer(std::uint8_t bits) const noexcept {
     return device_type == cpu && type_code == integer && type_bits == bits && type_lanes == 1;
   }

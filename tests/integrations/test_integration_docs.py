@@ -33,7 +33,7 @@ def test_every_snippet_of_the_integrations_page_runs(
 
 
 def test_page_has_a_snippet_for_each_library() -> None:
-    assert len(SNIPPETS) == 5 + len(CLIENTS)
+    assert len(SNIPPETS) == 7 + len(CLIENTS)
 
 
 def test_the_pytorch_line_of_readme_runs_in_a_new_process() -> None:

@@ -20,6 +20,13 @@ def numbers(pattern: str, printed: str) -> list[float]:
     return [float(number) for number in re.findall(pattern, printed)]
 
 
+def test_sparse_gradients_classify_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("scipy")
+    assert importlib.import_module("sparse_text").main() > 0.9
+    losses = numbers(r"loss ([\d.]+)", capsys.readouterr().out)
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 0.1
+
+
 def test_losses_fall_along_autograds_gradients(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("autograd")
     importlib.import_module("autograd_gradients").main()

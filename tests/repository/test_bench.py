@@ -265,7 +265,7 @@ def test_the_stream_baseline_uses_the_number_of_arrays_of_each_rule() -> None:
     assert {getattr(onepass, rule) for rule in peer.RULES} == family - {onepass.Optimizer}
 
 
-# ---- Trainings ----
+# ---- Training runs ----
 
 
 def train_on_digits() -> tuple[list[str], str]:

@@ -100,7 +100,8 @@ def test_readmes_table_of_steps_omits_sizes_between_the_listed_ones() -> None:
     sizes = [point_of({"onepass": 1e3, "pure Python": 1e6}, elements=10**n) for n in range(2, 8)]
     rows = readme.speed_table(record_of(sizes=sizes), "a-machine").splitlines()
     assert rows[0] == "| float32 parameters | onepass |"
-    assert [row.split(" | ")[0] for row in rows[2:]] == ["| 100", "| 10,000", "| 1 million", "| 10 million"]
+    assert [row.split(" | ")[0] for row in rows[2:-2]] == ["| 100", "| 10,000", "| 1 million", "| 10 million"]
+    assert rows[-1] == "Measured with onepass 1."
 
 
 def test_gains_are_computed_from_iterations_not_optimizer_steps(
@@ -113,11 +114,12 @@ def test_gains_are_computed_from_iterations_not_optimizer_steps(
         return point_of(medians, elements=elements, step=point_of({"onepass for torch": 1.0, "torch fused": 50.0}))
 
     rows = readme.block("gains", record_of(loop_torch=[of(16_640, 1.3), of(2**24, 1.1)]), "a-machine").splitlines()
-    assert rows[2:] == [
+    assert rows[2:-2] == [
         "| PyTorch, four square layers, 16,640 to 16.8 million parameters | torch fused | 1.10× to 1.30× |"
     ]
+    assert rows[-1] == "Measured with onepass 1."
     rows = readme.block("gains", record_of(torch_training=[of(4996, 1.5)]), "a-machine").splitlines()
-    assert rows[2:] == ["| PyTorch, a policy network, 4,996 parameters | torch fused | 1.50× |"]
+    assert rows[2:-2] == ["| PyTorch, a policy network, 4,996 parameters | torch fused | 1.50× |"]
     assert "make bench CASE=torch-training" in readme.block("gains", record_of(), "a-machine")
 
 
@@ -148,7 +150,7 @@ def test_narrow_storage_is_reported_with_its_bytes_per_parameter(
     point = point_of(medians, problem="64 million elements, float32, 1 thread", **bytes_of)
     record = record_of(bits_bandwidth=[point])
     times, shares, _ = readme.tables(record, "bits-bandwidth").split("\n\n")
-    assert times.splitlines()[0].endswith("| bytes held a parameter |")
+    assert times.splitlines()[0].endswith("| bytes held per parameter |")
     assert times.splitlines()[3:] == [
         "| stream baseline | 1.00 µs (0.50×) |  |",
         f"| {bits} | 3.00 µs (1.50×) | 10.1 |",

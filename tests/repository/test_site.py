@@ -57,6 +57,11 @@ def test_every_code_block_names_a_known_language() -> None:
         assert sum(language in ("python", "pycon") for language in opened) == len(BLOCK.findall(text)), page
 
 
+def test_every_link_has_a_text_in_plain_markdown() -> None:
+    for page in [*DOCS.rglob("*.md"), *DOCS.parent.glob("*.md")]:
+        assert "[](" not in page.read_text(encoding="utf-8"), page
+
+
 def test_make_commands_named_on_the_pages_exist() -> None:
     targets = make_targets(DOCS.parent)
     named = {name for page in PAGES for name in re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8"))}

@@ -1,6 +1,6 @@
-"""Integrations: onepass behind the interfaces of other libraries.
+"""Adapters for PyTorch, thinc (and spaCy), SciPy and MPI.
 
-Each module here imports its library when it is first used: ``onepass.integrations.torch.Adam``.
+Each module imports its library when you first use the module, for example as ``onepass.integrations.torch.Adam``.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ def __getattr__(name: str) -> Any:
 
 @contextmanager
 def needed(library: str, module: str | None = None) -> Iterator[None]:
-    """Say which package to install where the imports in this block do not find the library.
+    """Name the package to install if the imports in this block do not find the library.
 
     Args:
-        library: the package, which is also what is imported.
-        module: the module of this folder that needs it, if that has another name.
+        library: the name of the package and of the imported module.
+        module: the module of this folder that needs the library, if it has another name.
     """
     try:
         yield

@@ -1,27 +1,29 @@
 """SciPy's ``minimize`` with onepass's optimizers: ``scipy.optimize.minimize(f, x0, jac=g, method=adam)``.
 
 ``adam``, ``adamw``, ``adamax``, ``nadam``, ``radam``, ``rmsprop``, ``adagrad``, ``adadelta``, ``sgd``, ``lion`` and
-``ademamix`` are methods that `scipy.optimize.minimize` takes as they are. They descend along the gradient of a smooth
-or noisy function of many variables, without line searches or second derivatives. ``options`` takes the options of the
-optimizer, such as ``betas`` and ``lr``, and the options in the table. ``lr`` is a number or a function of the step; its
-default is the optimizer's own (0.001 for ``adam``): set it to fit the scale of your variables.
+``ademamix`` are functions for the argument ``method`` of `scipy.optimize.minimize`. They descend along the gradient of
+a smooth or noisy function of many variables, without line searches or second derivatives. ``options`` takes the options
+of the optimizer, such as ``betas`` and ``lr``, and the options in the table. ``lr`` is a number or a function of the
+step; its default is the optimizer's default (0.001 for ``adam``): set it to fit the scale of your variables.
 
 ==============  ======================================================================================================
-``maxiter``     the maximum number of steps (1,000)
-``gtol``        converged if no element of the gradient is larger than this (``minimize``'s ``tol``, or 1e-5); with
-                bounds, only elements that can still move count
-``xtol``        or if a step moved no element by more than this (0: never)
-``ftol``        or if a step changed the objective by at most ``ftol * max(1, |before|, |after|)`` (0: never)
-``disp``        print the result
+``maxiter``     the maximum number of steps (default 1,000)
+``gtol``        the search converges if no element of the gradient is larger than this (default: ``tol`` of
+                ``minimize``, or 1e-5); with bounds, only elements that can still move count
+``xtol``        the search also converges if a step moves no element by more than this (default 0: off)
+``ftol``        the search also converges if a step changes the objective by at most
+                ``ftol * max(1, |before|, |after|)`` (default 0: off)
+``disp``        True: print the result
 ==============  ======================================================================================================
 
-``adamw`` decays weights by 0.01 unless you set ``weight_decay``: it settles next to the minimum, where the gradient is
-not within ``gtol``. The options ``ema_decay``, ``maximize`` and ``nonfinite`` are refused, and so are constraints.
-Second derivatives are ignored with a warning. Unless ``jac`` is a function or True, the gradient is estimated by
-one-sided differences within the bounds. With ``bounds`` every step ends at the nearest point within them. ``callback``
-has either of SciPy's signatures and ends the search by raising ``StopIteration``; its return value is ignored, as by
-most of SciPy's own methods. An objective or gradient that is not finite ends the search at the last point at which both
-were finite, without success. Any other option causes a warning, as in SciPy's own methods.
+``adamw`` decays weights by 0.01 unless you set ``weight_decay``. It then settles near the minimum, where the gradient
+is larger than ``gtol``. The options ``ema_decay``, ``maximize``, ``nonfinite``, ``state_dtype``, ``master_bits``,
+``rounding`` and ``seed`` are refused, and so are constraints. Second derivatives are ignored with a warning. Unless
+``jac`` is a function or True, the gradient is estimated by one-sided differences within the bounds. With ``bounds``,
+every step ends at the nearest point within the bounds. ``callback`` has either of SciPy's signatures and ends the
+search by raising ``StopIteration``; its return value is ignored, as in most of SciPy's own methods. If the objective or
+its gradient is not finite, the search ends without success, at the last point at which both were finite. An unknown
+option causes an ``OptimizeWarning`` and is ignored, as in SciPy's own methods.
 
 Example:
     >>> from scipy.optimize import minimize, rosen, rosen_der
@@ -102,7 +104,7 @@ def _minimize(
     maxiter = _DEFAULTS["maxiter"] if maxiter is None else maxiter
     gtol = next(limit for limit in (gtol, tol, _DEFAULTS["gtol"]) if limit is not None)
     known = {*kind._spec.checks, *OPTIMIZER_CHECKS}
-    if unknown := [name for name in options if name not in known]:  # as SciPy's own methods have it
+    if unknown := [name for name in options if name not in known]:  # as in SciPy's own methods
         hint = suggestion(unknown[0], sorted((known | _DEFAULTS.keys()) - {*_REFUSED}))
         warnings.warn(f"Unknown solver options: {', '.join(unknown)}{hint}", OptimizeWarning, stacklevel=4)
     options = {name: value for name, value in options.items() if name in known}
@@ -209,10 +211,10 @@ def _limits(bounds: Any, size: int) -> tuple[Any, Any]:
 
 
 def _differences(value: Callable[[Any], float], at: Any, there: float, low: Any, high: Any) -> Any:
-    """The gradient by differences to the side with more room within the bounds; 0 of what they hold fixed.
+    """Return the gradient by one-sided differences within the bounds; 0 for elements whose bounds are equal.
 
-    The step is the one that errs least for a function of double precision, √ε·max(1, |x|). SciPy's own estimate is
-    private (``approx_derivative``) or knows no bounds (``approx_fprime``).
+    Each difference is towards the more distant bound. The step, √ε·max(1, |x|), has about the smallest error in double
+    precision. SciPy's own estimate is private (``approx_derivative``) or ignores bounds (``approx_fprime``).
     """
     step = np.sqrt(np.finfo(np.float64).eps) * np.maximum(1.0, np.abs(at))
     step = np.where(high - at >= at - low, np.minimum(step, high - at), -np.minimum(step, at - low))

@@ -1,11 +1,11 @@
-"""thinc's optimizers in one pass over each parameter: ``@optimizers = "onepass.Adam.v1"`` in a thinc or spaCy config.
+"""Drop-in optimizers for thinc and spaCy: write ``@optimizers = "onepass.Adam.v1"`` in the configuration.
 
-``onepass.Adam.v1``, ``onepass.RAdam.v1`` and ``onepass.SGD.v1`` are found through thinc's entry points, with nothing
-imported by hand, and take the arguments of thinc's ``Adam.v1``, ``RAdam.v1`` and ``SGD.v1``, schedules too. The
-gradient's clipping, the step, weight decay and the running average, which thinc does one after the other, happen in one
-pass. State is kept where and as thinc keeps it, in ``mom1``, ``mom2``, ``averages`` and ``nr_update``. Weights,
-gradients and averages that are no contiguous NumPy arrays of float32 (on a GPU, say) or not of one shape are left to
-thinc. Subnormal numbers count as zero, in the weights too, as elsewhere in onepass and unlike in thinc.
+``onepass.Adam.v1``, ``onepass.RAdam.v1`` and ``onepass.SGD.v1`` take the arguments of thinc's ``Adam.v1``, ``RAdam.v1``
+and ``SGD.v1``, including schedules. thinc finds them through entry points: import nothing. Clipping, step, weight decay
+and running average happen in one pass over each parameter; thinc needs several. The state is in thinc's attributes
+``mom1``, ``mom2``, ``averages`` and ``nr_update``, in thinc's form. thinc itself steps weights if they, their gradient
+or their average are not contiguous float32 NumPy arrays of the same shape, for example on a GPU. Subnormal numbers
+count as zero, in the weights too; in thinc they do not.
 
 Example:
     >>> import numpy as np
@@ -38,7 +38,7 @@ __all__ = ["SGD", "Adam", "Optimizer", "RAdam"]
 
 
 class Optimizer(ThincOptimizer):
-    """thinc's ``Optimizer`` with its arguments, whose call goes over the weights once."""
+    """thinc's ``Optimizer`` with a step that makes one pass over the weights."""
 
     __slots__ = ()
 
@@ -46,24 +46,24 @@ class Optimizer(ThincOptimizer):
         """Update the weights in place and set the gradient to zero; return both.
 
         Args:
-            key: what the state of these weights is kept under.
+            key: the key of these weights in the state.
             weights: the parameter.
-            gradient: its gradient, of as many elements.
+            gradient: the gradient, with the same number of elements.
             lr_scale: a factor for the learning rate.
 
         Raises:
-            ValueError: numbers that overflow float32, a gradient of another size, or one that shares memory with the
-                weights; moments that are no contiguous, writeable arrays of float32, outside of which thinc's Adam
-                would write. Nothing has changed.
+            ValueError: a number overflows float32; the gradient has another size, or shares memory with the weights; or
+                moments are not contiguous, writeable float32 arrays (thinc's Adam would write out of bounds). Nothing
+                has changed.
         """
         beta1, beta2, l2, limit = (self._now(name, key) for name in ("b1", "b2", "L2", "grad_clip"))
         lr = self._now("learn_rate", key)
         moments = beta1 > 0 and beta2 > 0
-        # thinc shrinks the weights after the step and not before: (1 - lr L2)(w - step).
+        # thinc shrinks the weights after the step, not before it: (1 - lr L2)(w - step).
         decay = lr_scale * lr * l2 if self.L2_is_weight_decay else 0.0
         shrink = 1 - decay
         t = self.nr_update.get(key, 0) + 1
-        if self.use_radam:  # thinc's has no lr_scale
+        if self.use_radam:  # thinc's RAdam ignores lr_scale
             ours = moments and beta1 < 1 and beta2 < 1
         else:
             lr *= lr_scale
@@ -91,7 +91,7 @@ class Optimizer(ThincOptimizer):
                     f"the {name} of {key!r} must be a contiguous, writeable array of {weights.size} float32 numbers"
                 )
         decayed = gradient
-        if l2 and limit and not self.L2_is_weight_decay:  # what is clipped has the decay in it
+        if l2 and limit and not self.L2_is_weight_decay:  # thinc clips the gradient after adding the decay
             decayed = gradient + np.float32(l2) * weights
             l2 = 0.0
         norm = _core.norm(decayed) if limit else 0.0
@@ -137,7 +137,7 @@ class Optimizer(ThincOptimizer):
         return weights, gradient
 
     def _now(self, name: str, key: Any) -> float:
-        """An option's value: thinc 9 has a schedule of each, thinc 8 a number."""
+        """Return the current value of an option, which is a schedule in thinc 9 and a number in thinc 8."""
         option = getattr(self, name)
         return float(option(self.step, **self._schedule_args(key)) if callable(option) else option)
 
@@ -159,7 +159,7 @@ def Adam(
     L2_is_weight_decay: bool = bool(ADAM_DEFAULTS["L2_is_weight_decay"]),
     use_averages: bool = True,
 ) -> Optimizer:
-    """``thinc.api.Adam`` with its arguments, in one pass: registered as ``onepass.Adam.v1``."""
+    """Create an optimizer with the arguments of ``thinc.api.Adam``; registered as ``onepass.Adam.v1``."""
     return Optimizer(
         learn_rate,
         L2=L2,
@@ -183,7 +183,7 @@ def RAdam(
     grad_clip: Any = ADAM_DEFAULTS["grad_clip"],
     use_averages: bool = True,
 ) -> Optimizer:
-    """``thinc.api.RAdam`` with its arguments, in one pass: registered as ``onepass.RAdam.v1``."""
+    """Create an optimizer with the arguments of ``thinc.api.RAdam``; registered as ``onepass.RAdam.v1``."""
     return Optimizer(
         learn_rate,
         L2=L2,
@@ -205,7 +205,7 @@ def SGD(
     L2_is_weight_decay: bool = bool(SGD_DEFAULTS["L2_is_weight_decay"]),
     use_averages: bool = True,
 ) -> Optimizer:
-    """``thinc.api.SGD`` with its arguments, in one pass: registered as ``onepass.SGD.v1``."""
+    """Create an optimizer with the arguments of ``thinc.api.SGD``; registered as ``onepass.SGD.v1``."""
     return Optimizer(
         learn_rate,
         L2=L2,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @declare("adadelta", flush_from_eps=1e-32)
 class Adadelta(Optimizer):
-    """Adadelta: steps scaled by the ratio of RMS updates to RMS gradients, without a tuned learning rate.
+    """Adadelta: steps scaled by the ratio of RMS updates to RMS gradients.
 
     For each element of each parameter ``p`` with gradient ``g``::
 
@@ -27,10 +27,11 @@ class Adadelta(Optimizer):
         p ← p − lr·x
 
     Args:
-        params: as in `Adam`. State takes two arrays of each one's size.
-        lr: a factor for the steps, or a function of the step that returns one.
+        params: as in `Adam`. The state holds two arrays of the size of each parameter.
+        lr: a factor for the steps, or a function of the step that returns the factor. The paper has no
+            such factor.
         rho: the decay of both averages, in [0, 1].
-        eps: added under the roots; it gives the first steps their size.
+        eps: added under both roots. It determines the size of the first steps.
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
         maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
         state_dtype, master_bits, rounding, seed: as in `Adam`.

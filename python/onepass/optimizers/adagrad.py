@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @declare("adagrad", initial="initial_accumulator_value")
 class Adagrad(Optimizer):
-    """Adagrad: the gradient over the root of the sum of all squares so far.
+    """Adagrad: the gradient divided by the root of the sum of all squared gradients so far.
 
     At step ``t = 1, 2, …``, for each element of each parameter ``p`` with gradient ``g``::
 
@@ -25,9 +25,9 @@ class Adagrad(Optimizer):
         p ← p − lr/(1 + (t − 1)·lr_decay) · g / (sqrt(s) + eps)
 
     Args:
-        params: as in `Adam`. State takes one array of each one's size.
-        lr: the learning rate, or a function of ``t`` that returns one.
-        lr_decay: how fast the learning rate falls.
+        params: as in `Adam`. The state holds one array of the size of each parameter.
+        lr: the learning rate, or a function of ``t`` that returns it.
+        lr_decay: rate of decay: the learning rate has halved at step ``1 + 1/lr_decay``.
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
         initial_accumulator_value: the initial value of the sums.
         eps: added to the denominator for numerical stability.

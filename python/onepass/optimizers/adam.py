@@ -30,53 +30,58 @@ class Adam(Optimizer):
         v ← beta2·v + (1 − beta2)·g²             second moment, "exp_avg_sq"
         p ← p − lr/(1 − beta1^t) · m / (sqrt(v/(1 − beta2^t)) + eps)
 
-    With ``eps_mode="hat"`` epsilon stands where TensorFlow, Keras and others have it, before the bias correction::
+    With ``eps_mode="hat"``, epsilon is added before the bias correction, as in TensorFlow, Keras and others::
 
         p ← p − lr·sqrt(1 − beta2^t)/(1 − beta1^t) · m / (sqrt(v) + eps)
 
-    The same number acts as one up to ``1/sqrt(1 − beta2)`` times larger there.
+    The same number then acts like an epsilon that is up to ``1/sqrt(1 − beta2)`` times larger.
 
-    Names and defaults are those of ``torch.optim.Adam``. The differences: parameters are NumPy arrays, `step` takes the
-    gradients, ``lr`` may be a function of the step, ``bias_correction``, ``eps_mode`` and the options from
-    ``clip_norm`` on are additions, and subnormal numbers, in parameters and gradients too, count as zero by default.
+    Names and defaults are those of ``torch.optim.Adam``, with these differences: parameters are NumPy arrays; the
+    gradients are arguments of `step`; ``lr`` may be a function of the step; ``bias_correction``, ``eps_mode``,
+    ``clip_norm`` and the options after it are additions; and subnormal numbers count as zero by default, in parameters
+    and gradients too.
 
     Args:
         params: an array, a sequence of arrays or a mapping of names to arrays, of dtype float32, float64 or ml_dtypes'
-            bfloat16, contiguous (C or Fortran order) and writeable. They are updated in place. State takes two arrays
-            of each one's size.
-            Or groups: a list of mappings with an entry "params" (an array, a sequence, or in every group a mapping of
-            names to arrays) and the options that differ, as ``[{"params": [w], "weight_decay": 0.1}, {"params": b}]``.
-        lr: the learning rate, or a function of ``t`` that returns one.
+            bfloat16, contiguous (C or Fortran order) and writeable. They are updated in place. The state holds two
+            arrays of the size of each parameter.
+            To use groups, pass a list of mappings. Each has an entry "params" (an array, a sequence, or in every group
+            a mapping of names to arrays) and the options of the group, for example
+            ``[{"params": [w], "weight_decay": 0.1}, {"params": b}]``.
+        lr: the learning rate, or a function of ``t`` that returns it.
         betas: the decays of the two moments, in [0, 1).
         eps: added to the denominator for numerical stability.
-        weight_decay: adds ``weight_decay·p`` to the gradient (L2); see `AdamW` for the other kind.
+        weight_decay: adds ``weight_decay·p`` to the gradient (L2). `AdamW` has decoupled weight decay.
         amsgrad: divide by the root of the largest second moment so far, "max_exp_avg_sq".
         bias_correction: divide the moments by ``1 − beta^t``.
         eps_mode: ``"paper"`` or ``"hat"``.
         maximize: step along the gradient instead of against it.
-        clip_norm: scale all gradients so that their global L2 norm, then in ``grad_norm``, is at most this; infinity
-            only measures. None: off.
-        clip_value: clamp every element of the gradient to ±this, after ``clip_norm``. None: off.
-        nonfinite: ``"propagate"``; ``"skip"``: a step whose gradients hold NaN or infinity (or, for rules that square
-            them, whose squares overflow the dtype) changes nothing and adds one to ``skipped``; ``"raise"``: it changes
-            nothing and raises.
-        ema_decay: the decay of a running average of the parameters, ``e ← e + (1 − ema_decay)·(p − e)``, or a function
-            of ``t`` that returns one. The averages start as copies, are written in the same pass and read as ``ema``.
+        clip_norm: the maximum global L2 norm of the gradients: larger gradients are all scaled down by one factor.
+            ``grad_norm`` is the norm before clipping; ``clip_norm=float("inf")`` records the norm without clipping.
             None: off.
+        clip_value: limit each element of the gradient to ``[-clip_value, clip_value]``, after ``clip_norm``. None: off.
+        nonfinite: the treatment of gradients that contain NaN or infinity (for rules that square gradients, also of
+            gradients whose squares overflow the dtype). ``"propagate"``: step as usual; ``"skip"``: the step changes
+            nothing and adds one to ``skipped``; ``"raise"``: the step changes nothing and raises.
+        ema_decay: the decay of a running average of the parameters, ``e ← e + (1 − ema_decay)·(p − e)``, or a function
+            of ``t`` that returns the decay. The averages start as copies of the parameters, are updated in the same
+            pass, and can be read as ``ema``. None: off.
         state_dtype: the storage of the moments: ``"bfloat16"``, or ``"float8"`` with a scale for each 128 elements.
             None: the parameter's dtype (float32 for bfloat16). Tensors of fewer than 4,096 elements keep float32 state.
-            Float8 needs a first beta of at most 0.99. Fixed at construction.
-        master_bits: the bits of a bfloat16 parameter, 32, 24 or 16. The state keeps those that bfloat16 does not have;
-            32 trains with the bits of a float32 parameter. Fixed at construction.
-        rounding: ``"stochastic"`` or ``"nearest"``, of moments and parameters in fewer bits. Fixed at construction.
-        seed: the seed of stochastic rounding, in 0 … 2^64 − 1, for the whole optimizer.
+            ``"float8"`` needs a first beta of at most 0.99. Fixed at construction.
+        master_bits: the number of bits of a bfloat16 parameter: 32, 24 or 16. The state holds the lower bits, which
+            bfloat16 does not have. With 32, results have the same bits as with a float32 parameter. Fixed at
+            construction.
+        rounding: rounding of moments and parameters in fewer bits: ``"stochastic"`` or ``"nearest"``. Fixed at
+            construction.
+        seed: the seed of stochastic rounding for all groups, from 0 to 2^64 − 1.
         flush_denormals: treat subnormal numbers as zero while stepping. They are numerically irrelevant here and slow
             on most CPUs.
 
     Raises:
-        TypeError: a parameter that is no array, or of another dtype; an option of the wrong type.
-        ValueError: a parameter that is read-only, not contiguous, misaligned, or that shares memory with another; no
-            parameters; an option out of its range.
+        TypeError: a parameter is not an array or has another dtype; an option has the wrong type.
+        ValueError: a parameter is read-only, not contiguous or misaligned, or shares memory with another; there are no
+            parameters; an option is out of range.
 
     Source: Kingma and Ba, "Adam: A Method for Stochastic Optimization" (2015), algorithm 1 and the end of section 2;
     amsgrad: Reddi, Kale and Kumar, "On the Convergence of Adam and Beyond" (2018).
@@ -131,14 +136,14 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with decoupled weight decay.
 
-    As `Adam`, but weight decay shrinks the parameter, ``p ← p·(1 − lr·weight_decay)`` before the step, instead of
-    entering the gradient and its moments.
+    Takes the steps of `Adam`, but weight decay shrinks the parameter before the step, ``p ← p·(1 − lr·weight_decay)``,
+    and does not enter the gradient and the moments.
 
     Args:
-        params: as in `Adam`, and so are the other arguments that are not named here: ``lr``, ``betas``, ``eps``,
-            ``amsgrad``, and by name ``bias_correction``, ``eps_mode``, ``maximize``, ``clip_norm``, ``clip_value``,
-            ``nonfinite``, ``ema_decay``, ``state_dtype``, ``master_bits``, ``rounding``, ``seed``, ``flush_denormals``.
-        weight_decay: decoupled weight decay; each step multiplies the parameter by ``1 − lr·weight_decay``.
+        params: as in `Adam`. The same holds for ``lr``, ``betas``, ``eps`` and ``amsgrad``, and for the keyword
+            arguments ``bias_correction``, ``eps_mode``, ``maximize``, ``clip_norm``, ``clip_value``, ``nonfinite``,
+            ``ema_decay``, ``state_dtype``, ``master_bits``, ``rounding``, ``seed`` and ``flush_denormals``.
+        weight_decay: decoupled weight decay: each step multiplies the parameter by ``1 − lr·weight_decay``.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019); defaults as ``torch.optim.AdamW``.
 

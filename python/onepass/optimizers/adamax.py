@@ -26,10 +26,10 @@ class Adamax(Optimizer):
         p ← p − lr/(1 − beta1^t) · m / u
 
     Args:
-        params: as in `Adam`. State takes two arrays of each one's size.
-        lr: the learning rate, or a function of ``t`` that returns one.
+        params: as in `Adam`. The state holds two arrays of the size of each parameter.
+        lr: the learning rate, or a function of ``t`` that returns it.
         betas: the decays of the first moment and of the infinity norm, in [0, 1).
-        eps: added to the size of the gradient.
+        eps: added to the absolute value of the gradient.
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
         maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
         state_dtype, master_bits, rounding, seed: as in `Adam`.

@@ -27,28 +27,27 @@ class AdEMAMix(Optimizer):
         p ← p·(1 − lr·weight_decay)              decoupled weight decay
         p ← p − lr·(m/(1 − beta1^t) + alpha(t)·n) / (sqrt(v/(1 − beta2^t)) + eps)
 
-    The slow moment remembers about ``1/(1 − beta3)`` gradients, 10,000 by default. The warmups keep the first steps
-    small: with ``x = t/beta3_warmup`` and ``t`` below the warmups ::
+    The slow moment averages over about ``1/(1 − beta3)`` gradients, 10,000 by default. The warmups keep the first steps
+    small. With ``x = t/beta3_warmup``, and while ``t`` is below the warmups::
 
         alpha(t) = alpha·t/alpha_warmup
         beta3(t) = min(exp(1/((1 − x)/ln(beta1) + x/ln(beta3))), beta3)
 
-    The paper sets both to the number of all steps.
+    The paper sets both warmups to the total number of steps.
 
     Args:
-        params: as in `Adam`. State takes three arrays of each one's size.
-        lr: the learning rate, or a function of ``t`` that returns one.
+        params: as in `Adam`. The state holds three arrays of the size of each parameter.
+        lr: the learning rate, or a function of ``t`` that returns it.
         betas: the decays of the fast first moment, of the second moment and of the slow first moment, in [0, 1).
         alpha: the weight of the slow first moment.
-        alpha_warmup: the number of steps in which alpha rises from 0 to its value. None: it has its value from the
-            first step on.
-        beta3_warmup: the number of steps in which the decay of the slow moment rises from the first beta to the third.
-            None: it has its value from the first step on.
+        alpha_warmup: the number of steps over which ``alpha(t)`` rises from 0 to ``alpha``. None: no warmup.
+        beta3_warmup: the number of steps over which the decay of the slow moment rises from the first beta to the
+            third. None: no warmup.
         eps: added to the denominator for numerical stability.
         weight_decay: decoupled weight decay; each step multiplies the parameter by ``1 − lr·weight_decay``.
         maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
-        state_dtype, master_bits, rounding, seed: as in `Adam`; with ``state_dtype="float8"`` the slow moment, for which
-            float8 is too coarse, is stored in bfloat16.
+        state_dtype, master_bits, rounding, seed: as in `Adam`; with ``state_dtype="float8"`` the slow moment is stored
+            in bfloat16, because float8 is too coarse for it.
 
     Raises:
         TypeError, ValueError: as `Adam`.

@@ -25,12 +25,13 @@ class Lion(Optimizer):
         p ← p − lr·sign(beta1·m + (1 − beta1)·g)
         m ← beta2·m + (1 − beta2)·g              momentum, "exp_avg"
 
-    Every step has the size ``lr``, so Lion wants one three to ten times smaller than Adam's, and a larger decay.
+    Every element moves by ``lr``: use a learning rate three to ten times smaller than Adam's, and a larger weight
+    decay.
 
     Args:
-        params: as in `Adam`. State takes one array of each one's size.
-        lr: the learning rate, or a function of the step that returns one.
-        betas: the momentum's share in the step, and its decay; in [0, 1).
+        params: as in `Adam`. The state holds one array of the size of each parameter.
+        lr: the learning rate, or a function of the step that returns it.
+        betas: the weight of the momentum in the step, and the decay of the momentum, in [0, 1).
         weight_decay: decoupled weight decay; each step multiplies the parameter by ``1 − lr·weight_decay``.
         maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
         state_dtype, master_bits, rounding, seed: as in `Adam`.

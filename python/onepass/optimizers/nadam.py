@@ -27,16 +27,16 @@ class NAdam(Optimizer):
         d = sqrt(v/(1 − beta2^t)) + eps
         p ← p − lr·(1 − mu(t))/(1 − P(t)) · g/d − lr·mu(t+1)/(1 − P(t+1)) · m/d
 
-    The product ``P`` of momenta is kept in the state, as "mu_product".
+    The state holds the product ``P`` as "mu_product".
 
     Args:
-        params: as in `Adam`. State takes two arrays of each one's size.
-        lr: the learning rate, or a function of ``t`` that returns one.
+        params: as in `Adam`. The state holds two arrays of the size of each parameter.
+        lr: the learning rate, or a function of ``t`` that returns it.
         betas: the decays of the two moments, in [0, 1).
         eps: added to the denominator for numerical stability.
-        weight_decay: adds ``weight_decay·p`` to the gradient (L2), or is decoupled.
-        momentum_decay: how fast the momentum rises to ``beta1``.
-        decoupled_weight_decay: weight decay shrinks the parameter instead, as in `AdamW`.
+        weight_decay: adds ``weight_decay·p`` to the gradient (L2), unless ``decoupled_weight_decay=True``.
+        momentum_decay: the speed at which the momentum rises to ``beta1``: see the formula.
+        decoupled_weight_decay: weight decay shrinks the parameter, as in `AdamW`.
         maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
         state_dtype, master_bits, rounding, seed: as in `Adam`.
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @declare("radam", decoupled="decoupled_weight_decay")
 class RAdam(Optimizer):
-    """RAdam: Adam without the second moment in the first steps, until its variance is known.
+    """RAdam: Adam that leaves out the second moment in the first steps, while its estimate is poor.
 
     At step ``t = 1, 2, …``, for each element of each parameter ``p`` with gradient ``g``::
 
@@ -28,16 +28,16 @@ class RAdam(Optimizer):
         p ← p − lr·rect·sqrt(1 − beta2^t)/(1 − beta1^t) · m / (sqrt(v) + eps)
         rect = sqrt((rho − 4)·(rho − 2)·rho_inf / ((rho_inf − 4)·(rho_inf − 2)·rho))
 
-    The first steps are steps with momentum, proportional to the gradients. Then ``rect`` rises from 0 to 1 and
-    serves as a warmup.
+    The first steps use only the momentum and are proportional to the gradients. Then ``rect`` rises from 0 to 1, like a
+    warmup.
 
     Args:
-        params: as in `Adam`. State takes two arrays of each one's size.
-        lr: the learning rate, or a function of ``t`` that returns one.
+        params: as in `Adam`. The state holds two arrays of the size of each parameter.
+        lr: the learning rate, or a function of ``t`` that returns it.
         betas: the decays of the two moments, in [0, 1).
         eps: added to the root of the second moment for numerical stability.
-        weight_decay: adds ``weight_decay·p`` to the gradient (L2), or is decoupled.
-        decoupled_weight_decay: weight decay shrinks the parameter instead, as in `AdamW`.
+        weight_decay: adds ``weight_decay·p`` to the gradient (L2), unless ``decoupled_weight_decay=True``.
+        decoupled_weight_decay: weight decay shrinks the parameter, as in `AdamW`.
         maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
         state_dtype, master_bits, rounding, seed: as in `Adam`.
 

@@ -22,7 +22,7 @@ def _rmsprop(options: Mapping[str, Any]) -> str:
 
 @declare(_rmsprop)
 class RMSprop(Optimizer):
-    """RMSprop: the gradient over the root of its mean square.
+    """RMSprop: the gradient divided by the root of its mean square.
 
     For each element of each parameter ``p`` with gradient ``g``::
 
@@ -30,18 +30,19 @@ class RMSprop(Optimizer):
         x = g / (sqrt(v) + eps)
         p ← p − lr·x
 
-    With ``centered`` the root is the standard deviation's, ``sqrt(max(v − s², 0))``, with the mean
-    ``s ← alpha·s + (1 − alpha)·g``, "grad_avg". With ``momentum`` the step is along ``b ← momentum·b + x``,
-    "momentum_buffer".
+    With ``centered``, the divisor is the standard deviation ``sqrt(max(v − s², 0)) + eps`` with the mean
+    ``s ← alpha·s + (1 − alpha)·g``, "grad_avg". With ``momentum``, the step is ``p ← p − lr·b`` with
+    ``b ← momentum·b + x``, "momentum_buffer".
 
     Args:
-        params: as in `Adam`. State takes one to three arrays of each one's size.
-        lr: the learning rate, or a function of the step that returns one.
+        params: as in `Adam`. The state holds one to three arrays of the size of each parameter.
+        lr: the learning rate, or a function of the step that returns it.
         alpha: the decay of the averages, in [0, 1].
         eps: added to the denominator for numerical stability.
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
-        momentum: the decay of the steps' sum. On (above 0) or off is fixed at construction.
-        centered: divide by the standard deviation. PyTorch does not take the maximum with 0 and may give NaN.
+        momentum: the decay of the momentum buffer. You can change the value later, but not between zero and above zero.
+        centered: divide by the standard deviation of the gradient. PyTorch does not take the maximum with 0, and may
+            therefore return NaN.
         maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
         state_dtype, master_bits, rounding, seed: as in `Adam`.
 

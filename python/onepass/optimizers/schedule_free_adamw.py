@@ -28,34 +28,36 @@ def _check_schedule_free(options: Mapping[str, Any]) -> None:
     evaluation_weight=lambda options: 1 - 1 / options["betas"][0],
 )
 class ScheduleFreeAdamW(Optimizer):
-    """Schedule-Free AdamW: an average of the weights in place of a schedule of the learning rate.
+    """Schedule-Free AdamW: averages the weights, so that the learning rate needs no schedule.
 
     At step ``t = 1, 2, …``, for each element of each parameter ``y`` with gradient ``g``::
 
-        lr(t) = lr·min(1, t/warmup_steps)        "lr_max": the largest of these so far
+        lr(t) = lr·min(1, t/warmup_steps)        its maximum so far is "lr_max"
         q(t) = t^r · lr_max^weight_lr_power,  c = q(t) / (q(1) + … + q(t))
         v ← beta2·v + (1 − beta2)·g²             second moment, "exp_avg_sq"
         u = g / (sqrt(v/(1 − beta2^t)) + eps) + weight_decay·y
-        z ← z − lr(t)·u                          plain steps, "z"
-        x ← (1 − c)·x + c·z                      their weighted average
+        z ← z − lr(t)·u                          sequence of plain steps, "z"
+        x ← (1 − c)·x + c·z                      weighted average of z
         y = (1 − beta1)·z + beta1·x
 
-    While training the parameters hold ``y``, where gradients must be taken. `eval` puts the average ``x`` into them,
-    the weights to evaluate and to deploy, and `train` puts ``y`` back. A new optimizer is in training mode, with
-    ``x = y = z``. The sum of all ``q`` is kept in the state, as "weight_sum".
+    In training mode the parameters hold ``y``: compute gradients there. `eval` replaces ``y`` by the average ``x``, the
+    weights to evaluate and deploy, and `train` puts ``y`` back. A new optimizer is in training mode, with
+    ``x = y = z``. The state holds the sum of all ``q`` as "weight_sum".
 
     Args:
-        params: as in `Adam`. State takes two arrays of each one's size, and one more in evaluation mode.
-        lr: the learning rate, or a function of ``t`` that returns one. A constant, larger than Adam's, is common.
-        betas: the share of ``x`` in ``y``, in (0, 1), and the decay of the second moment, in [0, 1). ``x`` is computed
+        params: as in `Adam`. The state holds two arrays of the size of each parameter, and a third in evaluation mode.
+        lr: the learning rate, or a function of ``t`` that returns it. Pass a constant: the average replaces a schedule.
+            The best rate may equal the best rate of `AdamW`, or be larger.
+        betas: the weight of ``x`` in ``y``, in (0, 1), and the decay of the second moment, in [0, 1). ``x`` is computed
             from ``y`` and ``z``, with rounding errors that grow as ``1/betas[0]``.
         eps: added to the denominator for numerical stability.
-        weight_decay: adds ``weight_decay·y`` to the normalized gradient.
-        warmup_steps: the number of steps in which the learning rate rises linearly.
+        weight_decay: adds ``weight_decay·y`` to the normalized gradient. Unlike `AdamW`, the default is 0, as in the
+            authors' package.
+        warmup_steps: the number of steps over which the learning rate rises linearly.
         r: the power of ``t`` in the weight of a step.
         weight_lr_power: the power of the largest learning rate so far in the weight of a step.
         maximize, clip_norm, clip_value, nonfinite, flush_denormals: as in `Adam`.
-        ema_decay: as in `Adam`, an average of ``y``. ``x`` needs no other average.
+        ema_decay: as in `Adam`, an average of ``y``. You do not need it: ``x`` is an average already.
         state_dtype, master_bits, rounding, seed: as in `Adam`; "z" always has the dtype of the arithmetic.
 
     Raises:
@@ -113,17 +115,21 @@ class ScheduleFreeAdamW(Optimizer):
         )
 
     def eval(self) -> None:
-        """Put the averages ``x`` into the parameters, in place: to evaluate, or to save the weights for use.
+        """Switch to evaluation mode: replace the parameters by the averages ``x``, in place.
 
-        The state keeps a copy of ``y`` until `train`, as ``"y"``. Steps and `add_group` are refused until then. Does
-        nothing in evaluation mode. What is saved in evaluation mode resumes in it. bfloat16 parameters take ``x``
-        rounded to nearest.
+        Call it before you evaluate or deploy the weights. The state keeps a copy of ``y``, as ``"y"``, until `train`;
+        until then, `step` and `add_group` raise. Does nothing if the optimizer is in evaluation mode already. State
+        that is saved in evaluation mode is in evaluation mode after loading. bfloat16 parameters hold ``x`` rounded to
+        nearest.
 
         Raises:
-            MemoryError: no room for the copy. Nothing has changed.
+            MemoryError: not enough memory for the copy. Nothing has changed.
         """
         _evaluation.switch(self, True)
 
     def train(self) -> None:
-        """Put ``y`` back into the parameters, in place, bit for bit. Does nothing in training mode."""
+        """Switch to training mode: put ``y`` back into the parameters, in place, bit for bit.
+
+        Does nothing if the optimizer is in training mode already.
+        """
         _evaluation.switch(self, False)

@@ -31,14 +31,15 @@ class SGD(Optimizer):
     For each element of each parameter ``p`` with gradient ``g``::
 
         p ← p − lr·g                             without momentum
-        b ← momentum·b + (1 − dampening)·g       with it, "momentum_buffer"; b ← g at the first step
+
+        b ← momentum·b + (1 − dampening)·g       with momentum, "momentum_buffer"; b ← g at the first step
         p ← p − lr·b                             or, with nesterov, p ← p − lr·(g + momentum·b)
 
     Args:
-        params: as in `Adam`. State takes one array of each one's size with momentum, none without.
-        lr: the learning rate, or a function of the step that returns one.
-        momentum: the decay of the momentum. On (above 0) or off is fixed at construction.
-        dampening: the share of the gradient that does not enter the momentum.
+        params: as in `Adam`. With momentum, the state holds one array of the size of each parameter.
+        lr: the learning rate, or a function of the step that returns it.
+        momentum: the decay of the momentum. You can change the value later, but not between zero and above zero.
+        dampening: the fraction of the gradient kept out of the momentum.
         weight_decay: adds ``weight_decay·p`` to the gradient (L2).
         nesterov: use Nesterov momentum. It needs a momentum above 0 and no dampening.
         maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
@@ -48,8 +49,8 @@ class SGD(Optimizer):
         TypeError, ValueError: as `Adam`; ValueError: nesterov without momentum or with dampening.
 
     Source: Polyak, "Some methods of speeding up the convergence of iteration methods" (1964); Sutskever et al., "On the
-    importance of initialization and momentum in deep learning" (2013), in the form of ``torch.optim.SGD``, whose names
-    and defaults these are.
+    importance of initialization and momentum in deep learning" (2013); formulas, names and defaults as
+    ``torch.optim.SGD``.
 
     Example:
         >>> import numpy as np, onepass

@@ -221,7 +221,7 @@ class ShardedOptimizer:
 
         Raises:
             TypeError, ValueError: as the ordinary optimizer's; RuntimeError: another rank raised. Nothing has changed,
-                unless a rank failed while it loaded the checked state: the optimizer then refuses to go on.
+                unless a rank failed while it loaded the checked state: the optimizer can then no longer be used.
         """
 
         def read() -> StateDict:
@@ -275,7 +275,7 @@ class ShardedOptimizer:
             OSError: the checkpoint could not be read; `FileNotFoundError` if the checkpoint or its manifest is missing.
             ValueError: the checkpoint is damaged, was not written by onepass, or does not fit the optimizer.
             RuntimeError: another rank raised. Nothing has changed, unless a rank failed while it loaded the checked
-                state: the optimizer then refuses to go on.
+                state: the optimizer can then no longer be used.
         """
         self._load("load", lambda: read_path(self._layout, self._optimizer, path), options)
 

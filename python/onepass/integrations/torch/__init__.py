@@ -1,4 +1,4 @@
-"""PyTorch's optimizers on the CPU in one pass: write ``onepass.integrations.torch.Adam`` for ``torch.optim.Adam``.
+"""Drop-in optimizers for PyTorch on the CPU: replace ``torch.optim.Adam`` by ``onepass.integrations.torch.Adam``.
 
 The classes are subclasses of PyTorch's optimizers, with their arguments, parameter groups, hooks, closures, state and
 state dicts. Learning-rate schedulers, ``GradScaler``, checkpoints and all other tools for PyTorch's optimizers work,
@@ -66,7 +66,7 @@ class _CoreAdam(onepass.Adam):
 
 
 class Adam(OnePass, torch.optim.Adam):
-    """``torch.optim.Adam`` with its arguments, stepped by `onepass.Adam`.
+    """`onepass.Adam` with the interface and arguments of ``torch.optim.Adam``.
 
     Example:
         >>> import torch, onepass.integrations.torch
@@ -81,56 +81,56 @@ class Adam(OnePass, torch.optim.Adam):
 
 
 class AdamW(OnePass, torch.optim.AdamW):
-    """``torch.optim.AdamW`` with its arguments, stepped by `onepass.AdamW`."""
+    """`onepass.AdamW` with the interface and arguments of ``torch.optim.AdamW``."""
 
     _kind = _CoreAdam
     _missing: ClassVar = {"decoupled_weight_decay": True}
 
 
 class Adamax(OnePass, torch.optim.Adamax):
-    """``torch.optim.Adamax`` with its arguments, stepped by `onepass.Adamax`."""
+    """`onepass.Adamax` with the interface and arguments of ``torch.optim.Adamax``."""
 
     _kind = onepass.Adamax
 
 
 class NAdam(OnePass, torch.optim.NAdam):
-    """``torch.optim.NAdam`` with its arguments, stepped by `onepass.NAdam`."""
+    """`onepass.NAdam` with the interface and arguments of ``torch.optim.NAdam``."""
 
     _kind = onepass.NAdam
 
 
 class RAdam(OnePass, torch.optim.RAdam):
-    """``torch.optim.RAdam`` with its arguments, stepped by `onepass.RAdam`."""
+    """`onepass.RAdam` with the interface and arguments of ``torch.optim.RAdam``."""
 
     _kind = onepass.RAdam
 
 
 class RMSprop(OnePass, torch.optim.RMSprop):
-    """``torch.optim.RMSprop`` with its arguments, stepped by `onepass.RMSprop`."""
+    """`onepass.RMSprop` with the interface and arguments of ``torch.optim.RMSprop``."""
 
     _kind = onepass.RMSprop
 
 
 class Adagrad(OnePass, torch.optim.Adagrad):
-    """``torch.optim.Adagrad`` with its arguments, stepped by `onepass.Adagrad`."""
+    """`onepass.Adagrad` with the interface and arguments of ``torch.optim.Adagrad``."""
 
     _kind = onepass.Adagrad
 
 
 class Adadelta(OnePass, torch.optim.Adadelta):
-    """``torch.optim.Adadelta`` with its arguments, stepped by `onepass.Adadelta`."""
+    """`onepass.Adadelta` with the interface and arguments of ``torch.optim.Adadelta``."""
 
     _kind = onepass.Adadelta
 
 
 class SGD(OnePass, torch.optim.SGD):
-    """``torch.optim.SGD`` with its arguments, stepped by `onepass.SGD`."""
+    """`onepass.SGD` with the interface and arguments of ``torch.optim.SGD``."""
 
     _kind = onepass.SGD
 
 
 class Lion(OnePass):
-    """Lion, which torch.optim does not have, stepped by `onepass.Lion`."""
+    """`onepass.Lion` with the interface of PyTorch's optimizers; torch.optim has no Lion."""
 
     _kind = onepass.Lion
 
@@ -151,7 +151,7 @@ class Lion(OnePass):
 
 
 class AdEMAMix(OnePass):
-    """AdEMAMix, which torch.optim does not have, stepped by `onepass.AdEMAMix`."""
+    """`onepass.AdEMAMix` with the interface of PyTorch's optimizers; torch.optim has no AdEMAMix."""
 
     _kind = onepass.AdEMAMix
 

@@ -37,7 +37,7 @@ class StepInBackward:
         param.grad = None
 
     def finish(self, closure: Callable[[], Any] | None) -> None:
-        """Take the place of the optimizer's step: all parameters have been stepped."""
+        """Replace the optimizer's step: all parameters have been stepped."""
         if closure is not None:
             raise RuntimeError("a closure is not possible where parameters are stepped in the backward pass")
         self._stepped.clear()
@@ -52,24 +52,25 @@ class StepInBackward:
 def step_in_backward(optimizer: OnePass) -> StepInBackward:
     """Step each parameter in the backward pass, as soon as its gradient is complete, and free the gradient.
 
-    The gradient is still in the cache then, and a model never holds all its gradients. Call ``optimizer.step()`` after
+    The gradient is then still in the cache, and a model never holds all its gradients. Call ``optimizer.step()`` after
     each backward pass as before: it steps nothing, and allows the next backward pass to step.
 
-    Gradients are stepped as they are when they are complete. So this does not go with anything that changes or needs
-    all gradients first: ``clip_norm``, ``nonfinite``, closures, ``clip_grad_norm_``, accumulated gradients,
-    ``GradScaler`` (whose scaled gradients would be stepped) and ``DistributedDataParallel`` (whose processes have not
-    yet exchanged their gradients). Step hooks of the optimizer run in ``optimizer.step()``.
+    This does not work with anything that changes gradients or needs all gradients before the step: ``clip_norm``,
+    ``nonfinite``, closures, ``clip_grad_norm_``, accumulated gradients, ``GradScaler`` (the step would use the scaled
+    gradients) and ``DistributedDataParallel`` (the processes have not yet exchanged their gradients). Step hooks of the
+    optimizer run in ``optimizer.step()``.
 
     Args:
-        optimizer: one of this module's.
+        optimizer: an optimizer of this module.
 
     Returns:
         A handle with ``remove()``.
 
     Raises:
-        TypeError: the optimizer is another; ValueError: it has ``clip_norm`` or ``nonfinite``; RuntimeError: it steps
-            in the backward pass already. While stepping, RuntimeError: a parameter got a second gradient before
-            ``optimizer.step()``. The parameter is as it was after the first.
+        TypeError: the optimizer is not of this module.
+        ValueError: the optimizer has ``clip_norm`` or ``nonfinite``.
+        RuntimeError: the optimizer steps in the backward pass already. The backward pass raises it, too, if a parameter
+            gets a second gradient before ``optimizer.step()``; this gradient does not change the parameter.
 
     Example:
         >>> import torch, onepass.integrations.torch

@@ -165,7 +165,7 @@ class OnePass(torch.optim.Optimizer):
 
     @property
     def clip_norm(self) -> float | None:
-        """The limit of the gradients' global norm, or None: gradients above the limit are scaled down."""
+        """The maximum global norm of the gradients, or None."""
         return self._whole["clip_norm"]  # type: ignore[no-any-return]
 
     @clip_norm.setter
@@ -222,9 +222,9 @@ class OnePass(torch.optim.Optimizer):
 
     @property
     def ema(self) -> list[torch.Tensor] | None:
-        """The running averages, live, in the order of the parameters; None if no group has ``ema_decay``.
+        """Live running averages, in the order of the parameters; None if no group has ``ema_decay``.
 
-        A parameter without an average (before its first step, or in a group without ``ema_decay``) is in its place.
+        A parameter without an average (before its first step, or in a group without ``ema_decay``) stands for itself.
         """
         if all(group.get("ema_decay") is None for group in self.param_groups):
             return None
@@ -240,7 +240,7 @@ class OnePass(torch.optim.Optimizer):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Put the running averages in the place of the parameters, for the block: to evaluate, or to save.
+        """Replace the parameters by the running averages within the block, to evaluate or to save them.
 
         Raises:
             ValueError: no group has ``ema_decay``.

@@ -20,11 +20,11 @@ _COUNTS = {"k": "step", "lr_max": "lr_max", "weight_sum": "weight_sum"}
 
 
 class ScheduleFreeAdamW(OnePass):
-    """``AdamWScheduleFree`` of the package schedulefree, with its arguments, stepped by `onepass.ScheduleFreeAdamW`.
+    """`onepass.ScheduleFreeAdamW` with the arguments of ``AdamWScheduleFree`` of the package schedulefree.
 
-    A new optimizer is in training mode (the package's is in evaluation mode). `eval` puts the averaged weights into the
-    parameters and keeps a copy of the weights in training, with which `train` brings back the same bits. Both modes can
-    be saved. The state dict of the package's class can be loaded.
+    A new optimizer is in training mode; the package's class starts in evaluation mode. `eval` replaces the training
+    weights by the averaged weights and keeps a copy, and `train` restores the training weights bit for bit. You can
+    save and load state in both modes, and load state dicts of the package's class.
 
     Example:
         >>> import torch, onepass.integrations.torch
@@ -94,7 +94,7 @@ class ScheduleFreeAdamW(OnePass):
 
     @torch.no_grad()
     def eval(self) -> None:
-        """Put the averages into the parameters, in place, and keep a copy of the weights in training as ``"y"``.
+        """Replace the parameters by the averages, in place, and keep a copy of the training weights as ``"y"``.
 
         Steps are refused until `train`. Does nothing in evaluation mode.
         """
@@ -128,7 +128,7 @@ class ScheduleFreeAdamW(OnePass):
 
     @torch.no_grad()
     def train(self) -> None:
-        """Put the weights in training back into the parameters, bit for bit. Does nothing in training mode."""
+        """Restore the training weights in the parameters, bit for bit. Does nothing in training mode."""
         with self._slow_lock:
             weights = []
             for group in self.param_groups:
