@@ -89,12 +89,12 @@ def state_dir(folder: str | os.PathLike[str]) -> Iterator[None]:
     them back when it needs the room, and counts them as files and not as the memory of the process. Parameters stay
     where they are, and may be memory maps of yours. Everything else is unchanged, bits included.
 
-    The files are working room, as a swap file would be: they have no names, and are gone with the optimizer or the
-    process, however it ends. What lasts is what ``save`` writes, flushed to disk and whole or not at all, so that
-    training goes on from the last save. Neither ``save`` nor ``load`` needs memory for the state: ``load`` uses a
-    second set of files while it checks the first, and converts state in other storage one parameter at a time.
-    ``state_dict``, ``pickle`` and ``copy.deepcopy`` copy into memory. A forked child shares the files: it can read the
-    state, and must make an optimizer of its own to step.
+    The files are working room, as a swap file would be: they have no names (on Windows ``onepass-*``), and are gone
+    with the optimizer or the process, however it ends. What lasts is what ``save`` writes, flushed to disk and whole or
+    not at all, so that training goes on from the last save. Neither ``save`` nor ``load`` needs memory for the state:
+    ``load`` uses a second set of files while it checks the first, and converts state in other storage one parameter at
+    a time. ``state_dict``, ``pickle`` and ``copy.deepcopy`` copy into memory. A forked child shares the files: it can
+    read the state, and must make an optimizer of its own to step.
 
     Args:
         folder: one that exists, on a disk with room; not one that is itself kept in memory, as ``/tmp`` often is.

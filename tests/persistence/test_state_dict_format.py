@@ -189,7 +189,7 @@ def test_names_on_one_side_only_are_said_in_words(tmp_path: Path) -> None:
 
 def test_a_folder_of_several_ranks_is_no_file(tmp_path: Path) -> None:
     optimizer = onepass.Adam(np.zeros(2, np.float32))
-    with pytest.raises(OSError, match=re.escape(str(tmp_path))) as caught:
+    with pytest.raises(OSError, match=re.escape(repr(str(tmp_path))[1:-1])) as caught:
         optimizer.load(tmp_path)
     assert "ShardedOptimizer" not in str(caught.value)
     (tmp_path / "manifest.json").touch()

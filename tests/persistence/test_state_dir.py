@@ -166,7 +166,6 @@ def test_state_larger_than_a_limit_on_memory_trains_on_disk_and_goes_on_after_a_
     assert train("free", "free").splitlines()[1] == again.splitlines()[1]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on open files")
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSPC])
 def test_a_file_system_that_reserves_no_room_will_do_but_a_full_one_will_not(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -183,6 +182,7 @@ def test_a_file_system_that_reserves_no_room_will_do_but_a_full_one_will_not(
             assert is_mapped(onepass.Adam(np.zeros(3, np.float32)).state[0]["exp_avg"])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on open files")
 def test_many_arrays_take_a_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder may also be named from where the program was when it made the optimizer."""
     import resource
