@@ -110,6 +110,7 @@ def state_dir(folder: str | os.PathLike[str]) -> Iterator[None]:
         ...     with onepass.state_dir(folder):
         ...         opt = onepass.Adam(w, lr=0.1)
         ...     opt.step(np.array([1, 2, 3], np.float32))
+        ...     del opt  # and its files, without which Windows deletes the folder
         >>> w
         array([-0.1, -0.1, -0.1], dtype=float32)
     """
