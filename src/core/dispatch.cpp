@@ -37,13 +37,13 @@ Registers cpuid(unsigned leaf) noexcept {
 unsigned long long xgetbv() noexcept { return _xgetbv(0); }
 #else
 Registers cpuid(unsigned leaf) noexcept {
-  Registers found;
+  Registers found = {};
   __cpuid_count(leaf, 0, found.eax, found.ebx, found.ecx, found.edx);
   return found;
 }
 unsigned long long xgetbv() noexcept {
-  unsigned low;
-  unsigned high;
+  unsigned low = 0;
+  unsigned high = 0;
   asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return static_cast<unsigned long long>(high) << 32 | low;
 }

@@ -11,7 +11,9 @@
 
 #include <fstream>
 #elif defined(_WIN32)
+#if !defined(NOMINMAX)
 #define NOMINMAX
+#endif
 #include <windows.h>
 
 #include <bitset>
