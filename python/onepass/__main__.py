@@ -8,6 +8,7 @@ report. The exit status is 1 when a bit differs or a process fails.
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
 import math
@@ -45,6 +46,7 @@ OWN: dict[str, dict[str, Any]] = {
 ARRAYS = {name for rule in RULES.values() for name in rule.states}
 LIMIT = 600.0  # seconds: what it takes on a slow or an emulated machine, and then some
 ROUNDS = 15
+CLOSED_PIPE = {errno.EPIPE, errno.EINVAL if os.name == "nt" else errno.EPIPE}
 BUSY = 1.5  # spread of rounds above which the machine counts as busy
 # Flags that isolate an interpreter from its environment; the child processes get the same ones.
 FLAGS = {
@@ -299,7 +301,10 @@ def run() -> int:
         status = main()
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # Python would complain again at its end
+    except OSError as error:
+        if error.errno not in CLOSED_PIPE:
+            raise
+        # Python would complain again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 

@@ -90,7 +90,7 @@ def state_dir(folder: str | os.PathLike[str]) -> Iterator[None]:
     Only the thread that enters the block is affected. Parameters stay where they are; they may be memory maps, too.
     Results have the same bits.
 
-    The files are scratch space without names. They disappear with the optimizer or the process, even after a crash. To
+    The files are scratch space without names (on Windows ``onepass-*``). They disappear with the optimizer or the process, even after a crash. To
     continue after a crash, load the last file of ``save``, which is written atomically and flushed to disk. Neither
     ``save`` nor ``load`` needs memory for the state: ``load`` uses a second set of files while it checks the state, and
     converts state in other storage one parameter at a time. ``state_dict``, ``pickle`` and ``copy.deepcopy`` copy the
@@ -111,6 +111,7 @@ def state_dir(folder: str | os.PathLike[str]) -> Iterator[None]:
         ...     with onepass.state_dir(folder):
         ...         opt = onepass.Adam(w, lr=0.1)
         ...     opt.step(np.array([1, 2, 3], np.float32))
+        ...     del opt  # and its files, without which Windows deletes the folder
         >>> w
         array([-0.1, -0.1, -0.1], dtype=float32)
     """

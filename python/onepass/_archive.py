@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import stat
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +24,9 @@ PathLike = str | os.PathLike[str]
 
 SCALARS = "onepass.npy"  # the member that holds all but the arrays
 _CHUNK = 1 << 16  # bytes: what is copied at once stays in cache
+# Seconds between attempts to rename. Windows refuses it while any program has the old file open, as virus scanners and
+# readers of the file do for a moment.
+_PAUSES = [0.01 * 2**n for n in range(7)] if os.name == "nt" else []
 _HEADER = re.compile(rb"\{'descr': '([^']{,20})', 'fortran_order': (True|False), 'shape': \(([\d, ]{,999})\), \} *\n")
 
 
@@ -42,7 +46,7 @@ def replaced(path: PathLike) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(target)
+        _rename(temporary, target)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
@@ -59,14 +63,25 @@ def _opened(temporary: Path, target: Path) -> IO[bytes]:
 
 
 def _mode(target: Path) -> int | None:
-    """The permissions of the file that will be replaced, if there is one."""
+    """The permissions of the file that will be replaced, if there is one and the system has permissions."""
     try:
         mode = target.stat().st_mode
     except FileNotFoundError:
         return None
     if not stat.S_ISREG(mode):  # /dev/null must not be replaced
         raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, "Not a regular file", str(target))
-    return stat.S_IMODE(mode)
+    # On Windows a mode only tells a file that may not be replaced, and the temporary file could not be deleted either.
+    return None if os.name == "nt" else stat.S_IMODE(mode)
+
+
+def _rename(temporary: Path, target: Path) -> None:
+    for pause in _PAUSES:
+        try:
+            temporary.replace(target)
+            return
+        except PermissionError:
+            time.sleep(pause)
+    temporary.replace(target)
 
 
 def write_archive(file: IO[bytes], members: Mapping[str, Array]) -> None:

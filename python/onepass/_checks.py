@@ -208,12 +208,13 @@ def check_storage(label: str, array: Any) -> None:
     array = np.asarray(array)  # subclasses may override these attributes
     if not array.dtype.isnative:
         raise TypeError(f"{label} must be in native byte order, got {array.dtype.str!r}: pass a converted copy")
-    if array.dtype not in (np.float32, np.float64) and array.dtype.name != "bfloat16":
+    name = "longdouble" if array.dtype.char == "g" else array.dtype.name  # on Windows it is equal to float64
+    if array.dtype.char not in ("f", "d") and name != "bfloat16":
         parts = "use two parameters, its real and imaginary parts"
         remedy = parts if array.dtype.kind == "c" else "create it with .astype(numpy.float32)"
         if array.dtype == "V2":  # numpy.save does not write the name of bfloat16
             remedy = "if it holds bfloat16, pass .view(ml_dtypes.bfloat16)"
-        raise TypeError(f"{label} must be of dtype float32, float64 or bfloat16, got {array.dtype.name}: {remedy}")
+        raise TypeError(f"{label} must be of dtype float32, float64 or bfloat16, got {name}: {remedy}")
     if not array.flags.writeable:
         raise ValueError(f"{label} is read-only: pass a writeable array or a copy")
     if not array.flags.forc:

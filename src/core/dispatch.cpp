@@ -6,6 +6,8 @@
 #if defined(ONEPASS_X86_64) && defined(_MSC_VER)
 #include <immintrin.h>
 #include <intrin.h>
+#elif defined(ONEPASS_X86_64)
+#include <cpuid.h>
 #endif
 
 namespace onepass {
@@ -20,26 +22,50 @@ namespace {
 
 bool always() noexcept { return true; }
 
-#if defined(ONEPASS_X86_64) && defined(_MSC_VER)
-// True if the processor reports these bits of leaf 7's EBX and the system saves these registers.
-bool has(unsigned features, unsigned long long registers) noexcept {
-  int leaf[4];
-  __cpuid(leaf, 0);
-  if (leaf[0] < 7) return false;
-  __cpuid(leaf, 1);
-  if ((static_cast<unsigned>(leaf[2]) >> 27 & 1) == 0) return false;  // OSXSAVE
-  if ((_xgetbv(0) & registers) != registers) return false;
-  __cpuidex(leaf, 7, 0);
-  return (static_cast<unsigned>(leaf[1]) & features) == features;
+#if defined(ONEPASS_X86_64)
+struct Registers {
+  unsigned eax, ebx, ecx, edx;
+};
+
+#if defined(_MSC_VER)
+Registers cpuid(unsigned leaf) noexcept {
+  int found[4];
+  __cpuidex(found, static_cast<int>(leaf), 0);
+  return {static_cast<unsigned>(found[0]), static_cast<unsigned>(found[1]), static_cast<unsigned>(found[2]),
+          static_cast<unsigned>(found[3])};
 }
+unsigned long long xgetbv() noexcept { return _xgetbv(0); }
+#else
+Registers cpuid(unsigned leaf) noexcept {
+  Registers found = {};
+  __cpuid_count(leaf, 0, found.eax, found.ebx, found.ecx, found.edx);
+  return found;
+}
+unsigned long long xgetbv() noexcept {
+  unsigned low = 0;
+  unsigned high = 0;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return static_cast<unsigned long long>(high) << 32 | low;
+}
+#endif
+
+// True if the processor reports these bits of leaf 7's EBX and the system saves these registers. Not
+// __builtin_cpu_supports: it is always false in modules that Zig compiled.
+bool has(unsigned features, unsigned long long registers) noexcept {
+  constexpr unsigned osxsave = 1U << 27;
+  return cpuid(0).eax >= 7 && (cpuid(1).ecx & osxsave) != 0 && (xgetbv() & registers) == registers &&
+         (cpuid(7).ebx & features) == features;
+}
+
 bool has_avx2() noexcept { return has(1U << 5, 0x6); }
-bool has_avx512() noexcept { return has(1U << 16 | 1U << 17 | 1U << 28 | 1U << 30 | 1U << 31, 0xe6); }
-#elif defined(ONEPASS_X86_64)
-bool has_avx2() noexcept { return __builtin_cpu_supports("avx2") != 0; }
 bool has_avx512() noexcept {
-  return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
-         __builtin_cpu_supports("avx512cd") != 0 && __builtin_cpu_supports("avx512dq") != 0 &&
-         __builtin_cpu_supports("avx512vl") != 0;
+#if defined(__APPLE__)
+  // macOS saves the wider registers too, but reports this only after their first use.
+  constexpr unsigned long long registers = 0x6;
+#else
+  constexpr unsigned long long registers = 0xe6;
+#endif
+  return has(1U << 16 | 1U << 17 | 1U << 28 | 1U << 30 | 1U << 31, registers);
 }
 #endif
 

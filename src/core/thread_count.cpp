@@ -4,11 +4,19 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdlib>
-#include <fstream>
 #include <thread>
 
 #if defined(__linux__)
 #include <sched.h>
+
+#include <fstream>
+#elif defined(_WIN32)
+#if !defined(NOMINMAX)
+#define NOMINMAX
+#endif
+#include <windows.h>
+
+#include <bitset>
 #endif
 
 #include "core/spinning_blas.hpp"
@@ -27,15 +35,36 @@ int from_environment(const char* name) noexcept {
   return static_cast<int>(number);
 }
 
+#if defined(__linux__)
+// Return the number of processors that the system lets this process run on, or 0 if unknown.
+int allowed_by_affinity() noexcept {
+  cpu_set_t mine;
+  return sched_getaffinity(0, sizeof mine, &mine) == 0 ? CPU_COUNT(&mine) : 0;
+}
+
 // Return the number of processors that a container's quota allows, or 0 without a quota. The file contains
 // "quota period" in microseconds, and "max" in place of the quota if there is none.
-int allowed_by_cgroup() noexcept {
+int allowed_by_quota() noexcept {
   std::ifstream file("/sys/fs/cgroup/cpu.max");
   double quota = 0;
   double period = 0;
   if (!(file >> quota >> period) || !(period > 0)) return 0;
   return static_cast<int>(std::clamp(quota / period, 1.0, 4096.0));
 }
+#elif defined(_WIN32)
+// Return the number of processors of `start /affinity` and the like; 0 if they are of several groups of 64.
+int allowed_by_affinity() noexcept {
+  DWORD_PTR mine = 0;
+  DWORD_PTR all = 0;
+  if (GetProcessAffinityMask(GetCurrentProcess(), &mine, &all) == 0) return 0;
+  return static_cast<int>(std::bitset<64>(mine).count());
+}
+
+int allowed_by_quota() noexcept { return 0; }
+#else
+int allowed_by_affinity() noexcept { return 0; }
+int allowed_by_quota() noexcept { return 0; }
+#endif
 
 struct ThreadCount {
   const int requested_at_first = from_environment("ONEPASS_NUM_THREADS");
@@ -56,12 +85,9 @@ ThreadCount& thread_count() noexcept {
 }  // namespace
 
 int processor_count() noexcept {
-  int count = static_cast<int>(std::thread::hardware_concurrency());
-#if defined(__linux__)
-  cpu_set_t mine;
-  if (sched_getaffinity(0, sizeof mine, &mine) == 0) count = CPU_COUNT(&mine);
-#endif
-  if (const int allowed = allowed_by_cgroup(); allowed != 0) count = std::min(count, allowed);
+  const int allowed = allowed_by_affinity();
+  int count = allowed != 0 ? allowed : static_cast<int>(std::thread::hardware_concurrency());
+  if (const int quota = allowed_by_quota(); quota != 0) count = std::min(count, quota);
   return std::max(1, count);
 }
 

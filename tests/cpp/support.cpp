@@ -1,7 +1,11 @@
 #include "support.hpp"
 
+#if defined(_WIN32)
+#include <windows.h>
+#else
 #include <sys/mman.h>
 #include <unistd.h>
+#endif
 
 #include <algorithm>
 #include <cstdlib>
@@ -28,10 +32,35 @@ namespace {
 constexpr std::size_t line = 64;
 constexpr unsigned char canary = 0xa5;
 
+#if defined(_WIN32)
+std::size_t page() { return 4096; }
+
+// Return fresh memory, or null. Access is allowed only within [begin, end).
+void* map(std::size_t bytes, std::size_t begin, std::size_t end) {
+  void* const block = VirtualAlloc(nullptr, bytes, MEM_RESERVE | MEM_COMMIT, PAGE_NOACCESS);
+  DWORD before = 0;
+  const bool usable = block != nullptr && (begin == end || VirtualProtect(static_cast<unsigned char*>(block) + begin,
+                                                                          end - begin, PAGE_READWRITE, &before) != 0);
+  return usable ? block : nullptr;
+}
+
+void unmap(void* block, std::size_t) { VirtualFree(block, 0, MEM_RELEASE); }
+#else
 std::size_t page() {
   static const auto size = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
   return size;
 }
+
+// Return fresh memory, or null. Access is allowed only within [begin, end).
+void* map(std::size_t bytes, std::size_t begin, std::size_t end) {
+  void* const block = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const bool usable = block != MAP_FAILED && (begin == end || mprotect(static_cast<unsigned char*>(block) + begin,
+                                                                       end - begin, PROT_READ | PROT_WRITE) == 0);
+  return usable ? block : nullptr;
+}
+
+void unmap(void* block, std::size_t bytes) { munmap(block, bytes); }
+#endif
 
 // Unused blocks between guarded pages, kept for reuse because mapping new blocks is slow.
 struct Mapped {
@@ -54,22 +83,18 @@ void* map_between_guards(std::size_t bytes) {
       return block;
     }
   }
-  void* const block = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (block == MAP_FAILED) throw std::bad_alloc();
-  const std::size_t inside = bytes - 2 * page();
-  if (inside != 0 && mprotect(static_cast<unsigned char*>(block) + page(), inside, PROT_READ | PROT_WRITE) != 0) {
-    throw std::bad_alloc();
-  }
+  void* const block = map(bytes, page(), bytes - page());
+  if (block == nullptr) throw std::bad_alloc();
   return block;
 }
 
-void unmap(void* block, std::size_t bytes) {
+void give_back(void* block, std::size_t bytes) {
   constexpr std::size_t worth_keeping = 1 << 18;
   const std::scoped_lock lock(waiting().mutex);
   if (bytes <= worth_keeping && waiting().blocks.size() < 100) {
     waiting().blocks.emplace(bytes, block);
   } else {
-    munmap(block, bytes);
+    unmap(block, bytes);
   }
 }
 
@@ -124,7 +149,7 @@ Memory::Memory(Memory&& other) noexcept
 Memory::~Memory() {
   if (block_ == nullptr) return;
   if (mapped_) {
-    unmap(block_, block_bytes_);
+    give_back(block_, block_bytes_);
   } else {
     ::operator delete(block_, std::align_val_t{line});
   }

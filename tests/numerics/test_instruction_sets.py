@@ -17,6 +17,7 @@ from onepass import _core
 
 HERE = Path(__file__).parent
 IN_USE = _core.instruction_set
+CPUINFO = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
 STORAGE_TESTS = [
     "test_storage.py::test_every_storage_matches_the_reference_bit_for_bit",
     "test_storage.py::test_narrow_storage_matches_the_reference_at_every_length",
@@ -42,6 +43,14 @@ def test_the_kernel_tests_pass_under_every_instruction_set(isa: str) -> None:
     result = python("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, isa=isa)
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"\d+ passed", result.stdout)
+
+
+@pytest.mark.skipif(not CPUINFO or "avx2" not in _core.built_instruction_sets, reason="needs Linux on x86-64")
+def test_the_instruction_sets_are_those_of_the_processor() -> None:
+    (flags,) = {frozenset(line.split()) for line in re.findall(r"^flags\s*:(.*)$", CPUINFO, re.MULTILINE)}
+    needed = {"avx2": {"avx2"}, "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}}
+    expected = ["baseline", *(name for name, flag in needed.items() if flag <= flags)]
+    assert list(_core.usable_instruction_sets) == expected
 
 
 @pytest.mark.parametrize("isa", _core.usable_instruction_sets)

@@ -171,10 +171,15 @@ def test_the_environment_sets_the_number_of_threads() -> None:
         assert 1 <= int(default.split()[0]) <= len(os.sched_getaffinity(0))
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
+ON_ONE_PROCESSOR = {
+    "linux": "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n",
+    "win32": "from ctypes import c_void_p, windll; assert windll.kernel32.SetProcessAffinityMask(c_void_p(-1), 1)\n",
+}
+
+
+@pytest.mark.skipif(sys.platform not in ON_ONE_PROCESSOR, reason="no affinity here")
 def test_a_process_pinned_to_one_processor_uses_one_thread() -> None:
-    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    code += "import onepass; print(onepass.get_num_threads())"
+    code = ON_ONE_PROCESSOR[sys.platform] + "import onepass; print(onepass.get_num_threads())"
     clean = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     printed = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
     assert printed.stdout == "1\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -15,7 +16,9 @@ import numpy as np
 import pytest
 
 from checkpoint_files import POSIX, assert_equal, small_state, state_of, temporaries
-from onepass import _checkpoint
+from onepass import _archive, _checkpoint
+
+WINDOWS = pytest.mark.skipif(os.name != "nt", reason="needs Windows")
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt(), MemoryError()])
@@ -57,6 +60,52 @@ def test_a_failed_fsync_or_rename_leaves_the_old_file(saved: Path, monkeypatch: 
     with pytest.raises(OSError, match="Input/output error"):
         _checkpoint.write(saved, state_of(np.zeros(3)))
     assert saved.read_bytes() == before and temporaries(saved.parent) == []
+
+
+@pytest.mark.parametrize("refusals", [2, 3])
+def test_a_rename_that_the_system_refuses_for_a_moment_is_repeated(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, refusals: int
+) -> None:
+    before, replace, calls = saved.read_bytes(), Path.replace, iter(range(10))
+
+    def refused_at_first(self: Path, target: Path) -> Path:
+        if next(calls) < refusals:
+            raise PermissionError(errno.EACCES, "Access is denied")
+        return replace(self, target)
+
+    monkeypatch.setattr(_archive, "_PAUSES", [0.0, 0.0])
+    monkeypatch.setattr(Path, "replace", refused_at_first)
+    new = state_of(np.zeros(3))
+    if refusals == 2:
+        _checkpoint.write(saved, new)
+        assert_equal(_checkpoint.read(saved, new), new)
+    else:
+        with pytest.raises(PermissionError):
+            _checkpoint.write(saved, new)
+        assert saved.read_bytes() == before
+    assert next(calls) == 3 and temporaries(saved.parent) == []
+
+
+@WINDOWS
+@pytest.mark.parametrize("reason", ["open", "read-only"])
+def test_a_file_that_windows_does_not_replace_stays_whole(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    before = saved.read_bytes()
+    monkeypatch.setattr(_archive, "_PAUSES", [0.0])
+    if reason == "read-only":
+        (saved.parent / "new").touch()
+        (saved.parent / "read-only").touch(stat.S_IREAD)
+        with contextlib.suppress(PermissionError):
+            (saved.parent / "new").replace(saved.parent / "read-only")
+            pytest.skip("this Windows (wine, as root) replaces read-only files")
+        saved.chmod(stat.S_IREAD)
+    with saved.open("rb") if reason == "open" else contextlib.nullcontext(), pytest.raises(PermissionError):
+        _checkpoint.write(saved, small_state())
+    assert saved.read_bytes() == before and temporaries(saved.parent) == []
+    saved.chmod(stat.S_IREAD | stat.S_IWRITE)
+    _checkpoint.write(saved, small_state())
+    assert_equal(_checkpoint.read(saved, small_state()), small_state())
 
 
 def test_the_file_is_flushed_before_it_is_renamed_and_the_folder_after(

@@ -189,7 +189,7 @@ def test_the_error_explains_that_only_one_side_has_parameter_names(tmp_path: Pat
 
 def test_loading_a_sharded_checkpoint_folder_as_a_file_is_refused(tmp_path: Path) -> None:
     optimizer = onepass.Adam(np.zeros(2, np.float32))
-    with pytest.raises(OSError, match=re.escape(str(tmp_path))) as caught:
+    with pytest.raises(OSError, match=re.escape(repr(str(tmp_path))[1:-1])) as caught:
         optimizer.load(tmp_path)
     assert "ShardedOptimizer" not in str(caught.value)
     (tmp_path / "manifest.json").touch()

@@ -166,7 +166,6 @@ def test_state_larger_than_the_memory_limit_trains_on_disk_and_survives_a_crash(
     assert train("free", "free").splitlines()[1] == again.splitlines()[1]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on open files")
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSPC])
 def test_a_file_system_without_fallocate_is_accepted_and_a_full_one_refused(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -183,6 +182,7 @@ def test_a_file_system_without_fallocate_is_accepted_and_a_full_one_refused(
             assert is_mapped(onepass.Adam(np.zeros(3, np.float32)).state[0]["exp_avg"])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on open files")
 def test_many_arrays_share_a_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Use a relative path of the folder, too, and change the current folder after construction."""
     import resource

@@ -43,6 +43,7 @@ def interrupted(moment: int, call: Callable[[], Any]) -> bool:
             left -= 1
             if left == 0:
                 came = True
+                del argument  # else the traceback keeps a returned file open, and Windows deletes no open files
                 raise Interrupted
 
     sys.setprofile(profile)

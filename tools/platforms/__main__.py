@@ -10,9 +10,10 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from . import macos, windows
 from .record import Result, save
 
-TARGETS: dict[str, Callable[[], list[Result]]] = {}
+TARGETS: dict[str, Callable[[], list[Result]]] = {"macos": macos.run, "windows": windows.run}
 
 
 def main() -> int:
