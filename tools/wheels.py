@@ -34,8 +34,8 @@ ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
 WORK = ROOT / "build" / "wheels"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-LARGEST = 600_000  # bytes
-LARGEST_WITH_CXX = 900_000  # where the system has no C++ library, and the wheel brings it
+LARGEST = 1_000_000  # bytes; 895 kB with GCC 10 and 12, four fifths of it for three instruction sets and the bindings
+LARGEST_WITH_CXX = 1_300_000  # where the system has no C++ library, and the wheel brings it
 
 ABOUT = (
     "import json, platform, sys, sysconfig, venv, ensurepip; print(json.dumps([sys.implementation.name, "
