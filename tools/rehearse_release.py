@@ -1,4 +1,4 @@
-"""Rehearse a release without GitHub and PyPI: python -m tools.rehearse_release [pytest's arguments].
+"""Rehearse a release without GitHub and PyPI: python -m tools.rehearse_release [--python 3.12] [pytest's arguments].
 
 Tags a release in a temporary clone of the last commit and does what .github/workflows/release.yml does with a tag: its
 checks, the sdist, and wheels for the Pythons of this machine, repaired and tested. Then installs from a local package
@@ -76,7 +76,8 @@ def main() -> int:
         print(f"ready: {'yes' if not obstacles else f'not yet, {len(obstacles)} tasks left (python -m tools.release)'}")
 
         built = [sys.executable, "-m", "tools.wheels", "--numpy", "newest", *sys.argv[1:]]
-        subprocess.run(built, cwd=clone, check=True)
+        if subprocess.run(built, cwd=clone).returncode:
+            return 1
         files = sorted(dist.iterdir())
         names = {identifier(file) for file in files if file.suffix == ".whl"}
         if extra := names - documented().keys():
@@ -89,6 +90,8 @@ def main() -> int:
         page.parent.mkdir(parents=True)
         page.write_text(index_page(files), encoding="utf-8")
         for name, python in pythons().items():
+            if not any(built_for.startswith(f"cp{name.replace('.', '')}-") for built_for in names):
+                continue
             inside = environment(python, Path(folder, f"venv-{name}"), *PROJECT["dependencies"])
             pip: list[str | Path] = [inside, "-m", "pip", "install", "-q", "--only-binary", ":all:"]
             output(*pip, "--index-url", page.parents[1].as_uri(), f"onepass=={VERSION}", cwd=folder)
