@@ -16,7 +16,8 @@
 #     make toolchains         check that every installed compiler, optimising or not, and the oldest CMake give equal bits
 #     make mutants            break the sources in one place at a time; check that a test fails; SAMPLE=100, ONLY=adam
 #     make fuzz-api           compare random sequences of calls with the reference; EXAMPLES=1000 is their number
-#     make soak               step a billion elements with every rule on every instruction set (hours); fewer: ELEMENTS=1e7
+#     make soak               step a billion elements with every rule and storage on every instruction set (hours); fewer: ELEMENTS=1e7
+#     make rehearse-release   tag a release in a temporary clone, build its files, install them from a local package index
 #     make coverage           measure the lines and branches of python/onepass that the tests reach
 #     make coverage-cpp       measure the lines and branches of the core that its own tests reach
 #     make comparison         compare five optimizers as in the Adam paper; write the tables and figure into docs/
@@ -44,7 +45,7 @@ python := $(venv)/bin/python
 installed = $(venv)/.installed-$(1)
 
 .PHONY: help demo comparison choosing low-precision fine-tuning test test-integrations test-spacy test-mpi bench bench-mpi bench-guard docs lint format mutants toolchains platforms wheel clean install
-.PHONY: fuzz fuzz-checkpoint fuzz-api soak coverage
+.PHONY: fuzz fuzz-checkpoint fuzz-api soak coverage rehearse-release
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -151,7 +152,7 @@ fuzz-api: install $(call installed,test)
 	  tests/robustness/test_interrupts.py tests/robustness/test_out_of_memory.py $(ARGS)
 
 ELEMENTS ?= 1e9
-soak: install $(call installed,test)
+soak: install $(call installed,test) $(call installed,examples)
 	ONEPASS_ALL_PATTERNS=1 $(python) -m pytest tests/numerics/test_reference_storage.py -k "split_loses or nearest_bfloat16"
 	PYTHONPATH=tests $(python) -m tools.soak --elements $(ELEMENTS) $(ARGS)
 
@@ -166,6 +167,9 @@ platforms: install $(call installed,platforms)
 
 wheel: $(call installed,wheel)
 	$(python) -m tools.wheels $(ARGS)
+
+rehearse-release: $(call installed,wheel)
+	$(python) -m tools.rehearse_release $(ARGS)
 
 clean:
 	rm -rf $(venv) .venv-spacy .venv-asan build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -96,7 +96,7 @@ TOGETHER: dict[frozenset[str], tuple[str, list[dict[str, Any]]]] = {
 def accepts(kind: str, options: dict[str, Any]) -> bool:
     """Return False if an optimizer refuses these options together with its defaults."""
     try:
-        CLASSES[kind]._spec.validate({**onepass._reference.defaults(kind), **options})
+        CLASSES[kind]._spec.check({**onepass._reference.defaults(kind), **options})
     except ValueError:
         return False
     return True

@@ -90,12 +90,12 @@ def state_dir(folder: str | os.PathLike[str]) -> Iterator[None]:
     Only the thread that enters the block is affected. Parameters stay where they are; they may be memory maps, too.
     Results have the same bits.
 
-    The files are scratch space without names (on Windows ``onepass-*``). They disappear with the optimizer or the process, even after a crash. To
-    continue after a crash, load the last file of ``save``, which is written atomically and flushed to disk. Neither
-    ``save`` nor ``load`` needs memory for the state: ``load`` uses a second set of files while it checks the state, and
-    converts state in other storage one parameter at a time. ``state_dict``, ``pickle`` and ``copy.deepcopy`` copy the
-    state into memory. A forked child shares the files: it can read the state, but must create its own optimizer to
-    step.
+    The files are scratch space without names (on Windows ``onepass-*``). They disappear with the optimizer or the
+    process, even after a crash. To continue after a crash, load the last file of ``save``, which is written atomically
+    and flushed to disk. Neither ``save`` nor ``load`` needs memory for the state: ``load`` uses a second set of files
+    while it checks the state, and converts state in other storage one parameter at a time. ``state_dict``, ``pickle``
+    and ``copy.deepcopy`` copy the state into memory. A forked child shares the files: it can read the state, but must
+    create its own optimizer to step.
 
     Args:
         folder: an existing folder on a disk with enough free space. ``/tmp`` is often kept in memory: choose another.

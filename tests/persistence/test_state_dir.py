@@ -132,7 +132,7 @@ except MemoryError:
     print("no memory")
     sys.exit()
 peak = memory("RssAnon"), memory("RssFile")
-print(opt.step_count, "steps; MB resident, anonymous and of files:", *peak)
+print(opt.step_count, "steps; MB resident, anonymous and of files:", *peak, flush=True)  # before the kill
 opt.save(path)
 np.save(os.path.join(folder, "w.npy"), w)
 if kill == "kill":

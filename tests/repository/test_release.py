@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tools import release
+from tools import rehearse_release, release
 
 import onepass
 
@@ -121,8 +121,9 @@ def test_all_pages_agree_whether_onepass_is_released() -> None:
 
 @pytest.mark.skipif(shutil.which("git") is None or os.name == "nt", reason="needs git and a POSIX shell")
 def test_a_release_with_a_wrong_tag_version_changelog_or_branch_is_refused(tmp_path: Path) -> None:
-    workflow = (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
-    (script,) = re.findall(r"- run: \|\n((?: {10}.*\n)+)", workflow)
+    script = rehearse_release.checks_of_the_tag(
+        (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
+    )
 
     def git(*arguments: str) -> None:
         options = ["-c", "user.name=x", "-c", "user.email=x", "-c", "commit.gpgsign=false"]
@@ -145,6 +146,21 @@ def test_a_release_with_a_wrong_tag_version_changelog_or_branch_is_refused(tmp_p
     git("update-ref", "refs/remotes/origin/main", "HEAD")
     (tmp_path / "CHANGELOG.md").write_text("## [1.2.2] - 2026-01-01\n")
     assert not accepted("v1.2.3")
+
+
+def test_a_rehearsal_gives_the_version_a_section_of_the_changelog() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = rehearse_release.changelog_of_release(text, "9.8.7", "2026-02-03")
+    assert "\n## [Unreleased]\n\n## [9.8.7] - 2026-02-03\n" in released
+    assert released.replace("\n\n## [9.8.7] - 2026-02-03\n", "\n", 1) == text
+    assert rehearse_release.changelog_of_release(released, "9.8.7", "2026-02-04") == released
+
+
+def test_a_package_index_lists_each_file_with_its_checksum(tmp_path: Path) -> None:
+    file = tmp_path / "onepass-9.8.7.tar.gz"
+    file.write_bytes(b"abc")
+    checksum = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of "abc", from FIPS 180-2
+    assert f'<a href="{file.as_uri()}#sha256={checksum}">{file.name}</a>' in rehearse_release.index_page([file])
 
 
 def test_text_files_have_unix_line_ends_on_every_platform() -> None:

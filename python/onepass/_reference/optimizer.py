@@ -117,7 +117,9 @@ class Reference:
     def _scale(self, grads: Sequence[Array], grad_scale: float) -> float | None:
         """grad_scale times the clip factor; None when the step must be skipped."""
         root = 0.0 if self.clip_norm is None else global_norm(grads)
-        usable = math.isfinite(root) and all(is_usable(grad, grad_scale, self.rule.squares) for grad in grads)
+        usable = self.nonfinite == "propagate" or (
+            math.isfinite(root) and all(is_usable(grad, grad_scale, self.rule.squares) for grad in grads)
+        )
         if self.nonfinite == "raise" and not usable:
             raise FloatingPointError("a gradient is not finite")
         self.grad_norm = None
@@ -127,17 +129,24 @@ class Reference:
             grad_scale = grad_scale * (1.0 if small else self.clip_norm / norm)
         return None if self.nonfinite == "skip" and not usable else grad_scale
 
-    def _update(self, index: int, rows: Any, grad: Array, scale: float) -> None:
-        state, ema = self.state[index], self.ema[index]
+    def _advanced(self, index: int, dtype: Any) -> tuple[Numbers, Numbers]:
+        """Count a step of a parameter; return its options and folded numbers at this step."""
+        state = self.state[index]
         state["step"] += 1
         o = Numbers(**self.group_of[index])
         o.lr = at(o.lr, self.step_count)
         vars(o).update({name: state[name] for name in self.rule.scalars})
         state |= self.rule.advance(state["step"], o)
         vars(o).update({name: state[name] for name in self.rule.scalars})
-        k = self.rule.fold(grad.dtype, state["step"], o)
+        return o, self.rule.fold(dtype, state["step"], o)
 
-        flush = self.flush and not keeps_subnormals(self.rule, self.group_of[index])
+    def _flushes(self, index: int) -> bool:
+        """Return True if subnormal numbers of a parameter count as zero."""
+        return self.flush and not keeps_subnormals(self.rule, self.group_of[index])
+
+    def _update(self, index: int, rows: Any, grad: Array, scale: float) -> None:
+        o, k = self._advanced(index, grad.dtype)
+        flush, ema = self._flushes(index), self.ema[index]
         arrays = self._decoded(index)
         before: list[Any] = [None if array is None else Elements(array[rows], flush) for array in arrays]
         surrounding = Numbers(**{**vars(o), "weight_decay": 0.0}) if self.rule.decays else o

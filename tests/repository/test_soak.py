@@ -1,0 +1,46 @@
+"""The soak test's oracle has the bits of the specification, and a wrong bit is found."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+import pytest
+
+from cases import CLASSES
+from onepass._reference import RULES
+from support import bits, ordinary
+
+pytest.importorskip("ml_dtypes")
+soak = pytest.importorskip("tools.soak")
+compiled_reference = soak.compiled_reference
+
+
+@pytest.fixture(scope="module", autouse=True)
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> None:
+    if os.name == "nt" or shutil.which(os.environ.get("CXX", "c++")) is None:
+        pytest.skip("needs a C++ compiler")
+    compiled_reference.LIBRARY = tmp_path_factory.mktemp("oracle") / "compiled_reference.so"
+    compiled_reference.build()
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_the_compiled_reference_has_every_rule_in_every_storage(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soak, "SIZE", soak.SMALL)  # the numbers that chunks are taken from are four times as many
+    for storage in soak.STORAGE:
+        elements, found = soak.soak_chunk(kind, storage, 0)
+        assert elements > 0 and found == {}
+
+
+@pytest.mark.parametrize("storage", soak.STORAGE)
+def test_a_wrong_element_is_found(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(CLASSES["Adam"]):  # type: ignore[misc]
+        def step(self, grads: Any, grad_scale: float = 1.0) -> None:
+            super().step(grads, grad_scale)
+            bits(self.params[0])[7] ^= 1 << self.step_count
+
+    monkeypatch.setitem(CLASSES, "Adam", Wrong)
+    monkeypatch.setattr(soak, "SIZE", soak.SMALL)
+    monkeypatch.setattr(soak, "NUMBERS", {"ordinary": ordinary})
+    assert soak.soak_chunk("Adam", storage, 1)[1]["param"] == 1
