@@ -229,7 +229,7 @@ def test_the_running_average_is_one_of_the_weights_in_training() -> None:
 
 
 def test_a_share_of_zero_for_the_average_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"ScheduleFreeAdamW needs betas\[0\] above 0, got 0.0"):
+    with pytest.raises(ValueError, match=r"betas: expected betas\[0\] above 0, got 0.0"):
         onepass.ScheduleFreeAdamW(ones(3), betas=(0, 0.9))
     optimizer = onepass.ScheduleFreeAdamW(ones(3))
     with refused(ValueError, "above 0", optimizer):

@@ -26,7 +26,7 @@ import onepass
 from cases import CLASSES
 from support import Array, assert_same_bits, busy, ordinary
 
-STEPS = int(os.environ.get("ONEPASS_STRESS_STEPS", "15"))
+STEPS = int(os.environ.get("ONEPASS_STRESS_STEPS", "8"))
 STEPPERS = 3  # threads
 SMALL = 1 << 12  # elements: state_dtype has an effect
 LARGE = 1 << 16  # a step releases the GIL
@@ -146,7 +146,8 @@ def test_an_optimizer_that_many_threads_use_takes_every_step_as_one_thread_would
 
     def read_norm() -> None:
         assert optimizer.clip_norm in (None, np.inf)
-        assert optimizer.grad_norm is None or optimizer.grad_norm**2 >= LARGE
+        norm = optimizer.grad_norm
+        assert norm is None or norm**2 >= LARGE
 
     def read() -> None:
         assert len(optimizer.params) >= 2 and optimizer.skipped == 0
