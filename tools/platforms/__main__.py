@@ -10,9 +10,13 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from . import free_threaded, musl
 from .record import Result, save
 
-TARGETS: dict[str, Callable[[], list[Result]]] = {}
+TARGETS: dict[str, Callable[[], list[Result]]] = {
+    "free-threaded": free_threaded.run,
+    "linux-musl": musl.run,
+}
 
 
 def main() -> int:
