@@ -246,7 +246,7 @@ onepass.set_num_threads(64)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 20_000_000,) * 2)  # two stacks at most
 optimizer.step(g)
-assert (w == -0.5).all()
+assert w.min() == w.max() == -0.5  # without an array of results: small stacks leave no memory
 print("done")
 """
     if not sys.platform.startswith("linux"):

@@ -90,4 +90,8 @@ def run() -> list[Result]:
     wheel = build(inside, sdist)
     wheels.output(inside, "-m", "pip", "install", "-q", "--no-index", "--no-deps", wheel)
     compiler = str(WORK / "musl-gcc")  # for tests that compile a library for this Python
-    return [cpython.suite_result("Linux with musl, x86-64", "the Python test suite", inside, sdist, wheel, CC=compiler)]
+    return [
+        cpython.suite_result(
+            "Linux with musl 1.2.5, x86-64", "the Python test suite", inside, sdist, wheel, CC=compiler
+        )
+    ]
