@@ -8,6 +8,8 @@ import mmap
 import os
 import platform
 import re
+import sys
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -219,3 +221,29 @@ def python_memory(call: Callable[[], object], times: int) -> tuple[int, int]:
     finally:
         tracemalloc.stop()
     return size - before, peak - before
+
+
+@contextmanager
+def busy(*functions: Callable[[], None]) -> Iterator[list[BaseException]]:
+    """Call these functions repeatedly, each in its own thread, switching as often as possible; collect their errors."""
+    stop, errors = threading.Event(), []
+
+    def loop(function: Callable[[], None]) -> None:
+        try:
+            while not stop.is_set():
+                function()
+        except BaseException as error:
+            errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=loop, args=(function,)) for function in functions]
+    try:
+        for thread in threads:
+            thread.start()
+        yield errors
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)

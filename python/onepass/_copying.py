@@ -37,9 +37,9 @@ def initialize(
     params = [array for named, _ in groups for array in named.values()]
     with parts_of_params([*zip(params, parts)]):
         optimizer._init(form, as_tuple, groups, options)
-    for saved, own in zip(state["param_groups"], _state_dict.snapshot(optimizer)["param_groups"]):
-        saved.update({name: own[name] for name in own if name == "param_names"})  # repr() of keys may differ
-    _state_dict.load(optimizer, state)  # a subclass's own load_state_dict may need attributes, which are set later
+    # The groups have their options: another thread may have set some before the state was read, and repr() of keys may
+    # differ. A subclass's own load_state_dict may need attributes, which are set later.
+    _state_dict.load(optimizer, state | {"param_groups": _state_dict.snapshot(optimizer)["param_groups"]})
 
 
 def rebuild(cls: Any, *description: Any) -> Any:

@@ -117,7 +117,8 @@ class Optimizer(_core.Optimizer):
     @property
     def clip_norm(self) -> float | None:
         """The maximum global norm of the gradients, or None."""
-        return None if self._clip_norm == _core.no_clip_norm else self._clip_norm
+        clip_norm = self._clip_norm  # read once: another thread may set it
+        return None if clip_norm == _core.no_clip_norm else clip_norm
 
     @clip_norm.setter
     def clip_norm(self, value: SupportsFloat | None) -> None:

@@ -245,8 +245,7 @@ bool Optimizer::commit(const StepInputs& inputs, const GradientStats& measured) 
   } else {
     ++skipped_;
   }
-  grad_norm_.store(measured.norm, std::memory_order_relaxed);
-  measured_.store(inputs.wants_norm(), std::memory_order_relaxed);
+  grad_norm_.store(inputs.wants_norm() ? measured.norm : not_measured, std::memory_order_relaxed);
   return scale.has_value();
 }
 

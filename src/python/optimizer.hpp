@@ -87,7 +87,10 @@ class Optimizer {
   py::dict parameter_scalars(std::size_t i);
   std::int64_t skipped() const { return skipped_; }
   // Norm of the last step's gradients, if clip_norm was set.
-  std::optional<double> grad_norm() const { return measured_ ? std::optional<double>(grad_norm_) : std::nullopt; }
+  std::optional<double> grad_norm() const {
+    const double norm = grad_norm_;
+    return norm == not_measured ? std::nullopt : std::optional(norm);
+  }
 
   double clip_norm() const { return clip_norm_; }
   void set_clip_norm(double clip_norm) { clip_norm_ = clip_norm; }
@@ -154,8 +157,7 @@ class Optimizer {
   std::atomic<double> clip_norm_{no_clip_norm};
   std::atomic<Nonfinite> nonfinite_{Nonfinite::propagate};
   std::atomic<std::int64_t> skipped_{0};
-  std::atomic<double> grad_norm_{0};
-  std::atomic<bool> measured_{false};
+  std::atomic<double> grad_norm_{not_measured};
   // Gradients of the current step. The memory is reused.
   std::vector<py::object> gradients_;
   std::vector<Gradient> pointers_;

@@ -18,6 +18,7 @@ namespace py = pybind11;
 enum class Nonfinite : unsigned char { propagate, skip, raise };
 
 constexpr double no_clip_norm = -1;
+constexpr double not_measured = -1;  // in place of a norm
 
 // Inputs of a step other than gradients.
 struct StepInputs {

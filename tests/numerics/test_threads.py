@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import os
@@ -212,11 +213,15 @@ def test_one_thread_is_the_default_if_blas_threads_spin() -> None:
 
 
 def test_an_openblas_variable_set_after_importing_numpy_has_no_effect() -> None:
+    found = configured()
+    blas = found["spinning_blas"]
+    if blas is not None and not hasattr(ctypes.CDLL(blas), "openblas_thread_timeout"):
+        pytest.skip("this OpenBLAS does not report its timeout")
     code = "import os, numpy; os.environ['OPENBLAS_THREAD_TIMEOUT'] = '16'\n"
     code += "import onepass; print(onepass.get_num_threads())"
     clean = {name: value for name, value in os.environ.items() if not name.endswith(("_NUM_THREADS", "_TIMEOUT"))}
     ran = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
-    assert int(ran.stdout) == configured()["threads"]
+    assert int(ran.stdout) == found["threads"]
 
 
 def test_none_resets_the_number_of_threads() -> None:
@@ -248,7 +253,7 @@ onepass.set_num_threads(64)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 20_000_000,) * 2)  # two stacks at most
 optimizer.step(g)
-assert (w == -0.5).all()
+assert w.min() == w.max() == -0.5  # without an array of results: small stacks leave no memory
 print("done")
 """
     if not sys.platform.startswith("linux"):

@@ -239,7 +239,7 @@ def test_a_subinterpreter_computes_correctly_or_is_refused(tmp_path: Path) -> No
     result = python(INNER, tmp_path)
     assert result.returncode == 0, result.stderr
     said = result.stdout.strip()
-    assert said == "right" or "does not support loading in subinterpreters" in said or "ImportError" in said, said
+    assert said == "right" or "subinterpreters" in said, said
 
 
 # ---- The processor's mode ----

@@ -7,41 +7,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 import onepass
-from support import Array, assert_same_bits, ones
-
-
-@contextmanager
-def busy(*functions: Callable[[], None]) -> Iterator[list[BaseException]]:
-    """Call these functions repeatedly in other threads, which switch as often as possible; yield the list of errors."""
-    stop, errors = threading.Event(), []
-
-    def loop(function: Callable[[], None]) -> None:
-        try:
-            while not stop.is_set():
-                function()
-        except BaseException as error:
-            errors.append(error)
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    threads = [threading.Thread(target=loop, args=(function,)) for function in functions]
-    try:
-        for thread in threads:
-            thread.start()
-        yield errors
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-        sys.setswitchinterval(interval)
+from support import Array, assert_same_bits, busy, ones
 
 
 def test_replacing_lr_by_a_schedule_in_another_thread_is_atomic() -> None:

@@ -10,10 +10,15 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from . import macos, windows
+from . import free_threaded, macos, musl, windows
 from .record import Result, save
 
-TARGETS: dict[str, Callable[[], list[Result]]] = {"macos": macos.run, "windows": windows.run}
+TARGETS: dict[str, Callable[[], list[Result]]] = {
+    "free-threaded": free_threaded.run,
+    "linux-musl": musl.run,
+    "macos": macos.run,
+    "windows": windows.run,
+}
 
 
 def main() -> int:

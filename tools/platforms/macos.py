@@ -16,7 +16,7 @@ from macholib.mach_o import CPU_TYPE_NAMES, LC_BUILD_VERSION, LC_VERSION_MIN_MAC
 from macholib.MachO import MachO
 from macholib.SymbolTable import SymbolTable
 
-from ..wheels import LARGEST_FOR_MACOS, documented, output
+from ..wheels import LARGEST, documented, output
 from . import zig
 from .cross import PYTHON_TAG, build_core, build_wheel, definitions
 from .record import Result
@@ -51,7 +51,7 @@ def build(architecture: str) -> Result:
     output(sys.executable, *pip, f"macosx_14_0_{architecture}", "--target", numpy, "numpy")
     variables["Python_NumPy_INCLUDE_DIR"] = numpy / "numpy" / "_core" / "include"
     suffix = f".cpython-{PYTHON_TAG[2:]}-darwin.so"
-    wheel = build_wheel(target, f"macosx-{oldest}-{architecture}", suffix, variables, LARGEST_FOR_MACOS)
+    wheel = build_wheel(target, f"macosx-{oldest}-{architecture}", suffix, variables, LARGEST)
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(suffix))
         module = Path(archive.extract(name, zig.WORK / f"wheel-{target}"))
