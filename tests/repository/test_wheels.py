@@ -60,6 +60,13 @@ def test_unexpected_and_missing_files_in_a_wheel_are_reported(mistake: str, tmp_
     assert words in problem
 
 
+def test_the_limit_on_bytes_can_be_set(tmp_path: Path) -> None:
+    wheel = made(tmp_path, "cp312-musllinux_x86_64")
+    size = wheel.stat().st_size
+    assert wheels.problems_of(wheel, size) == []
+    assert wheels.problems_of(wheel, size - 1) == [f"has {size} bytes, more than {size - 1}"]
+
+
 def test_a_wheel_for_windows_may_contain_only_microsofts_cxx_library(tmp_path: Path) -> None:
     library = "onepass.libs/msvcp140-0123456789abcdef.dll"
     assert wheels.problems_of(made(tmp_path, "cp312-win_amd64", extra=library)) == []

@@ -10,9 +10,10 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from . import arm, cores
 from .record import Result, save
 
-TARGETS: dict[str, Callable[[], list[Result]]] = {}
+TARGETS: dict[str, Callable[[], list[Result]]] = {"linux-aarch64": arm.run, "other-cores": cores.run}
 
 
 def main() -> int:
