@@ -11,7 +11,7 @@
 #   Before a release:
 #     make wheel              build, check and test a wheel for each installed Python, with the oldest and newest NumPy
 #     make sanitize           run the core's own tests and the Python tests under AddressSanitizer and other sanitizers
-#     make cross              run the core's own tests on 64-bit Arm and s390x (big-endian), emulated, and 32-bit x86
+#     make cross              run the core's own tests on other processors, emulated, 32-bit x86 and WebAssembly
 #     make platforms          build for other platforms, run as much as possible (hours); write the table; ARGS="TARGET ..."
 #     make toolchains         check that every installed compiler, optimising or not, and the oldest CMake give equal bits
 #     make mutants            break the sources in one place at a time; check that a test fails; SAMPLE=100, ONLY=adam

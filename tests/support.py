@@ -117,6 +117,12 @@ def small(rng: np.random.Generator, size: Any, dtype: Any) -> Array:
     return np.asarray(np.ldexp(rng.uniform(1, 2, size) * rng.choice([-1.0, 1.0], size), exponents), dtype)
 
 
+def skip_unspecified_flushing(flush: bool, values: str) -> None:
+    """Skip the test on Arm if it flushes small numbers: Arm detects subnormal results before it rounds them."""
+    if flush and values == "small" and platform.machine() in ("aarch64", "arm64", "ARM64"):
+        pytest.skip("the specification detects subnormal results after rounding, as x86 does")
+
+
 def offset(array: Array, elements: int) -> Array:
     """Return a copy that starts this many elements after the start of a cache line."""
     item = array.dtype.itemsize

@@ -192,7 +192,7 @@ def identifier(wheel: Path) -> str:
 
 
 def problems_of(wheel: Path) -> list[str]:
-    """Return the problems of a wheel: unexpected and missing files, size, symbols."""
+    """Return the problems of a wheel: unexpected and missing files, more bytes than allowed, symbols."""
     python = {name.removeprefix("python/") for name in output("git", "-C", ROOT, "ls-files", "python").splitlines()}
     info = f"onepass-{PROJECT['version']}.dist-info"
     expected = python | {f"{info}/{name}" for name in ("METADATA", "WHEEL", "entry_points.txt", "licenses/LICENSE")}

@@ -85,7 +85,7 @@ void work(void* data) noexcept {
   region.finished.fetch_add(1, std::memory_order_release);
 }
 
-std::atomic<bool> region_runs{false};  // in any thread of this process
+std::atomic_flag region_runs = ATOMIC_FLAG_INIT;  // in any thread of this process
 
 }  // namespace
 
@@ -116,12 +116,12 @@ bool run_region(const OpenMP& runtime, WorkQueue& queue, std::size_t workers) no
   if (runtime.in_parallel() != 0) return false;
   const int team = runtime.max_threads();
   if (team < 2) return false;
-  if (region_runs.exchange(true)) return false;
+  if (region_runs.test_and_set()) return false;
   Region region{queue, runtime, workers};
   region.begun.store(true, std::memory_order_release);
   runtime.parallel(&work, &region, static_cast<unsigned>(team), 0);
   static_cast<void>(region.finished.load(std::memory_order_acquire));
-  region_runs.store(false);
+  region_runs.clear();
   return true;
 }
 

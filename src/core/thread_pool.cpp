@@ -31,7 +31,7 @@ ThreadPool* ThreadPool::of_this_process() noexcept {
 }
 
 bool ThreadPool::run(WorkQueue& queue, std::size_t helpers) noexcept {
-  if (in_use_.exchange(true, std::memory_order_acquire)) return false;
+  if (in_use_.test_and_set(std::memory_order_acquire)) return false;
   helpers = grow(helpers);
   {
     const std::scoped_lock lock(mutex_);
@@ -50,7 +50,7 @@ bool ThreadPool::run(WorkQueue& queue, std::size_t helpers) noexcept {
     wanted_ = 0;
     done_.wait(lock, [this] { return working_ == 0; });
   }
-  in_use_.store(false, std::memory_order_release);
+  in_use_.clear(std::memory_order_release);
   return true;
 }
 

@@ -33,8 +33,9 @@ class ThreadPool {
   std::size_t grow(std::size_t wanted) noexcept;
   void wait_for_work(std::size_t worker) noexcept;
 
-  const unsigned fork_;              // fork_count() of the process that owns the pool
-  std::atomic<bool> in_use_{false};  // by a caller of run()
+  const unsigned fork_;  // fork_count() of the process that owns the pool
+  // By a caller of run(). GCC before 13 needs a library for exchange() of std::atomic<bool> on RISC-V.
+  std::atomic_flag in_use_ = ATOMIC_FLAG_INIT;
   std::vector<std::thread> threads_;
   std::mutex mutex_;  // guards the members below
   std::condition_variable wake_;

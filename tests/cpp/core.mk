@@ -41,16 +41,31 @@ valgrind: $(call installed,build)
 	$(call core_build,valgrind,-DONEPASS_TOOL=valgrind "-DCMAKE_TEST_LAUNCHER=$(memcheck)")
 	ONEPASS_TEST_FLUSH=0 $(venv)/bin/ctest --test-dir build/core-valgrind --output-on-failure --no-tests=error $(ARGS)
 
-# 64-bit Arm and a big-endian machine, emulated, and 32-bit x86, which runs here but for its libraries. FLAGS: further
-# flags of the compiler.
-cross_processors := aarch64 s390x i686
-emulator = qemu-$(1);-L;/usr/$(1)-linux-gnu
+# Other processors, emulated, but 32-bit x86 runs here: it needs only its libraries. FLAGS: further flags of the compiler.
+cross_processors := aarch64 s390x riscv64 powerpc64le arm i686
+triple = $(or $(triple_$(1)),$(1)-linux-gnu)
+triple_arm := arm-linux-gnueabihf
+qemu = qemu-$(or $(qemu_$(1)),$(1))
+qemu_powerpc64le := ppc64le
+emulator = $(qemu);-L;/usr/$(triple)
 emulator_i686 := /usr/i686-linux-gnu/lib/ld-linux.so.2;--library-path;/usr/i686-linux-gnu/lib
-cross: $(addprefix cross-,$(cross_processors))
+cross: $(addprefix cross-,$(cross_processors) wasm32)
 cross-%: $(call installed,build)
-	$(call need,$*-linux-gnu-g++,g++-$*-linux-gnu)
-	$(if $(emulator_$*),,$(call need,qemu-$*,qemu-user))
-	$(call core_test,cross-$*,-DONEPASS_FLAGS="$(FLAGS)" -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$* -DCMAKE_CXX_COMPILER=$*-linux-gnu-g++ "-DCMAKE_CROSSCOMPILING_EMULATOR=$(or $(emulator_$*),$(call emulator,$*))",-LE fork $(ARGS))
+	$(call need,$(call triple,$*)-g++,g++-$(call triple,$*))
+	$(if $(emulator_$*),,$(call need,$(call qemu,$*),qemu-user))
+	$(call core_test,cross-$*,-DONEPASS_FLAGS="$(FLAGS)" -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$* -DCMAKE_CXX_COMPILER=$(call triple,$*)-g++ "-DCMAKE_CROSSCOMPILING_EMULATOR=$(or $(emulator_$*),$(call emulator,$*))",-LE fork $(ARGS))
+
+# WebAssembly under Node.js, without threads, as Python in a browser (Pyodide) has it.
+emscripten := /usr/share/emscripten/cmake/Modules/Platform/Emscripten.cmake
+cross-wasm32: $(call installed,build)
+	$(call need,em++,emscripten)
+	$(call core_test,cross-wasm32,-DONEPASS_FLAGS="-fexceptions $(FLAGS)" -DCMAKE_TOOLCHAIN_FILE=$(emscripten) "-DCMAKE_CROSSCOMPILING_EMULATOR=node;--no-experimental-fetch" "-DCMAKE_EXE_LINKER_FLAGS=-sNODERAWFS=1 -sALLOW_MEMORY_GROWTH=1 -sASSERTIONS=0",-E "fork|threads" $(ARGS))
+
+# musl and a C++ library of LLVM, linked statically. ZIG: the compiler, which tools/platforms provides. A system without
+# a name has no shared libraries.
+cross-musl: $(call installed,build)
+	$(call need,qemu-aarch64,qemu-user)
+	$(call core_test,cross-musl,-DONEPASS_FLAGS="$(FLAGS)" -DCMAKE_SYSTEM_NAME=Generic -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(ZIG) -DCMAKE_CROSSCOMPILING_EMULATOR=qemu-aarch64,-LE fork $(ARGS))
 
 # SECONDS=1800 make fuzz is the long run. What is found is kept in build/fuzz-step; the corpus is read, not changed.
 SECONDS ?= 60

@@ -78,11 +78,11 @@ TEST(a_step_inside_a_parallel_region_runs_on_the_calling_thread) {
   stub::set_team(stub::Team::as_asked, 2);
   struct Inner {
     Counted counted{64};
-    std::atomic<bool> done{false};
+    std::atomic_flag done = ATOMIC_FLAG_INIT;
   } inner;
   const auto nested = [](const void* context, std::size_t, std::size_t) noexcept {
     auto& all = *static_cast<Inner*>(const_cast<void*>(context));
-    if (!all.done.exchange(true)) onepass::run_parts(team_of(2), &count, &all.counted, 64, worth_it);
+    if (!all.done.test_and_set()) onepass::run_parts(team_of(2), &count, &all.counted, 64, worth_it);
   };
   const int before = stub::regions();
   onepass::run_parts(team_of(2), nested, &inner, 8, worth_it);

@@ -18,7 +18,7 @@ import onepass
 from cases import CLASSES, NUMBERS, rules, shrinking, values_of
 from onepass._reference import Reference
 from onepass._reference.stages import global_norm
-from support import DTYPES, Array, assert_same_bits, ordinary, small
+from support import DTYPES, Array, assert_same_bits, ordinary, skip_unspecified_flushing, small
 
 RULES = rules()
 SIGNED = {"exp_avg", "exp_avg_slow", "grad_avg", "momentum_buffer"}  # the states that may be negative
@@ -79,6 +79,7 @@ def assert_agreed(optimizer: Any, reference: Reference, params: list[Array], con
 def test_steps_match_the_reference_bit_for_bit_with_every_option(
     kind: str, dtype: Any, flush: bool, values: str
 ) -> None:
+    skip_unspecified_flushing(flush, values)
     rng = np.random.default_rng(0)
     tiny = float(np.finfo(dtype).tiny)
     limit = {"ordinary": 0.7, "hostile": 1e3, "small": tiny * 4}[values]
@@ -105,6 +106,7 @@ def test_steps_match_the_reference_bit_for_bit_with_every_option(
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_radam_matches_the_reference_bit_for_bit_before_and_after_step_5(dtype: Any, flush: bool, values: str) -> None:
     """The second moment scales steps only after step 5; other tests take fewer steps or have smaller betas."""
+    skip_unspecified_flushing(flush, values)
     rng = np.random.default_rng(7)
     for options in ({}, {"betas": (0.0, 0.9), "eps": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True}):
         params = [NUMBERS[values](rng, 151, dtype)]

@@ -67,11 +67,6 @@ def test_a_windows_wheel_may_contain_only_microsofts_cxx_library(tmp_path: Path)
     assert wheels.problems_of(made(tmp_path, "cp312-macosx_arm64", extra=library)) != []
 
 
-def test_a_wheel_for_macos_may_be_larger_since_clang_compiles_it(tmp_path: Path) -> None:
-    assert wheels.problems_of(made(tmp_path, "cp312-macosx_x86_64", size=wheels.LARGEST + 1)) == []
-    assert wheels.problems_of(made(tmp_path, "cp312-macosx_x86_64", size=wheels.LARGEST_FOR_MACOS + 1)) != []
-
-
 def test_a_module_that_requires_a_newer_glibc_than_its_tag_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,13 +10,15 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from . import free_threaded, macos, musl, windows
+from . import arm, cores, free_threaded, macos, musl, windows
 from .record import Result, save
 
 TARGETS: dict[str, Callable[[], list[Result]]] = {
     "free-threaded": free_threaded.run,
+    "linux-aarch64": arm.run,
     "linux-musl": musl.run,
     "macos": macos.run,
+    "other-cores": cores.run,
     "windows": windows.run,
 }
 
