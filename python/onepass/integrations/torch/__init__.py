@@ -77,14 +77,14 @@ class Adam(OnePass, torch.optim.Adam):
     """
 
     _kind = _CoreAdam
-    _missing: ClassVar = {"decoupled_weight_decay": False}
+    _missing: ClassVar = {**OnePass._missing, "decoupled_weight_decay": False}
 
 
 class AdamW(OnePass, torch.optim.AdamW):
     """``torch.optim.AdamW`` with its arguments, stepped by `onepass.AdamW`."""
 
     _kind = _CoreAdam
-    _missing: ClassVar = {"decoupled_weight_decay": True}
+    _missing: ClassVar = {**OnePass._missing, "decoupled_weight_decay": True}
 
 
 class Adamax(OnePass, torch.optim.Adamax):
@@ -97,12 +97,14 @@ class NAdam(OnePass, torch.optim.NAdam):
     """``torch.optim.NAdam`` with its arguments, stepped by `onepass.NAdam`."""
 
     _kind = onepass.NAdam
+    _missing: ClassVar = {**OnePass._missing, "decoupled_weight_decay": False}
 
 
 class RAdam(OnePass, torch.optim.RAdam):
     """``torch.optim.RAdam`` with its arguments, stepped by `onepass.RAdam`."""
 
     _kind = onepass.RAdam
+    _missing: ClassVar = {**OnePass._missing, "decoupled_weight_decay": False}
 
 
 class RMSprop(OnePass, torch.optim.RMSprop):
