@@ -203,15 +203,16 @@ _HINTS = {
     **dict.fromkeys(
         ["fused", "foreach", "capturable", "differentiable"], "It selects among PyTorch's own implementations."
     ),
-    "args": "For scipy.optimize.minimize, use the methods in onepass.integrations.scipy.",
+    "args": "For scipy.optimize.minimize, use a method of onepass.integrations.scipy, such as method=adam.",
+    "decay": "For Keras' decay pass lr=onepass.schedules.inverse_time(lr, decay), for weight decay weight_decay.",
 }
 
 
-def suggestion(name: str, options: Iterable[str]) -> str:
-    """Return the end of an error about an unexpected option: the likely option and all valid options."""
+def suggestion(name: str, options: Iterable[str], nouns: str = "options") -> str:
+    """Return the end of an error about an unexpected name: the likely name and all valid names."""
     from difflib import get_close_matches  # slow to import
 
     valid = [*options]
     close = [_FOREIGN[name]] if _FOREIGN.get(name) in valid else get_close_matches(name, valid, 1, 0.7)
     hint = _HINTS.get(name, f"Did you mean {close[0]!r}?" if close else "")
-    return f". {hint}{' ' if hint else ''}Valid options: {', '.join(valid)}"
+    return f". {hint}{' ' if hint else ''}Valid {nouns}: {', '.join(valid)}"

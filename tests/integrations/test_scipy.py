@@ -185,6 +185,17 @@ def test_maxiter_of_none_means_one_thousand() -> None:
     assert (found.status, found.nit) == (1, 1000)
 
 
+@pytest.mark.parametrize("maxiter", [1e1, np.int64(10), np.inf])
+def test_maxiter_may_be_a_whole_float_or_infinity(maxiter: Any) -> None:
+    found = run_sgd(lr=0.1, maxiter=maxiter)
+    assert (found.status, found.nit) == ((1, 10) if maxiter == 10 else (0, found.nit))
+
+
+def test_another_name_of_a_method_gets_a_suggestion() -> None:
+    with pytest.raises(AttributeError, match=r"'adams'\. Did you mean 'adam'\?.* Valid methods: adadelta"):
+        getattr(ours, "adams")  # noqa: B009
+
+
 def test_disp_prints_why_the_minimization_ended(capsys: pytest.CaptureFixture[str]) -> None:
     optimize.minimize(bowl, TARGET, jac=slope, method=ours.adam, options={"disp": True})
     assert "within gtol" in capsys.readouterr().out
@@ -201,6 +212,11 @@ def test_disp_prints_why_the_minimization_ended(capsys: pytest.CaptureFixture[st
     ({"options": {"nonfinite": "skip"}}, ValueError, "option 'nonfinite' is not supported"),
     ({"fun": lambda x: np.array([x @ x, 1.0])}, ValueError, "objective function must return one number, got"),
     ({"options": {"lr": -1}}, ValueError, "lr must be at least 0"),
+    ({"options": {"maxiter": "a"}}, TypeError, "maxiter must be an integer, got 'a'"),
+    ({"options": {"maxiter": 10.5}}, TypeError, "maxiter must be an integer, got 10.5"),
+    ({"options": {"maxiter": -1}}, ValueError, "maxiter must be at least 0"),
+    ({"method": ours}, AttributeError, "expected a method of onepass.integrations.scipy, such as adam, got the module"),
+    ({"method": onepass.Adam}, TypeError, "use a method of onepass.integrations.scipy, such as method=adam"),
     ({"jac": lambda x: np.zeros(2)}, ValueError, "jac: expected 3 numbers, one for each element of x, got 2"),
 ])  # fmt: skip
 def test_wrong_input_is_refused(keywords: dict[str, Any], error: Any, message: str) -> None:

@@ -39,13 +39,13 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import onepass
 
-from .._checks import plural
+from .._checks import count, plural
 from .._options import OPTIMIZER_CHECKS, suggestion
 from .._storage import OPTIONS as STORAGE_OPTIONS
 from . import needed
@@ -102,6 +102,8 @@ def _minimize(
         if name in options:
             raise ValueError(f"option {name!r} is not supported by minimize: leave it out")
     maxiter = _DEFAULTS["maxiter"] if maxiter is None else maxiter
+    if maxiter != math.inf:
+        maxiter = count("maxiter", int(maxiter) if isinstance(maxiter, float) and maxiter.is_integer() else maxiter)
     gtol = next(limit for limit in (gtol, tol, _DEFAULTS["gtol"]) if limit is not None)
     known = {*kind._spec.checks, *OPTIMIZER_CHECKS}
     if unknown := [name for name in options if name not in known]:  # as in SciPy's own methods
@@ -261,3 +263,11 @@ radam = _method(onepass.RAdam)
 rmsprop, adagrad, adadelta = map(_method, (onepass.RMSprop, onepass.Adagrad, onepass.Adadelta))
 sgd, lion = map(_method, (onepass.SGD, onepass.Lion))
 ademamix = _method(onepass.AdEMAMix)
+
+
+if not TYPE_CHECKING:  # checkers would take it for a sign that every name exists
+
+    def __getattr__(name: str) -> Any:
+        if name == "lower":  # minimize takes a method that cannot be called for a name
+            raise AttributeError(f"method: expected a method of {__name__}, such as adam, got the module")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{suggestion(name, __all__, 'methods')}")

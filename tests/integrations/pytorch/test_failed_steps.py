@@ -106,3 +106,12 @@ def test_ctrl_c_at_any_line_of_a_first_step_leaves_the_optimizer_usable(line: in
     assert torch.equal(q.detach(), torch.full((2,), 1.0)) == (done == 0)
     optimizer.step()
     assert optimizer.state[p]["step"] == optimizer.state[q]["step"] == done + 1
+
+
+def test_gradients_passed_to_step_are_refused() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    optimizer = ours.SGD([p], lr=0.5)
+    with pytest.raises(TypeError, match=r"step: expected a closure or None, got list \(gradients .* in .grad\)"):
+        optimizer.step([p.grad])
+    assert (p == 1).all()

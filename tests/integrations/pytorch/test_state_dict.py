@@ -8,10 +8,12 @@ import io
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+import onepass
 import onepass.integrations.torch as ours
 from integrations.pytorch.helpers import (
     NAMES,
@@ -102,3 +104,65 @@ def test_options_that_a_load_state_dict_hook_sets_are_checked() -> None:
     with pytest.raises(ValueError, match="differentiable"):
         optimizer.load_state_dict(optimizer.state_dict())
     assert optimizer.param_groups[0]["differentiable"] is False
+
+
+def stepped(module: Any, name: str, **options: Any) -> Any:
+    """Return an optimizer of one parameter that has taken a step."""
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = getattr(module, name)([p], lr=0.1, **options)
+    p.grad = torch.ones(3)
+    optimizer.step()
+    return optimizer
+
+
+CLASSES = sorted(name for name in ours.__all__ if name[0].isupper())
+PAIRS = {(a, b) for a in CLASSES for b in CLASSES if a != b} - {("Adam", "AdamW"), ("AdamW", "Adam")}
+
+
+@pytest.mark.parametrize(("saved", "name"), sorted(PAIRS))
+def test_state_of_another_class_is_refused_and_nothing_changes(saved: str, name: str) -> None:
+    optimizer = stepped(ours, name)
+    before = repr(optimizer.state_dict())
+    with pytest.raises(ValueError, match=f"load_state_dict: expected the state of {name}[ ,].*got"):
+        optimizer.load_state_dict(stepped(ours, saved).state_dict())
+    assert repr(optimizer.state_dict()) == before
+
+
+@pytest.mark.parametrize(
+    ("saved", "name", "message"),
+    [
+        ("AdamW", "RAdam", r"of RAdam \(options lr, betas, eps, weight_decay\), got group 0 with amsgrad \(was it"),
+        ("RAdam", "AdamW", r"of AdamW \(options .*, amsgrad\), got group 0 without amsgrad \(was it"),
+        ("AdamW", "SGD", "group 0 with betas, eps, .* and without momentum, dampening, nesterov"),
+        ("Adamax", "RAdam", "of RAdam, got no 'exp_avg_sq' of parameter 0"),
+    ],
+)
+def test_refusal_of_another_class_names_the_difference(saved: str, name: str, message: str) -> None:
+    for module in (ours, torch.optim):
+        with pytest.raises(ValueError, match=message):
+            stepped(ours, name).load_state_dict(stepped(module, saved).state_dict())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_dicts_of_older_pytorch_and_with_keys_of_the_user_load(name: str) -> None:
+    newer = {"maximize", "foreach", "capturable", "differentiable", "fused", "decoupled_weight_decay"}
+    saved, optimizer = stepped(torch.optim, name).state_dict(), stepped(ours, name)
+    group = saved["param_groups"][0]
+    own = {"name": "mine", "initial_lr": 0.1, "max_momentum": 0.9}
+    saved["param_groups"][0] = {key: value for key, value in group.items() if key not in newer} | own
+    optimizer.load_state_dict(saved)
+    optimizer.step()
+    assert optimizer.param_groups[0].items() >= own.items()
+
+
+def test_an_option_of_another_class_may_be_a_key_of_the_user() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = ours.Adam([{"params": [p], "r": 8}])
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.param_groups[0]["r"] == 8
+
+
+def test_state_dict_of_an_optimizer_for_numpy_is_refused() -> None:
+    saved = onepass.Adam(np.ones(3, np.float32)).state_dict()
+    with pytest.raises(ValueError, match=r"expected the state of Adam in PyTorch, got the state of onepass\.Adam for"):
+        stepped(ours, "Adam").load_state_dict(saved)

@@ -77,14 +77,14 @@ class Adam(OnePass, torch.optim.Adam):
     """
 
     _kind = _CoreAdam
-    _missing: ClassVar = {"decoupled_weight_decay": False}
+    _missing: ClassVar = {**OnePass._missing, "decoupled_weight_decay": False}
 
 
 class AdamW(OnePass, torch.optim.AdamW):
     """`onepass.AdamW` with the interface and arguments of ``torch.optim.AdamW``."""
 
     _kind = _CoreAdam
-    _missing: ClassVar = {"decoupled_weight_decay": True}
+    _missing: ClassVar = {**OnePass._missing, "decoupled_weight_decay": True}
 
 
 class Adamax(OnePass, torch.optim.Adamax):
@@ -97,12 +97,14 @@ class NAdam(OnePass, torch.optim.NAdam):
     """`onepass.NAdam` with the interface and arguments of ``torch.optim.NAdam``."""
 
     _kind = onepass.NAdam
+    _missing: ClassVar = {**OnePass._missing, "decoupled_weight_decay": False}
 
 
 class RAdam(OnePass, torch.optim.RAdam):
     """`onepass.RAdam` with the interface and arguments of ``torch.optim.RAdam``."""
 
     _kind = onepass.RAdam
+    _missing: ClassVar = {**OnePass._missing, "decoupled_weight_decay": False}
 
 
 class RMSprop(OnePass, torch.optim.RMSprop):

@@ -28,7 +28,8 @@ class OnePass(torch.optim.Optimizer):
     """Base class of the adapter's optimizers. Only the step differs from PyTorch's."""
 
     _kind: ClassVar[type[CoreOptimizer]]
-    _missing: ClassVar[Mapping[str, Any]] = {}  # options missing in PyTorch's groups, or in groups of an older PyTorch
+    # Options missing in PyTorch's groups, or in groups of an older PyTorch.
+    _missing: ClassVar[Mapping[str, Any]] = {"maximize": False}
     _options: ClassVar[list[str] | None] = None  # the arguments, if those of PyTorch's class are known
     _has_double_scalars: ClassVar[bool] = False  # the rule's scalars are float64, not as PyTorch's step counts
     _steps_itself: ClassVar[bool] = True
@@ -116,6 +117,9 @@ class OnePass(torch.optim.Optimizer):
             return self._in_backward.finish(closure)
         loss = None
         if closure is not None:
+            if not callable(closure):
+                hint = "gradients are those of the parameters, in .grad"
+                raise TypeError(f"step: expected a closure or None, got {type(closure).__name__} ({hint})")
             for group in self.param_groups:
                 refuse_step(group)
             with torch.enable_grad():
@@ -298,7 +302,8 @@ class OnePass(torch.optim.Optimizer):
         """Load a state dict of this class or of PyTorch's class. Missing options of onepass keep their values.
 
         The options of storage stay as they are: state in another storage is converted, rounded to nearest. Emits a
-        warning that names the parameters whose weights lose bits.
+        warning that names the parameters whose weights lose bits. State of another class is refused, and nothing has
+        changed then; Adam and AdamW take each other's, as in PyTorch.
         """
         own = [{name: group[name] for name in self._own_defaults() if name in group} for group in self.param_groups]
         handle = self.register_load_state_dict_pre_hook(OnePass._with_own_storage)  # after the hooks of the user
@@ -313,6 +318,7 @@ class OnePass(torch.optim.Optimizer):
 
     def _with_own_storage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Return a state dict with this optimizer's options of storage, and with state converted to them."""
+        self._check_class(state_dict)
         spec, groups, state = self._kind._spec, [], dict(state_dict["state"])
         has_low = any("param_low" in entry for entry in state.values() if isinstance(entry, Mapping))
         lost, missing = [], []
@@ -323,6 +329,11 @@ class OnePass(torch.optim.Optimizer):
                 label, moments, found = f"parameter {index}", [*_core.rules[rule][1]], state.get(index)
                 if not isinstance(found, Mapping) or not found:
                     continue  # no state before the parameter's first step
+                absent = [name for name in moments if found.get(name) is None]
+                if 0 < len(absent) < len(moments):
+                    raise ValueError(
+                        f"load_state_dict: expected the state of {type(self).__name__}, got no {absent[0]!r} of {label}"
+                    )
                 if self._has_double_scalars:
                     numbers = _core.rules[rule][2].keys() & found.keys()
                     # PyTorch would cast tensors to the parameter's dtype; the next step makes tensors of these.
@@ -336,6 +347,24 @@ class OnePass(torch.optim.Optimizer):
             groups.append({**kept, **{name: group[name] for name in STORAGE_OPTIONS if name in group}})
         warn_of_lost_bits(lost, missing)
         return {**state_dict, "state": state, "param_groups": [*groups, *state_dict["param_groups"][len(groups) :]]}
+
+    def _check_class(self, state_dict: Mapping[str, Any]) -> None:
+        """Refuse a state dict whose groups have options of another class, or have no option that this class needs."""
+        expected = f"load_state_dict: expected the state of {type(self).__name__}"
+        if {"version", "optimizer"} <= state_dict.keys():
+            raise ValueError(f"{expected} in PyTorch, got the state of onepass.{state_dict['optimizer']} for NumPy")
+        own = self._kind._spec.checks
+        every = {name for cls in OnePass.__subclasses__() for name in cls._kind._spec.checks}
+        required = [name for name in own if name not in {*DEFAULTS, *self._missing}]
+        for index, (group, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"])):
+            foreign = [name for name in saved if name in every and name not in {*own, *group}]
+            absent = [name for name in required if name not in saved]
+            if foreign or absent:
+                found = [f"with {', '.join(foreign)}"] * bool(foreign) + [f"without {', '.join(absent)}"] * bool(absent)
+                raise ValueError(
+                    f"{expected} (options {', '.join(required)}), got group {index} {' and '.join(found)} (was it "
+                    "saved by another class?)"
+                )
 
     def decoded_state_dict(self) -> dict[str, Any]:
         """Return a state dict in the layout of torch.optim: a copy, with float32 tensors in place of narrow ones."""

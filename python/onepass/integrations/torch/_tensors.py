@@ -33,7 +33,8 @@ def check_steppable(label: str, tensor: torch.Tensor) -> None:
     if tensor.device.type != "cpu":
         raise ValueError(f"{label} is on {tensor.device}: expected a CPU tensor (use torch.optim for other devices)")
     if tensor.dtype not in (torch.float32, torch.float64, torch.bfloat16):
-        raise TypeError(f"{label}: expected dtype float32, float64 or bfloat16, got {tensor.dtype}: use model.float()")
+        remedy = "use its real form, torch.view_as_real" if tensor.dtype.is_complex else "use model.float()"
+        raise TypeError(f"{label}: expected dtype float32, float64 or bfloat16, got {tensor.dtype} ({remedy})")
     if tensor.layout != torch.strided:
         raise ValueError(f"{label}: expected a dense tensor, got layout {tensor.layout}")
     if not has_memory(tensor):
