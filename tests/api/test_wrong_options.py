@@ -36,7 +36,7 @@ PARAMETERS: dict[str, tuple[Any, type[Exception], str]] = {
     "longdouble": (
         [ones(3, dtype=np.longdouble)],
         TypeError,
-        f"float64 or bfloat16, got {np.dtype(np.longdouble).name} (w.astype(numpy.float64) makes",
+        "float64 or bfloat16, got longdouble (w.astype(numpy.float64) makes",
     ),
     "void": (ones(3, dtype=np.float16).view("V2"), TypeError, "void16 (if it holds bfloat16, pass .view(ml_dtypes.bf"),
     "integers": (ones(3, dtype=int), TypeError, "the parameter: expected dtype float32, float64 or bfloat16"),
