@@ -29,7 +29,16 @@ class TestReadme:
         helped = re.findall(r"^#     make ([a-z-]+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
         listed = re.findall(r"^\| `make ([a-z-]+)`", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
         assert len(helped) > 20 and sorted(helped) == sorted(listed)
-        hidden = {"help", "install", "clean", "lint-build", "lint-run", "sanitize-core", "sanitize-python"}
+        hidden = {
+            "help",
+            "install",
+            "clean",
+            "lint-build",
+            "lint-run",
+            "sanitize-core",
+            "sanitize-python",
+            "cross-musl",
+        }
         assert set(helped) == make_targets(ROOT) - hidden
 
     def test_relative_links_in_readme_and_the_benchmarks_page_exist(self) -> None:
