@@ -24,8 +24,8 @@ from .zig import WORK, compilers, version
 
 NEEDED = ("mmdebstrap", "qemu-user", "binutils")  # packages of Debian
 SYSTEM = ("python3-dev", "libstdc++6")  # the latter for NumPy
-# The bits of steps, state and checkpoints, and what may end a thread. Other tests are of Python code and of the
-# specification; under emulation they would take hours.
+# The bits of steps, threads and resumed training. Other tests are of Python code and of the specification, and would
+# take hours in the emulator, or limit time.
 TESTS = (
     "numerics/test_any_layout.py",
     "numerics/test_bits.py",
@@ -38,10 +38,10 @@ TESTS = (
     "numerics/test_threads.py",
     "persistence/test_resumed_training.py",
     "persistence/test_save_load.py",
-    "robustness/test_faults.py",
-    "robustness/test_user_threads.py",
+    "robustness/test_user_threads.py::test_the_interpreter_may_end_while_a_thread_steps",
 )
 WHAT = "the Python tests of bits, resumed training and threads"
+EXCLUDED = "fork or cannot_be_created"  # qemu neither follows a process with threads that forks nor limits its memory
 VERSIONS = """
 import numpy, onepass, platform
 print(onepass.config()["compiler"], f"Python {platform.python_version()}", f"NumPy {numpy.__version__}", sep=", ")
@@ -86,13 +86,19 @@ def build(python: Path, root: Path, sdist: Path) -> Path:
     """Build, repair and check the wheel."""
     folder = WORK / "wheel-arm64"
     shutil.rmtree(folder, ignore_errors=True)
-    definitions = {"CMAKE_SYSTEM_NAME": "Linux", "CMAKE_SYSTEM_PROCESSOR": "aarch64", "CMAKE_STRIP": ""}
+    # glibc ends threads with the unwinder of GCC. Zig would link its own one in, and the process would crash.
+    unwinder = root / "lib" / "aarch64-linux-gnu" / "libgcc_s.so.1"
+    definitions = {
+        "CMAKE_SYSTEM_NAME": "Linux",
+        "CMAKE_SYSTEM_PROCESSOR": "aarch64",
+        "CMAKE_MODULE_LINKER_FLAGS": f"-s {unwinder}",
+        "CMAKE_STRIP": "",  # this machine's program does not know the processor
+    }
     variables = {
         "CXX": str(compilers("aarch64-linux-gnu.2.28")["c++"]),
         "CXXFLAGS": f"-idirafter {root}/usr/include",  # Debian's pyconfig.h includes another one by this path
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),  # CMake and Ninja
         "SKBUILD_CMAKE_ARGS": ";".join(f"-D{name}={value}" for name, value in definitions.items()),
-        "SKBUILD_CMAKE_DEFINE": "ONEPASS_FLAGS=-s",  # strips: this machine's program does not know the processor
         "SKBUILD_BUILD_DIR": str(WORK / "module-arm64"),
     }
     options = ("--no-deps", "--no-build-isolation", "-w", folder)
@@ -110,7 +116,16 @@ def test(python: Path, sdist: Path) -> tuple[int, int]:
         where = output(python, "-c", "import onepass; print(onepass.__file__)", cwd=source)
         if not where.startswith(str(WORK)):
             sys.exit(f"onepass: expected the installed wheel, got {where}")
-        options = ["-v", "-n", "2", "-p", "no:cacheprovider", *(f"tests/{name}" for name in TESTS)]
+        options = [
+            "-v",
+            "-n",
+            "2",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            f"not ({EXCLUDED})",
+            *(f"tests/{name}" for name in TESTS),
+        ]
         log = WORK / "tests-arm64.log"
         with log.open("w", encoding="utf-8") as file:
             subprocess.run([python, "-m", "pytest", *options], cwd=source, stdout=file, stderr=file)
