@@ -55,7 +55,7 @@ VALUES: dict[str, list[Any]] = {
     "momentum_decay": [4e-3, 0.7, 0.0],
     "decoupled_weight_decay": [False, True],
     "alpha": [0.99, 0.3],
-    "alpha_warmup": [None, 2],
+    "alpha_warmup": [None, 3],
     "beta3_warmup": [None, 3, 1000],
     "rho": [0.9, 0.3],
     "centered": [False, True],

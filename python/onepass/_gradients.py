@@ -78,7 +78,9 @@ def convert(
             )
         return coalesced(label, grad, record.params[index])
     if isinstance(grad, (list, tuple, Mapping)) and not hasattr(grad, "tocsr"):
-        is_wrapped = record.form is Form.array and not all(isinstance(x, (float, int, list, tuple)) for x in grad)
+        numbers = (float, int, list, tuple, np.number)
+        is_wrapped = isinstance(grad, Mapping) or not all(isinstance(x, numbers) for x in grad)
+        is_wrapped = is_wrapped and record.form is Form.array
         hint = "pass the gradient itself, as the parameter was" if is_wrapped else _flat_hint(record, grad)
         if hint:
             raise TypeError(f"{label} must be a NumPy array, got {type(grad).__name__}: {hint}")

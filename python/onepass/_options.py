@@ -214,5 +214,7 @@ def suggestion(name: str, options: Iterable[str], nouns: str = "options") -> str
 
     valid = [*options]
     close = [_FOREIGN[name]] if _FOREIGN.get(name) in valid else get_close_matches(name, valid, 1, 0.7)
-    hint = _HINTS.get(name, f"Did you mean {close[0]!r}?" if close else "")
+    hint = f"Did you mean {close[0]!r}?" if close else ""
+    if name != "decay" or "weight_decay" in valid:
+        hint = _HINTS.get(name, hint)
     return f". {hint}{' ' if hint else ''}Valid {nouns}: {', '.join(valid)}"

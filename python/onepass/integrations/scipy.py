@@ -103,7 +103,10 @@ def _minimize(
             raise ValueError(f"option {name!r} is not supported by minimize: leave it out")
     maxiter = _DEFAULTS["maxiter"] if maxiter is None else maxiter
     if maxiter != math.inf:
-        maxiter = count("maxiter", int(maxiter) if isinstance(maxiter, float) and maxiter.is_integer() else maxiter)
+        maxiter = count(
+            "maxiter",
+            int(maxiter) if isinstance(maxiter, (float, np.floating)) and maxiter == int(maxiter) else maxiter,
+        )
     gtol = next(limit for limit in (gtol, tol, _DEFAULTS["gtol"]) if limit is not None)
     known = {*kind._spec.checks, *OPTIMIZER_CHECKS}
     if unknown := [name for name in options if name not in known]:  # as in SciPy's own methods

@@ -38,7 +38,7 @@ struct AdEMAMix {
 
   // The half-life of the slow moment rises linearly.
   static double slow_decay(const Options& options, double t) {
-    if (t >= options.beta3_warmup || options.beta3 == 0) return options.beta3;
+    if (t >= options.beta3_warmup) return options.beta3;
     const double x = t / options.beta3_warmup;
     const double decay = libm_exp(1 / ((1 - x) / libm_log(options.beta1) + x / libm_log(options.beta3)));
     return decay < options.beta3 ? decay : options.beta3;

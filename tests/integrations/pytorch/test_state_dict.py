@@ -162,6 +162,26 @@ def test_an_option_of_another_class_may_be_a_key_of_the_user() -> None:
     assert optimizer.param_groups[0]["r"] == 8
 
 
+def test_a_saved_key_of_the_user_may_be_an_option_of_another_class() -> None:
+    saved = stepped(torch.optim, "Adam").state_dict()
+    saved["param_groups"][0].update(alpha=16, r=8)
+    optimizer = stepped(ours, "Adam")
+    optimizer.load_state_dict({**saved, "optimizer": {"more": 1}, "version": 2})
+    optimizer.step()
+    assert optimizer.param_groups[0]["alpha"] == 16
+
+
+@pytest.mark.parametrize(("name", "flag"), [("Adam", "amsgrad"), ("AdamW", "amsgrad"), ("SGD", "nesterov")])
+def test_a_flag_that_was_not_saved_is_false_as_in_pytorch(name: str, flag: str) -> None:
+    saved = stepped(torch.optim, name).state_dict()
+    for missing in (flag, "decoupled_weight_decay"):
+        saved["param_groups"][0].pop(missing, None)
+    optimizer = stepped(ours, name)
+    optimizer.load_state_dict(saved)
+    optimizer.step()
+    assert optimizer.param_groups[0][flag] is False
+
+
 def test_state_dict_of_an_optimizer_for_numpy_is_refused() -> None:
     saved = onepass.Adam(np.ones(3, np.float32)).state_dict()
     with pytest.raises(ValueError, match=r"expected the state of Adam in PyTorch, got the state of onepass\.Adam for"):

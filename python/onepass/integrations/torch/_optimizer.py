@@ -11,6 +11,7 @@ from threading import RLock
 from typing import Any, ClassVar
 
 from ... import _core
+from ..._checks import flag
 from ..._conversion import warn_of_lost_bits
 from ..._optimizer import Optimizer as CoreOptimizer
 from ..._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS, refuse_unknown
@@ -351,20 +352,28 @@ class OnePass(torch.optim.Optimizer):
     def _check_class(self, state_dict: Mapping[str, Any]) -> None:
         """Refuse a state dict whose groups have options of another class, or have no option that this class needs."""
         expected = f"load_state_dict: expected the state of {type(self).__name__}"
-        if {"version", "optimizer"} <= state_dict.keys():
-            raise ValueError(f"{expected} in PyTorch, got the state of onepass.{state_dict['optimizer']} for NumPy")
-        own = self._kind._spec.checks
-        every = {name for cls in OnePass.__subclasses__() for name in cls._kind._spec.checks}
-        required = [name for name in own if name not in {*DEFAULTS, *self._missing}]
+        if isinstance(kind := state_dict.get("optimizer"), str) and "step_count" in state_dict:
+            raise ValueError(f"{expected} in PyTorch, got the state of onepass.{kind} for NumPy")
+        own, needed = self._kind._spec.checks, self._needed()
+        others = [{*cls._needed()} for cls in OnePass.__subclasses__() if hasattr(cls, "_kind")]
         for index, (group, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"])):
-            foreign = [name for name in saved if name in every and name not in {*own, *group}]
-            absent = [name for name in required if name not in saved]
+            # PyTorch takes flags that old versions and other libraries did not save for False. Without amsgrad, Adam's
+            # options are RAdam's, which has a flag of its own.
+            optional = {name for name in needed if own[name] is flag and "decoupled_weight_decay" not in saved}
+            of_others = set().union(*(names for names in others if names <= saved.keys()))
+            foreign = [name for name in saved if name in of_others - {*own, *group}]
+            absent = [name for name in needed if name not in {*saved, *optional}]
             if foreign or absent:
                 found = [f"with {', '.join(foreign)}"] * bool(foreign) + [f"without {', '.join(absent)}"] * bool(absent)
                 raise ValueError(
-                    f"{expected} (options {', '.join(required)}), got group {index} {' and '.join(found)} (was it "
+                    f"{expected} (options {', '.join(needed)}), got group {index} {' and '.join(found)} (was it "
                     "saved by another class?)"
                 )
+
+    @classmethod
+    def _needed(cls) -> list[str]:
+        """Return the options that each group of this class must have: those without a default when loading."""
+        return [name for name in cls._kind._spec.checks if name not in {*DEFAULTS, *cls._missing}]
 
     def decoded_state_dict(self) -> dict[str, Any]:
         """Return a state dict in the layout of torch.optim: a copy, with float32 tensors in place of narrow ones."""
