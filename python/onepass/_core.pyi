@@ -9,9 +9,9 @@ import numpy.typing as npt
 from .sparse import SparseRows
 
 _Array = npt.NDArray[Any]
-_Gradient = _Array | np.floating[Any] | SparseRows | None
+_Gradient = _Array | np.floating[Any] | SparseRows
 # As the parameters came. Any: or mypy would not take {...} with gradients of several kinds for a mapping.
-_Gradients = _Gradient | Mapping[Any, _Gradient | Any] | Iterable[_Gradient]
+_Gradients = _Gradient | Mapping[Any, _Gradient | Any] | Iterable[_Gradient | None]
 
 __version__: str
 compiler: str
@@ -89,9 +89,9 @@ class Optimizer:
                 shape, and any real floating dtype and memory layout. A gradient is copied
                 only if its dtype or layout differs from its parameter's, or if it shares
                 memory with a parameter or with state. Arrays of other libraries in CPU
-                memory work too. ``None`` leaves the parameter, its state and its step count
-                unchanged. `SparseRows` updates only some rows of the parameter and of its
-                state.
+                memory work too. ``None`` in a sequence or mapping leaves the parameter, its
+                state and its step count unchanged. `SparseRows` updates only some rows of
+                the parameter and of its state.
             grad_scale: a factor for every gradient, applied in the same pass.
 
         Raises:

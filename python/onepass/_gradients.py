@@ -20,16 +20,20 @@ Fits = Callable[[int, Any], bool]  # signature of _core.Optimizer._fits
 
 def prepare(record: ParameterRecord, grads: Any, scratch: dict[int, Array], fits: Fits) -> list[Any]:
     """Return one gradient per parameter that the core can read: an array, None, or a pair of arrays for sparse rows."""
-    arranged = [grads] if record.form is Form.array else arrange(record, grads)
     return [
         grad if grad is None or fits(index, grad) else convert(record, index, grad, scratch, fits)
-        for index, grad in enumerate(arranged)
+        for index, grad in enumerate(arrange(record, grads))
     ]
 
 
 def arrange(record: ParameterRecord, grads: Any) -> list[Any]:
     """Return the gradients as one list, in the order of the parameters."""
     keys = record.keys
+    if record.form is Form.array:
+        if grads is None:
+            hint = "does the function that computes it return it?"
+            raise TypeError(f"the gradient: expected an array of shape {record.shapes[0]}, got None ({hint})")
+        return [grads]
     if record.form is Form.mapping:
         if not isinstance(grads, Mapping):
             kind = type(grads).__name__

@@ -115,10 +115,12 @@ void Optimizer::evaluate_schedules(std::size_t g, std::int64_t t) {
   core_.schedule(g, lr, evaluate("ema_decay", 0, 1));
 }
 
-// Fill gradients_ with one object for each parameter. Return false for containers that only Python can unpack.
+// Fill gradients_ with one object for each parameter. Return false for containers that only Python can unpack, and for
+// None in place of the only array, which Python refuses.
 bool Optimizer::collect(py::handle grads) {
   if (form_ == Form::sequence) return collect_sequence(grads);
   if (form_ == Form::mapping) return collect_mapping(grads);
+  if (grads.is_none()) return false;
   gradients_.push_back(py::reinterpret_borrow<py::object>(grads));
   return true;
 }

@@ -24,9 +24,9 @@ Args:
         shape, and any real floating dtype and memory layout. A gradient is copied
         only if its dtype or layout differs from its parameter's, or if it shares
         memory with a parameter or with state. Arrays of other libraries in CPU
-        memory work too. ``None`` leaves the parameter, its state and its step count
-        unchanged. `SparseRows` updates only some rows of the parameter and of its
-        state.
+        memory work too. ``None`` in a sequence or mapping leaves the parameter, its
+        state and its step count unchanged. `SparseRows` updates only some rows of
+        the parameter and of its state.
     grad_scale: a factor for every gradient, applied in the same pass.
 
 Raises:
@@ -56,7 +56,7 @@ std::pair<py::handle, py::handle> step_arguments(PyObject* const* arguments, Py_
   py::handle grad_scale;
   if (positional > 2) {
     throw py::type_error("step() takes 2 arguments, grads and grad_scale, but " + std::to_string(positional) +
-                         " were given");
+                         " were given (pass the gradients as one list: step([dW, db]))");
   }
   if (positional > 0) grads = arguments[0];
   if (positional > 1) grad_scale = arguments[1];

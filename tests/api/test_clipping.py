@@ -59,6 +59,6 @@ def test_the_first_gradient_that_is_not_finite_is_named() -> None:
 
 def test_none_is_a_step_of_no_gradient() -> None:
     w = ones(2)
-    optimizer = onepass.SGD(w, momentum=0.5, ema_decay=0.5, clip_norm=1, nonfinite="raise")
-    optimizer.step(None)
+    optimizer = onepass.SGD([w], momentum=0.5, ema_decay=0.5, clip_norm=1, nonfinite="raise")
+    optimizer.step([None])
     assert (w == 1).all() and (optimizer.step_count, optimizer.state[0]["step"], optimizer.grad_norm) == (1, 0, 0)

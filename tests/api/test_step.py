@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import onepass
-from support import DTYPES, Array, assert_same_bits, layouts, python_memory
+from support import DTYPES, Array, assert_same_bits, layouts, ones, python_memory, refused
 
 
 def array(*values: float, dtype: Any = np.float32) -> Array:
@@ -184,11 +184,24 @@ def test_none_leaves_a_parameter_its_state_and_its_step_count_as_they_are() -> N
     assert_same_bits([b], [alone])
 
 
-def test_a_single_gradient_may_be_none() -> None:
+@pytest.mark.parametrize("form", [list, dict])
+def test_a_single_gradient_in_a_container_may_be_none(form: Any) -> None:
     w = array(1)
-    optimizer = onepass.Adam(w)
-    optimizer.step(None)
+    optimizer = onepass.Adam(form({0: w}) if form is dict else [w])
+    optimizer.step({0: None} if form is dict else [None])
     assert (w.item(), optimizer.state[0]["step"], optimizer.step_count) == (1, 0, 1)
+
+
+def test_a_bare_gradient_must_not_be_none() -> None:
+    calls: list[int] = []
+    message = "the gradient: expected an array of shape (3,), got None (does the function that computes it return it?)"
+    optimizer = onepass.Adam(ones(3), lr=lambda t: calls.append(t) or 0.1)  # type: ignore[func-returns-value]
+    for scale in (1.0, 2):
+        with refused(TypeError, message, optimizer):
+            optimizer.step(None, scale)
+    assert calls == []
+    optimizer.step(ones(3))
+    assert optimizer.step_count == 1
 
 
 def test_state_is_live_views_under_torchs_names() -> None:

@@ -149,6 +149,10 @@ class Machine(RuleBasedStateMachine):
     def step(self, data: Any, scale: float) -> None:
         pairs = [self.gradient(data, index) for index in range(len(self.arrays))]
         grads, modelled = [p[0] for p in pairs], [p[1] for p in pairs]
+        if self.formed(grads) is None:
+            with refused(TypeError, "the gradient: expected an array", self.opt):
+                self.opt.step(None, scale)
+            return
         if self.model.nonfinite == "raise":
             before = copy.deepcopy(self.model)
             try:

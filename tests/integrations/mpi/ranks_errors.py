@@ -114,6 +114,8 @@ def check_wrong_arguments_are_refused_on_every_rank() -> None:
     sharded = ShardedOptimizer(WORLD, onepass.Adam, [w])
     with raises(TypeError, "gradient 0 is given by rows"):
         sharded.step([onepass.SparseRows([0], np.ones(1, np.float32))])
+    with raises(TypeError, "the gradient: expected an array of shape (3,), got None"):
+        ShardedOptimizer(WORLD, onepass.Adam, np.ones(3, np.float32)).step(None)
     v = np.ones(2, np.float32)
     grouped = ShardedOptimizer(WORLD, onepass.Adam, [{"params": [w, v]}, {"params": [np.ones(1, np.float32)]}])
     with raises(ValueError, "gradients come as one flat sequence, in the order of the groups"):

@@ -11,7 +11,6 @@ import numpy as np
 from ... import _core
 from ..._flatten import in_line, one_array
 from ..._gradients import arrange, cast_into, checked_gradient, read_only_parameter
-from ..._params import Form
 from ..._types import Array
 from ...sparse import SparseRows
 from .. import needed
@@ -73,8 +72,7 @@ def reserve(layout: Layout, buffers: Buffers, gradients: Gradients) -> None:
 
 def check_gradients(layout: Layout, grads: Any) -> Gradients:
     """Return this rank's gradients, which may overlap parameters: weights change only after all gradients are sent."""
-    given = [grads] if layout.record.form is Form.array else arrange(layout.record, grads)
-    arrays = [_checked(layout, index, grad) for index, grad in enumerate(given)]
+    arrays = [_checked(layout, index, grad) for index, grad in enumerate(arrange(layout.record, grads))]
     return Gradients(arrays, {dtype: _flat(layout, arrays, dtype) for dtype in layout.flat})
 
 
