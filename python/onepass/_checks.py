@@ -32,15 +32,27 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+def shown(value: Any) -> str:
+    """Return the repr of a value in messages, or the shape of an array, whose repr may be long."""
+    shape = getattr(value, "shape", ())
+    return f"an array of shape {tuple(shape)}" if isinstance(shape, tuple) and shape else repr(value)
+
+
+def refuse_array(name: str, value: Any, *, hint: str) -> None:
+    """Refuse an array in the place of a number: the arguments before it belong into one list."""
+    if isinstance(value, np.ndarray) and value.size != 1:
+        raise TypeError(f"{name} must be a number, got {shown(value)} ({hint})")
+
+
 def finite(name: str, value: SupportsFloat) -> float:
     """A finite number."""
     strange = isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind not in "iuf"
     if strange or isinstance(value, (bool, np.bool_, str, bytes, bytearray, memoryview)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
     try:
         number = float(value)
     except TypeError:
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
+        raise TypeError(f"{name} must be a number, got {shown(value)}") from None
     except (ValueError, OverflowError):
         raise ValueError(f"{name} must be a finite number, got {value!r}") from None
     if not math.isfinite(number):
@@ -100,20 +112,20 @@ def three_betas(name: str, value: ThreeBetas) -> tuple[float, float, float]:
 
 def _decays(name: str, value: Any, count: int, expected: str) -> list[float]:
     if isinstance(value, (str, bytes, Mapping, Set)):
-        raise TypeError(f"{name} must be {expected}, got {value!r}")
+        raise TypeError(f"{name} must be {expected}, got {shown(value)}")
     try:
         values = tuple(value)
     except TypeError:
-        raise TypeError(f"{name} must be {expected}, got {value!r}") from None
+        raise TypeError(f"{name} must be {expected}, got {shown(value)}") from None
     if len(values) != count:
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
+        raise ValueError(f"{name} must be {expected}, got {shown(value)}")
     return [unit_interval_open(f"{name}[{i}]", decay) for i, decay in enumerate(values)]
 
 
 def flag(name: str, value: bool) -> bool:
     """True or False."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return bool(value)
 
 
@@ -121,7 +133,7 @@ def one_of(*choices: str | None) -> Check:
     """Return the check that a value is one of these words, or None if that is among them."""
 
     def check(name: str, value: Any) -> str | None:
-        message = f"{name} must be {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, got {value!r}"
+        message = f"{name} must be {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, got {shown(value)}"
         if not isinstance(value, tuple(map(type, choices))):
             raise TypeError(message)
         if value not in choices:
@@ -156,11 +168,11 @@ def seed(name: str, value: int) -> int:
 def integer(name: str, value: int) -> int:
     """An integer."""
     if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+        raise TypeError(f"{name} must be an integer, got {shown(value)}")
     try:
         return operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+        raise TypeError(f"{name} must be an integer, got {shown(value)}") from None
 
 
 def steps_or_none(name: str, value: int | None) -> int | None:
@@ -198,6 +210,8 @@ def ema_decay(name: str, value: Average) -> Rate | None:
 
 # ---- Arrays ----
 
+_COPY = "makes a copy: keep it, only the copy is updated"
+
 
 def check_storage(label: str, array: Any) -> None:
     """Refuse anything that cannot be updated in place."""
@@ -206,20 +220,25 @@ def check_storage(label: str, array: Any) -> None:
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{label} is a masked array, whose mask would be ignored: pass its .data")
     array = np.asarray(array)  # subclasses may override these attributes
-    if not array.dtype.isnative:
-        raise TypeError(f"{label} must be in native byte order, got {array.dtype.str!r}: pass a converted copy")
-    if array.dtype not in (np.float32, np.float64) and array.dtype.name != "bfloat16":
-        parts = "use two parameters, its real and imaginary parts"
-        remedy = parts if array.dtype.kind == "c" else "create it with .astype(numpy.float32)"
-        if array.dtype == "V2":  # numpy.save does not write the name of bfloat16
+    dtype = array.dtype
+    if not dtype.isnative:
+        native = f"w.astype(w.dtype.newbyteorder('=')) {_COPY}"
+        raise TypeError(f"{label}: expected native byte order, got {dtype.str!r} ({native})")
+    if dtype not in (np.float32, np.float64) and dtype.name != "bfloat16":
+        wide = dtype.kind == "f" and dtype.itemsize > 8
+        remedy = f"w.astype(numpy.{'float64' if wide else 'float32'}) {_COPY}"
+        if dtype.kind == "c":
+            remedy = "use two parameters, its real and imaginary parts"
+        if dtype == "V2":  # numpy.save does not write the name of bfloat16
             remedy = "if it holds bfloat16, pass .view(ml_dtypes.bfloat16)"
-        raise TypeError(f"{label} must be of dtype float32, float64 or bfloat16, got {array.dtype.name}: {remedy}")
+        raise TypeError(f"{label}: expected dtype float32, float64 or bfloat16, got {dtype.name} ({remedy})")
     if not array.flags.writeable:
-        raise ValueError(f"{label} is read-only: pass a writeable array or a copy")
+        raise ValueError(f"{label}: expected a writeable array, got a read-only one (w.copy() {_COPY})")
     if not array.flags.forc:
-        raise ValueError(f"{label} is not contiguous: pass a contiguous array (see numpy.ascontiguousarray)")
+        copy = f"numpy.ascontiguousarray(w) {_COPY}"
+        raise ValueError(f"{label}: expected a contiguous array, got strides {array.strides} ({copy})")
     if not array.flags.aligned:
-        raise ValueError(f"{label} is not aligned to its dtype: pass a copy")
+        raise ValueError(f"{label}: expected an array aligned to its dtype, got a misaligned one (w.copy() {_COPY})")
 
 
 def _remedy(found: Any) -> str:
@@ -228,9 +247,9 @@ def _remedy(found: Any) -> str:
     if library == "torch":
         return ": for PyTorch use onepass.integrations.torch"
     if library in ("jax", "jaxlib"):
-        return ": JAX's arrays cannot change in place, use numpy.array(parameter)"
+        return f": JAX's arrays cannot change in place, numpy.array(parameter) {_COPY}"
     if library == "scipy":
-        return ": use .toarray()"
+        return f": .toarray() {_COPY}"
     if isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], str):
         return ": use the mapping itself, not its items"
     if isinstance(found, (list, tuple, Mapping)):
@@ -252,7 +271,11 @@ def check_disjoint(arrays: list[tuple[str, Array]]) -> None:
 def real_floating(label: str, array: Any) -> None:
     """Refuse anything but an array of real floating-point numbers."""
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"{label} must be a NumPy array of real floating-point numbers, got {type(array).__name__}")
+        remedy = ": use numpy.array(..., numpy.float32)" if isinstance(array, (list, tuple, float, int)) else ""
+        if callable(array):
+            remedy = ": call it and pass the result"
+        kind = type(array).__name__
+        raise TypeError(f"{label} must be a NumPy array of real floating-point numbers, got {kind}{remedy}")
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{label} is a masked array, whose mask would be ignored: pass its .filled(0)")
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":

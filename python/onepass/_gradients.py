@@ -78,8 +78,9 @@ def convert(
             )
         return coalesced(label, grad, record.params[index])
     if isinstance(grad, (list, tuple, Mapping)) and not hasattr(grad, "tocsr"):
-        single = "pass the gradient itself, as the parameter was" if record.form is Form.array else ""
-        if hint := single or _flat_hint(record, grad):
+        is_wrapped = record.form is Form.array and not all(isinstance(x, (float, int, list, tuple)) for x in grad)
+        hint = "pass the gradient itself, as the parameter was" if is_wrapped else _flat_hint(record, grad)
+        if hint:
             raise TypeError(f"{label} must be a NumPy array, got {type(grad).__name__}: {hint}")
     array = checked_gradient(label, grad, record.shapes[index])
     if array is not grad and fits(index, array):
@@ -102,7 +103,10 @@ def coalesced(label: str, sparse: SparseRows, param: Array) -> tuple[Array, Arra
         raise ValueError(f"{label} has {len(sparse.indices)} indices but {len(sparse.values)} rows of values")
     if sparse.values.shape[1:] != param.shape[1:]:
         row = sparse.values.shape[1:]
-        raise ValueError(f"{label} has rows of shape {row}, its parameter of {param.shape[1:]}: they must be equal")
+        hint = ""
+        if param.ndim == 1 and row == (1,):
+            hint = f" (use weights of shape ({len(param)}, 1), or SparseRows(rows.indices, rows.values[:, 0]))"
+        raise ValueError(f"{label}: expected rows of shape {param.shape[1:]}, got {row}{hint}")
     if sparse.indices.size and int(sparse.indices.max()) >= param.shape[0]:
         raise IndexError(f"{label} names row {int(sparse.indices.max())}, but its parameter has {param.shape[0]} rows")
     with np.errstate(all="ignore"):  # a value too large for the dtype becomes infinite, as in any cast
@@ -136,7 +140,8 @@ def array_of(label: str, grad: Any) -> Any:
     if isinstance(grad, np.ndarray):
         return grad
     if hasattr(grad, "tocsr") or all(hasattr(grad, name) for name in ("indptr", "indices", "data")):
-        raise TypeError(f"{label} is a sparse matrix, {type(grad).__name__}: use SparseRows.from_csr(gradient.tocsr())")
+        csr = "gradient" if getattr(grad, "format", "csr") == "csr" else "gradient.tocsr()"
+        raise TypeError(f"{label} is a sparse matrix, {type(grad).__name__}: use SparseRows.from_csr({csr})")
     try:
         if hasattr(grad, "__array__"):
             return np.asarray(grad)

@@ -45,6 +45,7 @@ class Optimizer(_core.Optimizer):
                 f"this {type(self).__name__} is already initialized: create another one, or use add_group"
             )
         spec, options = with_defaults(type(self), options)
+        _checks.refuse_array("lr", options["lr"], hint="pass the parameters as one list: [W, b]")
         form, groups = normalize_params(params)
         whole = {option: check(option, options[option]) for option, check in OPTIMIZER_CHECKS.items()}
         defaults = {option: options[option] for option in spec.checks}
@@ -241,7 +242,7 @@ class Optimizer(_core.Optimizer):
             OSError: the file could not be read, `FileNotFoundError` if there is none.
             ValueError: the file is damaged or foreign, or does not fit. Nothing has changed.
         """
-        _state_dict.check_names(self, options)
+        _state_dict.check_names(self, options, "params")
         found, conversion = _state_dict.read(self, path, params)
         if not params:
             _state_dict.warn_of_other_params(self._record, path, found, conversion)
@@ -270,7 +271,10 @@ class Optimizer(_core.Optimizer):
 
     def _prepare(self, grads: Any, *grad_scale: SupportsFloat) -> tuple[list[Any], float | None]:
         """Return gradients that the core can read, and the scale as a number if there is one to convert."""
-        scale = _checks.finite("grad_scale", *grad_scale) if grad_scale else None
+        scale = None
+        if grad_scale:
+            _checks.refuse_array("grad_scale", *grad_scale, hint="pass the gradients as one list: step([dW, db])")
+            scale = _checks.finite("grad_scale", *grad_scale)
         return _gradients.prepare(self._record, grads, self._scratch, self._fits), scale
 
     def _explain(self, kind: str, *details: Any) -> None:

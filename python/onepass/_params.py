@@ -96,6 +96,9 @@ class ParameterRecord:
         """Return the index of a parameter, given its name or index."""
         try:
             return self.index[key]
+        except KeyError:
+            valid = ", ".join(map(repr, self.keys[:5])) + ", ..." * (len(self.keys) > 5)
+            raise KeyError(f"no parameter {key!r}: expected {valid}") from None
         except TypeError:  # unhashable, such as the array itself
             what = "name" if self.form is Form.mapping else "index"
             raise TypeError(f"expected the {what} of a parameter, got {type(key).__name__}") from None
@@ -218,6 +221,9 @@ def register_groups(optimizer: Any, form: Form, groups: list[GroupParams]) -> No
         optimizer._add_group(form, group._core, [*named], group.params, arrays, averages, narrow, record)
 
 
+_NO_PARAMS = "params: expected at least one array, got none (a list not filled yet, or an iterator already used up?)"
+
+
 def normalize_params(params: Params) -> tuple[Form, list[GroupParams]]:
     """Return the form in which parameters came, and the groups: parameters by key, and the options that they bring."""
     if isinstance(params, np.ndarray):
@@ -234,7 +240,7 @@ def normalize_params(params: Params) -> tuple[Form, list[GroupParams]]:
         else:
             form, groups = Form.sequence, [(dict(enumerate(items)), {})]
     if not all(named for named, _ in groups) or not groups:
-        raise ValueError("params holds no parameters" if len(groups) < 2 else "a group holds no parameters")
+        raise ValueError(_NO_PARAMS if len(groups) < 2 else "a group holds no parameters")
     return form, groups
 
 
@@ -286,5 +292,5 @@ def added_params(record: ParameterRecord, params: Any) -> tuple[Form, dict[Any, 
     else:
         raise TypeError("the parameters have names: add a mapping of names to arrays")
     if not items:
-        raise ValueError("params holds no parameters")
+        raise ValueError(_NO_PARAMS)
     return form, items

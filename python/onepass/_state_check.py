@@ -40,6 +40,9 @@ def check(state_dict: StateDict, like: StateDict) -> None:
             f"checkpoint is for {short(optimizer)}, not {like['optimizer']!r}: load it into an optimizer of the same "
             "class"
         )
+    if {"state", "param_groups"} <= state_dict.keys() and not {"version", "optimizer"} & state_dict.keys():
+        hint = "to go on from it, copy its moments and step counts into opt.state_dict() and load that"
+        raise ValueError(f"expected a state dict of onepass.{like['optimizer']}, got one of torch.optim ({hint})")
     _check_keys("the state dict", {name: state_dict[name] for name in state_dict if name != CHECKSUMS}, like)
     for name in ("step_count", "skipped"):
         _check_count(name, state_dict[name])

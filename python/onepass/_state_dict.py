@@ -113,9 +113,9 @@ def copy_arrays(state_dict: dict[str, Any]) -> dict[str, Any]:
 CoreOptions = tuple[CoreGroup, Mapping[str, Any], Mapping[str, Any], list[float], CommonOptions]
 
 
-def check_names(optimizer: Any, options: Iterable[str]) -> None:
-    """Refuse options that no state dict has."""
-    valid = [*optimizer._spec.checks, "clip_norm", "nonfinite", "seed"]
+def check_names(optimizer: Any, options: Iterable[str], *arguments: str) -> None:
+    """Refuse options that no state dict has; arguments: the method's own, to suggest."""
+    valid = [*arguments, *optimizer._spec.checks, "clip_norm", "nonfinite", "seed"]
     fixed = {optimizer._spec.initial, *_storage.OPTIONS}
     refuse_unknown("load", options, [name for name in valid if name not in fixed])
 
@@ -247,6 +247,7 @@ def core_clip_norm(clip_norm: float | None) -> float:
 
 def load(optimizer: Any, state_dict: Mapping[str, Any], params: bool = False, **options: Any) -> None:
     """Load a state dict into an optimizer, with its parameters on request; options replace those of the state dict."""
+    check_names(optimizer, options, "params")
 
     def restore() -> None:
         record: ParameterRecord = optimizer._record

@@ -40,7 +40,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import _checks
 from ._options import Class, suggestion
@@ -51,6 +51,12 @@ __all__ = ["cosine", "exponential", "inverse_sqrt", "inverse_time", "linear", "p
 
 def __dir__() -> list[str]:
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+
+
+if not TYPE_CHECKING:  # checkers would take it for a sign that every name exists
+
+    def __getattr__(name: str) -> Any:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{suggestion(name, __all__, 'schedules')}")
 
 
 def _suggesting(cls: Class) -> Class:

@@ -44,11 +44,11 @@ def test_wrong_parameters_are_refused() -> None:
     w = np.ones(4, np.float32)
     for wrong, error, message in [
         ([1], TypeError, "parameter 0 must be a NumPy array"),
-        ([w.astype(int)], TypeError, "parameter 0 must be of dtype float32, float64 or bfloat16"),
-        ({"w": w[::2]}, ValueError, "parameter 'w' is not contiguous"),
+        ([w.astype(int)], TypeError, "parameter 0: expected dtype float32, float64 or bfloat16"),
+        ({"w": w[::2]}, ValueError, "parameter 'w': expected a contiguous array"),
         ([w, w], ValueError, "parameter 1 is the same memory as parameter 0"),
         ([w, w[1:]], ValueError, "parameter 1 overlaps parameter 0"),
-        ([], ValueError, "no parameters"),
+        ([], ValueError, "params: expected at least one array, got none"),
         (3, TypeError, "params must be an array"),
     ]:
         with pytest.raises(error, match=message):

@@ -59,8 +59,8 @@ def test_adding_to_a_sequence_and_to_a_mapping() -> None:
         ({"w": ones(3)}, {}, ValueError, "duplicate parameter name 'w'"),
         ([ones(3)], {}, TypeError, "the parameters have names: add a mapping"),
         (ones(3), {}, TypeError, "the parameters have names: add a mapping"),
-        ({}, {}, ValueError, "params holds no parameters"),
-        ({"b": ones(3, dtype=int)}, {}, TypeError, "parameter 'b' must be of dtype"),
+        ({}, {}, ValueError, "params: expected at least one array, got none"),
+        ({"b": ones(3, dtype=int)}, {}, TypeError, "parameter 'b': expected dtype"),
         ({"b": ones(3), "c": [1.0]}, {}, TypeError, "parameter 'c' must be a NumPy array"),
         ({"b": ones(3)}, {"lr": -1}, ValueError, "lr must be at least 0"),
         ({"b": ones(3)}, {"betas": (0.9, 2)}, ValueError, "betas[1]"),
@@ -90,7 +90,7 @@ def test_a_group_that_overlaps_or_is_in_a_mapping_among_numbers_cannot_be_added(
         optimizer.add_group([ones(1), w[2:]])
     with refused(TypeError, "parameter names are missing in other groups", optimizer):
         optimizer.add_group({"b": ones(3)})
-    with refused(ValueError, "params holds no parameters", optimizer):
+    with refused(ValueError, "params: expected at least one array, got none", optimizer):
         optimizer.add_group([])
 
 

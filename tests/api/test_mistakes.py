@@ -46,8 +46,16 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
         TypeError,
         ["parameter 0", "onepass.integrations.torch"],
     ),
-    "arrays of JAX": (lambda: Adam([object_of("jaxlib")]), TypeError, ["parameter 0", "numpy.array(parameter)"]),
-    "a sparse matrix": (lambda: Adam([object_of("scipy")]), TypeError, ["parameter 0", ".toarray()"]),
+    "arrays of JAX": (
+        lambda: Adam([object_of("jaxlib")]),
+        TypeError,
+        ["parameter 0", "numpy.array(parameter)", "only the copy is updated"],
+    ),
+    "a sparse matrix": (
+        lambda: Adam([object_of("scipy")]),
+        TypeError,
+        ["parameter 0", ".toarray()", "only the copy is updated"],
+    ),
     "pairs": (lambda: Adam([(w(), w())]), TypeError, ["parameter 0", "tuple", "flatten"]),  # type: ignore[list-item]
     "nested lists": (lambda: Adam([[w()], [w()]]), TypeError, ["parameter 0", "list", "flatten"]),  # type: ignore[list-item]
     "nested mappings": (lambda: Adam({"a": {"w": w()}}), TypeError, ["parameter 'a'", "dict", "flatten"]),
@@ -55,12 +63,25 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "numbers": (lambda: Adam([1.0]), TypeError, ["parameter 0", "float", "numpy.array"]),  # type: ignore[list-item]
     "a number": (lambda: Adam(1.0), TypeError, ["params", "float"]),  # type: ignore[arg-type]
     "nothing": (lambda: Adam(None), TypeError, ["params", "NoneType"]),  # type: ignore[arg-type]
-    "no parameters": (lambda: Adam([]), ValueError, ["no parameters"]),
-    "integers": (lambda: Adam(np.arange(3)), TypeError, ["the parameter", "int64", ".astype(numpy.float32)"]),
+    "no parameters": (lambda: Adam([]), ValueError, ["params", "at least one array", "used up"]),
+    "integers": (
+        lambda: Adam(np.arange(3)),
+        TypeError,
+        ["the parameter", "int64", ".astype(numpy.float32)", "keep it"],
+    ),
     "float16": (lambda: Adam(np.zeros(3, np.float16)), TypeError, ["float16", ".astype(numpy.float32)"]),
+    "float128": (lambda: Adam(np.zeros(3, np.longdouble)), TypeError, ["float32, float64", "only the copy is updated"]),
     "complex numbers": (lambda: Adam(np.zeros(3, complex)), TypeError, ["complex128", "real and imaginary"]),
-    "a read-only array": (lambda: Adam(np.broadcast_to(np.zeros(1), (3,))), ValueError, ["read-only", "copy"]),
-    "every other column": (lambda: Adam(w(4, 4)[:, ::2]), ValueError, ["not contiguous", "ascontiguousarray"]),
+    "a read-only array": (
+        lambda: Adam(np.broadcast_to(np.zeros(1), (3,))),
+        ValueError,
+        ["read-only", "w.copy()", "only the copy is updated"],
+    ),
+    "every other column": (
+        lambda: Adam(w(4, 4)[:, ::2]),
+        ValueError,
+        ["contiguous", "(16, 8)", "numpy.ascontiguousarray(w)", "only the copy is updated"],
+    ),
     "one array twice": (lambda: Adam([CSR.data, CSR.data]), ValueError, ["parameter 1", "parameter 0", "once"]),
     "one group without its list": (lambda: Adam({"params": [w()], "lr": 0.1}), TypeError, ["in a list", "[{'params'"]),
     "a group without params": (lambda: Adam([{"param": [w()]}]), ValueError, ["group 0", "'params'", "'param'"]),
@@ -76,8 +97,19 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "momentum of Adam": (lambda: Adam(w(), momentum=0.9), TypeError, ["'momentum'", "Did you mean 'betas'?"]),  # type: ignore[call-arg]
     "weightdecay": (lambda: Adam(w(), weightdecay=0.1), TypeError, ["Did you mean 'weight_decay'?"]),  # type: ignore[call-arg]
     "ema": (lambda: Adam(w(), ema=0.9), TypeError, ["'ema'", "Did you mean 'ema_decay'?"]),  # type: ignore[call-arg]
+    "Keras' decay": (lambda: Adam(w(), decay=0.1), TypeError, ["'decay'", "schedules.inverse_time", "weight_decay"]),  # type: ignore[call-arg]
+    "several parameters": (
+        lambda: Adam(w(), w(2)),
+        TypeError,
+        ["lr must be a number", "shape (2,)", "one list: [W, b]"],
+    ),  # type: ignore[arg-type]
+    "betas of an array": (
+        lambda: Adam(w(), betas=w(3)),
+        ValueError,
+        ["betas must be a pair", "an array of shape (3,)"],
+    ),  # type: ignore[arg-type]
     "fused": (lambda: Adam(w(), fused=True), TypeError, ["'fused'", "PyTorch's own implementations"]),  # type: ignore[call-arg]
-    "minimize": (lambda: Adam(w(), args=()), TypeError, ["'args'", "onepass.integrations.scipy"]),  # type: ignore[call-arg]
+    "minimize": (lambda: Adam(w(), args=()), TypeError, ["'args'", "onepass.integrations.scipy", "method=adam"]),  # type: ignore[call-arg]
     "an option of a group": (lambda: Adam([{"params": [w()], "lrr": 1}]), TypeError, ["'lrr'", "Did you mean 'lr'?"]),
     "a class of schedules": (lambda: Adam(w(), lr=schedules.cosine), TypeError, ["lr", "class cosine", "instance"]),  # type: ignore[arg-type]
     "lr=True": (lambda: Adam(w(), lr=True), TypeError, ["lr must be a number", "True"]),
@@ -98,13 +130,34 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "a tensor that requires grad": (lambda: Adam(w()).step(UNREADABLE), TypeError, ["the gradient", "tensor.detach()"]),
     "a complex gradient": (lambda: Adam(w()).step(np.ones(3, complex)), TypeError, ["complex128", ".real"]),
     "an integer gradient": (lambda: Adam(w()).step(np.ones(3, int)), TypeError, ["int64", ".astype(numpy.float32)"]),
-    "a list of numbers": (lambda: Adam(w()).step([1.0, 2.0, 3.0]), TypeError, ["list", "as the parameter was"]),  # type: ignore[list-item]
+    "no return": (lambda: Adam(w()).step(None), TypeError, ["the gradient", "shape (3,)", "None", "return"]),
+    "two arrays": (lambda: Adam([w()]).step(w(), w(2)), TypeError, ["grad_scale", "shape (2,)", "step([dW, db])"]),  # type: ignore[arg-type]
+    "three arrays": (lambda: Adam([w()]).step(w(), w(), w()), TypeError, ["2 arguments", "step([dW, db])"]),  # type: ignore[call-arg]
+    "a list of numbers": (lambda: Adam(w()).step([1.0, 2.0, 3.0]), TypeError, ["got list", "numpy.array(..., numpy."]),  # type: ignore[list-item]
+    "a list of lists": (lambda: Adam(w(2, 1)).step([[1.0], [2.0]]), TypeError, ["got list", "numpy.array(..., numpy."]),  # type: ignore[list-item]
+    "lists in a list": (lambda: Adam([w()]).step([[1.0] * 3]), TypeError, ["gradient 0", "got list", "numpy.array("]),  # type: ignore[list-item]
+    "a number in a list": (lambda: Adam([w(1)]).step([1.0]), TypeError, ["gradient 0", "got float", "numpy.array("]),  # type: ignore[list-item]
+    "a function": (lambda: Adam(w()).step(w), TypeError, ["the gradient", "got function", "call it", "result"]),  # type: ignore[arg-type]
     "another shape": (lambda: Adam(w(1, 3)).step(w(3)), ValueError, ["(1, 3)", "(3,)", ".reshape(1, 3)"]),
     "no list": (lambda: Adam([w()]).step(w()), TypeError, ["sequence", "ndarray", "[gradient]"]),
     "no mapping": (lambda: Adam({"w": w()}).step([w()]), TypeError, ["mapping of names", "list"]),
     "other names": (lambda: Adam({"w": w()}).step({"v": w()}), ValueError, ["missing ['w']", "unexpected ['v']"]),
     "too many": (lambda: Adam([w()]).step([w(), w()]), ValueError, ["1 gradient", "got 2", "None"]),
-    "a sparse gradient": (lambda: Adam(w(2, 3)).step(CSR), TypeError, ["the gradient", "SparseRows.from_csr"]),  # type: ignore[arg-type]
+    "a sparse gradient": (
+        lambda: Adam(w(2, 3)).step(CSR),
+        TypeError,
+        ["the gradient", "SparseRows.from_csr(gradient)"],
+    ),  # type: ignore[arg-type]
+    "a gradient by columns": (
+        lambda: Adam(w(2, 3)).step(object_of("scipy", format="csc", tocsr=None)),
+        TypeError,
+        ["the gradient", "SparseRows.from_csr(gradient.tocsr())"],
+    ),
+    "rows for one dimension": (
+        lambda: Adam(w(3)).step(SparseRows([0], w(1, 1))),
+        ValueError,
+        ["the gradient", "rows of shape ()", "(1,)", "(3, 1)", "rows.values[:, 0]"],
+    ),
     "rows in Fortran order": (
         lambda: Adam(np.zeros((2, 3), order="F")).step(SparseRows([0], np.ones((1, 3)))),
         ValueError,
@@ -118,6 +171,17 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
         lambda: Adam(w()).load_state_dict(onepass.SGD(w()).state_dict()),
         ValueError,
         ["'SGD'", "'Adam'"],
+    ),
+    "a state dict of PyTorch": (
+        lambda: Adam(w()).load_state_dict({"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]}),
+        ValueError,
+        ["onepass.Adam", "torch.optim", "opt.state_dict()"],
+    ),
+    "params of load": (lambda: Adam(w()).load("x", param=True), TypeError, ["'param'", "Did you mean 'params'?"]),
+    "params of load_state_dict": (
+        lambda: Adam(w()).load_state_dict(Adam(w()).state_dict(), param=True),
+        TypeError,
+        ["'param'", "Did you mean 'params'?"],
     ),
     "saved with amsgrad": (
         lambda: Adam(w()).load_state_dict(Adam(w(), amsgrad=True).state_dict()),
@@ -136,6 +200,9 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     ),
     # Names
     "adam": (lambda: onepass.adam, AttributeError, ["'adam'", "did you mean 'Adam'?"]),  # type: ignore[attr-defined]
+    "a schedule": (lambda: schedules.cosin, AttributeError, ["'cosin'", "Did you mean 'cosine'?", "warmup"]),  # type: ignore[attr-defined]
+    "another name of a parameter": (lambda: Adam({"w": w()}).state["W"], KeyError, ["parameter 'W'", "expected 'w'"]),
+    "another index of a parameter": (lambda: Adam([w()]).state[1], KeyError, ["parameter 1", "expected 0"]),
     "a preset": (lambda: onepass.presets["tf"], KeyError, ["'tf'", "tensorflow"]),
     "an integration": (lambda: onepass.integrations.nothing, AttributeError, ["'onepass.integrations'", "'nothing'"]),  # type: ignore[attr-defined]
 }

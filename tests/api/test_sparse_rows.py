@@ -62,9 +62,9 @@ def test_rows_that_do_not_fit_their_parameter() -> None:
     for rows, error, message in [
         (onepass.SparseRows([0, 4], ones(2, 3)), IndexError, "gradient 1 names row 4, but its parameter has 4 rows"),
         (onepass.SparseRows([2**62], ones(1, 3)), IndexError, "gradient 1 names row"),
-        (onepass.SparseRows([0], ones(1, 2)), ValueError, "gradient 1 has rows of shape (2,), its parameter of (3,)"),
-        (onepass.SparseRows([0], ones(1)), ValueError, "gradient 1 has rows of shape ()"),
-        (onepass.SparseRows([0], ones(1, 3, 1)), ValueError, "gradient 1 has rows of shape (3, 1)"),
+        (onepass.SparseRows([0], ones(1, 2)), ValueError, "gradient 1: expected rows of shape (3,), got (2,)"),
+        (onepass.SparseRows([0], ones(1)), ValueError, "gradient 1: expected rows of shape (3,), got ()"),
+        (onepass.SparseRows([0], ones(1, 3, 1)), ValueError, "gradient 1: expected rows of shape (3,), got (3, 1)"),
     ]:
         with refused(error, message, optimizer):
             optimizer.step([ones(2), rows])

@@ -24,6 +24,11 @@ class Interrupted:
         (1 + 0j, TypeError, "grad_scale must be a number, got (1+0j)"),
         (np.complex64(1), TypeError, "grad_scale must be a number"),
         (float("nan"), ValueError, "grad_scale must be finite, got nan"),
+        (
+            ones(2, 3),
+            TypeError,
+            "grad_scale must be a number, got an array of shape (2, 3) (pass the gradients as one list: step([dW, db",
+        ),
     ],
 )
 def test_a_scale_that_is_no_number(scale: Any, error: type[BaseException], message: str) -> None:
@@ -43,7 +48,7 @@ def test_a_scale_that_is_no_number(scale: Any, error: type[BaseException], messa
         (([],), {"scale": 1.0}, "step() got an unexpected keyword argument 'scale'"),
         (([],), {"grads": []}, "step() got multiple values for argument 'grads'"),
         (([], 1.0), {"grad_scale": 1.0}, "step() got multiple values for argument 'grad_scale'"),
-        (([], 1.0, 2.0), {}, "step() takes 2 arguments, grads and grad_scale, but 3 were given"),
+        (([], 1.0, 2.0), {}, "but 3 were given (pass the gradients as one list: step([dW, db]))"),
     ],
 )
 def test_step_called_with_wrong_arguments(arguments: Any, named: Any, message: str) -> None:
