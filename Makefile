@@ -118,7 +118,7 @@ lint: install $(call installed,lint)
 	@for cxx in $(REQUIRE_CXXS); do command -v $$cxx > /dev/null || { echo "$$cxx is missing"; exit 1; }; done
 	@for cxx in $(CXXS); do $(MAKE) --no-print-directory lint-build lint-run CXX=$$cxx || exit 1; done
 	printf '%s\n' $(filter-out src/python/%,$(filter %.cpp,$(cxx_sources))) $(lint_dir)/CMakeFiles/_core.dir/Unity/*.cxx | xargs -n 1 -P 2 \
-	  $(venv)/bin/clang-tidy --quiet --extra-arg=-Wno-ignored-optimization-argument -p $(lint_dir)
+	  $(venv)/bin/clang-tidy --quiet --extra-arg=-Wno-ignored-optimization-argument --extra-arg=-Wno-unused-command-line-argument -p $(lint_dir)
 
 # Build with each compiler, with warnings as errors, then check the machine code and the results.
 .PHONY: lint-build lint-run
