@@ -14,7 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,15 @@ OPTIMIZERS: dict[str, Callable[[Any], onepass.Optimizer]] = {
     "SGD": lambda params: onepass.SGD(params, lr=0.5, momentum=0.5),
     "ScheduleFreeAdamW": lambda params: onepass.ScheduleFreeAdamW(params, lr=0.5, warmup_steps=10),
 }
+
+
+@pytest.fixture(autouse=True)
+def few_objects_to_collect() -> Iterator[None]:
+    """Hide the objects of earlier tests: with all of them, each collection would stop every thread for a second."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def run_together(*functions: Callable[[], None]) -> None:
