@@ -1,11 +1,12 @@
-// The elements' part of the executable specification, compiled: the oracle of the soak test. One plain loop, one
-// element at a time, written from the formulas and from the definition of each format; it shares no code with the
-// kernels.
+// The elements' part of the executable specification, compiled: the oracle of the soak test. Plain loops, one element at
+// a time, written from the formulas and from the definition of each format; it shares no code with the kernels. The
+// loops have no branches that the compiler cannot turn into selections, so that it can use its own vectors.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #if defined(__SSE2__)
@@ -224,12 +225,13 @@ std::uint32_t random_bits(std::uint64_t key, std::int32_t slot, std::size_t i) {
   x ^= static_cast<std::uint32_t>(key >> 32);
   x = (x ^ x >> 15) * 0x846CA68B;
   x ^= x >> 16;
-  return slot % 2 == 1 ? x >> 16 : x & 0xFFFF;
+  return x >> slot % 2 * 16 & 0xFFFF;
 }
 
 // ---- Formats ----
 
-constexpr std::uint32_t sign_bit = 0x80000000, infinity = 0x7F800000, largest = 0x7F7FFFFF, nan = 0x7FC00000;
+constexpr std::uint32_t sign_bit = 0x80000000, infinity = 0x7F800000, nan = 0x7FC00000, largest = 0x7F7FFFFF,
+                        smallest_normal = 0x00800000;
 
 std::uint32_t bits_of(float x) {
   std::uint32_t bits;
@@ -245,53 +247,51 @@ float float_of(std::uint32_t bits) {
 
 std::uint16_t upper_half(std::uint32_t bits) { return static_cast<std::uint16_t>(bits >> 16); }
 
+// The magnitude of a normal number, 0 for any other.
+std::uint32_t normal(std::uint32_t magnitude) {
+  return magnitude & (0u - std::uint32_t{magnitude - smallest_normal < infinity - smallest_normal});
+}
+
 // The bits of x, its magnitude rounded to a multiple of 2^dropped: at random with r below 2^dropped, or to nearest.
 std::uint32_t rounded(float x, int dropped, bool at_random, std::uint32_t r, std::uint32_t half) {
   const std::uint32_t sign = bits_of(x) & sign_bit, magnitude = bits_of(x) & ~sign_bit;
-  if (magnitude > infinity) return sign | nan;
-  if (magnitude == infinity) return sign | infinity;
   const std::uint32_t up = at_random ? std::min(magnitude + r, largest) : magnitude + half;
-  return sign | (up >> dropped << dropped);
+  return sign | (magnitude < infinity ? up >> dropped << dropped : magnitude == infinity ? infinity : nan);
 }
 
-// The values of the codes 0 to 126 of e4m3: 3 bits of mantissa, 4 of exponent, bias 7, subnormal codes below 8.
+// The values of the codes of e4m3: 3 bits of mantissa, 4 of exponent, bias 7, subnormal codes below 8. The last is NaN.
 struct Float8Values {
-  float value[127];
+  float value[128];
   Float8Values() {
     for (int code = 0; code < 127; ++code) {
       const int exponent = code >> 3, mantissa = code & 7;
       value[code] =
           static_cast<float>(exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10));
     }
+    value[127] = std::numeric_limits<float>::quiet_NaN();
   }
 };
 const Float8Values float8_values;
 
 float from_float8(std::uint8_t code, float scale) {
   const std::uint32_t sign = (code & 128u) << 24, magnitude = code & 127u;
-  return float_of(sign | (magnitude == 127 ? nan : bits_of(float8_values.value[magnitude] * scale)));
+  return float_of(sign | bits_of(float8_values.value[magnitude] * scale));
 }
 
 // The code of a magnitude that is scaled to at most 448. The distance to the code below, in units of 2^-20 of the
 // distance between two codes, decides together with r.
-std::uint32_t to_float8(float z, bool at_random, std::uint32_t r16) {
+inline std::uint32_t to_float8(float z, bool at_random, std::uint32_t r16) {
   const float smallest = 1.0f / 64;  // of the numbers with a full mantissa; below, codes are 2^-9 apart
-  double steps;
-  std::uint32_t before;
-  if (z < smallest) {
-    steps = (static_cast<double>(z + smallest) - 1.0 / 64) * 512;
-    before = 0;
-  } else {
-    const int exponent = static_cast<int>(bits_of(z) >> 23) - 127;
-    const double spacing = float_of(static_cast<std::uint32_t>(exponent - 3 + 127) << 23);
-    steps = z / spacing - 8;
-    before = static_cast<std::uint32_t>(exponent + 7) * 8;
-  }
-  const auto below = static_cast<std::uint32_t>(steps);
-  const auto distance = static_cast<std::uint32_t>((steps - below) * (1 << 20));
-  const std::uint32_t half = 0x7FFFF + below % 2;  // ties to even
-  const bool up = distance + (at_random ? r16 * 16 + 8 : half) >= 1u << 20;
-  return std::min(before + below + (up ? 1 : 0), 126u);
+  const float added = z < smallest ? smallest : 0;
+  const std::int32_t exponent = std::max(static_cast<std::int32_t>(bits_of(z) >> 23) - 127, -6);
+  const float spacing = float_of(static_cast<std::uint32_t>(exponent - 3 + 127) << 23);
+  const float steps = (z + added) / spacing - 8;
+  const std::int32_t below = static_cast<std::int32_t>(steps);
+  const std::int32_t distance = static_cast<std::int32_t>((steps - static_cast<float>(below)) * (1 << 20));
+  const std::int32_t half = 0x7FFFF + (below & 1);  // ties to even
+  const bool up = distance + (at_random ? static_cast<std::int32_t>(r16) * 16 + 8 : half) >= 1 << 20;
+  const std::int32_t code = (exponent + 7) * 8 - static_cast<std::int32_t>(added * 512) + below + (up ? 1 : 0);
+  return static_cast<std::uint32_t>(code < 126 ? code : 126);
 }
 
 float joined(std::uint16_t high, std::int32_t low) {
@@ -306,82 +306,81 @@ T& element(void* data, std::size_t i) {
 
 // Loads the elements from a first one on, which starts a group.
 template <class T>
-void load(const Stored& x, std::size_t start, std::size_t count, T* values) {
-  for (std::size_t i = 0; i < count; ++i) {
-    const std::size_t at = start + i;
-    switch (x.format) {
-      case plain:
-        values[i] = element<T>(x.data, at);
-        break;
-      case bfloat16:
-        values[i] = joined(element<std::uint16_t>(x.data, at), 0);
-        break;
-      case float8:
-        values[i] = from_float8(element<std::uint8_t>(x.data, at), element<float>(x.companion, at / group));
-        break;
-      case split24:
-        values[i] = joined(element<std::uint16_t>(x.data, at), element<std::int8_t>(x.companion, at) * 256);
-        break;
-      case split32:
-        values[i] = joined(element<std::uint16_t>(x.data, at), element<std::int16_t>(x.companion, at));
-        break;
-      default:
-        break;
+void load(const Stored x, std::size_t start, std::size_t count, T* values) {
+  const auto each = [&](auto value_of) {
+    for (std::size_t i = 0; i < count; ++i) values[i] = value_of(start + i);
+  };
+  switch (x.format) {
+    case plain:
+      return each([&](std::size_t at) { return element<T>(x.data, at); });
+    case bfloat16:
+      return each([&](std::size_t at) { return joined(element<std::uint16_t>(x.data, at), 0); });
+    case float8: {
+      const float scale = element<float>(x.companion, start / group);
+      return each([&](std::size_t at) { return from_float8(element<std::uint8_t>(x.data, at), scale); });
     }
+    case split24:
+      return each([&](std::size_t at) {
+        return joined(element<std::uint16_t>(x.data, at), element<std::int8_t>(x.companion, at) * 256);
+      });
+    case split32:
+      return each([&](std::size_t at) {
+        return joined(element<std::uint16_t>(x.data, at), element<std::int16_t>(x.companion, at));
+      });
+    default:
+      return;
   }
 }
 
 float scale_of(const float* values, std::size_t count) {
-  float most = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    if (std::isnormal(values[i])) most = std::max(most, std::fabs(values[i]));
-  }
-  return std::max(most / 448, 0x1p-117f);
+  std::uint32_t most = 0;
+  for (std::size_t i = 0; i < count; ++i) most = std::max(most, normal(bits_of(values[i]) & ~sign_bit));
+  return std::max(float_of(most) / 448, 0x1p-117f);
 }
 
-std::uint8_t float8_of(float value, float inverse_scale, bool is_divisor, bool at_random, std::uint32_t r) {
-  std::uint32_t code = 0;
-  if (std::isnormal(value)) {
-    code = to_float8(std::fabs(value) * inverse_scale, at_random, r);
-    if (is_divisor && code == 0) code = 1;
-  } else if ((bits_of(value) & ~sign_bit) >= infinity) {
-    code = 127;
-  }
-  return static_cast<std::uint8_t>(bits_of(value) >> 31 << 7 | code);
+inline std::uint8_t float8_of(float value, float inverse_scale, std::uint32_t is_divisor, bool at_random,
+                              std::uint32_t r) {
+  const std::uint32_t magnitude = bits_of(value) & ~sign_bit, kept = normal(magnitude);
+  const std::uint32_t code = to_float8(float_of(kept) * inverse_scale, at_random, r);
+  const std::uint32_t least = std::min(kept, is_divisor), nan_code = magnitude < infinity ? 0 : 127;
+  return static_cast<std::uint8_t>(bits_of(value) >> 31 << 7 | std::max(code, least) | nan_code);
 }
 
 // Stores the elements from a first one on, which starts a group.
-void store_narrow(const Step& step, const Stored& x, std::size_t start, std::size_t count, const float* values) {
-  const bool at_random = x.slot >= 0;
+template <bool at_random>
+void store_narrow(const Step& step, const Stored x, std::size_t start, std::size_t count, const float* values) {
   const std::uint64_t key = key_of(step, x.slot);
-  const float scale = x.format == float8 ? scale_of(values, count) : 1;
-  const float inverse_scale = 1 / scale;
-  if (x.format == float8) element<float>(x.companion, start / group) = scale;
-  for (std::size_t i = 0; i < count; ++i) {
-    const float value = values[i];
-    const std::uint32_t bits = bits_of(value), r = at_random ? random_bits(key, x.slot, start + i) : 0;
-    const std::size_t at = start + i;
-    switch (x.format) {
-      case float8:
-        element<std::uint8_t>(x.data, at) = float8_of(value, inverse_scale, x.is_divisor != 0, at_random, r);
-        break;
-      case bfloat16: {
-        const std::uint32_t half = 0x7FFF + (bits >> 16) % 2;  // ties to even
+  const auto each = [&](auto store_one) {
+    for (std::size_t i = 0; i < count; ++i) {
+      store_one(start + i, values[i], at_random ? random_bits(key, x.slot, start + i) : 0);
+    }
+  };
+  switch (x.format) {
+    case float8: {
+      const float scale = scale_of(values, count), inverse_scale = 1 / scale;
+      element<float>(x.companion, start / group) = scale;
+      const std::uint32_t is_divisor = x.is_divisor == 0 ? 0 : 1;
+      return each([&](std::size_t at, float value, std::uint32_t r) {
+        element<std::uint8_t>(x.data, at) = float8_of(value, inverse_scale, is_divisor, at_random, r);
+      });
+    }
+    case bfloat16:
+      return each([&](std::size_t at, float value, std::uint32_t r) {
+        const std::uint32_t half = 0x7FFF + (bits_of(value) >> 16) % 2;  // ties to even
         element<std::uint16_t>(x.data, at) = upper_half(rounded(value, 16, at_random, r, half));
-        break;
-      }
-      case split24: {
+      });
+    case split24:
+      return each([&](std::size_t at, float value, std::uint32_t r) {
         const std::uint32_t kept = rounded(value, 8, at_random, r >> 8, 0x80);
         element<std::uint16_t>(x.data, at) = upper_half(kept + 0x8000);
         element<std::uint8_t>(x.companion, at) = static_cast<std::uint8_t>(kept >> 8);
-        break;
-      }
-      default: {
-        const std::uint32_t kept = (bits & ~sign_bit) > infinity ? nan : bits;
+      });
+    default:
+      return each([&](std::size_t at, float value, std::uint32_t) {
+        const std::uint32_t kept = (bits_of(value) & ~sign_bit) > infinity ? nan : bits_of(value);
         element<std::uint16_t>(x.data, at) = upper_half(kept + 0x8000);
         element<std::uint16_t>(x.companion, at) = static_cast<std::uint16_t>(kept);
-      }
-    }
+      });
   }
 }
 
@@ -389,7 +388,7 @@ template <class T>
 void store(const Step& step, const Stored& x, std::size_t start, std::size_t count, const T* values) {
   if (x.format == plain) std::copy(values, values + count, static_cast<T*>(x.data) + start);
   if constexpr (std::is_same_v<T, float>) {
-    if (x.format > plain) store_narrow(step, x, start, count, values);
+    if (x.format > plain) (x.slot < 0 ? store_narrow<false> : store_narrow<true>)(step, x, start, count, values);
   }
 }
 
@@ -428,21 +427,26 @@ void update(const Step& step, const Numbers<T>& numbers) {
   const auto size = static_cast<std::size_t>(step.size);
   bool on[max_states];
   for (std::size_t j = 0; j < max_states; ++j) on[j] = step.arrays[1 + j].format != absent;
-  T values[1 + max_states][group] = {};
+  T values[1 + max_states][group] = {}, grads[group];
   for (std::size_t start = 0; start < size; start += group) {
     const std::size_t count = std::min(group, size - start);
+    const auto each = [&](auto change) {
+      for (std::size_t i = 0; i < count; ++i) change(values[0][i], grads[i]);
+    };
     for (std::size_t j = 0; j <= max_states; ++j) load(step.arrays[j], start, count, values[j]);
+    std::copy_n(static_cast<const T*>(step.grad) + start, count, grads);
+    if (k.scale != 1) each([&](T&, T& g) { g = g * k.scale; });
+    if (present(k.clip_value)) each([&](T&, T& g) { g = clamped(g, k.clip_value); });
+    if (present(k.penalty)) each([&](T& p, T& g) { g = g + k.penalty * p; });
+    if (present(k.shrink)) each([&](T& p, T&) { p = p * k.shrink; });
     for (std::size_t i = 0; i < count; ++i) {
-      T& p = values[0][i];
-      T g = static_cast<const T*>(step.grad)[start + i];
-      if (k.scale != 1) g = g * k.scale;
-      if (present(k.clip_value)) g = clamped(g, k.clip_value);
-      if (present(k.penalty)) g = g + k.penalty * p;
-      if (present(k.shrink)) p = p * k.shrink;
       T states[max_states] = {values[1][i], values[2][i], values[3][i]};
-      rule(k, p, g, {states, on});
+      rule(k, values[0][i], grads[i], {states, on});
       for (std::size_t j = 0; j < max_states; ++j) values[1 + j][i] = states[j];
-      if (step.average != nullptr) {
+    }
+    if (step.average != nullptr) {
+      for (std::size_t i = 0; i < count; ++i) {
+        const T p = values[0][i];
         T& e = element<T>(step.average, start + i);
         e = k.w == 1 ? p : e + k.w * (p - e);
       }

@@ -4,13 +4,15 @@
 
 Every rule with every storage steps random elements in chunks, with random options, on every instruction set that this
 processor has (in a process of its own, since it is fixed at import). Parameters, state, scales and averages must have
-the bits of the compiled reference, which small chunks compare with the executable specification itself. The result is a
+the bits of the compiled reference, which small chunks compare with the executable specification itself. The compiled
+reference steps each chunk once, in one more process, for all instruction sets: they compare digests. The result is a
 table, and build/soak.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -18,7 +20,8 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,7 @@ STORAGE: dict[str, tuple[Any, dict[str, Any]]] = {  # the dtype of the parameter
         for state_dtype in (None, "bfloat16", "float8")
     },
 }
+POOLS = 4  # of the numbers that chunks are taken from, for each kind of values
 GROWTH = 1 << 20  # bytes that a process may grow by in very many steps
 
 
@@ -69,9 +73,12 @@ def drawn_options(rng: np.random.Generator, kind: str, storage: dict[str, Any]) 
     return {**options, "clip_norm": 1.0 if rng.integers(4) == 0 else None, "flush_denormals": flush}
 
 
-@lru_cache(maxsize=2 * len(NUMBERS))
+@cache
 def pool(values: str, dtype: Any, number: int) -> Array:
-    """Draw numbers for many chunks: drawing takes longer than stepping."""
+    """Draw numbers for all chunks: drawing takes longer than stepping."""
+    if dtype not in (np.float32, np.float64):
+        with np.errstate(all="ignore"):
+            return pool(values, np.float32, number).astype(dtype)
     return NUMBERS[values](np.random.default_rng([list(NUMBERS).index(values), number]), 4 * SIZE, dtype)
 
 
@@ -93,98 +100,131 @@ def arrays_of(state: Mapping[str, Any]) -> list[tuple[str, Array]]:
     return [(name, value) for name, value in state.items() if isinstance(value, np.ndarray)]
 
 
+def named_arrays(optimizer: Any) -> list[tuple[str, Array]]:
+    """Return the parameter, its state and its average, by name."""
+    average = {"ema": optimizer.ema and optimizer.ema[0]}
+    return [("param", optimizer.params[0]), *arrays_of(optimizer.state[0]), *arrays_of(average)]
+
+
+def digest(optimizer: Any) -> bytes:
+    """Return a digest of all bits of an optimizer with one parameter."""
+    found = hashlib.sha256()
+    for _, array in named_arrays(optimizer):
+        found.update(bits(array).data)
+    return found.digest()
+
+
 def wrong(actual: Any, expected: Any) -> dict[str, int]:
     """Count the elements that differ in each array of two optimizers with one parameter."""
     found = {}
-    both = [
-        [("param", o.params[0]), *arrays_of(o.state[0]), *arrays_of({"ema": o.ema and o.ema[0]})]
-        for o in (actual, expected)
-    ]
-    for (name, a), (other, b) in zip(*both, strict=True):
+    for (name, a), (other, b) in zip(named_arrays(actual), named_arrays(expected), strict=True):
         assert name == other
         if not np.array_equal(bits(a), bits(b)) and (count := differing(comparable(a), comparable(b))):
             found[name] = count
     return found
 
 
-def soak_chunk(kind: str, storage: str, index: int) -> tuple[int, dict[str, int]]:
-    """Step a chunk. Return the number of its elements times steps, and of the wrong elements of each array."""
+def kernels(kind: str, param: Array, **options: Any) -> onepass.Optimizer:
+    """Return the optimizer whose bits are checked."""
+    return CLASSES[kind]([param], **options)
+
+
+def stepped(create: Callable[..., Any], kind: str, storage: str, index: int) -> tuple[Any, int]:
+    """Step a chunk. Return the optimizer, and the number of its elements times its steps."""
     rng = np.random.default_rng([list(RULES).index(kind), list(STORAGE).index(storage), index])
     dtype, of_storage = STORAGE[storage]
-    is_small = index % EVERY == 0
-    size = int(rng.integers(1, SMALL)) if is_small else SIZE + int(rng.integers(SMALL))
+    size = int(rng.integers(1, SMALL)) if index % EVERY == 0 else SIZE + int(rng.integers(SMALL))
     values = str(rng.choice([*NUMBERS]))
     options = {**drawn_options(rng, kind, of_storage), "seed": int(rng.integers(2**64, dtype=np.uint64))}
 
     def draw(dtype: Any) -> Array:
-        numbers = pool(values, np.float64 if dtype == np.float64 else np.float32, index // 64)
+        numbers = pool(values, dtype, index % POOLS)
         start = int(rng.integers(numbers.size - size))
-        with np.errstate(all="ignore"):
-            return np.array(numbers[start : start + size], dtype)
+        return numbers[start : start + size]
 
-    param = draw(dtype)
-    onepass.set_num_threads(THREADS[index % len(THREADS)])
-    optimizers: list[Any] = [CLASSES[kind]([param.copy()], **options), CompiledReference(kind, param, **options)]
-    if is_small:
-        optimizers.append(Reference(kind, param, **options))
+    optimizer = create(kind, draw(dtype).copy(), **options)
     if rng.integers(2):
-        start_anywhere(rng, optimizers[1].state[0], draw)
-        for other in (optimizers[0], *optimizers[2:]):
-            for name, array in arrays_of(optimizers[1].state[0]):
-                other.state[0][name][...] = array.view(other.state[0][name].dtype)
+        start_anywhere(rng, optimizer.state[0], draw)
     dtypes = [dtype, np.float16, ml_dtypes.bfloat16] if rng.integers(4) == 0 else [dtype]
     steps = int(rng.choice(STEPS[values]))
     for t in range(steps):
-        grad, scale = draw(dtypes[t % len(dtypes)]), float(rng.choice([1.0, 1.0, -0.375]))
-        for optimizer in optimizers:
-            optimizer.step([grad], scale)
-    found = wrong(*optimizers[:2])
-    if is_small:
-        found |= {f"{name} of the oracle": count for name, count in wrong(*optimizers[1:]).items()}
-    if found:
-        print(f"{_core.instruction_set}, {kind}, {storage}, chunk {index}: {found} differ, {options}", flush=True)
-    return size * steps, found
+        optimizer.step([draw(dtypes[t % len(dtypes)])], float(rng.choice([1.0, 1.0, -0.375])))
+    return optimizer, size * steps
 
 
-def soak(kind: str, storage: str, elements: int) -> dict[str, Any]:
-    """Step very many elements of a rule and a storage."""
-    done = failed = index = 0
-    started, used = time.monotonic(), time.process_time()
+def expect(kind: str, storage: str, index: int) -> tuple[bytes, int, dict[str, int]]:
+    """Step a chunk with the oracle. Return the digest, the size, and how many elements the specification has not."""
+    optimizer, count = stepped(CompiledReference, kind, storage, index)
+    is_small = index % EVERY == 0
+    return digest(optimizer), count, wrong(optimizer, stepped(Reference, kind, storage, index)[0]) if is_small else {}
+
+
+def check(kind: str, storage: str, index: int, expected: bytes) -> dict[str, int]:
+    """Step a chunk with the kernels. Count the wrong elements of each array; NaNs may differ in sign and payload."""
+    onepass.set_num_threads(THREADS[index % len(THREADS)])
+    optimizer, _ = stepped(kernels, kind, storage, index)
+    if digest(optimizer) == expected:
+        return {}
+    return wrong(optimizer, stepped(CompiledReference, kind, storage, index)[0])
+
+
+def consult_oracle(kind: str, storage: str, elements: int) -> tuple[list[bytes], int, int]:
+    """Return the digests of enough chunks, the number of their elements, and of those unlike the specification."""
+    digests: list[bytes] = []
+    done = failed = 0
     while done < elements:
-        count, found = soak_chunk(kind, storage, index)
-        done, failed, index = done + count, failed + sum(found.values()), index + 1
+        expected, count, found = expect(kind, storage, len(digests))
+        if found:
+            print(f"oracle, {kind}, {storage}, chunk {len(digests)}: {found} differ", flush=True)
+        digests.append(expected)
+        done, failed = done + count, failed + sum(found.values())
+    return digests, done, failed
+
+
+def soak(kind: str, storage: str, digests: list[bytes], elements: int, failed: int) -> dict[str, Any]:
+    """Compare the kernels of a rule and a storage with what the oracle returned; it may have failed itself."""
+    started, used = time.monotonic(), time.process_time()
+    for index, expected in enumerate(digests):
+        if found := check(kind, storage, index, expected):
+            print(f"{_core.instruction_set}, {kind}, {storage}, chunk {index}: {found} differ", flush=True)
+        failed += sum(found.values())
+    used = time.process_time() - used
+    rate = elements / used / 1e6
+    print(
+        f"{_core.instruction_set}, {kind}, {storage}: {failed} wrong; {rate:.0f} million per second of a processor",
+        flush=True,
+    )
     return {
         "rule": kind,
         "storage": storage,
         "instruction_set": _core.instruction_set,
-        "elements": done,
-        "chunks": index,
+        "elements": elements,
+        "chunks": len(digests),
         "wrong": failed,
         "seconds": time.monotonic() - started,
-        "processor_seconds": time.process_time() - used,
+        "processor_seconds": used,
     }
 
 
 def soak_rules(kinds: list[str], elements: int) -> list[dict[str, Any]]:
     """Soak each rule with each storage on each instruction set, all at the same time; return a row for each."""
     compiled_reference.build()
-    kinds_and_storages = [(kind, storage) for kind in kinds for storage in STORAGE]
-    pools = {}
-    rows = {}
-    for isa in _core.usable_instruction_sets:
-        os.environ["ONEPASS_ISA"] = isa  # the process starts with its first task
-        pools[isa] = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-        rows[isa] = [pools[isa].submit(soak, *each, elements) for each in kinds_and_storages]
-    found = []
-    for futures in zip(*rows.values(), strict=True):
-        found += [future.result() for future in futures]
-        rates = ", ".join(f"{row['elements'] / row['processor_seconds'] / 1e6:.0f}" for row in found[-len(rows) :])
-        failed = sum(row["wrong"] for row in found[-len(rows) :])
-        print(
-            f"{found[-1]['rule']}, {found[-1]['storage']}: {failed} wrong; {rates} million per second of a processor",
-            flush=True,
-        )
-    return found
+    own_process = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        oracle, *others = [
+            stack.enter_context(ProcessPoolExecutor(1, own_process)) for _ in ("oracle", *_core.usable_instruction_sets)
+        ]
+        expected = {
+            (kind, storage): oracle.submit(consult_oracle, kind, storage, elements)
+            for kind in kinds
+            for storage in STORAGE
+        }
+        rows = []
+        for (kind, storage), future in expected.items():
+            for isa, process in zip(_core.usable_instruction_sets, others, strict=True):
+                os.environ["ONEPASS_ISA"] = isa  # the process starts with its first task
+                rows.append(process.submit(soak, kind, storage, *future.result()))
+        return [row.result() for row in rows]
 
 
 def resident() -> int:

@@ -29,8 +29,9 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> None:
 def test_the_compiled_reference_has_every_rule_in_every_storage(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "SIZE", soak.SMALL)  # the numbers that chunks are taken from are four times as many
     for storage in soak.STORAGE:
-        elements, found = soak.soak_chunk(kind, storage, 0)
+        digest, elements, found = soak.expect(kind, storage, 0)
         assert elements > 0 and found == {}
+        assert soak.check(kind, storage, 0, digest) == {}
 
 
 @pytest.mark.parametrize("storage", soak.STORAGE)
@@ -40,7 +41,8 @@ def test_a_wrong_element_is_found(storage: str, monkeypatch: pytest.MonkeyPatch)
             super().step(grads, grad_scale)
             bits(self.params[0])[7] ^= 1 << self.step_count
 
-    monkeypatch.setitem(CLASSES, "Adam", Wrong)
     monkeypatch.setattr(soak, "SIZE", soak.SMALL)
     monkeypatch.setattr(soak, "NUMBERS", {"ordinary": ordinary})
-    assert soak.soak_chunk("Adam", storage, 1)[1]["param"] == 1
+    digest, _, _ = soak.expect("Adam", storage, 1)
+    monkeypatch.setitem(CLASSES, "Adam", Wrong)
+    assert soak.check("Adam", storage, 1, digest)["param"] == 1
