@@ -31,7 +31,7 @@ def result_of(version: str, sdist: Path) -> Result:
     prefix = cpython.built(f"python{version}t", f"python{version}", *options, OPT="-DNDEBUG -O1")
     inside = wheels.environment(prefix / "bin" / f"python{version}t", WORK / f"venv-{version}t")
     wheel = wheels.repair(wheels.build(inside, sdist, WORK / f"wheel-{version}t"))
-    wheels.output(inside, "-m", "pip", "install", "-q", wheel, "--group", "test", cwd=ROOT)
+    wheels.output(inside, "-m", "pip", "install", "-q", "--prefer-binary", wheel, "--group", "test", cwd=ROOT)
     platform, what = "Linux, x86-64, free-threaded CPython", "the Python test suite without the GIL"
     note = f"{STEPS} steps in each thread of the stress test"
     return cpython.suite_result(platform, what, inside, sdist, wheel, note, PYTHON_GIL="0", ONEPASS_STRESS_STEPS=STEPS)
