@@ -247,7 +247,7 @@ class Optimizer(_core.Optimizer):
             OSError: the file could not be read; `FileNotFoundError` if it does not exist.
             ValueError: the file is damaged, was not written by onepass, or does not fit. Nothing has changed.
         """
-        _state_dict.check_names(self, options, "params")
+        _state_dict.check_names("load", self, options, "params")
         found, conversion = _state_dict.read(self, path, params)
         if not params:
             _state_dict.warn_of_other_params(self._record, path, found, conversion)
