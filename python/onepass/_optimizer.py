@@ -276,10 +276,7 @@ class Optimizer(_core.Optimizer):
 
     def _prepare(self, grads: Any, *grad_scale: SupportsFloat) -> tuple[list[Any], float | None]:
         """Return gradients that the core can read, and the scale as a number, or None without a scale."""
-        scale = None
-        if grad_scale:
-            _checks.refuse_array("grad_scale", *grad_scale, hint="pass the gradients as one list: step([dW, db])")
-            scale = _checks.finite("grad_scale", *grad_scale)
+        scale = _gradients.checked_scale(self._record, *grad_scale) if grad_scale else None
         return _gradients.prepare(self._record, grads, self._scratch, self._fits), scale
 
     def _explain(self, kind: str, *details: Any) -> None:
