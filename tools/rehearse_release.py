@@ -93,8 +93,10 @@ def main() -> int:
             if not any(built_for.startswith(f"cp{name.replace('.', '')}-") for built_for in names):
                 continue
             inside = environment(python, Path(folder, f"venv-{name}"), *PROJECT["dependencies"])
-            pip: list[str | Path] = [inside, "-m", "pip", "install", "-q", "--only-binary", ":all:"]
-            output(*pip, "--index-url", page.parents[1].as_uri(), f"onepass=={VERSION}", cwd=folder)
+            # The dependencies are there, so that the local index can be the only source.
+            pip: list[str | Path] = [inside, "-m", "pip", "--isolated", "install", "-q", "--only-binary", ":all:"]
+            output(*pip, "--no-deps", "--index-url", page.parents[1].as_uri(), f"onepass=={VERSION}", cwd=folder)
+            output(inside, "-m", "pip", "check", cwd=folder)
             output(inside, "-m", "onepass", cwd=folder)
             print(f"install: from the index into an empty environment of Python {name}; python -m onepass succeeds")
     print("left out: wheels of other platforms, attestations, the upload")

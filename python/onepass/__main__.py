@@ -254,6 +254,18 @@ def microseconds(value: float) -> str:
     return f"{value * 1e6:,.{0 if value > 1e-4 else 2}f}"
 
 
+def show(text: str) -> None:
+    """Print and flush a text; exit quietly if the reader has closed the pipe."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        if error.errno not in CLOSED_PIPE:
+            raise
+        # Python would complain again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Check, measure and print; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m onepass", description="A self-check of onepass on this machine.")
@@ -262,8 +274,8 @@ def main(arguments: list[str] | None = None) -> int:
     config = machine()
     if not as_json:
         for name, value in config.items():
-            print(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
-        print("" if (hint := thread_hint()) is None else f"\n{hint}\n", flush=True)
+            show(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
+        show("" if (hint := thread_hint()) is None else f"\n{hint}\n")
 
     checks = [check(name) for name in config["usable_instruction_sets"]]
     digests = {found["digest"] for found in checks}
@@ -271,43 +283,26 @@ def main(arguments: list[str] | None = None) -> int:
     if not as_json:
         keys = ["cases", "elements", "differing"]
         rows = [[c["instruction_set"], *(f"{c[key]:,}" for key in keys), c["digest"][:16]] for c in checks]
-        print(table(["instruction set", "cases", "elements", "differing", "digest"], rows))
+        show(table(["instruction set", "cases", "elements", "differing", "digest"], rows))
         for found in checks:
             if found["first"]:
-                print(f"\n{found['instruction_set']}: {found['first']}")
-        print(
-            "\nAll results are bit-identical to the reference." if good else "\nMISMATCH: please report this output.",
-            flush=True,
-        )
+                show(f"\n{found['instruction_set']}: {found['first']}")
+        show("\nAll results are bit-identical to the reference." if good else "\nMISMATCH: please report this output.")
 
     speeds = [speed(size) for size in (100, 10_000, 1_000_000)]
     if as_json:
-        print(json.dumps({"config": config, "good": good, "checks": checks, "speeds": speeds}, indent=2))
+        show(json.dumps({"config": config, "good": good, "checks": checks, "speeds": speeds}, indent=2))
     else:
         rows = []
         for s in speeds:
             mine, its = s["onepass"], s["numpy"]
             rows.append([f"{s['parameters']:,}", microseconds(mine), microseconds(its), f"{its / mine:.1f}"])
-        print("\nA step of Adam, float32, on one thread, in microseconds:\n")
-        print(table(["parameters", "onepass", "in-place NumPy", "times"], rows))
+        show("\nA step of Adam, float32, on one thread, in microseconds:\n")
+        show(table(["parameters", "onepass", "in-place NumPy", "times"], rows))
         if (spread := max(s["spread"] for s in speeds)) > BUSY:
-            print(f"\nThe machine was busy: rounds differed {spread:.1f} times. Repeat when it does nothing else.")
+            show(f"\nThe machine was busy: rounds differed {spread:.1f} times. Repeat when it does nothing else.")
     return 0 if good else 1
 
 
-def run() -> int:
-    """Check, measure and print, exiting quietly on a closed pipe."""
-    try:
-        status = main()
-        sys.stdout.flush()
-        return status
-    except OSError as error:
-        if error.errno not in CLOSED_PIPE:
-            raise
-        # Python would complain again at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-
-
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(main())

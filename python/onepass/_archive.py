@@ -80,6 +80,8 @@ def _rename(temporary: Path, target: Path) -> None:
             temporary.replace(target)
             return
         except PermissionError:
+            if target.exists() and not target.stat().st_mode & stat.S_IWRITE:
+                raise  # a read-only file stays one
             time.sleep(pause)
     temporary.replace(target)
 

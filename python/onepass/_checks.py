@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Set
 from itertools import pairwise
+from reprlib import repr as short
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -33,9 +34,9 @@ def plural(number: int, noun: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return the repr of a value in messages, or the shape of an array, whose repr may be long."""
+    """Return a short repr of a value in messages, or the shape of an array."""
     shape = getattr(value, "shape", ())
-    return f"an array of shape {tuple(shape)}" if isinstance(shape, tuple) and shape else repr(value)
+    return f"an array of shape {tuple(shape)}" if isinstance(shape, tuple) and shape else short(value)
 
 
 def refuse_array(name: str, value: Any, *, hint: str) -> None:
@@ -54,7 +55,7 @@ def finite(name: str, value: SupportsFloat) -> float:
     except TypeError:
         raise TypeError(f"{name} must be a number, got {shown(value)}") from None
     except (ValueError, OverflowError):
-        raise ValueError(f"{name} must be a finite number, got {value!r}") from None
+        raise ValueError(f"{name} must be a finite number, got {shown(value)}") from None
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {value!r}")
     return number

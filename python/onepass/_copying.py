@@ -54,7 +54,15 @@ def deep_copy(optimizer: Any, memo: dict[int, Any]) -> Any:
     cls: Any = type(optimizer)
     copied = memo[id(optimizer)] = cls.__new__(cls)  # before the schedules are copied, which may refer to the optimizer
     live = optimizer.__getstate__()
-    description, added = optimizer._locked(lambda: deepcopy((describe(optimizer), live), memo))
+
+    def copy_arrays() -> tuple[Any, ...]:
+        record = optimizer._record
+        deepcopy((record.params, record.states), memo)  # which keeps the copies
+        return describe(optimizer)
+
+    description = optimizer._locked(copy_arrays)
+    # Only the user's objects are left, such as schedules. Their own code may use the optimizer, so it runs unlocked.
+    description, added = deepcopy((description, live), memo)
     initialize(copied, *description)
     if added is not None:
         copied.__setstate__(added)

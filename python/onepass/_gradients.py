@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ._allocate import all_zeros
-from ._checks import finite, plural, real_floating, unit_interval_open
+from ._checks import finite, plural, real_floating, refuse_array, unit_interval_open
 from ._core import sum_rows
 from ._params import Form, ParameterRecord
 from ._storage import is_bfloat16, value_dtype
@@ -16,6 +16,12 @@ from ._types import Array
 from .sparse import SparseRows
 
 Fits = Callable[[int, Any], bool]  # signature of _core.Optimizer._fits
+
+_IN_ONE_ARGUMENT = {
+    Form.array: "there is one parameter, pass its gradient: step(dW)",
+    Form.sequence: "pass the gradients as one list: step([dW, db])",
+    Form.mapping: "pass the gradients as one mapping: step({'W': dW, 'b': db})",
+}
 
 
 def prepare(record: ParameterRecord, grads: Any, scratch: dict[int, Array], fits: Fits) -> list[Any]:
@@ -54,10 +60,17 @@ def arrange(record: ParameterRecord, grads: Any) -> list[Any]:
     return arranged
 
 
+def checked_scale(record: ParameterRecord, grad_scale: Any) -> float:
+    """Return ``grad_scale`` as a number, or raise."""
+    refuse_array("grad_scale", grad_scale, hint=_IN_ONE_ARGUMENT[record.form])
+    return finite("grad_scale", grad_scale)
+
+
 def _flat_hint(record: ParameterRecord, *grads: Any) -> str:
-    """Return a hint if the gradients are nested like the groups."""
-    nested = len(record.groups) > 1 and any(isinstance(grad, (list, tuple)) for grad in grads)
-    return "gradients come as one flat sequence, in the order of the groups" if nested else ""
+    """Return a hint if the gradients of a sequence are nested, such as in one list per group."""
+    if record.form is not Form.sequence or not any(isinstance(grad, (list, tuple)) for grad in grads):
+        return ""
+    return "gradients come as one flat sequence" + ", in the order of the groups" * (len(record.groups) > 1)
 
 
 def convert(
@@ -79,10 +92,8 @@ def convert(
         return coalesced(label, grad, record.params[index])
     if isinstance(grad, (list, tuple, Mapping)) and not hasattr(grad, "tocsr"):
         numbers = (float, int, list, tuple, np.number)
-        is_wrapped = isinstance(grad, Mapping) or not all(isinstance(x, numbers) for x in grad)
-        is_wrapped = is_wrapped and record.form is Form.array
-        hint = "pass the gradient itself, as the parameter was" if is_wrapped else _flat_hint(record, grad)
-        if hint:
+        if isinstance(grad, Mapping) or not all(isinstance(x, numbers) for x in grad):
+            hint = _flat_hint(record, grad) or "pass the gradient itself, as the parameter was"
             raise TypeError(f"{label} must be a NumPy array, got {type(grad).__name__}: {hint}")
     array = checked_gradient(label, grad, record.shapes[index])
     if array is not grad and fits(index, array):
@@ -162,6 +173,12 @@ def cast_into(scratch: Array, grad: Array) -> Array:
 
 
 # ---- Errors of a step that the core detects: see Optimizer._explain ----
+
+
+def surplus_arguments(record: ParameterRecord, number: int) -> TypeError:
+    """Return the error for a call of `step` with more arguments than it has."""
+    hint = _IN_ONE_ARGUMENT[record.form]
+    return TypeError(f"step() takes 2 arguments, grads and grad_scale, but {number} were given ({hint})")
 
 
 def overflow(record: ParameterRecord, index: int, t: int, grad_scale: float) -> ValueError:

@@ -247,7 +247,7 @@ class Optimizer(_core.Optimizer):
             OSError: the file could not be read; `FileNotFoundError` if it does not exist.
             ValueError: the file is damaged, was not written by onepass, or does not fit. Nothing has changed.
         """
-        _state_dict.check_names(self, options, "params")
+        _state_dict.check_names("load", self, options, "params")
         found, conversion = _state_dict.read(self, path, params)
         if not params:
             _state_dict.warn_of_other_params(self._record, path, found, conversion)
@@ -276,10 +276,7 @@ class Optimizer(_core.Optimizer):
 
     def _prepare(self, grads: Any, *grad_scale: SupportsFloat) -> tuple[list[Any], float | None]:
         """Return gradients that the core can read, and the scale as a number, or None without a scale."""
-        scale = None
-        if grad_scale:
-            _checks.refuse_array("grad_scale", *grad_scale, hint="pass the gradients as one list: step([dW, db])")
-            scale = _checks.finite("grad_scale", *grad_scale)
+        scale = _gradients.checked_scale(self._record, *grad_scale) if grad_scale else None
         return _gradients.prepare(self._record, grads, self._scratch, self._fits), scale
 
     def _explain(self, kind: str, *details: Any) -> None:

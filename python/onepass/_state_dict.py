@@ -113,11 +113,11 @@ def copy_arrays(state_dict: dict[str, Any]) -> dict[str, Any]:
 CoreOptions = tuple[CoreGroup, Mapping[str, Any], Mapping[str, Any], list[float], CommonOptions]
 
 
-def check_names(optimizer: Any, options: Iterable[str], *arguments: str) -> None:
-    """Refuse options that no state dict has; arguments: the method's own, to suggest."""
+def check_names(call: str, optimizer: Any, options: Iterable[str], *arguments: str) -> None:
+    """Refuse options that no state dict has; call, arguments: the method's name and own arguments, for the message."""
     valid = [*arguments, *optimizer._spec.checks, "clip_norm", "nonfinite", "seed"]
     fixed = {optimizer._spec.initial, *_storage.OPTIONS}
-    refuse_unknown("load", options, [name for name in valid if name not in fixed])
+    refuse_unknown(call, options, [name for name in valid if name not in fixed])
 
 
 def prepare_load(
@@ -125,11 +125,11 @@ def prepare_load(
 ) -> tuple[Any, ...]:
     """Return the arguments of the core's restore that load a state dict, checked against the optimizer's own.
 
-    given: options that replace those of the state dict; params: the state dict holds the parameters too.
+    given: options that replace those of the state dict, with names from `check_names`; params: the state dict holds the
+    parameters too.
     """
     from . import _state_check
 
-    check_names(optimizer, given)
     state_dict = _state_check.upgraded(state_dict)
     record = _evaluation.in_mode(optimizer, _evaluation.is_saved_in(optimizer, state_dict))
     own = snapshot(optimizer, params, record)
@@ -215,11 +215,11 @@ def _loaded_rate(label: str, name: str, saved: Any, own: Any) -> Any:
         function = f" ({saved['function']})" if saved else ""
         raise ValueError(
             f"{label} was a function{function}, which a state dict cannot hold: create this optimizer with the "
-            f"function, or pass load(..., {name}=...)"
+            f"function, or load with {name}=..."
         )
     if callable(own) and own != loaded:
         raise ValueError(
-            f"{label}: the checkpoint has {loaded!r}, this optimizer has {own!r}: pass load(..., {name}=...) to choose"
+            f"{label}: the checkpoint has {loaded!r}, this optimizer has {own!r}: load with {name}=... to choose"
         )
     return loaded
 
@@ -247,7 +247,7 @@ def core_clip_norm(clip_norm: float | None) -> float:
 
 def load(optimizer: Any, state_dict: Mapping[str, Any], params: bool = False, **options: Any) -> None:
     """Load a state dict into an optimizer, with its parameters on request; options replace those of the state dict."""
-    check_names(optimizer, options, "params")
+    check_names("load_state_dict", optimizer, options, "params")
 
     def restore() -> None:
         record: ParameterRecord = optimizer._record

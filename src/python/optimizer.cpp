@@ -226,9 +226,8 @@ void Optimizer::check_parameter(std::size_t i) {
   if ((PyArray_FLAGS(array) & NPY_ARRAY_WRITEABLE) == 0) explain("read_only_parameter", i);
 }
 
-// Throw the error of a step.
-void Optimizer::explain(const char* kind, std::size_t i) {
-  call_hook("_explain", kind, i);
+void Optimizer::explain(const char* kind, std::size_t detail) {
+  call_hook("_explain", kind, detail);
   throw std::runtime_error(kind);
 }
 

@@ -63,6 +63,9 @@ class Optimizer {
 
   void step(py::handle grads, py::handle grad_scale);
 
+  // Throw the error of a step, in the words of the Python subclass. detail: an index or a number.
+  [[noreturn]] void explain(const char* kind, std::size_t detail);
+
   // One step in three calls, so that processes can exchange gradients and block sums in between
   // (onepass.integrations.mpi). Any other call that steps or changes state drops a prepared step.
   //
@@ -131,7 +134,6 @@ class Optimizer {
   std::unique_lock<StepLock> lock_for_reading();
   void check_process() const;
   void replace_record(py::object& record, bool evaluates);
-  [[noreturn]] void explain(const char* kind, std::size_t i);
   StepInputs prepare(py::handle grads, py::handle grad_scale);
   void evaluate_schedules(std::size_t g, std::int64_t t);
   bool collect(py::handle grads);

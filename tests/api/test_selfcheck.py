@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -159,7 +161,7 @@ def test_a_check_process_inherits_the_isolation_flags_of_python(quick: pytest.Mo
 
 
 def test_closing_the_output_pipe_early_prints_no_traceback() -> None:
-    program = f"from onepass import __main__ as m; import sys; m.CHILD = {GOOD!r}; m.speed = None; sys.exit(m.run())"
+    program = f"from onepass import __main__ as m; import sys; m.CHILD = {GOOD!r}; m.speed = None; sys.exit(m.main())"
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -168,6 +170,16 @@ def test_closing_the_output_pipe_early_prints_no_traceback() -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait() == 1
+
+
+def test_an_error_of_the_system_that_is_not_from_printing_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise OSError(errno.EPIPE, "not the output")
+
+    monkeypatch.setattr(onepass, "config", broken)
+    monkeypatch.setattr(sys, "argv", ["onepass"])
+    with pytest.raises(OSError, match="not the output"):
+        runpy.run_path(str(main.__file__), run_name="__main__")
 
 
 def test_an_unknown_instruction_set_is_reported_without_a_traceback() -> None:

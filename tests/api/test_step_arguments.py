@@ -60,6 +60,25 @@ def test_step_refuses_wrong_arguments(arguments: Any, named: Any, message: str) 
     optimizer.step(grad_scale=1.0, grads=[ones(2)])
 
 
+@pytest.mark.parametrize(
+    ("params", "grads", "hint"),
+    [
+        (ones(2), ones(2), "there is one parameter, pass its gradient: step(dW)"),
+        ([ones(2)], [ones(2)], "pass the gradients as one list: step([dW, db])"),
+        ({"w": ones(2)}, {"w": ones(2)}, "pass the gradients as one mapping: step({'W': dW, 'b': db})"),
+    ],
+)
+def test_the_advice_about_too_many_arguments_fits_the_form_of_the_parameters(
+    params: Any, grads: Any, hint: str
+) -> None:
+    optimizer = onepass.Adam(params)
+    with refused(TypeError, f"grad_scale must be a number, got an array of shape (2,) ({hint})", optimizer):
+        optimizer.step(ones(2), ones(2))
+    with refused(TypeError, f"step() takes 2 arguments, grads and grad_scale, but 3 were given ({hint})", optimizer):
+        optimizer.step(ones(2), ones(2), ones(2))  # type: ignore[call-arg]
+    optimizer.step(grads)
+
+
 def test_a_grad_scale_that_overflows_is_not_counted_as_a_skipped_step() -> None:
     optimizer = onepass.Adam(np.ones(3, np.float32), nonfinite="skip")
     with pytest.raises(ValueError, match="overflows float32"):

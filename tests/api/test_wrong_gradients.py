@@ -66,6 +66,12 @@ def test_gradients_in_one_container_too_many_are_refused() -> None:
     for grads in ([g], (g,), {"w": g}, [None]):
         with refused(TypeError, "pass the gradient itself, as the parameter was", alone):
             alone.step(grads)  # type: ignore[arg-type]
+    named = onepass.Adam([{"params": {"w": ones(3)}}, {"params": {"b": ones(3)}}])
+    with refused(TypeError, "gradient 'w' must be a NumPy array, got list: pass the gradient itself", named):
+        named.step({"w": [g], "b": g})  # type: ignore[dict-item]
+    pair = onepass.Adam([ones(3), ones(3)])
+    with refused(ValueError, "expected 2 gradients, got 1 (gradients come as one flat sequence)", pair):
+        pair.step([[g, g]])  # type: ignore[list-item]
     flat = "gradients come as one flat sequence, in the order of the groups"
     groups = onepass.Adam([{"params": [ones(3)]}, {"params": [ones(3)]}])
     with refused(TypeError, f"gradient 0 must be a NumPy array, got list: {flat}", groups):
@@ -74,6 +80,8 @@ def test_gradients_in_one_container_too_many_are_refused() -> None:
     with refused(ValueError, f"expected 3 gradients, got 2 ({flat})", groups):
         groups.step([[g, g], [g]])  # type: ignore[list-item]
     one = onepass.Adam([ones(3)])
+    with refused(TypeError, "gradient 0 must be a NumPy array, got list: gradients come as one flat sequence", one):
+        one.step([[g]])  # type: ignore[list-item]
     with refused(ValueError, "expected 1 gradient, got 2", one):
         one.step([g, g])
     assert repr(one).startswith("Adam(1 parameter, 3 elements, ")

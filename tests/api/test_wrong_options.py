@@ -83,6 +83,15 @@ def test_adjacent_parameters_in_one_buffer_do_not_overlap() -> None:
     assert (buffer < 1).all()
 
 
+class Matrix:
+    """Tensor of another library: PyTorch's raise ValueError too."""
+
+    shape = (2, 3)
+
+    def __float__(self) -> float:
+        raise ValueError("only one element")
+
+
 NAN, INF = float("nan"), float("inf")
 LIMITS = ["clip_norm", "clip_value"]
 OPTIONS: list[tuple[str, Any, type[Exception], str]] = [
@@ -90,6 +99,9 @@ OPTIONS: list[tuple[str, Any, type[Exception], str]] = [
     *[(name, value, TypeError, name) for name in ["eps", "weight_decay"] for value in ["1", None, 1j, [1.0], len]],
     *[("lr", value, TypeError, "lr must be a number") for value in ["0.1", None, 1j, [0.1], b"1"]],
     ("lr", 10**400, ValueError, "lr must be a finite number"),
+    ("lr", Matrix(), ValueError, "lr must be a finite number, got an array of shape (2, 3)"),
+    ("lr", [0.5] * 100, TypeError, "lr must be a number, got [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, ...]"),
+    ("betas", [0.5] * 100, ValueError, "a pair of numbers, got [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, ...]"),
     *[
         ("betas", value, ValueError, "betas")
         for value in [(-0.1, 0.9), (1.0, 0.9), (0.9, 1.0), (0.9, 1.5), (NAN, 0.9), (0.9, INF), (0.9,), (0.1, 0.2, 0.3)]

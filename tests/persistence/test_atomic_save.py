@@ -86,6 +86,23 @@ def test_a_rename_that_the_system_refuses_for_a_moment_is_repeated(
     assert next(calls) == 3 and temporaries(saved.parent) == []
 
 
+def test_a_rename_onto_a_read_only_file_is_not_repeated(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def refused(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        raise PermissionError(errno.EACCES, "Access is denied")
+
+    monkeypatch.setattr(_archive, "_PAUSES", [0.0, 0.0])
+    monkeypatch.setattr(Path, "replace", refused)
+    saved.chmod(stat.S_IREAD)
+    with pytest.raises(PermissionError, match="Access is denied"):
+        _checkpoint.write(saved, state_of(np.zeros(3)))
+    saved.chmod(stat.S_IREAD | stat.S_IWRITE)
+    assert calls == 1 and temporaries(saved.parent) == []
+
+
 @WINDOWS
 @pytest.mark.parametrize("reason", ["open", "read-only"])
 def test_a_file_that_windows_does_not_replace_stays_whole(

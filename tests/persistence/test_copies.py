@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 from typing import Any
 
 import numpy as np
@@ -120,3 +121,30 @@ def test_parameter_names_may_be_objects_that_compare_by_identity() -> None:
 
     optimizer = onepass.SGD({Name(): np.ones(2)}, lr=0.5)
     assert next(iter(copy.deepcopy(optimizer).params.values())).tolist() == [1, 1]
+
+
+class Busy:
+    """Schedule that uses its optimizer while it is copied, also from another thread."""
+
+    optimizer: Any
+
+    def __call__(self, t: int) -> float:
+        return 0.5
+
+    def __deepcopy__(self, memo: Any) -> float:
+        thread = threading.Thread(target=self.optimizer.step, args=(ones(2),), daemon=True)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+        self.optimizer.add_group(ones(3))
+        return 0.25
+
+
+def test_a_schedule_may_use_its_optimizer_while_it_is_deep_copied() -> None:
+    schedule = Busy()
+    schedule.optimizer = optimizer = onepass.SGD(ones(2), lr=schedule, momentum=0.5)
+    copied = copy.deepcopy(optimizer)
+    assert (copied.step_count, copied.lr, copied.params.tolist()) == (0, 0.25, [1, 1])
+    assert copied.state[0]["momentum_buffer"].tolist() == [0, 0]
+    assert optimizer.step_count == 1 and len(optimizer.groups) == 2
+    assert_same_bits(optimizer.params, [ones(2) / 2, ones(3)])

@@ -74,7 +74,7 @@ def test_loading_where_a_function_was_saved_is_refused_unless_it_is_given(
             optimizer.load_state_dict(saved.state_dict(), **options)
 
     resumed = onepass.SGD(w, lr=0.25)
-    with pytest.raises(ValueError, match=r"lr of group 0 was a function \(.*load\(\.\.\., lr=\.\.\.\)"):
+    with pytest.raises(ValueError, match=r"lr of group 0 was a function \(.*, or load with lr=\.\.\."):
         load(resumed)
     assert resumed.lr == 0.25
     load(resumed, lr=0.125)
@@ -133,6 +133,14 @@ def test_wrong_options_given_to_load_are_refused_and_change_nothing(
         resumed.load(tmp_path / "adam.npz", params=True, **options)
     assert repr(resumed.state_dict()) == repr(before)
     assert w.tolist() == [7, 7]
+
+
+def test_the_error_about_an_unknown_option_names_the_method_that_was_called(tmp_path: Path) -> None:
+    optimizer = onepass.Adam(np.ones(2))
+    with pytest.raises(TypeError, match=r"^load_state_dict\(\) got an unexpected keyword argument 'lrr'"):
+        optimizer.load_state_dict(optimizer.state_dict(), lrr=0.1)
+    with pytest.raises(TypeError, match=r"^load\(\) got an unexpected keyword argument 'lrr'"):
+        optimizer.load(tmp_path / "missing.npz", lrr=0.1)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

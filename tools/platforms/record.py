@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,15 @@ class Result:
     date: str  # 2026-11-30
     wheel_bytes: int | None = None  # None: no wheel was built
     note: str = ""  # a limit of the run, after its text: "linked only"
+
+
+def passed_and_failed(run: str | Path, summary: str, status: int) -> tuple[int, int]:
+    """Return the numbers in pytest's summary, or raise an error that names the run if its status does not fit them."""
+    found = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error)", summary)}
+    failed = found.get("failed", 0) + found.get("error", 0)
+    if "passed" not in found or status != (failed > 0):
+        raise RuntimeError(f"{run}: expected a complete run of the tests, got status {status} and {summary!r}")
+    return found["passed"], failed
 
 
 def load() -> dict[str, list[Result]]:

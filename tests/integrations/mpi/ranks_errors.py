@@ -120,6 +120,10 @@ def check_wrong_arguments_are_refused_on_every_rank() -> None:
     grouped = ShardedOptimizer(WORLD, onepass.Adam, [{"params": [w, v]}, {"params": [np.ones(1, np.float32)]}])
     with raises(ValueError, "gradients come as one flat sequence, in the order of the groups"):
         grouped.step([[w, v], [np.ones(1, np.float32)]])
+    with raises(TypeError, "load() got an unexpected keyword argument 'lrr'. Did you mean 'lr'?"):
+        grouped.load("missing", lrr=0.1)
+    with raises(TypeError, "load_state_dict() got an unexpected keyword argument 'lrr'. Did you mean 'lr'?"):
+        grouped.load_state_dict({}, lrr=0.1)
     with raises(TypeError, "cannot be copied or pickled"):
         __import__("copy").deepcopy(sharded)
 

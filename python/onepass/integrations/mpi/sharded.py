@@ -18,7 +18,7 @@ from ..._group import Group
 from ..._optimizer import Optimizer
 from ..._options import OPTIMIZER_CHECKS
 from ..._params import Form, GroupParams, label, normalize_params, parts_of_params
-from ..._state_dict import in_own_storage, prepare_load, with_checksums
+from ..._state_dict import check_names, in_own_storage, prepare_load, with_checksums
 from ..._types import Array, LearningRate, Nonfinite, Params, Schedule
 from .. import needed
 from .agreement import OPTIONS, Fingerprint, refusal, together
@@ -283,6 +283,7 @@ class ShardedOptimizer:
         with self._lock:
             with together(self._comm, call) as fingerprint:
                 self._check_usable()
+                check_names(call, self._optimizer, options)
                 found = read()
                 prepare_load(self._optimizer, found, options)
                 groups = [group_options(group) for group in found["param_groups"]]
