@@ -10,7 +10,7 @@ import numpy as np
 from ._allocate import all_zeros
 from ._checks import finite, plural, real_floating, unit_interval_open
 from ._core import sum_rows
-from ._params import Form, ParameterRecord
+from ._params import ParameterRecord
 from ._storage import is_bfloat16, value_dtype
 from ._types import Array
 from .sparse import SparseRows
@@ -29,12 +29,12 @@ def prepare(record: ParameterRecord, grads: Any, scratch: dict[int, Array], fits
 def arrange(record: ParameterRecord, grads: Any) -> list[Any]:
     """Return the gradients as one list, in the order of the parameters."""
     keys = record.keys
-    if record.form is Form.array:
+    if record.form == "array":
         if grads is None:
             hint = "does the function that computes it return it?"
             raise TypeError(f"the gradient: expected an array of shape {record.shapes[0]}, got None ({hint})")
         return [grads]
-    if record.form is Form.mapping:
+    if record.form == "mapping":
         if not isinstance(grads, Mapping):
             kind = type(grads).__name__
             raise TypeError(f"the gradients must be a mapping of names to arrays, as the parameters were, got {kind}")
@@ -80,7 +80,7 @@ def convert(
     if isinstance(grad, (list, tuple, Mapping)) and not hasattr(grad, "tocsr"):
         numbers = (float, int, list, tuple, np.number)
         is_wrapped = isinstance(grad, Mapping) or not all(isinstance(x, numbers) for x in grad)
-        is_wrapped = is_wrapped and record.form is Form.array
+        is_wrapped = is_wrapped and record.form == "array"
         hint = "pass the gradient itself, as the parameter was" if is_wrapped else _flat_hint(record, grad)
         if hint:
             raise TypeError(f"{label} must be a NumPy array, got {type(grad).__name__}: {hint}")
