@@ -41,7 +41,7 @@ from .compiled_reference import CompiledReference
 SIZE = 1 << 19  # elements of a chunk: several streams of them are worth more than one thread
 SMALL = 9000  # elements of a chunk that the specification computes too, at most
 EVERY = 16  # one chunk of so many is small
-STEPS = {"ordinary": (3, 8), "small": (1, 3, 8), "hostile": (1, 2)}  # RAdam changes at the sixth; NaN spreads
+STEPS = {"ordinary": (3, 8, 50), "small": (1, 8, 50), "hostile": (1, 2)}  # RAdam changes at the sixth; NaN spreads
 THREADS = (1, 2, 3)
 STORAGE: dict[str, tuple[Any, dict[str, Any]]] = {  # the dtype of the parameter, and options
     "float64": (np.float64, {}),

@@ -1,11 +1,12 @@
 # The compiled core: private, and free to change.
-import enum
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, SupportsFloat
 
 import numpy as np
 import numpy.typing as npt
 
+from ._params import Form
+from ._types import Nonfinite
 from .sparse import SparseRows
 
 _Array = npt.NDArray[Any]
@@ -63,18 +64,8 @@ class NarrowArrays:
     ) -> None: ...
 
 class Optimizer:
-    class _Form(enum.Enum):
-        array = ...
-        sequence = ...
-        mapping = ...
-
-    class _Nonfinite(enum.Enum):
-        propagate = ...
-        skip = ...
-        # and raise, which is no name in Python
-
     _clip_norm: float
-    _nonfinite: _Nonfinite
+    _nonfinite: Nonfinite
     _seed: int
     def __init__(self, flush_denormals: bool, in_files: bool, record: Any) -> None: ...
     @property
@@ -123,7 +114,7 @@ class Optimizer:
         """The global L2 norm of the last step's gradients before clipping, or None if ``clip_norm`` was not set."""
     def _add_group(
         self,
-        form: _Form,
+        form: Form,
         group: Group,
         keys: list[Any],
         params: list[_Array],
@@ -137,7 +128,7 @@ class Optimizer:
         copies: list[tuple[_Array, _Array]],
         options: list[tuple[Group, Mapping[str, Any], Mapping[str, Any], list[float], CommonOptions]],
         clip_norm: float,
-        nonfinite: _Nonfinite,
+        nonfinite: Nonfinite,
         seed: int,
         step_count: int,
         skipped: int,
@@ -230,7 +221,7 @@ class TorchEngine:
     @property
     def grad_norm(self) -> float | None: ...
     def set_clip_norm(self, clip_norm: float) -> None: ...
-    def set_nonfinite(self, nonfinite: Optimizer._Nonfinite) -> None: ...
+    def set_nonfinite(self, nonfinite: Nonfinite) -> None: ...
     def set_seed(self, seed: int) -> None: ...
     def clear_gradients(self, groups: list[dict[str, Any]]) -> bool: ...
     def takes(self, groups: list[dict[str, Any]], state: Any) -> bool: ...

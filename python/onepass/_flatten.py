@@ -9,7 +9,7 @@ import numpy as np
 
 from ._allocate import address
 from ._checks import check_disjoint, check_storage
-from ._params import Form, as_list, label, normalize_params
+from ._params import as_list, label, normalize_params
 from ._types import Array, Params
 
 Key = TypeVar("Key")
@@ -68,13 +68,13 @@ def flatten(params: Params) -> Any:
         order: Any = "C" if plain.flags.c_contiguous else "F"
         views[key] = buffers[plain.dtype][start : start + plain.size].reshape(plain.shape, order=order)
         np.copyto(views[key], plain)
-    if form is Form.array:
+    if form == "array":
         return views[0]
     if not isinstance(given, Mapping) and any(isinstance(item, Mapping) for item in given):
         own = [{key: views[key] for key in named} for named, _ in groups]
-        each_params: list[Any] = list(own) if form is Form.mapping else [[*views.values()] for views in own]
+        each_params: list[Any] = list(own) if form == "mapping" else [[*views.values()] for views in own]
         return [{"params": each, **options} for each, (_, options) in zip(each_params, groups)]
-    if form is Form.mapping:
+    if form == "mapping":
         return views
     return tuple(views.values()) if isinstance(params, tuple) else list(views.values())
 

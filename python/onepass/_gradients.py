@@ -10,7 +10,7 @@ import numpy as np
 from ._allocate import all_zeros
 from ._checks import finite, plural, real_floating, refuse_array, unit_interval_open
 from ._core import sum_rows
-from ._params import Form, ParameterRecord
+from ._params import ParameterRecord
 from ._storage import is_bfloat16, value_dtype
 from ._types import Array
 from .sparse import SparseRows
@@ -18,9 +18,9 @@ from .sparse import SparseRows
 Fits = Callable[[int, Any], bool]  # signature of _core.Optimizer._fits
 
 _IN_ONE_ARGUMENT = {
-    Form.array: "there is one parameter, pass its gradient: step(dW)",
-    Form.sequence: "pass the gradients as one list: step([dW, db])",
-    Form.mapping: "pass the gradients as one mapping: step({'W': dW, 'b': db})",
+    "array": "there is one parameter, pass its gradient: step(dW)",
+    "sequence": "pass the gradients as one list: step([dW, db])",
+    "mapping": "pass the gradients as one mapping: step({'W': dW, 'b': db})",
 }
 
 
@@ -35,12 +35,12 @@ def prepare(record: ParameterRecord, grads: Any, scratch: dict[int, Array], fits
 def arrange(record: ParameterRecord, grads: Any) -> list[Any]:
     """Return the gradients as one list, in the order of the parameters."""
     keys = record.keys
-    if record.form is Form.array:
+    if record.form == "array":
         if grads is None:
             hint = "does the function that computes it return it?"
             raise TypeError(f"the gradient: expected an array of shape {record.shapes[0]}, got None ({hint})")
         return [grads]
-    if record.form is Form.mapping:
+    if record.form == "mapping":
         if not isinstance(grads, Mapping):
             kind = type(grads).__name__
             raise TypeError(f"the gradients must be a mapping of names to arrays, as the parameters were, got {kind}")
@@ -68,7 +68,7 @@ def checked_scale(record: ParameterRecord, grad_scale: Any) -> float:
 
 def _flat_hint(record: ParameterRecord, *grads: Any) -> str:
     """Return a hint if the gradients of a sequence are nested, such as in one list per group."""
-    if record.form is not Form.sequence or not any(isinstance(grad, (list, tuple)) for grad in grads):
+    if record.form != "sequence" or not any(isinstance(grad, (list, tuple)) for grad in grads):
         return ""
     return "gradients come as one flat sequence" + ", in the order of the groups" * (len(record.groups) > 1)
 

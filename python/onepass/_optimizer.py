@@ -90,7 +90,7 @@ class Optimizer(_core.Optimizer):
             record = self._record
             if record.is_evaluating:
                 raise RuntimeError("add_group: expected training mode, got evaluation mode (call train() first)")
-            named = keyed if form is Form.mapping else dict(enumerate(keyed.values(), len(record.params)))
+            named = keyed if form == "mapping" else dict(enumerate(keyed.values(), len(record.params)))
             register_groups(self, form, [(named, {**record.groups[0]._values, **options})])
 
         self._locked(add)
@@ -128,11 +128,11 @@ class Optimizer(_core.Optimizer):
     @property
     def nonfinite(self) -> Nonfinite:
         """The treatment of gradients that are not finite: ``"propagate"``, ``"skip"`` or ``"raise"``."""
-        return self._nonfinite.name  # type: ignore[return-value]
+        return self._nonfinite
 
     @nonfinite.setter
     def nonfinite(self, value: Nonfinite) -> None:
-        self._nonfinite = _core.Optimizer._Nonfinite[_checks.nonfinite("nonfinite", value)]
+        self._nonfinite = _checks.nonfinite("nonfinite", value)
 
     @property
     def seed(self) -> int:

@@ -8,20 +8,19 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from . import _storage
 from ._allocate import address, all_zeros, pin
 from ._checks import check_disjoint, check_storage
-from ._core import Optimizer as CoreOptimizer
 from ._core import rules
 from ._group import Group
 from ._options import Spec
 from ._types import Array, Params
 
-Form = CoreOptimizer._Form
+Form = Literal["array", "sequence", "mapping"]  # of the parameters that an optimizer is given
 GroupParams = tuple[dict[Any, Any], dict[str, Any]]  # parameters by key, and options
 
 
@@ -86,9 +85,9 @@ class ParameterRecord:
 
     def like_input(self, arrays: Sequence[Array]) -> Any:
         """Return an array for each parameter in the form in which the parameters came."""
-        if self.form is Form.array:
+        if self.form == "array":
             return arrays[0]
-        if self.form is Form.mapping:
+        if self.form == "mapping":
             return dict(zip(self.keys, arrays))
         return tuple(arrays) if self.as_tuple and len(self.groups) == 1 else list(arrays)
 
@@ -100,7 +99,7 @@ class ParameterRecord:
             valid = ", ".join(map(repr, self.keys[:5])) + ", ..." * (len(self.keys) > 5)
             raise KeyError(f"no parameter {key!r}: expected {valid}") from None
         except TypeError:  # unhashable, such as the array itself
-            what = "name" if self.form is Form.mapping else "index"
+            what = "name" if self.form == "mapping" else "index"
             raise TypeError(f"expected the {what} of a parameter, got {type(key).__name__}") from None
 
     def label(self, index: int) -> str:
@@ -109,12 +108,12 @@ class ParameterRecord:
 
     def gradient_label(self, index: int) -> str:
         """Return the name of a gradient in messages."""
-        return "the gradient" if self.form is Form.array else f"gradient {self.keys[index]!r}"
+        return "the gradient" if self.form == "array" else f"gradient {self.keys[index]!r}"
 
 
 def label(form: Form, key: Any) -> str:
     """Return the name of a parameter in messages."""
-    return "the parameter" if form is Form.array else f"parameter {key!r}"
+    return "the parameter" if form == "array" else f"parameter {key!r}"
 
 
 def check_params(record: ParameterRecord, form: Form, groups: list[GroupParams]) -> None:
@@ -227,18 +226,19 @@ _NO_PARAMS = "params: expected at least one array, got none (a list not filled y
 def normalize_params(params: Params) -> tuple[Form, list[GroupParams]]:
     """Return the form in which parameters came, and the groups: parameters by key, and the options that they bring."""
     if isinstance(params, np.ndarray):
-        return Form.array, [({0: params}, {})]
+        return "array", [({0: params}, {})]
+    form: Form
     groups: list[GroupParams]
     if isinstance(params, Mapping):
         if "params" in params and not isinstance(params["params"], np.ndarray):
             raise TypeError("params: expected groups in a list, [{'params': ..., ...}], got one group")
-        form, groups = Form.mapping, [(dict(params), {})]
+        form, groups = "mapping", [(dict(params), {})]
     else:
         items = as_list("params", params)
         if any(isinstance(item, Mapping) for item in items):
             form, groups = parse_groups(items)
         else:
-            form, groups = Form.sequence, [(dict(enumerate(items)), {})]
+            form, groups = "sequence", [(dict(enumerate(items)), {})]
     if not all(named for named, _ in groups) or not groups:
         raise ValueError(_NO_PARAMS if len(groups) < 2 else "a group holds no parameters")
     return form, groups
@@ -267,11 +267,11 @@ def parse_groups(items: list[Any]) -> tuple[Form, list[GroupParams]]:
             raise TypeError(f"parameter names are missing in group {with_names.index(False)}: name all or none")
         keys = count()
         groups = [({next(keys): array for array in group_params(params)}, own) for params, own in zip(given, options)]
-        return Form.sequence, groups
+        return "sequence", groups
     times = Counter(name for params in given for name in params)
     if again := [name for name, n in times.items() if n > 1]:
         raise ValueError(f"duplicate parameter name {again[0]!r}")
-    return Form.mapping, [(dict(params), own) for params, own in zip(given, options)]
+    return "mapping", [(dict(params), own) for params, own in zip(given, options)]
 
 
 def group_params(params: Any) -> list[Any]:
@@ -285,10 +285,11 @@ def added_params(record: ParameterRecord, params: Any) -> tuple[Form, dict[Any, 
     """Return the parameters of a group to add by key, and the form of all parameters with them."""
     if isinstance(params, Mapping) and "params" in params:  # PyTorch's way
         raise TypeError("add_group takes the parameters, and their options as arguments: add_group(params, lr=...)")
-    if record.form is not Form.mapping:
-        form, items = Form.sequence, dict(enumerate(group_params(params)))
+    form: Form
+    if record.form != "mapping":
+        form, items = "sequence", dict(enumerate(group_params(params)))
     elif isinstance(params, Mapping):
-        form, items = Form.mapping, dict(params)
+        form, items = "mapping", dict(params)
     else:
         raise TypeError("the parameters have names: add a mapping of names to arrays")
     if not items:

@@ -17,9 +17,8 @@ from ._checks import check_storage
 from ._conversion import Conversion, caller_level, is_c_contiguous, is_stored_alike, split, warn_of_losses
 from ._core import CommonOptions, no_clip_norm
 from ._core import Group as CoreGroup
-from ._core import Optimizer as CoreOptimizer
 from ._options import OPTIMIZER_CHECKS, refuse_unknown
-from ._params import Form, ParameterRecord
+from ._params import ParameterRecord
 from ._types import Array
 
 _PART = 1 << 16  # elements of which a checksum is made at once
@@ -96,7 +95,7 @@ class StateView(Mapping[Any, "dict[str, Any]"]):
 def named_params(record: ParameterRecord, indices: range) -> dict[str, Any]:
     """Return the entries of a group with these parameters: their indices, and their names if they have any."""
     params: dict[str, Any] = {"params": [*indices]}
-    if record.form is Form.mapping:
+    if record.form == "mapping":
         keys = [record.keys[index] for index in indices]
         params["param_names"] = [key if isinstance(key, str) else repr(key) for key in keys]
     return params
@@ -156,7 +155,7 @@ def prepare_load(
         _copies(record, states, params),
         options,
         core_clip_norm(clip_norm),
-        CoreOptimizer._Nonfinite[nonfinite],
+        nonfinite,
         seed,
         state_dict["step_count"],
         state_dict["skipped"],

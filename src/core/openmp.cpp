@@ -5,8 +5,8 @@
 #include <exception>
 
 #if defined(__linux__)
-#include <fstream>
-#include <iterator>
+#include <cstdio>
+#include <cstring>
 #endif
 
 #include "core/fork_count.hpp"
@@ -22,18 +22,19 @@ namespace {
 bool is_forked() {
 #if defined(__linux__)
   constexpr unsigned long forked_not_executed = 0x40;  // PF_FORKNOEXEC
-  std::ifstream file("/proc/self/stat");
-  std::string text{std::istreambuf_iterator<char>(file), {}};
-  // "pid (name) state ppid pgrp session tty_nr tpgid flags": the name may hold anything, a parenthesis too.
-  const std::size_t name_end = text.rfind(')');
-  if (name_end == std::string::npos) return true;  // unknown: assume a fork, since steps without a team are only slower
-  std::size_t at = name_end + 1;
-  for (int field = 0; field < 7; ++field) {
-    at = text.find(' ', at);
-    if (at == std::string::npos) return true;
-    if (field < 6) ++at;
+  char text[512] =
+      {};  // the flags are among the first 200 characters; streams would add 200 kB of library to some wheels
+  if (std::FILE* file = std::fopen("/proc/self/stat", "re")) {
+    static_cast<void>(std::fread(text, 1, sizeof text - 1, file));
+    static_cast<void>(std::fclose(file));
   }
-  return (std::strtoul(text.c_str() + at, nullptr, 10) & forked_not_executed) != 0;
+  // "pid (name) state ppid pgrp session tty_nr tpgid flags": the name may hold anything, a parenthesis too.
+  const char* name_end = std::strrchr(text, ')');
+  unsigned long flags = 0;
+  if (name_end == nullptr || std::sscanf(name_end, ") %*c %*d %*d %*d %*d %*d %lu", &flags) != 1) {
+    return true;  // unknown: assume a fork, since steps without a team are only slower
+  }
+  return (flags & forked_not_executed) != 0;
 #else
   return false;
 #endif

@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -24,14 +25,16 @@
 
 namespace onepass::python {
 
+// Forms in which parameters and gradients come.
+enum class Form : unsigned char { array, sequence, mapping };
+constexpr std::array<const char*, 3> names(Form) { return {"array", "sequence", "mapping"}; }
+
 // Owner of an optimizer's arrays, which steps them along gradients. Invalid input is detected here; error messages are
 // built in Python. The Python subclass supplies two hooks: _prepare, for all inputs that leave the fast path (other
 // containers and forms of gradients, other types of grad_scale, schedules), and _explain, which raises the error of a
 // step.
 class Optimizer {
  public:
-  enum class Form : unsigned char { array, sequence, mapping };
-
   // in_files: state is in files. Forked processes share the pages of these files.
   Optimizer(bool flush_denormals, bool in_files, py::object record)
       : core_(flush_denormals), record_(std::move(record)), in_files_(in_files) {}
@@ -180,3 +183,6 @@ Optimizer& require_optimizer(const py::object& self);
 void register_optimizer(py::module_& m);
 
 }  // namespace onepass::python
+
+template <>
+struct pybind11::detail::type_caster<onepass::python::Form> : onepass::python::NamedEnum<onepass::python::Form> {};

@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <array>
 #include <cmath>
 #include <optional>
 #include <stdexcept>
@@ -10,12 +11,14 @@
 #include "core/executor.hpp"
 #include "core/optimizer.hpp"
 #include "python/gil.hpp"
+#include "python/named_enum.hpp"
 
 namespace onepass::python {
 
 namespace py = pybind11;
 
 enum class Nonfinite : unsigned char { propagate, skip, raise };
+constexpr std::array<const char*, 3> names(Nonfinite) { return {"propagate", "skip", "raise"}; }
 
 constexpr double no_clip_norm = -1;
 constexpr double not_measured = -1;  // in place of a norm
@@ -71,3 +74,7 @@ std::optional<double> scale_after(const StepInputs& inputs, const GradientStats&
 }
 
 }  // namespace onepass::python
+
+template <>
+struct pybind11::detail::type_caster<onepass::python::Nonfinite>
+    : onepass::python::NamedEnum<onepass::python::Nonfinite> {};

@@ -1,5 +1,4 @@
 // The bound Optimizer's methods and properties.
-#include <pybind11/native_enum.h>
 #include <pybind11/stl.h>
 
 #include <string>
@@ -105,16 +104,6 @@ void register_optimizer(py::module_& m) {
            py::arg("scales"), py::arg("divisors"), py::arg("low"), py::arg("master_bits"), py::arg("stochastic"),
            py::arg("first") = 0, py::arg("part_of") = py::none());
   py::class_<Optimizer> optimizer(m, "Optimizer", py::custom_type_setup(&set_up_collection<Optimizer>));
-  py::native_enum<Optimizer::Form>(optimizer, "_Form", "enum.Enum")
-      .value("array", Optimizer::Form::array)
-      .value("sequence", Optimizer::Form::sequence)
-      .value("mapping", Optimizer::Form::mapping)
-      .finalize();
-  py::native_enum<Nonfinite>(optimizer, "_Nonfinite", "enum.Enum")
-      .value("propagate", Nonfinite::propagate)
-      .value("skip", Nonfinite::skip)
-      .value("raise", Nonfinite::raise)
-      .finalize();
   optimizer.def(py::init<bool, bool, py::object>(), py::arg("flush_denormals"), py::arg("in_files"), py::arg("record"))
       .def_property_readonly("_record",
                              [](const py::object& self) {

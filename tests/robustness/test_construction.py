@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 import onepass
-from onepass import _core
 from support import ones, refused
 
 
@@ -41,8 +40,8 @@ def test_using_an_optimizer_whose_init_was_not_called_is_refused(tmp_path: Path)
         partial(optimizer.save, tmp_path / "state.npz"),
         partial(optimizer.load_state_dict, {}),
         optimizer.state_dict,
-        partial(optimizer._add_group, _core.Optimizer._Form.array, None, [], [], [], [], [], {}),  # type: ignore[arg-type]
-        partial(optimizer._restore, [], [], 0.0, _core.Optimizer._Nonfinite.skip, 0, 0, 0, [], [], None, False),
+        partial(optimizer._add_group, "array", None, [], [], [], [], [], {}),  # type: ignore[arg-type]
+        partial(optimizer._restore, [], [], 0.0, "skip", 0, 0, 0, [], [], None, False),
         partial(optimizer._swap_arrays, [], None, False),
         partial(optimizer._parameter_scalars, 0),
         partial(optimizer._prepare_step, [], 1.0),

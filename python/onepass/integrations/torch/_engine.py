@@ -73,7 +73,7 @@ class Engine:
             optimizer.flush_denormals,
         )
         self.core.set_clip_norm(core_clip_norm(optimizer.clip_norm))
-        self.core.set_nonfinite(_core.Optimizer._Nonfinite[optimizer.nonfinite])
+        self.core.set_nonfinite(optimizer.nonfinite)
         self.seed = optimizer.seed
         self.core.set_seed(self.seed)
 
