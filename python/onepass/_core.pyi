@@ -5,8 +5,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 import numpy.typing as npt
 
-from ._params import Form
-from ._types import Nonfinite
+from ._types import Form, Nonfinite
 from .sparse import SparseRows
 
 _Array = npt.NDArray[Any]

@@ -12,14 +12,13 @@ from ._conversion import warn_of_losses
 from ._group import Group
 from ._options import OPTIMIZER_CHECKS, Option, Spec, represent, with_defaults
 from ._params import (
-    Form,
     GroupParams,
     ParameterRecord,
     added_params,
     normalize_params,
     register_groups,
 )
-from ._types import Array, Nonfinite, Params
+from ._types import Array, Form, Nonfinite, Params
 
 
 class Optimizer(_core.Optimizer):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,9 +18,8 @@ from ._checks import check_disjoint, check_storage
 from ._core import rules
 from ._group import Group
 from ._options import Spec
-from ._types import Array, Params
+from ._types import Array, Form, Params
 
-Form = Literal["array", "sequence", "mapping"]  # of the parameters that an optimizer is given
 GroupParams = tuple[dict[Any, Any], dict[str, Any]]  # parameters by key, and options
 
 

@@ -11,6 +11,9 @@ Array = npt.NDArray[Any]
 # Any: or mypy would not take {...} with arrays of several dtypes for a mapping.
 Params = Array | Mapping[Any, Array | Any] | Iterable[Array | Mapping[str, Any]]
 
+# Forms in which the parameters of an optimizer come.
+Form = Literal["array", "sequence", "mapping"]
+
 # A number is anything that float() takes, NumPy's scalars too, but no string.
 Schedule = Callable[[int], SupportsFloat]
 LearningRate = SupportsFloat | Schedule

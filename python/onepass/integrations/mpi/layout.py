@@ -16,9 +16,9 @@ from ..._flatten import in_line, one_array
 from ..._group import Group
 from ..._optimizer import Optimizer
 from ..._options import OPTIMIZER_CHECKS
-from ..._params import Form, GroupParams, ParameterRecord, Part, check_params
+from ..._params import GroupParams, ParameterRecord, Part, check_params
 from ..._storage import raw
-from ..._types import Array
+from ..._types import Array, Form
 from .partition import Chunk, Piece, Positions, block_owners, partition, rank_pieces
 
 

@@ -17,9 +17,9 @@ from ..._gradients import nonfinite_gradient
 from ..._group import Group
 from ..._optimizer import Optimizer
 from ..._options import OPTIMIZER_CHECKS
-from ..._params import Form, GroupParams, label, normalize_params, parts_of_params
+from ..._params import GroupParams, label, normalize_params, parts_of_params
 from ..._state_dict import check_names, in_own_storage, prepare_load, with_checksums
-from ..._types import Array, LearningRate, Nonfinite, Params, Schedule
+from ..._types import Array, Form, LearningRate, Nonfinite, Params, Schedule
 from .. import needed
 from .agreement import OPTIONS, Fingerprint, refusal, together
 from .checkpoint import read_path, save_set
