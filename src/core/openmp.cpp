@@ -5,8 +5,9 @@
 #include <exception>
 
 #if defined(__linux__)
-#include <cstdio>
 #include <cstring>
+
+#include "core/system_file.hpp"
 #endif
 
 #include "core/fork_count.hpp"
@@ -22,19 +23,12 @@ namespace {
 bool is_forked() {
 #if defined(__linux__)
   constexpr unsigned long forked_not_executed = 0x40;  // PF_FORKNOEXEC
-  char text[512] =
-      {};  // the flags are among the first 200 characters; streams would add 200 kB of library to some wheels
-  if (std::FILE* file = std::fopen("/proc/self/stat", "re")) {
-    static_cast<void>(std::fread(text, 1, sizeof text - 1, file));
-    static_cast<void>(std::fclose(file));
-  }
   // "pid (name) state ppid pgrp session tty_nr tpgid flags": the name may hold anything, a parenthesis too.
-  const char* name_end = std::strrchr(text, ')');
-  unsigned long flags = 0;
-  if (name_end == nullptr || std::sscanf(name_end, ") %*c %*d %*d %*d %*d %*d %lu", &flags) != 1) {
-    return true;  // unknown: assume a fork, since steps without a team are only slower
-  }
-  return (flags & forked_not_executed) != 0;
+  const SystemText text = read_system_file("/proc/self/stat");
+  const char* at = std::strrchr(text.data(), ')');
+  for (int field = 0; at != nullptr && field < 7; ++field) at = std::strchr(at + 1, ' ');
+  if (at == nullptr) return true;  // unknown: assume a fork, since steps without a team are only slower
+  return (std::strtoul(at, nullptr, 10) & forked_not_executed) != 0;
 #else
   return false;
 #endif

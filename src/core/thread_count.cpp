@@ -9,7 +9,7 @@
 #if defined(__linux__)
 #include <sched.h>
 
-#include <cstdio>
+#include "core/system_file.hpp"
 #elif defined(_WIN32)
 #if !defined(NOMINMAX)
 #define NOMINMAX
@@ -45,13 +45,11 @@ int allowed_by_affinity() noexcept {
 // Return the number of processors that a container's quota allows, or 0 without a quota. The file contains
 // "quota period" in microseconds, and "max" in place of the quota if there is none.
 int allowed_by_quota() noexcept {
-  std::FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "re");
-  if (file == nullptr) return 0;
-  double quota = 0;
-  double period = 0;
-  const int found = std::fscanf(file, "%lf %lf", &quota, &period);
-  static_cast<void>(std::fclose(file));
-  if (found != 2 || !(period > 0)) return 0;
+  const SystemText text = read_system_file("/sys/fs/cgroup/cpu.max");
+  char* end = nullptr;
+  const double quota = std::strtod(text.data(), &end);
+  const double period = std::strtod(end, nullptr);
+  if (!(quota > 0) || !(period > 0)) return 0;
   return static_cast<int>(std::clamp(quota / period, 1.0, 4096.0));
 }
 #elif defined(_WIN32)
