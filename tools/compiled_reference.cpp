@@ -1,6 +1,6 @@
 // The elements' part of the executable specification, compiled: the oracle of the soak test. Plain loops, one element
-// at a time, written from the formulas and from the definition of each format; it shares no code with the kernels. The
-// loops have no branches that the compiler cannot turn into selections, so that it can use its own vectors.
+// at a time, written from the formulas and from the definition of each format; it shares no code with the kernels. In
+// loops, branches are selections or depend on no element, so that the compiler can vectorise them.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>

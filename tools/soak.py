@@ -5,8 +5,8 @@
 Every rule with every storage steps random elements in chunks, with random options, on every instruction set that this
 processor has (in a process of its own, since it is fixed at import). Parameters, state, scales and averages must have
 the bits of the compiled reference, which small chunks compare with the executable specification itself. The compiled
-reference steps each chunk once, in one more process, for all instruction sets: they compare digests. The result is a
-table, and build/soak.json.
+reference steps each chunk once for all instruction sets, in one more process, and again where a digest differs. The
+result is a table, and build/soak.json.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def pool(values: str, dtype: Any, number: int) -> Array:
     if dtype not in (np.float32, np.float64):
         with np.errstate(all="ignore"):
             return pool(values, np.float32, number).astype(dtype)
-    return NUMBERS[values](np.random.default_rng([list(NUMBERS).index(values), number]), 4 * SIZE, dtype)
+    numbers = NUMBERS[values](np.random.default_rng([list(NUMBERS).index(values), number]), 4 * SIZE, dtype)
+    numbers.flags.writeable = False
+    return numbers
 
 
 def start_anywhere(rng: np.random.Generator, state: dict[str, Any], draw: Callable[..., Array]) -> None:
@@ -153,7 +155,7 @@ def stepped(create: Callable[..., Any], kind: str, storage: str, index: int) -> 
 
 
 def expect(kind: str, storage: str, index: int) -> tuple[bytes, int, dict[str, int]]:
-    """Step a chunk with the oracle. Return the digest, the size, and how many elements the specification has not."""
+    """Step a chunk with the oracle. Return the digest, the size, and the wrong elements of each array."""
     optimizer, count = stepped(CompiledReference, kind, storage, index)
     is_small = index % EVERY == 0
     return digest(optimizer), count, wrong(optimizer, stepped(Reference, kind, storage, index)[0]) if is_small else {}
@@ -165,11 +167,13 @@ def check(kind: str, storage: str, index: int, expected: bytes) -> dict[str, int
     optimizer, _ = stepped(kernels, kind, storage, index)
     if digest(optimizer) == expected:
         return {}
-    return wrong(optimizer, stepped(CompiledReference, kind, storage, index)[0])
+    reference, _ = stepped(CompiledReference, kind, storage, index)
+    assert digest(reference) == expected
+    return wrong(optimizer, reference)
 
 
 def consult_oracle(kind: str, storage: str, elements: int) -> tuple[list[bytes], int, int]:
-    """Return the digests of enough chunks, the number of their elements, and of those unlike the specification."""
+    """Return the digests of enough chunks, the number of elements, and the number of wrong ones."""
     digests: list[bytes] = []
     done = failed = 0
     while done < elements:
@@ -181,23 +185,24 @@ def consult_oracle(kind: str, storage: str, elements: int) -> tuple[list[bytes],
     return digests, done, failed
 
 
-def soak(kind: str, storage: str, digests: list[bytes], elements: int, failed: int) -> dict[str, Any]:
-    """Compare the kernels of a rule and a storage with what the oracle returned; it may have failed itself."""
+def soak(isa: str, kind: str, storage: str, digests: list[bytes], elements: int, failed: int) -> dict[str, Any]:
+    """Compare the kernels of a rule and a storage with what the oracle returned; failed: its own wrong elements."""
+    assert _core.instruction_set == isa
     started, used = time.monotonic(), time.process_time()
     for index, expected in enumerate(digests):
         if found := check(kind, storage, index, expected):
-            print(f"{_core.instruction_set}, {kind}, {storage}, chunk {index}: {found} differ", flush=True)
+            print(f"{isa}, {kind}, {storage}, chunk {index}: {found} differ", flush=True)
         failed += sum(found.values())
     used = time.process_time() - used
     rate = elements / used / 1e6
     print(
-        f"{_core.instruction_set}, {kind}, {storage}: {failed} wrong; {rate:.0f} million per second of a processor",
+        f"{isa}, {kind}, {storage}: {failed} wrong; {rate:.0f} million per second of a processor",
         flush=True,
     )
     return {
         "rule": kind,
         "storage": storage,
-        "instruction_set": _core.instruction_set,
+        "instruction_set": isa,
         "elements": elements,
         "chunks": len(digests),
         "wrong": failed,
@@ -211,9 +216,9 @@ def soak_rules(kinds: list[str], elements: int) -> list[dict[str, Any]]:
     compiled_reference.build()
     own_process = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
-        oracle, *others = [
-            stack.enter_context(ProcessPoolExecutor(1, own_process)) for _ in ("oracle", *_core.usable_instruction_sets)
-        ]
+        oracle, *others = [ProcessPoolExecutor(1, own_process) for _ in ("oracle", *_core.usable_instruction_sets)]
+        for process in (oracle, *others):
+            stack.callback(process.shutdown, cancel_futures=True)
         expected = {
             (kind, storage): oracle.submit(consult_oracle, kind, storage, elements)
             for kind in kinds
@@ -223,7 +228,7 @@ def soak_rules(kinds: list[str], elements: int) -> list[dict[str, Any]]:
         for (kind, storage), future in expected.items():
             for isa, process in zip(_core.usable_instruction_sets, others, strict=True):
                 os.environ["ONEPASS_ISA"] = isa  # the process starts with its first task
-                rows.append(process.submit(soak, kind, storage, *future.result()))
+                rows.append(process.submit(soak, isa, kind, storage, *future.result()))
         return [row.result() for row in rows]
 
 

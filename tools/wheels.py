@@ -253,11 +253,12 @@ def run_tests(python: Path, sdist: Path, wheel: Path, numpy: str, arguments: lis
         folder = str(next(Path(folder).iterdir()))
         inside = environment(python, Path(folder, "venv"), wheel, f"numpy=={numpy}")
         output(inside, "-m", "pip", "install", "-q", "--group", "test", f"numpy=={numpy}", cwd=folder)
-        return pytest_summary(inside, folder, arguments)
+        summary, status = pytest_summary(inside, folder, arguments)
+        return f"FAILED: {summary}" if status else summary
 
 
-def pytest_summary(inside: Path, folder: str | Path, arguments: list[str], **variables: str) -> str:
-    """Run the tests in a folder with environment variables, and return pytest's summary."""
+def pytest_summary(inside: Path, folder: str | Path, arguments: list[str], **variables: str) -> tuple[str, int]:
+    """Run the tests in a folder with environment variables, and return pytest's summary and exit status."""
     where = output(inside, "-c", "import onepass; print(onepass.__file__); onepass.show_config()", cwd=folder)
     if "site-packages" not in where:
         sys.exit(f"not the installed wheel is imported: {where}")
@@ -266,7 +267,7 @@ def pytest_summary(inside: Path, folder: str | Path, arguments: list[str], **var
     summary = ran.stdout.strip().rpartition("\n")[2]
     if ran.returncode:
         print(ran.stdout + ran.stderr)
-    return summary if ran.returncode == 0 else f"FAILED: {summary}"
+    return summary, ran.returncode
 
 
 def main() -> int:

@@ -74,14 +74,21 @@ def _mode(target: Path) -> int | None:
     return None if os.name == "nt" else stat.S_IMODE(mode)
 
 
+def _is_read_only(target: Path) -> bool:
+    try:
+        return not target.stat().st_mode & stat.S_IWRITE
+    except OSError:  # another program may have removed it
+        return False
+
+
 def _rename(temporary: Path, target: Path) -> None:
     for pause in _PAUSES:
         try:
             temporary.replace(target)
             return
         except PermissionError:
-            if target.exists() and not target.stat().st_mode & stat.S_IWRITE:
-                raise  # a read-only file stays one
+            if _is_read_only(target):
+                raise
             time.sleep(pause)
     temporary.replace(target)
 

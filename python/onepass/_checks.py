@@ -6,7 +6,6 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Set
 from itertools import pairwise
-from reprlib import repr as short
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -34,9 +33,15 @@ def plural(number: int, noun: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a short repr of a value in messages, or the shape of an array."""
+    """Return the repr of a value for a message, its start if it is long, or the shape of an array."""
     shape = getattr(value, "shape", ())
-    return f"an array of shape {tuple(shape)}" if isinstance(shape, tuple) and shape else short(value)
+    if isinstance(shape, tuple) and shape:
+        return f"an array of shape {tuple(shape)}"
+    try:
+        text = repr(value)
+    except Exception:  # of a user's class, or of an integer with too many digits
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def refuse_array(name: str, value: Any, *, hint: str) -> None:

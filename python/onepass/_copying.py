@@ -57,11 +57,12 @@ def deep_copy(optimizer: Any, memo: dict[int, Any]) -> Any:
 
     def copy_arrays() -> tuple[Any, ...]:
         record = optimizer._record
-        deepcopy((record.params, record.states), memo)  # which keeps the copies
+        deepcopy((record.params, record.states), memo)  # the memo keeps the copies
         return describe(optimizer)
 
     description = optimizer._locked(copy_arrays)
-    # Only the user's objects are left, such as schedules. Their own code may use the optimizer, so it runs unlocked.
+    # Arrays are copied under the lock, also by a subclass's __deepcopy__. Schedules, names and attributes are copied
+    # after it, because they may use the optimizer.
     description, added = deepcopy((description, live), memo)
     initialize(copied, *description)
     if added is not None:

@@ -18,7 +18,7 @@ from .sparse import SparseRows
 Fits = Callable[[int, Any], bool]  # signature of _core.Optimizer._fits
 
 _IN_ONE_ARGUMENT = {
-    "array": "there is one parameter, pass its gradient: step(dW)",
+    "array": "pass the gradient of the only parameter: step(dW)",
     "sequence": "pass the gradients as one list: step([dW, db])",
     "mapping": "pass the gradients as one mapping: step({'W': dW, 'b': db})",
 }
@@ -93,7 +93,7 @@ def convert(
     if isinstance(grad, (list, tuple, Mapping)) and not hasattr(grad, "tocsr"):
         numbers = (float, int, list, tuple, np.number)
         if isinstance(grad, Mapping) or not all(isinstance(x, numbers) for x in grad):
-            hint = _flat_hint(record, grad) or "pass the gradient itself, as the parameter was"
+            hint = _flat_hint(record, grad) or "pass the array itself, without a list or mapping around it"
             raise TypeError(f"{label} must be a NumPy array, got {type(grad).__name__}: {hint}")
     array = checked_gradient(label, grad, record.shapes[index])
     if array is not grad and fits(index, array):

@@ -53,13 +53,13 @@ int allowed_by_quota() noexcept {
   return static_cast<int>(std::clamp(quota / period, 1.0, 4096.0));
 }
 #elif defined(_WIN32)
-// Return the number of processors of `start /affinity` and the like, or 0 without such a limit: the masks are of one
-// group of 64 processors, and a process without a limit may use all groups.
+// Return the number of processors of `start /affinity` and the like, of one group of 64: before Windows 11, threads
+// stay in one. 0 if the process has been assigned to several groups.
 int allowed_by_affinity() noexcept {
   DWORD_PTR mine = 0;
   DWORD_PTR all = 0;
   if (GetProcessAffinityMask(GetCurrentProcess(), &mine, &all) == 0) return 0;
-  return mine == all ? 0 : static_cast<int>(std::bitset<64>(mine).count());
+  return static_cast<int>(std::bitset<64>(mine).count());
 }
 
 int allowed_by_quota() noexcept { return 0; }

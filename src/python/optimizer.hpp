@@ -20,6 +20,7 @@
 #include "python/arrays.hpp"
 #include "python/gil.hpp"
 #include "python/group.hpp"
+#include "python/named_enum.hpp"
 #include "python/planned_step.hpp"
 #include "python/step_lock.hpp"
 
@@ -66,7 +67,8 @@ class Optimizer {
 
   void step(py::handle grads, py::handle grad_scale);
 
-  // Throw the error of a step, in the words of the Python subclass. detail: an index or a number.
+  // Throw the error of a step, in the words of the Python subclass. detail: the index of a parameter, or a number of
+  // arguments.
   [[noreturn]] void explain(const char* kind, std::size_t detail);
 
   // One step in three calls, so that processes can exchange gradients and block sums in between

@@ -63,7 +63,7 @@ def test_step_refuses_wrong_arguments(arguments: Any, named: Any, message: str) 
 @pytest.mark.parametrize(
     ("params", "grads", "hint"),
     [
-        (ones(2), ones(2), "there is one parameter, pass its gradient: step(dW)"),
+        (ones(2), ones(2), "pass the gradient of the only parameter: step(dW)"),
         ([ones(2)], [ones(2)], "pass the gradients as one list: step([dW, db])"),
         ({"w": ones(2)}, {"w": ones(2)}, "pass the gradients as one mapping: step({'W': dW, 'b': db})"),
     ],

@@ -64,10 +64,10 @@ def test_gradients_in_one_container_too_many_are_refused() -> None:
     g = ones(3)
     alone = onepass.Adam(ones(3))
     for grads in ([g], (g,), {"w": g}, [None]):
-        with refused(TypeError, "pass the gradient itself, as the parameter was", alone):
+        with refused(TypeError, "pass the array itself, without a list or mapping around it", alone):
             alone.step(grads)  # type: ignore[arg-type]
     named = onepass.Adam([{"params": {"w": ones(3)}}, {"params": {"b": ones(3)}}])
-    with refused(TypeError, "gradient 'w' must be a NumPy array, got list: pass the gradient itself", named):
+    with refused(TypeError, "gradient 'w' must be a NumPy array, got list: pass the array itself", named):
         named.step({"w": [g], "b": g})  # type: ignore[dict-item]
     pair = onepass.Adam([ones(3), ones(3)])
     with refused(ValueError, "expected 2 gradients, got 1 (gradients come as one flat sequence)", pair):

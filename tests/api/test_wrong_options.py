@@ -92,6 +92,11 @@ class Matrix:
         raise ValueError("only one element")
 
 
+class Unprintable:
+    def __repr__(self) -> str:
+        raise ValueError("no text")
+
+
 NAN, INF = float("nan"), float("inf")
 LIMITS = ["clip_norm", "clip_value"]
 OPTIONS: list[tuple[str, Any, type[Exception], str]] = [
@@ -100,8 +105,9 @@ OPTIONS: list[tuple[str, Any, type[Exception], str]] = [
     *[("lr", value, TypeError, "lr must be a number") for value in ["0.1", None, 1j, [0.1], b"1"]],
     ("lr", 10**400, ValueError, "lr must be a finite number"),
     ("lr", Matrix(), ValueError, "lr must be a finite number, got an array of shape (2, 3)"),
-    ("lr", [0.5] * 100, TypeError, "lr must be a number, got [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, ...]"),
-    ("betas", [0.5] * 100, ValueError, "a pair of numbers, got [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, ...]"),
+    ("lr", Unprintable(), TypeError, "lr must be a number, got a value of type Unprintable"),
+    ("lr", [0.5] * 100, TypeError, f"lr must be a number, got [{'0.5, ' * 15}0..."),
+    ("betas", [0.5] * 100, ValueError, f"a pair of numbers, got [{'0.5, ' * 15}0..."),
     *[
         ("betas", value, ValueError, "betas")
         for value in [(-0.1, 0.9), (1.0, 0.9), (0.9, 1.0), (0.9, 1.5), (NAN, 0.9), (0.9, INF), (0.9,), (0.1, 0.2, 0.3)]

@@ -46,3 +46,9 @@ def test_a_wrong_element_is_found(storage: str, monkeypatch: pytest.MonkeyPatch)
     digest, _, _ = soak.expect("Adam", storage, 1)
     monkeypatch.setitem(CLASSES, "Adam", Wrong)
     assert soak.check("Adam", storage, 1, digest)["param"] == 1
+
+
+def test_every_instruction_set_is_compared_with_the_oracle() -> None:
+    rows = soak.soak_rules(["SGD"], 1)
+    assert [row["instruction_set"] for row in rows] == soak._core.usable_instruction_sets * len(soak.STORAGE)
+    assert {row["wrong"] for row in rows} == {0}

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import onepass
-from cases import NUMBERS
+from cases import NUMBERS, accepts
 from onepass._reference import RULES, Reference
 from strategies import (
     AVERAGES,
@@ -185,6 +185,9 @@ class Machine(RuleBasedStateMachine):
         elif name == "dampening" and options["nesterov"] and value:
             with refused(ValueError, "nesterov needs", self.opt):
                 group.dampening = value
+        elif not accepts(self.kind, {name: value}):
+            with refused(ValueError, f"{name}:", self.opt):
+                group[name] = value
         elif is_refused(self.kind, {**options, name: value}):
             with refused(ValueError, "state_dtype=", self.opt):
                 group[name] = value

@@ -6,6 +6,7 @@ built with Zig, whose C++ library works with musl; that library is linked in, as
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -18,6 +19,9 @@ from .record import Result
 from .zig import WORK
 
 NEEDED = ("gcc", "make", "binutils", "pkg-config", "zlib1g-dev")  # packages of Debian
+KERNEL_HEADERS = [
+    Path("/usr/include", name) for name in ("linux", "asm-generic", "x86_64-linux-gnu/asm")
+]  # of linux-libc-dev; libffi needs them
 TAG = "musllinux_1_2_x86_64"
 
 
@@ -25,6 +29,9 @@ def python() -> Path:
     """Return the interpreter of a CPython for musl, built if it is not there."""
     # Wheels on PyPI need musl 1.2.4, which Debian 12 does not have.
     musl = cpython.built("musl", "musl", "--disable-static", f"--syslibdir={WORK / 'musl' / 'lib'}", CFLAGS="-O1")
+    for headers in KERNEL_HEADERS:
+        with contextlib.suppress(FileExistsError):
+            (musl / "include" / headers.name).symlink_to(headers)
     compiler = WORK / "musl-gcc"  # musl's own reports glibc's name of the platform
     compiler.write_text(
         f'#!/bin/sh\n[ "$1" = --print-multiarch ] && exec echo x86_64-linux-musl\nexec {musl}/bin/musl-gcc "$@"\n'
