@@ -1,8 +1,11 @@
-"""Runs of the tests on other platforms: only the numbers of a complete run are recorded."""
+"""Tests on other platforms: the tests exist, and only the numbers of a complete run are recorded."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from tools.platforms import arm
 from tools.platforms.record import passed_and_failed
 
 
@@ -32,3 +35,9 @@ def test_a_complete_run_gives_the_numbers_of_its_summary(summary: str, status: i
 def test_a_run_that_ended_early_is_refused(summary: str, status: int) -> None:
     with pytest.raises(RuntimeError, match=r"^musl: expected a complete run of the tests, got status"):
         passed_and_failed("musl", summary, status)
+
+
+@pytest.mark.parametrize("test", arm.TESTS)
+def test_the_tests_for_arm_exist(test: str) -> None:
+    file, _, name = test.partition("::")
+    assert f"def {name}" in Path(__file__).parents[1].joinpath(file).read_text(encoding="utf-8")

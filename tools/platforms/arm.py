@@ -37,7 +37,7 @@ TESTS = (
     "numerics/test_threads.py",
     "persistence/test_resumed_training.py",
     "persistence/test_save_load.py",
-    "robustness/test_user_threads.py::test_the_interpreter_may_end_while_a_thread_steps",
+    "robustness/test_user_threads.py::test_the_interpreter_can_exit_while_a_thread_steps",
 )
 WHAT = "the Python tests of bits, resumed training and threads"
 EXCLUDED = "fork or cannot_be_created"  # qemu neither follows a process with threads that forks nor limits its memory
