@@ -49,7 +49,9 @@ def wine_script() -> Path:
     if shutil.which("wine") is None:
         sys.exit("wine is missing: apt-get install wine wine64")
     FOLDER.mkdir(parents=True, exist_ok=True)
-    script, prefix = FOLDER / "wine", FOLDER / "prefix"
+    script = FOLDER / "wine"
+    # Outside the repository: its link to / would lead the build of the sdist through the whole disk.
+    prefix = Path.home() / ".cache" / "onepass-wine"
     # Not needed, and missing or broken: .NET, a browser, and what describes the machine.
     overrides = "mscoree,mshtml,wbemprox="
     script.write_text(
@@ -59,6 +61,7 @@ def wine_script() -> Path:
     )
     script.chmod(0o755)
     if not prefix.exists():
+        prefix.parent.mkdir(exist_ok=True)
         output(script, "wineboot", "-i")
         output(script, "winecfg", "/v", "win10")
     return script
@@ -109,7 +112,9 @@ def run_python(wine: Path, versions: str) -> Result:
     tests = FOLDER / "suite"  # without the sources
     shutil.rmtree(tests, ignore_errors=True)
     shutil.copytree(
-        ROOT / "tests", tests / "tests", ignore=shutil.ignore_patterns("__pycache__", "cpp", "integrations")
+        ROOT / "tests",
+        tests / "tests",
+        ignore=shutil.ignore_patterns("__pycache__", "cpp", "integrations", "repository"),
     )
     shutil.copy(ROOT / "pyproject.toml", tests)
     about = "import platform, numpy; print(platform.python_version(), numpy.__version__)"
