@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -211,21 +212,17 @@ def soak(isa: str, kind: str, storage: str, digests: list[bytes], elements: int,
     }
 
 
-def soak_rules(kinds: list[str], elements: int) -> list[dict[str, Any]]:
-    """Soak each rule with each storage on each instruction set, all at the same time; return a row for each."""
+def soak_all(combinations: list[tuple[str, str]], elements: int) -> list[dict[str, Any]]:
+    """Soak rules with their storages on each instruction set, all at the same time; return a row for each."""
     compiled_reference.build()
     own_process = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         oracle, *others = [ProcessPoolExecutor(1, own_process) for _ in ("oracle", *_core.usable_instruction_sets)]
         for process in (oracle, *others):
             stack.callback(process.shutdown, cancel_futures=True)
-        expected = {
-            (kind, storage): oracle.submit(consult_oracle, kind, storage, elements)
-            for kind in kinds
-            for storage in STORAGE
-        }
+        expected = [oracle.submit(consult_oracle, *combination, elements) for combination in combinations]
         rows = []
-        for (kind, storage), future in expected.items():
+        for (kind, storage), future in zip(combinations, expected, strict=True):
             for isa, process in zip(_core.usable_instruction_sets, others, strict=True):
                 os.environ["ONEPASS_ISA"] = isa  # the process starts with its first task
                 rows.append(process.submit(soak, isa, kind, storage, *future.result()))
@@ -270,7 +267,7 @@ def main() -> int:
     parser.add_argument("--large-steps", type=float, default=1000, help="of a model of 10 million parameters")
     parser.add_argument("--rules", nargs="*", default=list(RULES), choices=list(RULES))
     options = parser.parse_args()
-    found = soak_rules(options.rules, int(options.elements))
+    found = soak_all(list(product(options.rules, STORAGE)), int(options.elements))
     sets = _core.usable_instruction_sets
     print(f"| rule | {' | '.join(f'elements × steps, {isa} | wrong' for isa in sets)} |")
     print(f"| --- |{' --: |' * 2 * len(sets)}")
