@@ -214,7 +214,6 @@ def soak(isa: str, kind: str, storage: str, digests: list[bytes], elements: int,
 
 def soak_all(combinations: list[tuple[str, str]], elements: int) -> list[dict[str, Any]]:
     """Soak rules with their storages on each instruction set, all at the same time; return a row for each."""
-    compiled_reference.build()
     own_process = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         oracle, *others = [ProcessPoolExecutor(1, own_process) for _ in ("oracle", *_core.usable_instruction_sets)]
@@ -267,6 +266,7 @@ def main() -> int:
     parser.add_argument("--large-steps", type=float, default=1000, help="of a model of 10 million parameters")
     parser.add_argument("--rules", nargs="*", default=list(RULES), choices=list(RULES))
     options = parser.parse_args()
+    compiled_reference.build()
     found = soak_all(list(product(options.rules, STORAGE)), int(options.elements))
     sets = _core.usable_instruction_sets
     print(f"| rule | {' | '.join(f'elements × steps, {isa} | wrong' for isa in sets)} |")

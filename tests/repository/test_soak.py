@@ -19,10 +19,9 @@ compiled_reference = soak.compiled_reference
 
 
 @pytest.fixture(scope="module", autouse=True)
-def oracle(tmp_path_factory: pytest.TempPathFactory) -> None:
+def oracle() -> None:
     if os.name == "nt" or shutil.which(os.environ.get("CXX", "c++")) is None:
         pytest.skip("needs a C++ compiler")
-    compiled_reference.LIBRARY = tmp_path_factory.mktemp("oracle") / "compiled_reference.so"
     compiled_reference.build()
 
 
