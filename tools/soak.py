@@ -77,10 +77,11 @@ def drawn_options(rng: np.random.Generator, kind: str, storage: dict[str, Any]) 
 @cache
 def pool(values: str, dtype: Any, number: int) -> Array:
     """Draw numbers for all chunks: drawing takes longer than stepping."""
-    if dtype not in (np.float32, np.float64):
+    if dtype in (np.float32, np.float64):
+        numbers = NUMBERS[values](np.random.default_rng([list(NUMBERS).index(values), number]), 4 * SIZE, dtype)
+    else:
         with np.errstate(all="ignore"):
-            return pool(values, np.float32, number).astype(dtype)
-    numbers = NUMBERS[values](np.random.default_rng([list(NUMBERS).index(values), number]), 4 * SIZE, dtype)
+            numbers = pool(values, np.float32, number).astype(dtype)
     numbers.flags.writeable = False
     return numbers
 

@@ -1,5 +1,5 @@
-// Enumerations that are strings in Python. pybind11's own enumerations use streams, which add 60 to 150 kB to wheels
-// that bundle the C++ library.
+// Enumerations that are strings in Python. pybind11's own enumerations use streams: core/system_file.hpp has the reason
+// against them.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -19,9 +19,7 @@ from .record import Result
 from .zig import WORK
 
 NEEDED = ("gcc", "make", "binutils", "pkg-config", "zlib1g-dev")  # packages of Debian
-KERNEL_HEADERS = [
-    Path("/usr/include", name) for name in ("linux", "asm-generic", "x86_64-linux-gnu/asm")
-]  # of linux-libc-dev; libffi needs them
+KERNEL_HEADERS = ("linux", "asm-generic", "x86_64-linux-gnu/asm")  # of linux-libc-dev; libffi needs them
 TAG = "musllinux_1_2_x86_64"
 
 
@@ -29,7 +27,8 @@ def python() -> Path:
     """Return the interpreter of a CPython for musl, built if it is not there."""
     # Wheels on PyPI need musl 1.2.4, which Debian 12 does not have.
     musl = cpython.built("musl", "musl", "--disable-static", f"--syslibdir={WORK / 'musl' / 'lib'}", CFLAGS="-O1")
-    for headers in KERNEL_HEADERS:
+    for name in KERNEL_HEADERS:
+        headers = Path("/usr/include", name)
         with contextlib.suppress(FileExistsError):
             (musl / "include" / headers.name).symlink_to(headers)
     compiler = WORK / "musl-gcc"  # musl's own reports glibc's name of the platform

