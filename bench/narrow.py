@@ -71,14 +71,14 @@ class OnepassBfloat16Weights(OnepassNarrow):
 class OnepassBfloat16Weights24(OnepassBfloat16Weights):
     """The same with 24 bits of each weight."""
 
-    name = "onepass, bfloat16 weights of 24 bits, float8 state"
+    name = "onepass, bfloat16 weights with master_bits=24, float8 state"
     storage: ClassVar = {"state_dtype": "float8", "master_bits": 24}
 
 
 class OnepassBfloat16Weights16(OnepassBfloat16Weights):
     """The same without the lower halves."""
 
-    name = "onepass, bfloat16 weights of 16 bits, float8 state"
+    name = "onepass, bfloat16 weights with master_bits=16, float8 state"
     storage: ClassVar = {"state_dtype": "float8", "master_bits": 16}
 
 

@@ -32,8 +32,8 @@ COLOURS = {
     "onepass, bfloat16 state": "#8250df",
     "onepass, float8 state": "#0969da",
     "onepass, bfloat16 weights, float8 state": "#1a7f37",
-    "onepass, bfloat16 weights of 24 bits, float8 state": "#9a6700",
-    "onepass, bfloat16 weights of 16 bits, float8 state": "#bf3989",
+    "onepass, bfloat16 weights with master_bits=24, float8 state": "#9a6700",
+    "onepass, bfloat16 weights with master_bits=16, float8 state": "#bf3989",
     "torch fused, all bfloat16": "#d4a72c",
 }
 SHARE = 4  # GB/s of memory bandwidth for each core of a busy socket
@@ -114,7 +114,7 @@ def times(
     case = record["cases"][name]
     figure = card(
         title,
-        "Time of a step; lower is better. In brackets: slowdown relative to onepass, at the line's last point.",
+        "Time of a step; lower is better. In brackets: time relative to onepass's, at the line's last point.",
         f"{report.machine_line(record['machine'])}; {case['date']}",
         height=height,
     )

@@ -77,12 +77,14 @@ def of_baseline(point: Point, name: str) -> str:
 def headline(record: Record, name: str) -> str:
     """Return README's sentence about the time of a step."""
     points = record["cases"]["sizes"]["points"]
+    sizes = [report.count(point["elements"]) for point in points]
     ratios = [report.ratio(point, "in-place NumPy", "median_ns") for point in points]
     times = {name: report.duration(timing["median_ns"]) for name, timing in points[0]["timings"].items()}
     torch = f", PyTorch's fused Adam {times['torch fused']}" if "torch fused" in times else ""
     return (
-        f"A step is {report.digits(min(ratios))} to {report.digits(max(ratios))} times as fast as in-place NumPy. On "
-        f"{report.count(points[0]['elements'])} parameters it takes {times['onepass']}{torch}."
+        f"From {sizes[0]} to {sizes[-1]} parameters, a step is {report.digits(min(ratios))} to "
+        f"{report.digits(max(ratios))} times as fast as in-place NumPy. On {sizes[0]} parameters it takes "
+        f"{times['onepass']}{torch}."
     )
 
 

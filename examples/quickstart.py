@@ -7,7 +7,7 @@ import onepass
 rng = np.random.default_rng(0)
 x = rng.standard_normal((1000, 20), dtype=np.float32)
 noise = 0.1 * rng.standard_normal((1000, 3), dtype=np.float32)
-y = x @ rng.standard_normal((20, 3), dtype=np.float32) + 1 + noise  # a line plus noise
+y = x @ rng.standard_normal((20, 3), dtype=np.float32) + 1 + noise  # a linear model plus noise
 
 W, b = np.zeros((20, 3), np.float32), np.zeros(3, np.float32)
 opt = onepass.Adam([W, b], lr=0.05)

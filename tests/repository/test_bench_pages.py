@@ -92,7 +92,7 @@ def test_the_headline_gives_the_smallest_and_largest_ratio() -> None:
         for numpy, elements in ((14e3, 100), (4e3, 10**4), (5e3, 10**6))
     ]
     text = readme.headline(record_of(sizes=sizes), "a-machine")
-    assert text.startswith("A step is 4.00 to 14.0 times as fast as in-place NumPy. ")
+    assert text.startswith("From 100 to 1 million parameters, a step is 4.00 to 14.0 times as fast as in-place NumPy. ")
     assert text.endswith("On 100 parameters it takes 1.00 µs, PyTorch's fused Adam 9.00 µs.")
 
 

@@ -129,7 +129,7 @@ def run_python(wine: Path, versions: str) -> Result:
         counts["failed"],
         today(),
         wheel.stat().st_size,
-        "the wheel by Clang, not by Microsoft's compiler",
+        "wheel built with Clang, not with Microsoft's compiler",
     )
 
 
