@@ -1,8 +1,8 @@
-"""``python -m onepass``: what this copy of onepass is, whether it computes what it should, and how fast.
+"""``python -m onepass``: configuration, self-check and speed of this installation.
 
-For every instruction set of this machine, in a process of its own, each rule is compared with the executable
-specification, bit for bit; then a step of Adam is timed next to NumPy's. What is printed can be pasted into a bug
-report. The exit status is 1 when a bit differs or a process fails.
+Compare each rule with the executable specification, bit for bit, in a separate process for every instruction set of
+this machine. Then time a step of Adam in onepass and in NumPy. Paste the output into bug reports. The exit status is 1
+if a bit differs or a process fails.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def numbers(shape: tuple[int, ...], dtype: Any, seed: int, any_bits: bool) -> Ar
 
 
 def cases() -> Iterator[tuple[str, Any, bool, bool, list[tuple[int, ...]], dict[str, Any]]]:
-    """Each rule, plain and with all that can surround it, in both dtypes and modes; and something long."""
+    """Yield each rule with and without the common options, in both dtypes and flush modes; then one long array."""
     for kind in RULES:
         for dtype in (np.float32, np.float64):
             for flush in (True, False):
@@ -101,7 +101,7 @@ def same(kernel: Array, reference: Array) -> npt.NDArray[np.bool_]:
 
 
 def compare() -> None:
-    """Step kernel and reference side by side, and print what came of it."""
+    """Take the same steps with kernel and reference, compare the results, and print a summary as JSON."""
     start, digest = time.perf_counter(), hashlib.sha256()
     count, elements, differing, first = 0, 0, 0, ""
     for kind, dtype, flush, any_bits, shapes, options in cases():
@@ -162,8 +162,10 @@ def check(instruction_set: str) -> dict[str, Any]:
                     found = json.loads(line)
                     if isinstance(found, dict) and found.get("instruction_set") == instruction_set:
                         return found
-        said = ran.stderr.strip().rpartition("\n")[2]
-        why = f"its process ended with status {ran.returncode}" + (f": {said}" if said else " and without a result")
+        message = ran.stderr.strip().rpartition("\n")[2]
+        why = f"its process ended with status {ran.returncode}" + (
+            f": {message}" if message else " and without a result"
+        )
     return {"instruction_set": instruction_set, "cases": 0, "elements": 0, "differing": 0, "first": why, "digest": ""}
 
 
@@ -212,7 +214,7 @@ def seconds(run: Callable[[], None], times: int) -> float:
 
 
 def speed(size: int) -> dict[str, Any]:
-    """Seconds of a step by onepass, on this thread, and by NumPy: medians of interleaved rounds; how these differ."""
+    """Return the seconds of a step in onepass, on one thread, and in NumPy: medians of interleaved rounds; spread."""
     p, g = (numbers((size,), np.float32, seed, False) for seed in (1, 2))
     optimizer, numpy_ = onepass.Adam([p.copy()], lr=1e-3), InPlaceNumPy(p, g)
     runs: list[Callable[[], None]] = [lambda: optimizer.step([g]), numpy_.step]
@@ -298,9 +300,9 @@ def main(arguments: list[str] | None = None) -> int:
             mine, its = s["onepass"], s["numpy"]
             rows.append([f"{s['parameters']:,}", microseconds(mine), microseconds(its), f"{its / mine:.1f}"])
         show("\nA step of Adam, float32, on one thread, in microseconds:\n")
-        show(table(["parameters", "onepass", "in-place NumPy", "times"], rows))
+        show(table(["parameters", "onepass", "in-place NumPy", "speed-up"], rows))
         if (spread := max(s["spread"] for s in speeds)) > BUSY:
-            show(f"\nThe machine was busy: rounds differed {spread:.1f} times. Repeat when it does nothing else.")
+            show(f"\nThe machine was busy: rounds differed by a factor of {spread:.1f}. Run again on an idle machine.")
     return 0 if good else 1
 
 

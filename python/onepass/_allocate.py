@@ -19,14 +19,14 @@ _CACHE_LINE = 64  # bytes
 
 
 def zeros_like(array: Array) -> Array:
-    """Return zeros of the same shape, dtype and order in memory, as far from a cache line's start (see loop.hpp)."""
+    """Return zeros of the same shape, dtype, memory order and offset from a cache line (see loop.hpp)."""
     return all_zeros_like([array])[0]
 
 
 def all_zeros_like(arrays: list[Array], folder: str | None = None) -> list[Array]:
-    """Return `zeros_like` of each, in one block: small arrays too then lie on the system's huge pages.
+    """Return `zeros_like` of each array, in one block, so that small arrays share the system's huge pages.
 
-    With a folder the block is a file there.
+    folder: the block is a file in this folder; None: the block is in memory.
     """
     return all_zeros([(array, np.asarray(array).dtype) for array in arrays], folder)
 
@@ -111,7 +111,7 @@ def state_dir(folder: str | os.PathLike[str]) -> Iterator[None]:
         ...     with onepass.state_dir(folder):
         ...         opt = onepass.Adam(w, lr=0.1)
         ...     opt.step(np.array([1, 2, 3], np.float32))
-        ...     del opt  # and its files, without which Windows deletes the folder
+        ...     del opt  # deletes its files too: Windows cannot delete a folder of open files
         >>> w
         array([-0.1, -0.1, -0.1], dtype=float32)
     """

@@ -100,7 +100,7 @@ def write_archive(file: IO[bytes], members: Mapping[str, Array]) -> None:
             _write_array(archive, name, array)
         archive.close()
     except BaseException:
-        archive.fp = None  # or closing it would complain, in the place of what happened, of the member that is open
+        archive.fp = None  # otherwise closing it would replace this error by an error about the open member
         raise
 
 
@@ -117,7 +117,7 @@ def _write_array(archive: zipfile.ZipFile, name: str, array: Array) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make a renaming outlive a loss of power, where folders can be opened (not on Windows) and flushed."""
+    """Flush a folder, so that a rename survives a power failure, if the system can open and flush folders."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -153,7 +153,7 @@ class BoundedReader(io.FileIO):
 
 
 def read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Stored:
-    """The header of a plain array. NumPy's own reader evaluates it, and of a damaged one warns or runs out of stack."""
+    """Return the header of a plain array. NumPy's reader evaluates headers: damaged ones can exhaust the stack."""
     if info.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{info.filename} is compressed; onepass checkpoints are stored uncompressed")
     with archive.open(info) as member:
@@ -180,7 +180,7 @@ def read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, stored: Stored, 
 
 
 def exactly(member: IO[bytes], size: int) -> bytes:
-    """The next bytes. With the last ones, zipfile verifies the checksum."""
+    """Return the next bytes. zipfile verifies the checksum with the last bytes."""
     data = member.read(size)
     if len(data) != size:
         raise EOFError(f"{member.name} ends too early")

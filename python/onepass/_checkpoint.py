@@ -79,15 +79,15 @@ def read(
     path: PathLike,
     like: StateDict,
     take: Callable[[int, str, Array], Any] = lambda index, name, array: array,
-    rooms: Callable[[list[Array]], Iterable[Array]] = lambda arrays: map(np.empty_like, arrays),
+    allocate: Callable[[list[Array]], Iterable[Array]] = lambda arrays: map(np.empty_like, arrays),
     conversion: Conversion | None = None,
 ) -> dict[str, Any]:
     """Read a state dict that an optimizer whose own is `like` can take.
 
     Names, shapes, dtypes and sizes are checked before the first array is allocated, every checksum is verified, and
-    nothing in the file is evaluated or unpickled. What is kept of an array is what `take` makes of its parameter's
-    index, its name and itself; `rooms` says where arrays like the optimizer's own are read to. With a conversion, the
-    file may store numbers in more or in fewer bits: they are converted, one parameter at a time.
+    nothing in the file is evaluated or unpickled. `take(index, name, array)` returns the value to keep for an array
+    of a parameter; `allocate` returns the arrays to read into, given arrays like the optimizer's own. With a
+    conversion, the file may store numbers in more or in fewer bits: they are converted, one parameter at a time.
 
     Raises:
         OSError: the file cannot be opened, or there is no room for its arrays.
@@ -98,7 +98,7 @@ def read(
 
     def reserve(arrays: list[Array]) -> Iterator[Array]:
         try:
-            yield from rooms(arrays)
+            yield from allocate(arrays)
         except OSError as error:  # a full disk does not make a damaged file
             without_room.append(error)
             raise
@@ -115,7 +115,7 @@ def read(
                 raise
             detail = str(error) or type(error).__name__
             if type(error) not in (TypeError, ValueError):  # not an error of this module
-                detail = f"the file is damaged, or no checkpoint ({detail})"
+                detail = f"the file is damaged or not a checkpoint ({detail})"
             raise ValueError(f"cannot load {name!r}: {detail}") from error
 
 
@@ -125,7 +125,7 @@ def _opened_to_read(name: str) -> BoundedReader:
     except OSError:
         if not (Path(name) / MANIFEST).is_file():
             raise
-    why = "It is the folder of a ShardedOptimizer: load it with one, or have one save with gathered=True"
+    why = "expected a file, got a folder of ShardedOptimizer (load it with one, or save with gathered=True)"
     raise IsADirectoryError(errno.EISDIR, why, name)
 
 
@@ -133,7 +133,7 @@ def _load(
     archive: zipfile.ZipFile,
     like: StateDict,
     take: Callable[[int, str, Array], Any],
-    rooms: Callable[[list[Array]], Iterable[Array]],
+    allocate: Callable[[list[Array]], Iterable[Array]],
     conversion: Conversion | None,
 ) -> dict[str, Any]:
     infos = {info.filename: info for info in archive.infolist()}
@@ -164,7 +164,7 @@ def _load(
     for member, (index, name, array) in wanted.items():
         if infos[member].file_size != found["state"][index][name].start + array.nbytes:
             raise ValueError(f"{member} has {infos[member].file_size} bytes, wrong for {array.shape} {array.dtype}")
-    free = iter(rooms([*_arrays(like).values()]))
+    free = iter(allocate([*_arrays(like).values()]))
     for index, own in sorted(like["state"].items()):
         layout, entries = stored["state"][index], found["state"][index]
         headers = {name: entries.pop(name) for name in [*entries] if isinstance(entries[name], Stored)}

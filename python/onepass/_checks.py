@@ -45,7 +45,7 @@ def shown(value: Any) -> str:
 
 
 def refuse_array(name: str, value: Any, *, hint: str) -> None:
-    """Refuse an array in the place of a number: the arguments before it belong into one list."""
+    """Refuse an array in place of a number: the caller passed parameters or gradients without a list around them."""
     if isinstance(value, np.ndarray) and value.size != 1:
         raise TypeError(f"{name} must be a number, got {shown(value)} ({hint})")
 

@@ -103,27 +103,29 @@ def _low_into(bits: Array, high: Array, low: Array | None) -> tuple[bool, bool]:
 
 
 def convert_weights(
-    own: Array, param: Array | None, low: Array | None, room: Array | None, low_room: Array | None
+    own: Array, param: Array | None, low: Array | None, out: Array | None, low_out: Array | None
 ) -> tuple[bool, bool]:
-    """Write saved weights and their lower bits into rooms, rounded to nearest; own: the optimizer's own weights.
+    """Write saved weights and their lower bits into ``out`` and ``low_out``, rounded to nearest.
+
+    own: the optimizer's own weights.
 
     Return True if bits are lost, and True if the own weights have the saved values, as far as both can store them.
     """
-    if param is not None and room is None:  # not loaded, but the user may have rounded them into the own weights
-        return _low_into(param.view(np.uint32), own.view(np.uint16), low_room)
-    if param is not None and room is not None:
-        if param.dtype == room.dtype and low is not None and low_room is not None and low.dtype != low_room.dtype:
-            return _split_into(_joined_bits(param, low), room, low_room), True
-        if param.dtype == room.dtype:
-            np.copyto(room, param)
-        elif room.dtype == np.float32:
-            room[...] = joined(param, low)
+    if param is not None and out is None:  # not loaded, but the user may have rounded them into the own weights
+        return _low_into(param.view(np.uint32), own.view(np.uint16), low_out)
+    if param is not None and out is not None:
+        if param.dtype == out.dtype and low is not None and low_out is not None and low.dtype != low_out.dtype:
+            return _split_into(_joined_bits(param, low), out, low_out), True
+        if param.dtype == out.dtype:
+            np.copyto(out, param)
+        elif out.dtype == np.float32:
+            out[...] = joined(param, low)
             return False, True
         else:
-            return _split_into(param.view(np.uint32), room, low_room), True
-    if low_room is not None:
-        low_room[...] = 0 if low is None else rounded_low(low, low_room.dtype)
-        return low is not None and loses_bits(low, low_room.dtype), True
+            return _split_into(param.view(np.uint32), out, low_out), True
+    if low_out is not None:
+        low_out[...] = 0 if low is None else rounded_low(low, low_out.dtype)
+        return low is not None and loses_bits(low, low_out.dtype), True
     is_lossy = low is not None and loses_bits(low, None, own if own.dtype == np.float32 else None)
     return is_lossy, not is_lossy
 
@@ -212,31 +214,33 @@ class Conversion:
                     self.without_low.append(self._record.label(index))
         return entries
 
-    def fill(self, index: int, saved: Mapping[str, Any], rooms: Mapping[str, Any]) -> None:
+    def fill(self, index: int, saved: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         """Write the arrays of a parameter's saved state into arrays like the optimizer's own."""
-        for name in _storage.moments_of(rooms):
-            _fill_moment(name, saved, rooms, f"{name}_scale of {self._record.label(index)}")
-        for name in {"ema", *_storage.WEIGHTS} & rooms.keys():
-            np.copyto(rooms[name], saved[name])
-        for names in _weights_of(rooms):
-            self._fill_weights(index, names, saved, rooms)
+        for name in _storage.moments_of(outputs):
+            _fill_moment(name, saved, outputs, f"{name}_scale of {self._record.label(index)}")
+        for name in {"ema", *_storage.WEIGHTS} & outputs.keys():
+            np.copyto(outputs[name], saved[name])
+        for names in _weights_of(outputs):
+            self._fill_weights(index, names, saved, outputs)
 
     def _fill_weights(
-        self, index: int, names: tuple[str, str], saved: Mapping[str, Any], rooms: Mapping[str, Any]
+        self, index: int, names: tuple[str, str], saved: Mapping[str, Any], outputs: Mapping[str, Any]
     ) -> None:
         """Write weights and their lower bits, both by name, into arrays like the optimizer's own."""
-        given = [np.atleast_1d(arrays[name]) if name in arrays else None for arrays in (saved, rooms) for name in names]
+        given = [
+            np.atleast_1d(arrays[name]) if name in arrays else None for arrays in (saved, outputs) for name in names
+        ]
         own = np.atleast_1d(self._record.params[index])
-        param, low, room, low_room = given
+        param, low, out, low_out = given
         outcomes = [
             convert_weights(own[part], *(None if array is None else array[part] for array in given))
             for part in _parts(own)
         ]
         is_lossy, is_same = any(lossy for lossy, _ in outcomes), all(same for _, same in outcomes)
-        if param is not None and room is None:
+        if param is not None and out is None:
             self.same_weights[index] = is_same
-            if not is_same and low_room is not None:
-                low_room.fill(0)
+            if not is_same and low_out is not None:
+                low_out.fill(0)
             is_lossy = is_lossy and is_same
         elif low is not None and is_same:
             self.same_low.add(index)
@@ -318,21 +322,21 @@ def _moments_by_option(own: Mapping[str, Any], options: Mapping[str, Any], size:
     }
 
 
-def _fill_moment(name: str, saved: Mapping[str, Array], rooms: Mapping[str, Array], label: str) -> None:
+def _fill_moment(name: str, saved: Mapping[str, Array], outputs: Mapping[str, Array], label: str) -> None:
     """Write a saved moment into an array like the optimizer's own, rounded to nearest."""
     found, scales = saved[name], saved.get(f"{name}_scale")
-    room, own_scales = rooms[name], rooms.get(f"{name}_scale")
+    out, own_scales = outputs[name], outputs.get(f"{name}_scale")
     if found.dtype == np.uint8:
         _storage.check_scales(label, scales, _storage.scale_count(found))
-    if _can_copy(room, found.dtype, is_c_contiguous(found)):
-        np.copyto(room, found)
+    if _can_copy(out, found.dtype, is_c_contiguous(found)):
+        np.copyto(out, found)
         if scales is not None and own_scales is not None:
             np.copyto(own_scales, scales)
         return
     if found.dtype != np.float32:
         found = _storage.decoded(found if found.flags.forc else np.ascontiguousarray(found), scales)
-    if room.dtype == np.float32:
-        np.copyto(room, found)
+    if out.dtype == np.float32:
+        np.copyto(out, found)
     else:
-        order: Any = "C" if room.flags.c_contiguous else "F"
-        _storage.encode_into(name, np.asarray(found, order=order), rooms)
+        order: Any = "C" if out.flags.c_contiguous else "F"
+        _storage.encode_into(name, np.asarray(found, order=order), outputs)

@@ -1,4 +1,4 @@
-"""Evaluation mode of optimizers that train other weights than those to evaluate: Schedule-Free.
+"""Evaluation mode of Schedule-Free optimizers, whose evaluation weights differ from their training weights.
 
 In evaluation mode the state of each parameter holds ``"y"``, a copy of the parameter as it is trained.
 """

@@ -82,8 +82,8 @@ def flatten(params: Params) -> Any:
 def in_line(array: Array, order: Any = None) -> Any:
     """Return the elements in memory order of the given order: a view, or a flat iterator whose slices are copies."""
     order = order or ("C" if array.flags.c_contiguous else "F")
-    turned = array if order == "C" else array.T
-    return turned.reshape(-1) if turned.flags.c_contiguous else turned.flat
+    contiguous = array if order == "C" else array.T
+    return contiguous.reshape(-1) if contiguous.flags.c_contiguous else contiguous.flat
 
 
 def one_array(arrays: list[Array], dtype: Any) -> Array | None:

@@ -16,9 +16,9 @@ from ._types import Array, Average, Betas, EpsMode, LearningRate, Rate, Rounding
 class Group(Mapping[str, Any]):
     """Some of an optimizer's parameters, with their options as attributes (or, as in PyTorch, as items).
 
-    An assignment checks the value and takes effect at the next step. Options that determine which state buffers exist
-    (``amsgrad``, ``centered``, ``momentum`` on or off, ``ema_decay`` on or off) and how it is stored (``state_dtype``,
-    ``master_bits``, ``rounding``) are fixed at construction.
+    An assignment checks the value and takes effect at the next step. Options that determine which state arrays exist
+    (``amsgrad``, ``centered``, ``momentum`` on or off, ``ema_decay`` on or off) or how numbers are stored
+    (``state_dtype``, ``master_bits``, ``rounding``) are fixed at construction.
 
     Example:
         >>> import numpy as np, onepass

@@ -81,7 +81,7 @@ class Option(Generic[Read, Write]):
         try:
             groups = optimizer.groups
         except AttributeError:
-            raise AttributeError(f"{self.name} exists after super().__init__(): pass it there") from None
+            raise AttributeError(f"{self.name}: call super().__init__() first, and pass it there") from None
         if len(groups) != 1:
             raise AttributeError(f"{self.name} is ambiguous with {len(groups)} groups: use opt.groups[i].{self.name}")
         return groups[0]

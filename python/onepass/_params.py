@@ -178,8 +178,8 @@ def initial_states(group: Group, parts: list[Part], spec: Spec, folder: str | No
     """Return the state of a group's parameters before the first step: arrays by name, "ema" among them."""
     moments = rules[spec.rule_name(group)][1]
     layouts = [_storage.state_layout(group, array, moments, part.size) for array, part in zip(group.params, parts)]
-    rooms = iter(all_zeros([like for layout in layouts for like in layout.values()], folder))
-    states = [{name: next(rooms) for name in layout} for layout in layouts]
+    arrays = iter(all_zeros([like for layout in layouts for like in layout.values()], folder))
+    states = [{name: next(arrays) for name in layout} for layout in layouts]
     first = spec.initial_value(group)
     for array, state in zip(group.params, states):
         for name in state:
@@ -239,7 +239,7 @@ def normalize_params(params: Params) -> tuple[Form, list[GroupParams]]:
         else:
             form, groups = "sequence", [(dict(enumerate(items)), {})]
     if not all(named for named, _ in groups) or not groups:
-        raise ValueError(_NO_PARAMS if len(groups) < 2 else "a group holds no parameters")
+        raise ValueError(_NO_PARAMS if len(groups) < 2 else "a group: expected parameters, got none")
     return form, groups
 
 
@@ -255,7 +255,9 @@ def parse_groups(items: list[Any]) -> tuple[Form, list[GroupParams]]:
     for index, item in enumerate(items):
         if not isinstance(item, Mapping):
             kind = type(item).__name__
-            raise TypeError(f"params mixes groups and arrays: item {index}: expected {{'params': [...]}}, got {kind}")
+            raise TypeError(
+                f"params[{index}]: expected a group, {{'params': [...]}}, got {kind} (params holds groups or arrays)"
+            )
         if "params" not in item:
             raise ValueError(f"group {index} has no 'params', only {list(item)}")
     given = [item["params"] for item in items]

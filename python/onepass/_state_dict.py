@@ -192,9 +192,9 @@ def in_own_storage(
         if not is_stored_alike(mine, layouts[index], lambda name: is_c_contiguous(raw[index][name]))  # noqa: B023
     }
     keys = [(index, name) for index, mine in converted.items() for name in mine if isinstance(mine[name], np.ndarray)]
-    rooms = all_zeros_like([converted[index][name] for index, name in keys], folder)
-    for (index, name), room in zip(keys, rooms):
-        converted[index][name] = room
+    outputs = all_zeros_like([converted[index][name] for index, name in keys], folder)
+    for (index, name), out in zip(keys, outputs):
+        converted[index][name] = out
     for index, entries in converted.items():
         conversion.fill(index, {name: raw[index][name] for name in layouts[index]}, entries)
         entries |= {name: value for name, value in raw[index].items() if not isinstance(value, np.ndarray)}
@@ -329,7 +329,7 @@ def read(optimizer: Any, path: str | os.PathLike[str], params: bool) -> tuple[di
     """Read a state dict from a file, converted to the optimizer's own storage; its arrays lie where state is kept."""
     from . import _checkpoint
 
-    def rooms(arrays: list[Array]) -> list[Array]:  # all at once: with a folder for state that is one file
+    def allocate(arrays: list[Array]) -> list[Array]:  # all at once: with a folder for state that is one file
         return all_zeros_like(arrays, optimizer._state_folder)
 
     record: ParameterRecord = optimizer._record
@@ -337,4 +337,4 @@ def read(optimizer: Any, path: str | os.PathLike[str], params: bool) -> tuple[di
         record = _evaluation.with_copies(record, map(_storage.raw, record.params))
     conversion = Conversion(record)
     own = snapshot(optimizer, params, record)
-    return _checkpoint.read(path, own, rooms=rooms, conversion=conversion), conversion
+    return _checkpoint.read(path, own, allocate=allocate, conversion=conversion), conversion

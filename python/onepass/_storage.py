@@ -41,10 +41,13 @@ def check_options(spec: Any, options: Mapping[str, Any]) -> None:
     state_dtype = options["state_dtype"]
     if state_dtype is None:
         return
-    for name, reason in (("amsgrad", "a maximum of rounded values grows"), ("centered", "the difference cancels")):
+    for name, reason in (
+        ("amsgrad", "rounding errors accumulate in the maximum"),
+        ("centered", "rounding errors dominate the difference"),
+    ):
         if options.get(name):
             raise ValueError(
-                f"state_dtype={state_dtype!r} does not work with {name}=True, {reason}: use state_dtype=None"
+                f"state_dtype={state_dtype!r} does not work with {name}=True: {reason} (use state_dtype=None)"
             )
     if spec.keeps_subnormals(options):
         raise ValueError(
@@ -60,8 +63,8 @@ def check_options(spec: Any, options: Mapping[str, Any]) -> None:
         if first > limit:
             label = f"{name}[{index}]" if isinstance(value, tuple) else name
             raise ValueError(
-                f"state_dtype='float8' needs {label} of at most {limit}, got {first}, or its noise is too large: use "
-                "state_dtype='bfloat16'"
+                f"state_dtype='float8' needs {label} of at most {limit}, got {first} (the noise of larger values is "
+                "too large: use state_dtype='bfloat16')"
             )
 
 

@@ -38,8 +38,8 @@ def adam_step(
 ) -> None:
     """Take one step of Adam on arrays that you manage, such as memory maps.
 
-    Takes the step number ``step`` of `Adam` (or of `AdamW`, with ``decoupled_weight_decay=True``), and updates
-    ``param``, ``exp_avg`` and ``exp_avg_sq`` in place.
+    Update ``param``, ``exp_avg``, ``exp_avg_sq`` and, if given, ``max_exp_avg_sq`` in place, by the formulas of `Adam`
+    (or of `AdamW`, with ``decoupled_weight_decay=True``) at step ``t = step``.
 
     Args:
         param: the parameter, float32 or float64, contiguous and writeable.
@@ -93,9 +93,9 @@ def adam_step(
         check_storage(name, given)
         states[name] = array = np.asarray(given)
         if array.dtype != param.dtype:
-            raise TypeError(f"{name} is of dtype {array.dtype}, param of {param.dtype}: they must be equal")
+            raise TypeError(f"{name}: expected the dtype of param, {param.dtype}, got {array.dtype}")
         if array.shape != param.shape:
-            raise ValueError(f"{name} has shape {array.shape}, param {param.shape}: they must be equal")
+            raise ValueError(f"{name}: expected the shape of param, {param.shape}, got {array.shape}")
         if not (array.flags.c_contiguous and param.flags.c_contiguous) and not (
             array.flags.f_contiguous and param.flags.f_contiguous
         ):

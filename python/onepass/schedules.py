@@ -79,7 +79,7 @@ def _suggesting(cls: Class) -> Class:
 @_suggesting
 @dataclass(frozen=True, slots=True)
 class inverse_sqrt:
-    """The rate falls with the square root of the step: ``lr / sqrt(t)``.
+    """Inverse square-root decay: ``lr / sqrt(t)``.
 
     Args:
         lr: the rate at step 1, at least 0.
@@ -106,7 +106,7 @@ class inverse_sqrt:
 @_suggesting
 @dataclass(frozen=True, slots=True)
 class inverse_time:
-    """The rate falls with the step: ``lr / (1 + decay·(t − 1))``.
+    """Inverse-time decay: ``lr / (1 + decay·(t − 1))``.
 
     Args:
         lr: the rate at step 1, at least 0.
@@ -134,7 +134,7 @@ class inverse_time:
 @_suggesting
 @dataclass(frozen=True, slots=True)
 class exponential:
-    """The rate falls exponentially, by a factor of ``rate`` in ``steps`` steps: ``lr · rate^((t − 1)/steps)``.
+    """Exponential decay by the factor ``rate`` every ``steps`` steps: ``lr · rate^((t − 1)/steps)``.
 
     Args:
         lr: the rate at step 1, at least 0.
@@ -173,13 +173,13 @@ class exponential:
 @_suggesting
 @dataclass(frozen=True, slots=True)
 class piecewise:
-    """The rate is constant between boundaries: ``values[i]`` while ``t ≤ boundaries[i]``, then the last value.
+    """Piecewise constant rate: ``values[i]`` while ``t ≤ boundaries[i]``, then the last value.
 
     Args:
         boundaries: the last step of each value except the last value: increasing integers, at least 1.
-        values: the rates, at least 0, one more than boundaries.
+        values: the rates, at least 0: one rate more than there are boundaries.
 
-    Both become tuples.
+    Both arguments are stored as tuples.
 
     Source: Keras's ``PiecewiseConstantDecay``; ``torch.optim.lr_scheduler.MultiStepLR`` is a special case.
 
@@ -197,11 +197,11 @@ class piecewise:
         boundaries = tuple(_count(f"boundaries[{i}]", b) for i, b in enumerate(_items("boundaries", self.boundaries)))
         values = tuple(_checks.non_negative(f"values[{i}]", v) for i, v in enumerate(_items("values", self.values)))
         if any(a >= b for a, b in pairwise(boundaries)):
-            raise ValueError(f"boundaries must each be greater than the one before, not {self.boundaries!r}")
+            raise ValueError(f"boundaries: expected increasing integers, got {self.boundaries!r}")
         if len(values) != len(boundaries) + 1:
             raise ValueError(
-                f"values must be one more than boundaries, but there are {len(values)} values and "
-                f"{len(boundaries)} boundaries: {self.values!r}, {self.boundaries!r}"
+                f"values: expected {len(boundaries) + 1} (one more than boundaries), got {len(values)}: "
+                f"{self.values!r}, {self.boundaries!r}"
             )
         _keep(self, boundaries=boundaries, values=values)
 
@@ -213,7 +213,7 @@ class piecewise:
 @_suggesting
 @dataclass(frozen=True, slots=True)
 class linear:
-    """The rate changes linearly from ``lr`` to ``end``: ``lr + (end − lr)·min(t − 1, steps)/steps``.
+    """Linear change from ``lr`` to ``end``: ``lr + (end − lr)·min(t − 1, steps)/steps``.
 
     It is ``lr`` at step 1, and ``end`` from step ``steps + 1`` on.
 
@@ -246,7 +246,7 @@ class linear:
 @_suggesting
 @dataclass(frozen=True, slots=True)
 class cosine:
-    """The rate falls along half a cosine: ``end + (lr − end)·(1 + cos(π·min(t − 1, steps)/steps))/2``.
+    """Cosine decay, half a period: ``end + (lr − end)·(1 + cos(π·min(t − 1, steps)/steps))/2``.
 
     It is ``lr`` at step 1, and ``end`` from step ``steps + 1`` on.
 
@@ -281,7 +281,7 @@ class cosine:
 @_suggesting
 @dataclass(frozen=True, slots=True)
 class warmup:
-    """The rate rises linearly, ``schedule(1)·t/steps`` while ``t ≤ steps``, then it is ``schedule(t − steps)``.
+    """Linear warmup: ``schedule(1)·t/steps`` while ``t ≤ steps``, then ``schedule(t − steps)``.
 
     The warmup ends at the first rate of the schedule, which the next step repeats as step 1 of the schedule.
 

@@ -126,8 +126,8 @@ class Optimizer {
   GradientStats measure(const Gradient* gradients, double grad_scale, bool norm, bool finite,
                         const Executor& executor = pool_executor()) noexcept;
 
-  // Measures a part of the gradients, as one process of several has it: fills block_count() blocks, those of all
-  // parameters, neutrally where a gradient is missing.
+  // Measures the gradients of one process of several: fills the block_count() blocks of all parameters, with neutral
+  // values for missing gradients.
   void measure_blocks(const Gradient* gradients, double grad_scale, bool norm, bool finite, const Executor& executor,
                       BlockStats* blocks) noexcept;
   std::size_t block_count() const noexcept { return blocks_.size(); }
@@ -152,7 +152,7 @@ class Optimizer {
   // Carries out the planned step.
   void apply(const Executor& executor = pool_executor()) noexcept;
 
-  // The count of steps and the options taken last, all that a plan is made from but the gradients.
+  // All inputs of a plan except the gradients: the step count and the last snapshot of the options.
   std::vector<double> plan_inputs() const;
 
  private:

@@ -1,8 +1,8 @@
 // float8: e4m3fn codes, with one scale for each group of elements.
 //
-// Below 2^-6 the codes are subnormal, multiples of 2^-9: the sum with 2^-6 has them in the bits where larger numbers
-// have theirs, subnormal_codes further up. Each of the two formulas wins the maximum (or, in decoding, the minimum)
-// where it holds, so no element needs a test.
+// Below 2^-6, codes are subnormal: multiples of 2^-9. Adding 2^-6 moves such a code to the bits that hold the code of a
+// larger number, with the offset subnormal_codes. The valid result is always the larger of the two (in decoding, the
+// smaller), so no element needs a branch.
 #pragma once
 
 #include <cstddef>

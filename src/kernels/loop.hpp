@@ -33,7 +33,7 @@ ONEPASS_INLINE void loop(const Coefficients<T, Rule> k, std::size_t count, const
     param.store(i, p);
     if ((extras & average_weights) != 0) {
       const T e = average.load(i);
-      // At weight 1 a copy: the difference may overflow, and loses the sign of zero.
+      // At weight 1, copy p: the difference p - e may overflow, and the sum loses the sign of a zero.
       average.store(i, k.ema_weight == 1 ? p : e + k.ema_weight * (p - e));
     }
   }

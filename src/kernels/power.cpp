@@ -8,7 +8,7 @@
 namespace onepass {
 namespace {
 
-// A positive number (hi * 2^64 + lo) * 2^exponent whose leading bit is set. Integers are exact where they are exact on
+// A positive number (hi * 2^64 + lo) * 2^exponent whose leading bit is set. Integer arithmetic gives the same bits on
 // every machine and in every floating-point mode.
 struct Float128 {
   std::uint64_t hi;
@@ -82,9 +82,8 @@ double round(const Float128& x) noexcept {
   return rounded;
 }
 
-// Factors of base^t = base^(16 q) * base^r with 0 <= r < 16. Steps follow each other, so that the first factor mostly
-// is that of the step before and the second is in the cache: a multiplication instead of a dozen. The result depends on
-// base and t only.
+// Cached factors of base^t = base^(16 q) * base^r with 0 <= r < 16. At consecutive steps, q rarely changes and base^r
+// is in the cache, so a power takes one multiplication instead of a dozen. The result depends only on base and t.
 struct PowerCache {
   static constexpr int low_bits = 4;
   std::uint64_t base = 0;  // its bits

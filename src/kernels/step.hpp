@@ -1,4 +1,4 @@
-// One step of one parameter, as the coefficients of its rule depend on it, and what a rule declares of its state.
+// Inputs of a rule's coefficients at one step of one parameter, and declarations of a rule's state.
 #pragma once
 
 #include <cstddef>

@@ -1,7 +1,7 @@
 // The table of one instruction set: its update rules and reductions, each as functions on untyped buffers.
 //
 // These types cross from files compiled with instruction-set flags to files compiled without: data and pointers only,
-// so that there is no function of theirs for the linker to share.
+// so that they have no functions that the linker could share.
 #pragma once
 
 #include <cstddef>

@@ -48,10 +48,10 @@ py::array_t<double> Optimizer::measure_step() {
   const std::scoped_lock lock(lock_);
   const StepInputs& inputs = prepared_step().inputs;
   py::array_t<double> blocks({core_.block_count(), std::size_t{2}});
-  auto* const room = reinterpret_cast<onepass::BlockStats*>(blocks.mutable_data());
+  auto* const stats = reinterpret_cast<onepass::BlockStats*>(blocks.mutable_data());
   without_gil_if(is_large(core_), [&] {
     core_.measure_blocks(pointers_.data(), inputs.scale, inputs.wants_norm(), inputs.wants_finite(), inputs.executor,
-                         room);
+                         stats);
   });
   return blocks;
 }

@@ -130,13 +130,12 @@ std::unique_lock<StepLock> Optimizer::lock_for_reading() {
   return std::unique_lock<StepLock>(lock_);
 }
 
-// Throw where a change of state would also be another process's. Reading does no harm.
+// Throw if a change of state would also change the state of another process. Reading is harmless.
 void Optimizer::check_process() const {
   if (in_files_ && onepass::fork_count() != made_forks_) {
     throw std::runtime_error(
-        "this optimizer was made before a fork and its state lies in files (state_dir), which this process shares "
-        "with its parent: what changes here would change there; make another optimizer in this process and load "
-        "what was saved, or this one's state_dict()");
+        "forked child: expected an optimizer created in this process, got one whose state files (state_dir) belong to "
+        "the parent process (create another optimizer here, and load a saved file or this optimizer's state_dict())");
   }
 }
 

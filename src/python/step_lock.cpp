@@ -23,7 +23,7 @@ void StepLock::lock() {
     if (owner_forks_ != forks) {
       throw std::runtime_error(
           "this process was forked while another thread was inside a step of this optimizer: its parameters and "
-          "state may hold half a step here; make a new optimizer, or fork between steps");
+          "state may be partly updated (create a new optimizer, or fork between steps)");
     }
     without_gil([this] { mutex_.lock(); });
   }

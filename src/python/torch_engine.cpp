@@ -60,7 +60,7 @@ TorchEngine::TorchEngine(std::vector<py::object> groups, py::object state, std::
   py::list tensors;
   for (const Entry& entry : entries_) tensors.append(py::handle(entry.tensor));
   tensors_ = py::tuple(tensors);
-  held_.resize(entries_.size());
+  objects_.resize(entries_.size());
   pointers_.resize(entries_.size());
 }
 
@@ -75,8 +75,8 @@ bool TorchEngine::step(PyObject* groups, PyObject* state, PyObject* substitutes,
     const struct Release {
       TorchEngine& engine;
       ~Release() {
-        for (Held& held : engine.held_) held = {};
-        engine.held_storage_.clear();
+        for (StepObjects& objects : engine.objects_) objects = {};
+        engine.narrow_objects_.clear();
       }
     } at_exit{*this};
     if (!step_locked(groups, state, substitutes, only)) return false;
@@ -139,7 +139,7 @@ bool TorchEngine::take_options(bool is_renewed) {
   return true;
 }
 
-// Fill held_ with the gradients, and with the state of the parameters that have a gradient.
+// Fill objects_ with the gradients, and with the state of the parameters that have a gradient.
 bool TorchEngine::collect(PyObject* state, PyObject* substitutes, std::size_t only) {
   if (substitutes != Py_None &&
       (!PyList_CheckExact(substitutes) || static_cast<std::size_t>(PyList_GET_SIZE(substitutes)) != entries_.size())) {
@@ -148,31 +148,31 @@ bool TorchEngine::collect(PyObject* state, PyObject* substitutes, std::size_t on
   bool any = false;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     if (only != every_parameter && i != only) continue;
-    Held& held = held_[i];
+    StepObjects& objects = objects_[i];
     if (substitutes != Py_None) {
-      held.substitute = borrow(PyList_GET_ITEM(substitutes, static_cast<Py_ssize_t>(i)));
-      entries_[i].is_odd = !held.substitute.is_none();
+      objects.substitute = borrow(PyList_GET_ITEM(substitutes, static_cast<Py_ssize_t>(i)));
+      entries_[i].is_odd = !objects.substitute.is_none();
       entries_[i].is_sparse = false;
       if (entries_[i].is_odd) continue;
-      held.substitute = py::object();
+      objects.substitute = py::object();
     }
     if (!collect_gradient(i)) return false;
-    any = any || held.gradient;
+    any = any || objects.gradient;
   }
   return !any || collect_state(state);
 }
 
-// Fill held_ with the gradient of a parameter. Return false if the parameter needs a substitute.
+// Fill objects_ with the gradient of a parameter. Return false if the parameter needs a substitute.
 bool TorchEngine::collect_gradient(std::size_t i) {
-  Held& held = held_[i];
-  held.gradient = py::reinterpret_steal<py::object>(PyObject_GetAttr(entries_[i].tensor, grad_name_.ptr()));
-  if (!held.gradient) throw py::error_already_set();
-  if (held.gradient.is_none()) {
-    held.gradient = py::object();
+  StepObjects& objects = objects_[i];
+  objects.gradient = py::reinterpret_steal<py::object>(PyObject_GetAttr(entries_[i].tensor, grad_name_.ptr()));
+  if (!objects.gradient) throw py::error_already_set();
+  if (objects.gradient.is_none()) {
+    objects.gradient = py::object();
   } else if (entries_[i].is_sparse) {
-    const py::object tensors = call(rows_and_values_, py::make_tuple(held.gradient));
+    const py::object tensors = call(rows_and_values_, py::make_tuple(objects.gradient));
     if (tensors.is_none()) return false;
-    std::tie(held.rows, held.values) = tensors.cast<std::pair<py::object, py::object>>();
+    std::tie(objects.rows, objects.values) = tensors.cast<std::pair<py::object, py::object>>();
   } else if (entries_[i].is_odd) {
     return false;
   }
@@ -187,31 +187,31 @@ bool TorchEngine::collect_state(PyObject* state) {
     Py_ssize_t at = 0;
     while (PyDict_Next(state, &at, &key, &value) != 0) {
       const auto known = index_.find(key);
-      if (known != index_.end()) held_[known->second].dict = borrow(value);
+      if (known != index_.end()) objects_[known->second].dict = borrow(value);
     }
   }
   for (std::size_t i = 0; i < entries_.size(); ++i) {
-    Held& held = held_[i];
-    if (!held.gradient) continue;
-    if (entries_[i].first != i) held.dict = held_[entries_[i].first].dict;
+    StepObjects& objects = objects_[i];
+    if (!objects.gradient) continue;
+    if (entries_[i].first != i) objects.dict = objects_[entries_[i].first].dict;
     if (!collect_tensors(i)) return false;
   }
   return true;
 }
 
-// Fill held_ with the state of a parameter. Return false if some is missing.
+// Fill objects_ with the state of a parameter. Return false if some is missing.
 bool TorchEngine::collect_tensors(std::size_t i) {
-  Held& held = held_[i];
+  StepObjects& objects = objects_[i];
   const std::vector<py::object>& names = state_names_[entries_[i].group];
   if (names.empty() && scalar_names_.empty() && !entries_[i].is_narrow) return true;
-  if (!held.dict || !PyDict_Check(held.dict.ptr())) return false;
+  if (!objects.dict || !PyDict_Check(objects.dict.ptr())) return false;
   for (std::size_t k = 0; k < names.size(); ++k) {
-    held.tensors[k] = find(held.dict, names[k]);
-    if (!held.tensors[k]) return false;
+    objects.tensors[k] = find(objects.dict, names[k]);
+    if (!objects.tensors[k]) return false;
   }
   for (std::size_t k = 0; k < scalar_names_.size(); ++k) {
-    held.scalars[k] = find(held.dict, scalar_names_[k]);
-    if (!held.scalars[k]) return false;
+    objects.scalars[k] = find(objects.dict, scalar_names_[k]);
+    if (!objects.scalars[k]) return false;
   }
   if (entries_[i].is_narrow) collect_storage(i);
   return true;
@@ -219,12 +219,12 @@ bool TorchEngine::collect_tensors(std::size_t i) {
 
 // Have the core take a parameter's counts from their tensors.
 void TorchEngine::read_counts(std::size_t i) {
-  const Held& held = held_[i];
-  const auto read = [&](std::size_t k) { return read_number(held.counts[k].data, held.counts[k].dtype); };
+  const StepObjects& objects = objects_[i];
+  const auto read = [&](std::size_t k) { return read_number(objects.counts[k].data, objects.counts[k].dtype); };
   onepass::Scalars scalars = {};
   for (std::size_t k = 0; k < rule(entries_[i].group).scalar_count; ++k) scalars.values[k] = read(k + 1);
   // A rule without a count only distinguishes its first step, and the first step has a substitute.
-  const double step = held.counts[0].data == nullptr ? 1 : read(0);
+  const double step = objects.counts[0].data == nullptr ? 1 : read(0);
   const bool is_possible = step >= 0 && step < 9007199254740992.0;
   if (!is_possible) {
     call(explain_, py::make_tuple("impossible_step", i, step));
@@ -234,13 +234,13 @@ void TorchEngine::read_counts(std::size_t i) {
 }
 
 void TorchEngine::write_counts(std::size_t i) {
-  const Held& held = held_[i];
+  const StepObjects& objects = objects_[i];
   const Parameter& parameter = core_.parameters()[i];
   const auto write = [&](std::size_t k, double value) {
-    if (held.counts[k].data != nullptr) write_number(held.counts[k].data, held.counts[k].dtype, value);
+    if (objects.counts[k].data != nullptr) write_number(objects.counts[k].data, objects.counts[k].dtype, value);
   };
   // Added to the count of now: other workers may have counted meanwhile.
-  const Count& count = held.counts[0];
+  const Count& count = objects.counts[0];
   if (count.data != nullptr) write(0, read_number(count.data, count.dtype) + 1);
   for (std::size_t k = 0; k < rule(entries_[i].group).scalar_count; ++k) write(k + 1, parameter.scalars.values[k]);
 }
@@ -295,7 +295,7 @@ py::tuple TorchEngine::updated() const {
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     if (pointers_[i].data == nullptr) continue;
     tensors.append(py::handle(entries_[i].tensor));
-    const py::object& average = held_[i].tensors[rule(entries_[i].group).state_count];
+    const py::object& average = objects_[i].tensors[rule(entries_[i].group).state_count];
     if (average) tensors.append(average);
   }
   return py::tuple(tensors);

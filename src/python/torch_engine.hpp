@@ -76,7 +76,7 @@ class TorchEngine {
     DType dtype = onepass::float32;
   };
   // Python objects of one parameter during one step.
-  struct Held {
+  struct StepObjects {
     py::object gradient;
     py::object dict;
     std::array<py::object, max_tensors> tensors;
@@ -88,7 +88,7 @@ class TorchEngine {
     std::array<Count, onepass::max_scalars + 1> counts = {};
   };
   // Python objects of one parameter whose arrays may be narrower than float32, during one step.
-  struct HeldStorage {
+  struct NarrowObjects {
     std::array<py::object, onepass::max_states> scales;
     py::object low;
   };
@@ -164,8 +164,8 @@ class TorchEngine {
   std::vector<Entry> entries_;
   py::tuple tensors_;                                 // the tensors of all entries
   std::unordered_map<PyObject*, std::size_t> index_;  // index of the first parameter with a tensor
-  std::vector<Held> held_;
-  std::vector<HeldStorage> held_storage_;  // empty where no parameter is narrow
+  std::vector<StepObjects> objects_;
+  std::vector<NarrowObjects> narrow_objects_;  // empty where no parameter is narrow
   std::vector<Unchecked> unchecked_;
   std::vector<Gradient> pointers_;
   struct Range {

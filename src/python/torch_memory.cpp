@@ -15,15 +15,15 @@ constexpr char nothing = 0;  // the memory of gradients without elements
 
 }  // namespace
 
-// Fill pointers_ and the core's parameters with the memory of the tensors in held_. Runs no Python code.
+// Fill pointers_ and the core's parameters with the memory of the tensors in objects_. Runs no Python code.
 TorchEngine::Found TorchEngine::locate() {
   unchecked_.clear();
   std::size_t elements = 0;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     pointers_[i] = {};
-    if (held_[i].substitute) {
+    if (objects_[i].substitute) {
       use_substitute(i);
-    } else if (held_[i].gradient) {
+    } else if (objects_[i].gradient) {
       if (!locate_tensors(i) || !locate_counts(i)) return Found::odd;
     } else {
       continue;
@@ -46,7 +46,7 @@ bool TorchEngine::are_gradients_disjoint() {
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     const Parameter& parameter = core_.parameters()[i];
     const Gradient& gradient = pointers_[i];
-    if (!held_[i].gradient || parameter.size == 0 || gradient.data == entries_[i].disjoint) continue;
+    if (!objects_[i].gradient || parameter.size == 0 || gradient.data == entries_[i].disjoint) continue;
     const bool has_rows = gradient.rows != nullptr;
     const std::size_t size = has_rows ? gradient.row_count * parameter.row_size : parameter.size;
     if (!is_disjoint(i, gradient.data, size * onepass::bytes_of(gradient.storage, parameter.dtype))) return false;
@@ -74,7 +74,7 @@ bool TorchEngine::locate_tensors(std::size_t i) {
     return false;
   const std::size_t states = rule(entry.group).state_count;
   for (std::size_t k = 0; k < state_names_[entry.group].size(); ++k) {
-    const py::object& tensor = held_[i].tensors[k];
+    const py::object& tensor = objects_[i].tensors[k];
     const std::optional<DLTensor> state = viewer_.view(tensor.ptr());
     void*& place = k < states ? operands.state[k] : operands.average;
     if (!state || !locate_memory(i, *state, place, tensor, is_known)) return false;
@@ -90,7 +90,7 @@ bool TorchEngine::locate_tensors(std::size_t i) {
     core_.set_memory(i, parameter);
   }
   has_moved_ = has_moved_ || !entry.is_in_ranges;
-  return held_[i].rows ? locate_rows(i, *view) : locate_gradient(i);
+  return objects_[i].rows ? locate_rows(i, *view) : locate_gradient(i);
 }
 
 // Set the place of a tensor's memory, which must have the parameter's layout. A new address has yet to be checked.
@@ -106,29 +106,29 @@ bool TorchEngine::locate_memory(std::size_t i, const DLTensor& view, void*& plac
 }
 
 bool TorchEngine::locate_gradient(std::size_t i) {
-  const std::optional<DLTensor> view = viewer_.view(held_[i].gradient.ptr());
+  const std::optional<DLTensor> view = viewer_.view(objects_[i].gradient.ptr());
   return view && entries_[i].layout.matches(*view) && take_gradient(i, *view);
 }
 
 bool TorchEngine::take_gradient(std::size_t i, const DLTensor& view) {
   const Entry& entry = entries_[i];
-  const Held& held = held_[i];
+  const StepObjects& objects = objects_[i];
   const std::size_t size = view.size();
   if (size != 0 && view.data == nullptr) return false;
   const void* const data = size == 0 ? &nothing : view.address();
   pointers_[i].data = data;
   // is_neg takes long, and contiguous tensors are practically never lazily negated, except the imaginary part of one
   // conjugate number: check gradients of more elements once for each address.
-  if (!held.gradient_is_checked && (size == 1 || entry.gradient != data)) {
-    unchecked_.push_back({held.gradient, i, data});
+  if (!objects.gradient_is_checked && (size == 1 || entry.gradient != data)) {
+    unchecked_.push_back({objects.gradient, i, data});
   }
   return true;
 }
 
 // Find the rows and values of a sparse gradient. Return false if they do not fit the parameter as they are.
 bool TorchEngine::locate_rows(std::size_t i, const DLTensor& param) {
-  const std::optional<DLTensor> rows = viewer_.view(held_[i].rows.ptr());
-  const std::optional<DLTensor> elements = viewer_.view(held_[i].values.ptr());
+  const std::optional<DLTensor> rows = viewer_.view(objects_[i].rows.ptr());
+  const std::optional<DLTensor> elements = viewer_.view(objects_[i].values.ptr());
   const Parameter& parameter = core_.parameters()[i];
   if (!rows || !elements || param.ndim == 0 || !param.is_contiguous()) return false;
   if (!rows->is_integer(64) || rows->ndim != 2 || rows->shape[0] != 1 || !rows->is_contiguous()) return false;
@@ -147,11 +147,11 @@ bool TorchEngine::locate_rows(std::size_t i, const DLTensor& param) {
 
 bool TorchEngine::locate_counts(std::size_t i) {
   for (std::size_t k = 0; k < scalar_names_.size(); ++k) {
-    const std::optional<DLTensor> view = viewer_.view(held_[i].scalars[k].ptr());
+    const std::optional<DLTensor> view = viewer_.view(objects_[i].scalars[k].ptr());
     if (!view || view->size() != 1 || view->data == nullptr) return false;
     const std::optional<DType> dtype = view->dtype();
     if (!dtype) return false;
-    held_[i].counts[k] = {view->address(), *dtype};
+    objects_[i].counts[k] = {view->address(), *dtype};
     has_moved_ = has_moved_ || (k == 0 && view->address() != entries_[i].count);
   }
   return true;
@@ -160,7 +160,7 @@ bool TorchEngine::locate_counts(std::size_t i) {
 // Have the core take the arrays of a substitute, which Python has checked.
 void TorchEngine::use_substitute(std::size_t i) {
   const auto [param, gradient, states, average, scalars, narrow] =
-      held_[i]
+      objects_[i]
           .substitute.cast<std::tuple<py::array, py::object, std::vector<py::array>, std::optional<py::array>,
                                       py::array_t<double, py::array::c_style>, std::optional<NarrowArrays>>>();
   Entry& entry = entries_[i];
@@ -182,7 +182,7 @@ void TorchEngine::use_substitute(std::size_t i) {
     pointers_[i].data = data == nullptr ? &nothing : data;
   }
   for (std::size_t k = 0; k < static_cast<std::size_t>(scalars.size()); ++k) {
-    held_[i].counts.at(k) = {const_cast<double*>(scalars.data(static_cast<py::ssize_t>(k))), onepass::float64};
+    objects_[i].counts.at(k) = {const_cast<double*>(scalars.data(static_cast<py::ssize_t>(k))), onepass::float64};
   }
   // The first step of a rule without counts needs a substitute only for the count.
   entry.is_odd = entry.is_odd && (!scalar_names_.empty() || scalars.at(0) != 0);
@@ -195,7 +195,7 @@ bool TorchEngine::check_negated() {
   for (const Unchecked& one : unchecked) {
     if (call(one.tensor.attr("is_neg"), py::tuple()).cast<bool>()) return false;
     if (one.gradient == nullptr) continue;
-    held_[one.parameter].gradient_is_checked = true;
+    objects_[one.parameter].gradient_is_checked = true;
     entries_[one.parameter].gradient = one.gradient;
   }
   return true;
@@ -242,7 +242,7 @@ void TorchEngine::update_ranges() {
   std::sort(ranges_.begin(), ranges_.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
   std::vector<const void*> counts;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
-    entries_[i].count = entries_[i].is_in_ranges ? held_[i].counts[0].data : nullptr;
+    entries_[i].count = entries_[i].is_in_ranges ? objects_[i].counts[0].data : nullptr;
     if (entries_[i].count != nullptr) counts.push_back(entries_[i].count);
   }
   std::sort(counts.begin(), counts.end());
@@ -266,7 +266,7 @@ void TorchEngine::update_ranges() {
 }
 
 bool TorchEngine::is_disjoint(std::size_t i, const void* data, std::size_t bytes) const {
-  if (held_[i].substitute) return true;
+  if (objects_[i].substitute) return true;
   const auto begin = reinterpret_cast<std::uintptr_t>(data);
   const auto after = std::upper_bound(ranges_.begin(), ranges_.end(), begin,
                                       [](std::uintptr_t value, const Range& range) { return value < range.begin; });

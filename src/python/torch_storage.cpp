@@ -28,13 +28,13 @@ bool has_same_memory(const Parameter& a, const Parameter& b) {
 
 }  // namespace
 
-// Fill held_storage_ with the tensors of a parameter that only narrow storage has.
+// Fill narrow_objects_ with the tensors of a parameter that only narrow storage has.
 void TorchEngine::collect_storage(std::size_t i) {
   const TorchStorage& options = storages_[entries_[i].group];
-  held_storage_.resize(entries_.size());
-  HeldStorage& held = held_storage_[i];
-  for (std::size_t k = 0; k < options.scales.size(); ++k) held.scales[k] = find(held_[i].dict, options.scales[k]);
-  if (options.master_bits != 16) held.low = find(held_[i].dict, options.low);
+  narrow_objects_.resize(entries_.size());
+  NarrowObjects& objects = narrow_objects_[i];
+  for (std::size_t k = 0; k < options.scales.size(); ++k) objects.scales[k] = find(objects_[i].dict, options.scales[k]);
+  if (options.master_bits != 16) objects.low = find(objects_[i].dict, options.low);
 }
 
 // Finder of the memory of one parameter's tensors.
@@ -81,7 +81,7 @@ bool TorchEngine::locate_narrow(std::size_t i, const DLTensor& view) {
   Entry& entry = entries_[i];
   const TorchStorage& options = storages_[entry.group];
   const bool was_narrow = std::exchange(entry.is_narrow, options.is_narrow(view));
-  if (!was_narrow || !entry.is_narrow || held_[i].rows) return false;
+  if (!was_narrow || !entry.is_narrow || objects_[i].rows) return false;
   const bool is_known = entry.layout.fits(view);
   if (!is_known) {
     if (!view.is_dense()) return false;
@@ -103,8 +103,8 @@ bool TorchEngine::locate_narrow(std::size_t i, const DLTensor& view) {
 bool TorchEngine::find_narrow(std::size_t i, Parameter& parameter, Finder& finder) const {
   const std::size_t g = entries_[i].group;
   const TorchStorage& options = storages_[g];
-  const Held& held = held_[i];
-  const HeldStorage& held_storage = held_storage_[i];
+  const StepObjects& objects = objects_[i];
+  const NarrowObjects& narrow = narrow_objects_[i];
   const auto tensor = py::reinterpret_borrow<py::object>(entries_[i].tensor);
   const bool is_large = parameter.size >= options.narrow_from;
   NarrowStorage& storage = parameter.storage;
@@ -119,21 +119,21 @@ bool TorchEngine::find_narrow(std::size_t i, Parameter& parameter, Finder& finde
   const std::size_t states = rule(g).state_count;
   for (std::size_t k = 0; k < states; ++k) {
     storage.state[k] = is_large ? options.states[k] : Storage::plain;
-    if (!finder.find_elements(held.tensors[k], storage.state[k], operands.state[k])) return false;
+    if (!finder.find_elements(objects.tensors[k], storage.state[k], operands.state[k])) return false;
     storage.divisor[k] = options.divisors[k];
     const bool has_scales = storage.state[k] == Storage::float8;
-    if (has_scales && !finder.find_scales(held_storage.scales[k], scales_of(parameter.size), storage.scale[k])) {
+    if (has_scales && !finder.find_scales(narrow.scales[k], scales_of(parameter.size), storage.scale[k])) {
       return false;
     }
   }
   const bool has_average = state_names_[g].size() > states;
-  if (has_average && !finder.find_elements(held.tensors[states], Storage::plain, operands.average)) return false;
+  if (has_average && !finder.find_elements(objects.tensors[states], Storage::plain, operands.average)) return false;
   const bool has_low = is_bfloat16 && options.master_bits != 16;
-  return !has_low || finder.find_low(held_storage.low, options.master_bits == 32 ? 16 : 8, storage.low);
+  return !has_low || finder.find_low(narrow.low, options.master_bits == 32 ? 16 : 8, storage.low);
 }
 
 bool TorchEngine::locate_narrow_gradient(std::size_t i) {
-  const std::optional<DLTensor> view = viewer_.view(held_[i].gradient.ptr());
+  const std::optional<DLTensor> view = viewer_.view(objects_[i].gradient.ptr());
   const std::optional<Storage> stored = view ? view->storage() : std::nullopt;
   if (!stored || *stored == Storage::float8 || !entries_[i].layout.fits(*view)) return false;
   pointers_[i].storage = *stored;

@@ -96,11 +96,11 @@ def case(
     def pick(choices: list[Any]) -> Any:
         return choices[next(choice) % len(choices)]
 
-    folded: list[Any] = []  # the coefficients of each step
+    computed: list[Any] = []  # the coefficients of each step
 
-    def fold(*arguments: Any) -> Any:
-        folded.append(rule.fold(*arguments))
-        return folded[-1]
+    def coefficients(*arguments: Any) -> Any:
+        computed.append(rule.coefficients(*arguments))
+        return computed[-1]
 
     states = _core.rules[spec.rule_name(switches)][1]
     param, average, *rest = arrays(2 + len(states) + number, SIZE, np.arange(SIZE) % 3, dtype, seed)
@@ -108,7 +108,7 @@ def case(
     count = 0 if number == 1 else pick(COUNTS)
     scalars = {name: pick([0.25, 0.37, 0.9]) if count else initial for name, initial in rule.scalars.items()}
     reference = Reference(kind, param, flush_denormals=flush, ema_decay=0.0 if averaged else None, **switches)
-    reference.rule = rule._replace(fold=fold)
+    reference.rule = rule._replace(coefficients=coefficients)
     reference.ema[0] = average if averaged else None
     reference.state[0] |= {"step": count, **scalars, **dict(zip(states, map(abs, rest)))}
     yield from [DTYPES.index(dtype), seed, flush, averaged, number, count, *scalars.values()]
@@ -127,7 +127,7 @@ def case(
         next_one = copy.deepcopy(reference)
         next_one.groups[0].update(options)
         next_one.step([grad], scale)
-        fits = all(math.isfinite(x) for x in vars(folded[-1]).values() if x is not None)
+        fits = all(math.isfinite(x) for x in vars(computed[-1]).values() if x is not None)
         reference = next_one if fits else reference  # a step whose coefficients overflow changes nothing
         clip_value = math.inf if options["clip_value"] is None else options["clip_value"]
         weight_decay = 0.0 if rule.decays else options["weight_decay"]

@@ -68,7 +68,7 @@ def test_out_of_memory_is_not_reported_as_a_damaged_file(saved: Path) -> None:
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        _checkpoint.read(saved, small_state(), rooms=exhausted)
+        _checkpoint.read(saved, small_state(), allocate=exhausted)
 
 
 def test_a_missing_file_raises_file_not_found(tmp_path: Path) -> None:

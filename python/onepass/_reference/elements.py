@@ -1,4 +1,4 @@
-"""Arrays of which every operation is one IEEE-754 operation, and the numbers that rules are made of."""
+"""Arrays with one IEEE-754 operation per operator, and scalar arithmetic for coefficients."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def rounded(dtype: Any, **numbers: float | None) -> Numbers:
 
 
 def average(decay: Any, one_minus_decay: Any, old: Elements, new: Elements) -> Elements:
-    """The running average that most rules are made of."""
+    """Return the exponential moving average decay·old + one_minus_decay·new."""
     return decay * old + one_minus_decay * new  # type: ignore[no-any-return]
 
 

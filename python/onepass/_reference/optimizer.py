@@ -12,8 +12,8 @@ import numpy as np
 from .. import optimizers
 from . import storage
 from .elements import Array, Elements, Numbers
-from .rules import RULES, SWITCHES, Rule, adadelta, adam, evaluated, fold_adam
-from .stages import around, global_norm, is_usable, running_average, summed_rows
+from .rules import RULES, SWITCHES, Rule, adadelta, adam, adam_coefficients, evaluated
+from .stages import global_norm, is_usable, preprocessed, running_average, summed_rows
 
 STORAGE: dict[str, Any] = {"state_dtype": None, "master_bits": 32, "rounding": "stochastic"}  # options of a group
 
@@ -130,7 +130,7 @@ class Reference:
         return None if self.nonfinite == "skip" and not usable else grad_scale
 
     def _advanced(self, index: int, dtype: Any) -> tuple[Numbers, Numbers]:
-        """Count a step of a parameter; return its options and folded numbers at this step."""
+        """Count a step of a parameter; return its options and coefficients at this step."""
         state = self.state[index]
         state["step"] += 1
         o = Numbers(**self.group_of[index])
@@ -138,7 +138,7 @@ class Reference:
         vars(o).update({name: state[name] for name in self.rule.scalars})
         state |= self.rule.advance(state["step"], o)
         vars(o).update({name: state[name] for name in self.rule.scalars})
-        return o, self.rule.fold(dtype, state["step"], o)
+        return o, self.rule.coefficients(dtype, state["step"], o)
 
     def _flushes(self, index: int) -> bool:
         """Return True if subnormal numbers of a parameter count as zero."""
@@ -150,7 +150,7 @@ class Reference:
         arrays = self._decoded(index)
         before: list[Any] = [None if array is None else Elements(array[rows], flush) for array in arrays]
         surrounding = Numbers(**{**vars(o), "weight_decay": 0.0}) if self.rule.decays else o
-        p, g = around(before[0], Elements(grad, flush), scale, surrounding)
+        p, g = preprocessed(before[0], Elements(grad, flush), scale, surrounding)
         after = self.rule.update(k, p, g, *before[1:])
         if ema is not None:
             ema[rows] = running_average(at(o.ema_decay, self.step_count), Elements(ema[rows], flush), after[0]).values
@@ -227,8 +227,8 @@ def adam_step(
     o = Numbers(**chosen(defaults("Adam"), options))
     arrays = [param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq]
     with np.errstate(all="ignore"):
-        k = fold_adam(param.dtype, step, o)
+        k = adam_coefficients(param.dtype, step, o)
         flush = flush_denormals and not keeps_subnormals(RULES["Adam"], vars(o))
         before: list[Any] = [None if array is None else Elements(array, flush) for array in arrays]
-        after = adam(k, *around(before[0], before[1], grad_scale, o), *before[2:])
+        after = adam(k, *preprocessed(before[0], before[1], grad_scale, o), *before[2:])
     return tuple(elements.values for elements in after if elements is not None)

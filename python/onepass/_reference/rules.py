@@ -1,7 +1,7 @@
-"""Update rules, each as a fold and an update.
+"""Update rules: the coefficients and the update of each.
 
-The fold computes the numbers that depend only on options and step, in double, and rounds them to the dtype once. The
-update computes one step's arrays, in exactly the order in which the kernels do it.
+The coefficients depend only on options and step: they are computed in double and rounded to the dtype once. The update
+computes the arrays of one step, in exactly the order of the kernels.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 
 from .elements import Array, Elements, Numbers, average, power, real_power, rounded
 
-# The rules. o holds the options and the learning rate at this step, k the folded numbers. A state that is None is off.
+# The rules. o holds the options and the learning rate at this step, k the coefficients. A state that is None is off.
 
 
-def fold_adam(dtype: Any, t: int, o: Numbers) -> Numbers:
-    """Adam's numbers at step t."""
+def adam_coefficients(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """Adam's coefficients at step t."""
     beta1, beta2 = o.betas
     c1 = 1 - power(beta1, t) if o.bias_correction else 1.0
     c2 = 1 - power(beta2, t) if o.bias_correction else 1.0
@@ -45,15 +45,15 @@ def adam(k: Numbers, p: Elements, g: Elements, m: Elements, v: Elements, u: Elem
     return p - k.a * (m / d), m, v, u
 
 
-def fold_adamax(dtype: Any, t: int, o: Numbers) -> Numbers:
-    """Adamax's numbers at step t."""
+def adamax_coefficients(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """Adamax's coefficients at step t."""
     beta1, beta2 = o.betas
     a = o.lr / (1 - power(beta1, t))
     return rounded(dtype, beta1=beta1, one_minus_beta1=1 - beta1, beta2=beta2, a=a, eps=o.eps)
 
 
 def adamax(k: Numbers, p: Elements, g: Elements, m: Elements, u: Elements) -> tuple[Any, ...]:
-    """Adamax: Kingma and Ba (2015), algorithm 2; epsilon where torch has it."""
+    """Adamax: Kingma and Ba (2015), algorithm 2; epsilon placed as in PyTorch."""
     m = average(k.beta1, k.one_minus_beta1, m, g)
     u = (k.beta2 * u).maximum(abs(g) + k.eps)
     return p - k.a * (m / u), m, u
@@ -69,8 +69,8 @@ def advance_nadam(t: int, o: Numbers) -> dict[str, float]:
     return {"mu_product": o.mu_product * nadam_mu(t, o)}
 
 
-def fold_nadam(dtype: Any, t: int, o: Numbers) -> Numbers:
-    """NAdam's numbers at step t."""
+def nadam_coefficients(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """NAdam's coefficients at step t."""
     beta1, beta2 = o.betas
     mu, mu_next = nadam_mu(t, o), nadam_mu(t + 1, o)
     return rounded(
@@ -87,15 +87,15 @@ def fold_nadam(dtype: Any, t: int, o: Numbers) -> Numbers:
 
 
 def nadam(k: Numbers, p: Elements, g: Elements, m: Elements, v: Elements) -> tuple[Any, ...]:
-    """NAdam: Dozat (2016), as torch has it."""
+    """NAdam: Dozat (2016), as in PyTorch."""
     m = average(k.beta1, k.one_minus_beta1, m, g)
     v = average(k.beta2, k.one_minus_beta2, v, g * g)
     d = v.sqrt() * k.r + k.eps
     return p - k.a * (g / d) - k.b * (m / d), m, v
 
 
-def fold_radam(dtype: Any, t: int, o: Numbers) -> Numbers:
-    """RAdam's numbers at step t. Without epsilon the second moment does not scale the step."""
+def radam_coefficients(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """RAdam's coefficients at step t. If eps is None, the second moment does not scale the step."""
     beta1, beta2 = o.betas
     beta2_t = power(beta2, t)
     c1, c2 = 1 - power(beta1, t), 1 - beta2_t
@@ -116,21 +116,21 @@ def fold_radam(dtype: Any, t: int, o: Numbers) -> Numbers:
 
 
 def radam(k: Numbers, p: Elements, g: Elements, m: Elements, v: Elements) -> tuple[Any, ...]:
-    """RAdam: Liu et al. (2020), algorithm 2; epsilon where torch has it."""
+    """RAdam: Liu et al. (2020), algorithm 2; epsilon placed as in PyTorch."""
     m = average(k.beta1, k.one_minus_beta1, m, g)
     v = average(k.beta2, k.one_minus_beta2, v, g * g)
     return p - k.a * (m if k.eps is None else m / (v.sqrt() + k.eps)), m, v
 
 
-def fold_rmsprop(dtype: Any, t: int, o: Numbers) -> Numbers:
-    """RMSprop's numbers."""
+def rmsprop_coefficients(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """RMSprop's coefficients."""
     return rounded(dtype, lr=o.lr, alpha=o.alpha, one_minus_alpha=1 - o.alpha, eps=o.eps, momentum=o.momentum, zero=0.0)
 
 
 def rmsprop(
     k: Numbers, p: Elements, g: Elements, v: Elements, s: Elements | None, b: Elements | None
 ) -> tuple[Any, ...]:
-    """RMSprop: Tieleman and Hinton (2012); with s centered, as Graves (2013) has it; with momentum b."""
+    """RMSprop: Tieleman and Hinton (2012); with s: centered, as in Graves (2013); with b: momentum."""
     v = variance = average(k.alpha, k.one_minus_alpha, v, g * g)
     if s is not None:
         s = average(k.alpha, k.one_minus_alpha, s, g)
@@ -141,8 +141,8 @@ def rmsprop(
     return p - k.lr * x, v, s, b
 
 
-def fold_adagrad(dtype: Any, t: int, o: Numbers) -> Numbers:
-    """Adagrad's numbers at step t."""
+def adagrad_coefficients(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """Adagrad's coefficients at step t."""
     return rounded(dtype, a=o.lr / (1 + (t - 1) * o.lr_decay), eps=o.eps)
 
 
@@ -152,8 +152,8 @@ def adagrad(k: Numbers, p: Elements, g: Elements, s: Elements) -> tuple[Any, ...
     return p - k.a * (g / (s.sqrt() + k.eps)), s
 
 
-def fold_adadelta(dtype: Any, t: int, o: Numbers) -> Numbers:
-    """Adadelta's numbers."""
+def adadelta_coefficients(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """Adadelta's coefficients."""
     return rounded(dtype, lr=o.lr, rho=o.rho, one_minus_rho=1 - o.rho, eps=o.eps)
 
 
@@ -165,15 +165,15 @@ def adadelta(k: Numbers, p: Elements, g: Elements, s: Elements, acc: Elements) -
     return p - k.lr * x, s, acc
 
 
-def fold_sgd(dtype: Any, t: int, o: Numbers) -> Numbers:
-    """SGD's numbers at step t."""
+def sgd_coefficients(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """SGD's coefficients at step t."""
     k = rounded(dtype, lr=o.lr, momentum=o.momentum, one_minus_dampening=1 - o.dampening)
     k.first, k.nesterov = t == 1, o.nesterov
     return k
 
 
 def sgd(k: Numbers, p: Elements, g: Elements, b: Elements | None) -> tuple[Any, ...]:
-    """SGD, as torch has it: with momentum b, which starts as a copy of the gradient."""
+    """SGD as in PyTorch: with b, momentum, which starts as a copy of the gradient."""
     x = g
     if b is not None:
         b = g if k.first else average(k.momentum, k.one_minus_dampening, b, g)
@@ -181,8 +181,8 @@ def sgd(k: Numbers, p: Elements, g: Elements, b: Elements | None) -> tuple[Any, 
     return p - k.lr * x, b
 
 
-def fold_lion(dtype: Any, t: int, o: Numbers) -> Numbers:
-    """Lion's numbers."""
+def lion_coefficients(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """Lion's coefficients."""
     beta1, beta2 = o.betas
     return rounded(dtype, lr=o.lr, beta1=beta1, one_minus_beta1=1 - beta1, beta2=beta2, one_minus_beta2=1 - beta2)
 
@@ -193,8 +193,8 @@ def lion(k: Numbers, p: Elements, g: Elements, m: Elements) -> tuple[Any, ...]:
     return p - k.lr * x, average(k.beta2, k.one_minus_beta2, m, g)
 
 
-def fold_ademamix(dtype: Any, t: int, o: Numbers) -> Numbers:
-    """AdEMAMix's numbers at step t."""
+def ademamix_coefficients(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """AdEMAMix's coefficients at step t."""
     beta1, beta2, beta3 = o.betas
     alpha = o.alpha
     if o.beta3_warmup is not None and t < o.beta3_warmup and beta3 > 0:
@@ -242,8 +242,8 @@ def advance_schedule_free(t: int, o: Numbers) -> dict[str, float]:
     return {"lr_max": o.lr_max, "weight_sum": o.weight_sum + schedule_free_weight(t, o)}
 
 
-def fold_schedule_free(dtype: Any, t: int, o: Numbers) -> Numbers:
-    """Schedule-Free AdamW's numbers at step t."""
+def schedule_free_coefficients(dtype: Any, t: int, o: Numbers) -> Numbers:
+    """Schedule-Free AdamW's coefficients at step t."""
     beta1, beta2 = o.betas
     lr = warmed_up(t, o)
     c = schedule_free_weight(t, o) / o.weight_sum if o.weight_sum != 0 else 0.0
@@ -262,7 +262,7 @@ def fold_schedule_free(dtype: Any, t: int, o: Numbers) -> Numbers:
 
 
 def schedule_free_adamw(k: Numbers, y: Elements, g: Elements, v: Elements, z: Elements) -> tuple[Any, ...]:
-    """Schedule-Free AdamW: Defazio et al. (2024), as the authors' package has it."""
+    """Schedule-Free AdamW: Defazio et al. (2024), as in the authors' package."""
     v = average(k.beta2, k.one_minus_beta2, v, g * g)
     u = g / (v.sqrt() * k.r + k.eps) + k.weight_decay * y
     z = y if k.is_first else z
@@ -278,7 +278,7 @@ def evaluated(beta1: float, y: Array, z: Array) -> Array:
 class Rule(NamedTuple):
     """A rule with what its optimizer needs to know."""
 
-    fold: Callable[[Any, int, Numbers], Numbers]
+    coefficients: Callable[[Any, int, Numbers], Numbers]
     update: Callable[..., tuple[Any, ...]]
     states: tuple[str, ...]  # in the order in which the update takes them
     squares: bool = True  # it takes squares of the gradient, which must not overflow
@@ -290,19 +290,19 @@ class Rule(NamedTuple):
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SWITCHES = {"max_exp_avg_sq": "amsgrad", "grad_avg": "centered", "momentum_buffer": "momentum"}  # states of options
 RULES = {
-    "Adam": Rule(fold_adam, adam, (*MOMENTS, "max_exp_avg_sq")),
-    "AdamW": Rule(fold_adam, adam, (*MOMENTS, "max_exp_avg_sq")),
-    "Adamax": Rule(fold_adamax, adamax, ("exp_avg", "exp_inf"), squares=False),
-    "NAdam": Rule(fold_nadam, nadam, MOMENTS, scalars={"mu_product": 1.0}, advance=advance_nadam),
-    "RAdam": Rule(fold_radam, radam, MOMENTS),
-    "RMSprop": Rule(fold_rmsprop, rmsprop, ("square_avg", "grad_avg", "momentum_buffer")),
-    "Adagrad": Rule(fold_adagrad, adagrad, ("sum",)),
-    "Adadelta": Rule(fold_adadelta, adadelta, ("square_avg", "acc_delta")),
-    "SGD": Rule(fold_sgd, sgd, ("momentum_buffer",), squares=False),
-    "Lion": Rule(fold_lion, lion, ("exp_avg",), squares=False),
-    "AdEMAMix": Rule(fold_ademamix, ademamix, (*MOMENTS, "exp_avg_slow")),
+    "Adam": Rule(adam_coefficients, adam, (*MOMENTS, "max_exp_avg_sq")),
+    "AdamW": Rule(adam_coefficients, adam, (*MOMENTS, "max_exp_avg_sq")),
+    "Adamax": Rule(adamax_coefficients, adamax, ("exp_avg", "exp_inf"), squares=False),
+    "NAdam": Rule(nadam_coefficients, nadam, MOMENTS, scalars={"mu_product": 1.0}, advance=advance_nadam),
+    "RAdam": Rule(radam_coefficients, radam, MOMENTS),
+    "RMSprop": Rule(rmsprop_coefficients, rmsprop, ("square_avg", "grad_avg", "momentum_buffer")),
+    "Adagrad": Rule(adagrad_coefficients, adagrad, ("sum",)),
+    "Adadelta": Rule(adadelta_coefficients, adadelta, ("square_avg", "acc_delta")),
+    "SGD": Rule(sgd_coefficients, sgd, ("momentum_buffer",), squares=False),
+    "Lion": Rule(lion_coefficients, lion, ("exp_avg",), squares=False),
+    "AdEMAMix": Rule(ademamix_coefficients, ademamix, (*MOMENTS, "exp_avg_slow")),
     "ScheduleFreeAdamW": Rule(
-        fold_schedule_free,
+        schedule_free_coefficients,
         schedule_free_adamw,
         ("exp_avg_sq", "z"),
         scalars={"lr_max": 0.0, "weight_sum": 0.0},

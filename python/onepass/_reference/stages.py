@@ -10,8 +10,8 @@ import numpy as np
 from .elements import Array, Elements, Numbers, rounded
 
 
-def around(p: Elements, g: Elements, scale: float, o: Numbers) -> tuple[Elements, Elements]:
-    """Return the parameter and the gradient as the rule sees them."""
+def preprocessed(p: Elements, g: Elements, scale: float, o: Numbers) -> tuple[Elements, Elements]:
+    """Scale and clamp the gradient and apply weight decay; return the parameter and the gradient."""
     k = rounded(
         p.values.dtype,
         scale=-scale if o.maximize else scale,
@@ -31,7 +31,7 @@ def around(p: Elements, g: Elements, scale: float, o: Numbers) -> tuple[Elements
 
 
 def running_average(decay: float, e: Elements, p: Elements) -> Elements:
-    """The average of the weights after the rule: e + w·(p - e), which a constant p does not move; w = 1: p itself."""
+    """Return the running average e + w·(p - e). If p = e, the average keeps its bits; if w = 1, it is p."""
     k = rounded(p.values.dtype, w=1 - decay)
     return p if k.w == 1 else e + k.w * (p - e)
 
@@ -47,7 +47,7 @@ def global_norm(grads: Iterable[Array], grad_scale: float = 1.0) -> float:
 
 
 def sum_of_squares(block: Array) -> float:
-    """Element i goes to accumulator i % 16; the accumulators are added as a tree."""
+    """Return the sum of squares: element i is added to accumulator i % 16, and the accumulators are added as a tree."""
     squares = np.zeros((-(-block.size // 16), 16))
     squares.flat[: block.size] = block * block
     lanes = np.add.accumulate(squares)[-1]  # one row after the other
@@ -64,7 +64,7 @@ def is_usable(grad: Array, grad_scale: float, squares: bool) -> bool:
 
 
 def summed_rows(indices: Iterable[int], values: Array) -> tuple[list[int], Array]:
-    """Each row that occurs, ascending, and the sum of its values in the order given."""
+    """Return the rows in ascending order, each once, and the sums of their values, added in the given order."""
     sums: dict[int, Array] = {}
     for row, value in zip(indices, values):
         sums[int(row)] = sums[int(row)] + value if int(row) in sums else value

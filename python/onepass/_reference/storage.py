@@ -112,7 +112,10 @@ def grouped(x: Array) -> Array:
 
 
 def encode_float8(x: Array, r: Array | None, divisor: bool) -> tuple[Array, Array]:
-    """Return the codes of a 1-D array and the scale of each group. A divisor's code is 0 only where ``x`` is 0."""
+    """Return the codes of a 1-D array and the scale of each group.
+
+    A divisor's code is 0 only for zeros and subnormal numbers.
+    """
     bits = grouped(bits_of(x))
     mag = bits & MAGNITUDE
     a = floats_of(np.where((mag < SMALLEST_NORMAL) | (mag >= INFINITY), np.uint32(0), mag))

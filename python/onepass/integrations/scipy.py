@@ -271,6 +271,6 @@ ademamix = _method(onepass.AdEMAMix)
 if not TYPE_CHECKING:  # checkers would take it for a sign that every name exists
 
     def __getattr__(name: str) -> Any:
-        if name == "lower":  # minimize takes a method that cannot be called for a name
+        if name == "lower":  # minimize treats a method that is not callable as a name
             raise AttributeError(f"method: expected a method of {__name__}, such as adam, got the module")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{suggestion(name, __all__, 'methods')}")

@@ -78,7 +78,7 @@ class Optimizer(ThincOptimizer):
             and (average is None or (_is_plain(average) and average.shape == weights.shape))
         ):
             if gradient.size != weights.size:
-                raise ValueError(f"the gradient of {key!r} has shape {gradient.shape}, its weights {weights.shape}")
+                raise ValueError(f"the gradient of {key!r}: expected shape {weights.shape}, got {gradient.shape}")
             return super().__call__(key, weights, gradient, lr_scale=lr_scale)
         if len(gradient) < 1:
             return weights, gradient

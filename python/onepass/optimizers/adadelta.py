@@ -37,7 +37,7 @@ class Adadelta(Optimizer):
         state_dtype, master_bits, rounding, seed: as in `Adam`.
 
     Raises:
-        TypeError, ValueError: as `Adam`.
+        TypeError, ValueError: as in `Adam`.
 
     Source: Zeiler, "ADADELTA: An Adaptive Learning Rate Method" (2012); names and defaults as ``torch.optim.Adadelta``.
 

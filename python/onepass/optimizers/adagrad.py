@@ -35,7 +35,7 @@ class Adagrad(Optimizer):
         state_dtype, master_bits, rounding, seed: as in `Adam`.
 
     Raises:
-        TypeError, ValueError: as `Adam`.
+        TypeError, ValueError: as in `Adam`.
 
     Source: Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization"
     (2011); names and defaults as ``torch.optim.Adagrad``.

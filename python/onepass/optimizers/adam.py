@@ -60,8 +60,8 @@ class Adam(Optimizer):
             ``grad_norm`` is the norm before clipping; ``clip_norm=float("inf")`` records the norm without clipping.
             None: off.
         clip_value: limit each element of the gradient to ``[-clip_value, clip_value]``, after ``clip_norm``. None: off.
-        nonfinite: the treatment of gradients that contain NaN or infinity (for rules that square gradients, also of
-            gradients whose squares overflow the dtype). ``"propagate"``: step as usual; ``"skip"``: the step changes
+        nonfinite: the treatment of gradients that contain NaN or infinity, and of gradients whose squares overflow the
+            dtype in an optimizer that squares gradients. ``"propagate"``: step as usual; ``"skip"``: the step changes
             nothing and adds one to ``skipped``; ``"raise"``: the step changes nothing and raises.
         ema_decay: the decay of a running average of the parameters, ``e ← e + (1 − ema_decay)·(p − e)``, or a function
             of ``t`` that returns the decay. The averages start as copies of the parameters, are updated in the same
@@ -140,10 +140,13 @@ class AdamW(Adam):
     and does not enter the gradient and the moments.
 
     Args:
-        params: as in `Adam`. The same holds for ``lr``, ``betas``, ``eps`` and ``amsgrad``, and for the keyword
-            arguments ``bias_correction``, ``eps_mode``, ``maximize``, ``clip_norm``, ``clip_value``, ``nonfinite``,
-            ``ema_decay``, ``state_dtype``, ``master_bits``, ``rounding``, ``seed`` and ``flush_denormals``.
+        params, lr, betas, eps, amsgrad, bias_correction, eps_mode: as in `Adam`.
         weight_decay: decoupled weight decay: each step multiplies the parameter by ``1 − lr·weight_decay``.
+        maximize, clip_norm, clip_value, nonfinite, ema_decay, flush_denormals: as in `Adam`.
+        state_dtype, master_bits, rounding, seed: as in `Adam`.
+
+    Raises:
+        TypeError, ValueError: as in `Adam`.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019); defaults as ``torch.optim.AdamW``.
 

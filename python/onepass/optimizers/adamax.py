@@ -35,7 +35,7 @@ class Adamax(Optimizer):
         state_dtype, master_bits, rounding, seed: as in `Adam`.
 
     Raises:
-        TypeError, ValueError: as `Adam`.
+        TypeError, ValueError: as in `Adam`.
 
     Source: Kingma and Ba (2015), section 7.1; names, defaults and the place of epsilon as ``torch.optim.Adamax``.
 

@@ -50,7 +50,7 @@ class AdEMAMix(Optimizer):
             in bfloat16, because float8 is too coarse for it.
 
     Raises:
-        TypeError, ValueError: as `Adam`.
+        TypeError, ValueError: as in `Adam`.
 
     Source: Pagliardini, Ablin and Grangier, "The AdEMAMix Optimizer: Better, Faster, Older" (2024), algorithm 1.
 

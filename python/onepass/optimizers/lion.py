@@ -37,7 +37,7 @@ class Lion(Optimizer):
         state_dtype, master_bits, rounding, seed: as in `Adam`.
 
     Raises:
-        TypeError, ValueError: as `Adam`.
+        TypeError, ValueError: as in `Adam`.
 
     Source: Chen et al., "Symbolic Discovery of Optimization Algorithms" (2023).
 

@@ -41,7 +41,7 @@ class NAdam(Optimizer):
         state_dtype, master_bits, rounding, seed: as in `Adam`.
 
     Raises:
-        TypeError, ValueError: as `Adam`.
+        TypeError, ValueError: as in `Adam`.
 
     Source: Dozat, "Incorporating Nesterov Momentum into Adam" (2016); names, defaults and the schedule of the momentum
     as ``torch.optim.NAdam``.

@@ -42,7 +42,7 @@ class RAdam(Optimizer):
         state_dtype, master_bits, rounding, seed: as in `Adam`.
 
     Raises:
-        TypeError, ValueError: as `Adam`.
+        TypeError, ValueError: as in `Adam`.
 
     Source: Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond" (2020); names, defaults and the place
     of epsilon as ``torch.optim.RAdam``.

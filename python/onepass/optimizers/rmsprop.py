@@ -47,7 +47,7 @@ class RMSprop(Optimizer):
         state_dtype, master_bits, rounding, seed: as in `Adam`.
 
     Raises:
-        TypeError, ValueError: as `Adam`.
+        TypeError, ValueError: as in `Adam`.
 
     Source: Tieleman and Hinton, "Neural Networks for Machine Learning", lecture 6.5 (2012); centered: Graves,
     "Generating Sequences With Recurrent Neural Networks" (2013); names and defaults as ``torch.optim.RMSprop``.

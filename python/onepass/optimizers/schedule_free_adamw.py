@@ -61,7 +61,7 @@ class ScheduleFreeAdamW(Optimizer):
         state_dtype, master_bits, rounding, seed: as in `Adam`; "z" always has the dtype of the arithmetic.
 
     Raises:
-        TypeError, ValueError: as `Adam`; ValueError: ``betas[0]`` is 0.
+        TypeError, ValueError: as in `Adam`; ValueError: ``betas[0]`` is 0.
 
     Source: Defazio et al., "The Road Less Scheduled" (2024); names, defaults and steps as ``AdamWScheduleFree`` in the
     authors' package schedulefree 1.4.1, which starts in evaluation mode.

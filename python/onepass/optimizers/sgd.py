@@ -46,7 +46,7 @@ class SGD(Optimizer):
         state_dtype, master_bits, rounding, seed: as in `Adam`.
 
     Raises:
-        TypeError, ValueError: as `Adam`; ValueError: nesterov without momentum or with dampening.
+        TypeError, ValueError: as in `Adam`; ValueError: nesterov without momentum or with dampening.
 
     Source: Polyak, "Some methods of speeding up the convergence of iteration methods" (1964); Sutskever et al., "On the
     importance of initialization and momentum in deep learning" (2013); formulas, names and defaults as

@@ -1,5 +1,5 @@
-// Adamax: Kingma and Ba, "Adam: A Method for Stochastic Optimization" (2015), section 7.1, with epsilon where PyTorch
-// has it.
+// Adamax: Kingma and Ba, "Adam: A Method for Stochastic Optimization" (2015), section 7.1, with epsilon placed
+// as in PyTorch.
 #pragma once
 
 #include "kernels/rules/rule.hpp"

@@ -1,4 +1,4 @@
-// NAdam: Dozat, "Incorporating Nesterov Momentum into Adam" (2016), with the momentum schedule that PyTorch has.
+// NAdam: Dozat, "Incorporating Nesterov Momentum into Adam" (2016), with PyTorch's momentum schedule.
 #pragma once
 
 #include "kernels/rules/rule.hpp"

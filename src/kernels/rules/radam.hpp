@@ -1,5 +1,5 @@
-// RAdam: Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond" (2020), algorithm 2, with epsilon where
-// PyTorch has it.
+// RAdam: Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond" (2020), algorithm 2, with epsilon
+// placed as in PyTorch.
 #pragma once
 
 #include "kernels/rules/rule.hpp"

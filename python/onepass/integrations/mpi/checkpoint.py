@@ -111,7 +111,7 @@ def read_path(layout: Layout, optimizer: Optimizer, path: str | os.PathLike[str]
         if whole.is_dir():
             return read_set(layout, optimizer, whole)
         schema, conversion = whole_schema(layout, optimizer), Conversion(layout.record)
-        found = _checkpoint.read(path, schema, splitter(layout), rooms(optimizer), conversion)
+        found = _checkpoint.read(path, schema, splitter(layout), allocator(optimizer), conversion)
         warn_of_other_params(layout.record, path, found, conversion)
         warn_of_losses([conversion])
         return split_state_dict(layout, optimizer, found, lambda index, name, parts: parts)
@@ -119,7 +119,7 @@ def read_path(layout: Layout, optimizer: Optimizer, path: str | os.PathLike[str]
         raise ValueError(f"cannot load {os.fspath(path)!r}: {error}") from error
 
 
-def rooms(optimizer: Optimizer) -> Callable[[list[Array]], Iterator[Array]]:
+def allocator(optimizer: Optimizer) -> Callable[[list[Array]], Iterator[Array]]:
     """Return a function that allocates one array after the other: of a large file, one at a time is in memory."""
     return lambda arrays: (all_zeros_like([array], optimizer._state_folder)[0] for array in arrays)
 
@@ -143,7 +143,7 @@ def read_set(layout: Layout, optimizer: Optimizer, folder: Path) -> StateDict:
 
         schema = _share_schema(layout, own, pieces)
         conversions.append(Conversion(_share_record(layout, pieces)))
-        found = _checkpoint.read(folder / name, schema, take, rooms(optimizer), conversions[-1])
+        found = _checkpoint.read(folder / name, schema, take, allocator(optimizer), conversions[-1])
         scalars = {
             piece.parameter: {key: value for key, value in found["state"][index].items() if value is not None}
             for index, piece in enumerate(pieces)

@@ -146,8 +146,8 @@ def ring_allgather(comm: MPI.Intracomm, buffer: Array, cuts: list[int]) -> None:
     """
     parts = [buffer[start:stop] for start, stop in pairwise(cuts)]
     before, after = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
-    for turn in range(comm.size - 1):
-        comm.Sendrecv(parts[comm.rank - turn], after, 0, parts[comm.rank - turn - 1], before, 0)
+    for shift in range(comm.size - 1):
+        comm.Sendrecv(parts[comm.rank - shift], after, 0, parts[comm.rank - shift - 1], before, 0)
 
 
 def _part(flat: Array, chunk: Chunk) -> Array:

@@ -81,16 +81,16 @@ def partition(sizes: Sizes, ranks: int, chunk: int) -> list[Chunk]:
         borders = _block_borders(offsets)
         parts = max(1, int(offsets[-1]) // max(min(chunk, LARGEST_CHUNK), 2 * ranks * _core.norm_block))
         ends = _nearest(borders, offsets[-1] * np.arange(parts + 1, dtype=np.int64) // parts)
-        taken = np.zeros(ranks + 1, np.int64)  # elements of all lower ranks in the chunks so far
+        assigned = np.zeros(ranks + 1, np.int64)  # elements of all lower ranks in the chunks so far
         for start, stop in pairwise(ends.tolist()):
             if start == stop:
                 continue
             ideal = (
-                stop * np.arange(ranks + 1, dtype=np.int64) // ranks - taken
+                stop * np.arange(ranks + 1, dtype=np.int64) // ranks - assigned
             )  # compensates the rounding of earlier chunks
             cuts = np.maximum.accumulate(_nearest(borders, start + np.clip(ideal, 0, stop - start)))
             cuts[0], cuts[-1] = start, stop
-            taken += cuts - start
+            assigned += cuts - start
             chunks.append(Chunk(dtype, start, (cuts - start).tolist(), list(_pieces(params, offsets, start, stop))))
     return chunks
 

@@ -303,8 +303,8 @@ class OnePass(torch.optim.Optimizer):
         """Load a state dict of this class or of PyTorch's class. Missing options of onepass keep their values.
 
         The options of storage stay as they are: state in another storage is converted, rounded to nearest. Emits a
-        warning that names the parameters whose weights lose bits. State of another class is refused, and nothing has
-        changed then; Adam and AdamW take each other's, as in PyTorch.
+        warning that names the parameters whose weights lose bits. State of another class is refused, and nothing
+        changes. Adam and AdamW accept each other's state, as in PyTorch.
         """
         own = [{name: group[name] for name in self._own_defaults() if name in group} for group in self.param_groups]
         handle = self.register_load_state_dict_pre_hook(OnePass._with_own_storage)  # after the hooks of the user
@@ -357,8 +357,8 @@ class OnePass(torch.optim.Optimizer):
         own, needed = self._kind._spec.checks, self._needed()
         others = [{*cls._needed()} for cls in OnePass.__subclasses__() if hasattr(cls, "_kind")]
         for index, (group, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"])):
-            # PyTorch takes flags that old versions and other libraries did not save for False. Without amsgrad, Adam's
-            # options are RAdam's, which has a flag of its own.
+            # Flags that old versions and other libraries did not save count as False, as in PyTorch. Without amsgrad,
+            # Adam has the options of RAdam, except RAdam's own flag.
             optional = {name for name in needed if own[name] is flag and "decoupled_weight_decay" not in saved}
             of_others = set().union(*(names for names in others if names <= saved.keys()))
             foreign = [name for name in saved if name in of_others - {*own, *group}]

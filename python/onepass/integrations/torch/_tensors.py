@@ -136,7 +136,7 @@ def substitute(
 ) -> Substitute:
     """Return arrays for a parameter, its gradient and its state, all with the same layout.
 
-    Without scalars the only number in their place tells the first step from the others.
+    Without scalars, one number takes their place: 0 at the first step, 1 at later steps.
     """
     check_steppable(label, local(tensor))
     gradient = local_gradient(tensor, tensor.grad)
