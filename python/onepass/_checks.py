@@ -47,22 +47,22 @@ def shown(value: Any) -> str:
 def refuse_array(name: str, value: Any, *, hint: str) -> None:
     """Refuse an array in place of a number: the caller passed parameters or gradients without a list around them."""
     if isinstance(value, np.ndarray) and value.size != 1:
-        raise TypeError(f"{name} must be a number, got {shown(value)} ({hint})")
+        raise TypeError(f"{name}: expected a number, got {shown(value)} ({hint})")
 
 
 def finite(name: str, value: SupportsFloat) -> float:
     """A finite number."""
     strange = isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind not in "iuf"
     if strange or isinstance(value, (bool, np.bool_, str, bytes, bytearray, memoryview)):
-        raise TypeError(f"{name} must be a number, got {shown(value)}")
+        raise TypeError(f"{name}: expected a number, got {shown(value)}")
     try:
         number = float(value)
     except TypeError:
-        raise TypeError(f"{name} must be a number, got {shown(value)}") from None
+        raise TypeError(f"{name}: expected a number, got {shown(value)}") from None
     except (ValueError, OverflowError):
-        raise ValueError(f"{name} must be a finite number, got {shown(value)}") from None
+        raise ValueError(f"{name}: expected a finite number, got {shown(value)}") from None
     if not math.isfinite(number):
-        raise ValueError(f"{name} must be finite, got {value!r}")
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
     return number
 
 
@@ -70,7 +70,7 @@ def non_negative(name: str, value: SupportsFloat) -> float:
     """A finite number, 0 or more."""
     number = finite(name, value)
     if number < 0:
-        raise ValueError(f"{name} must be at least 0, got {value!r}")
+        raise ValueError(f"{name}: expected at least 0, got {value!r}")
     return number
 
 
@@ -78,7 +78,7 @@ def unit_interval_open(name: str, value: SupportsFloat) -> float:
     """A number in [0, 1)."""
     number = finite(name, value)
     if not 0 <= number < 1:
-        raise ValueError(f"{name} must be at least 0 and less than 1, got {value!r}")
+        raise ValueError(f"{name}: expected at least 0 and less than 1, got {value!r}")
     return number
 
 
@@ -86,7 +86,7 @@ def unit_interval(name: str, value: SupportsFloat) -> float:
     """A number in [0, 1]."""
     number = finite(name, value)
     if not 0 <= number <= 1:
-        raise ValueError(f"{name} must be at least 0 and at most 1, got {value!r}")
+        raise ValueError(f"{name}: expected at least 0 and at most 1, got {value!r}")
     return number
 
 
@@ -99,7 +99,7 @@ def function(name: str, value: Schedule) -> Schedule:
     """A function of the step, not a class of such functions."""
     if isinstance(value, type):
         raise TypeError(
-            f"{name} must be a number or a function of the step, got the class {value.__name__}: pass an instance"
+            f"{name}: expected a number or a function of the step, got the class {value.__name__}: pass an instance"
         )
     return value
 
@@ -118,20 +118,20 @@ def three_betas(name: str, value: ThreeBetas) -> tuple[float, float, float]:
 
 def _decays(name: str, value: Any, count: int, expected: str) -> list[float]:
     if isinstance(value, (str, bytes, Mapping, Set)):
-        raise TypeError(f"{name} must be {expected}, got {shown(value)}")
+        raise TypeError(f"{name}: expected {expected}, got {shown(value)}")
     try:
         values = tuple(value)
     except TypeError:
-        raise TypeError(f"{name} must be {expected}, got {shown(value)}") from None
+        raise TypeError(f"{name}: expected {expected}, got {shown(value)}") from None
     if len(values) != count:
-        raise ValueError(f"{name} must be {expected}, got {shown(value)}")
+        raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
     return [unit_interval_open(f"{name}[{i}]", decay) for i, decay in enumerate(values)]
 
 
 def flag(name: str, value: bool) -> bool:
     """True or False."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+        raise TypeError(f"{name}: expected True or False, got {shown(value)}")
     return bool(value)
 
 
@@ -139,7 +139,7 @@ def one_of(*choices: str | None) -> Check:
     """Return the check that a value is one of these words, or None if that is among them."""
 
     def check(name: str, value: Any) -> str | None:
-        message = f"{name} must be {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, got {shown(value)}"
+        message = f"{name}: expected {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, got {shown(value)}"
         if not isinstance(value, tuple(map(type, choices))):
             raise TypeError(message)
         if value not in choices:
@@ -159,7 +159,7 @@ def master_bits(name: str, value: int) -> int:
     """The number of bits of bfloat16 parameters."""
     number = integer(name, value)
     if number not in (32, 24, 16):
-        raise ValueError(f"{name} must be 32, 24 or 16, got {value!r}")
+        raise ValueError(f"{name}: expected 32, 24 or 16, got {value!r}")
     return number
 
 
@@ -167,18 +167,18 @@ def seed(name: str, value: int) -> int:
     """A seed of 64 bits."""
     number = integer(name, value)
     if not 0 <= number < 2**64:
-        raise ValueError(f"{name} must be at least 0 and less than 2**64, got {value!r}")
+        raise ValueError(f"{name}: expected at least 0 and less than 2**64, got {value!r}")
     return number
 
 
 def integer(name: str, value: int) -> int:
     """An integer."""
     if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be an integer, got {shown(value)}")
+        raise TypeError(f"{name}: expected an integer, got {shown(value)}")
     try:
         return operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an integer, got {shown(value)}") from None
+        raise TypeError(f"{name}: expected an integer, got {shown(value)}") from None
 
 
 def steps_or_none(name: str, value: int | None) -> int | None:
@@ -187,7 +187,7 @@ def steps_or_none(name: str, value: int | None) -> int | None:
         return None
     number = integer(name, value)
     if number < 1:
-        raise ValueError(f"{name} must be at least 1 or None, got {value!r}")
+        raise ValueError(f"{name}: expected at least 1 or None, got {value!r}")
     return number
 
 
@@ -195,7 +195,7 @@ def count(name: str, value: int) -> int:
     """An integer, 0 or more, that a double holds."""
     number = integer(name, value)
     if not 0 <= number <= 2**53:
-        raise ValueError(f"{name} must be at least 0 and at most 2**53, got {value!r}")
+        raise ValueError(f"{name}: expected at least 0 and at most 2**53, got {value!r}")
     return number
 
 
@@ -205,7 +205,7 @@ def positive_or_none(name: str, value: SupportsFloat | None) -> float | None:
         return None
     number = math.inf if isinstance(value, (float, np.floating)) and value == math.inf else finite(name, value)
     if number <= 0:
-        raise ValueError(f"{name} must be above 0 or None, got {value!r}")
+        raise ValueError(f"{name}: expected more than 0 or None, got {value!r}")
     return number
 
 
@@ -222,7 +222,7 @@ _COPY = "makes a copy: keep it, only the copy is updated"
 def check_storage(label: str, array: Any) -> None:
     """Refuse anything that cannot be updated in place."""
     if not isinstance(array, np.ndarray):
-        raise TypeError(f"{label} must be a NumPy array, got {type(array).__name__}{_remedy(array)}")
+        raise TypeError(f"{label}: expected a NumPy array, got {type(array).__name__}{_remedy(array)}")
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{label} is a masked array, whose mask would be ignored: pass its .data")
     array = np.asarray(array)  # subclasses may override these attributes
@@ -281,11 +281,11 @@ def real_floating(label: str, array: Any) -> None:
         if callable(array):
             remedy = ": call it and pass the result"
         kind = type(array).__name__
-        raise TypeError(f"{label} must be a NumPy array of real floating-point numbers, got {kind}{remedy}")
+        raise TypeError(f"{label}: expected a NumPy array of real floating-point numbers, got {kind}{remedy}")
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{label} is a masked array, whose mask would be ignored: pass its .filled(0)")
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         remedy = (
             "use .real, or its real and imaginary parts" if array.dtype.kind == "c" else "use .astype(numpy.float32)"
         )
-        raise TypeError(f"{label} must be of a real floating-point dtype, got {array.dtype}: {remedy}")
+        raise TypeError(f"{label}: expected a real floating-point dtype, got {array.dtype}: {remedy}")

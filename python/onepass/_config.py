@@ -70,9 +70,9 @@ def set_num_threads(count: int | None) -> None:
     try:
         number = operator.index(count)
     except TypeError:
-        raise TypeError(f"the number of threads must be an integer, got {count!r}") from None
+        raise TypeError(f"the number of threads: expected an integer, got {count!r}") from None
     if not 1 <= number <= 4096:
-        raise ValueError(f"the number of threads must be at least 1 and at most 4096, got {number}")
+        raise ValueError(f"the number of threads: expected at least 1 and at most 4096, got {number}")
     _core.set_num_threads(number)
 
 

@@ -43,7 +43,7 @@ def arrange(record: ParameterRecord, grads: Any) -> list[Any]:
     if record.form == "mapping":
         if not isinstance(grads, Mapping):
             kind = type(grads).__name__
-            raise TypeError(f"the gradients must be a mapping of names to arrays, as the parameters were, got {kind}")
+            raise TypeError(f"the gradients: expected a mapping of names to arrays, as the parameters were, got {kind}")
         missing = [key for key in keys if key not in grads]
         unexpected = [key for key in grads if key not in record.index]
         if missing or unexpected:
@@ -52,7 +52,7 @@ def arrange(record: ParameterRecord, grads: Any) -> list[Any]:
         return [grads[key] for key in keys]
     if isinstance(grads, (np.ndarray, SparseRows, Mapping, str, bytes)) or not isinstance(grads, Iterable):
         hint = ": pass [gradient]" if isinstance(grads, (np.ndarray, SparseRows)) and len(keys) == 1 else ""
-        raise TypeError(f"the gradients must be a sequence, as the parameters were, got {type(grads).__name__}{hint}")
+        raise TypeError(f"the gradients: expected a sequence, as the parameters were, got {type(grads).__name__}{hint}")
     arranged = list(grads)
     if len(arranged) != len(keys):
         hint = _flat_hint(record, *arranged) or "pass None to skip a parameter"
@@ -94,7 +94,7 @@ def convert(
         numbers = (float, int, list, tuple, np.number)
         if isinstance(grad, Mapping) or not all(isinstance(x, numbers) for x in grad):
             hint = _flat_hint(record, grad) or "pass the array itself, without a list or mapping around it"
-            raise TypeError(f"{label} must be a NumPy array, got {type(grad).__name__}: {hint}")
+            raise TypeError(f"{label}: expected a NumPy array, got {type(grad).__name__}: {hint}")
     array = checked_gradient(label, grad, record.shapes[index])
     if array is not grad and fits(index, array):
         return array

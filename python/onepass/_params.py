@@ -246,7 +246,7 @@ def normalize_params(params: Params) -> tuple[Form, list[GroupParams]]:
 def as_list(name: str, params: Any) -> list[Any]:
     """Return the items of a sequence or of any other iterable of arrays."""
     if not hasattr(params, "__iter__") or isinstance(params, (str, bytes, bytearray)):
-        raise TypeError(f"{name} must be an array, or a sequence or mapping of arrays, got {type(params).__name__}")
+        raise TypeError(f"{name}: expected an array, or a sequence or mapping of arrays, got {type(params).__name__}")
     return list(params)
 
 

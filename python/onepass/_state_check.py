@@ -33,7 +33,7 @@ def check(state_dict: StateDict, like: StateDict) -> None:
     _check_type("version", version, int, "an integer")
     if version != like["version"]:
         newer = "it was written by a newer onepass: " * (version > like["version"])
-        raise ValueError(f"{newer}version must be {like['version']}, got {short(version)}")
+        raise ValueError(f"{newer}version: expected {like['version']}, got {short(version)}")
     _check_type("optimizer", optimizer, str, "a string")
     if optimizer != like["optimizer"]:
         raise ValueError(
@@ -59,7 +59,7 @@ def check(state_dict: StateDict, like: StateDict) -> None:
     labels = _labels(like)
     checksums = state_dict.get(CHECKSUMS, [0] * len(labels))
     if not isinstance(checksums, list) or [type(one) for one in checksums] != [int] * len(labels):
-        raise ValueError(f"{CHECKSUMS} must be a list of {plural(len(labels), 'integer')}, got {short(checksums)}")
+        raise ValueError(f"{CHECKSUMS}: expected a list of {plural(len(labels), 'integer')}, got {short(checksums)}")
     for index, own in like["state"].items():
         found = state_dict["state"][index]
         if isinstance(found, Mapping) and "param" in found and "param" not in own:  # loaded only on request
@@ -102,7 +102,7 @@ _EARLIER_STORAGE = {"state_dtype": None, "master_bits": 32, "rounding": "stochas
 
 def _check_type(label: str, value: Any, kinds: Any, what: str) -> None:
     if not isinstance(value, kinds) or (kinds is int and isinstance(value, bool)):
-        raise TypeError(f"{label} must be {what}, got {short(value)}")
+        raise TypeError(f"{label}: expected {what}, got {short(value)}")
 
 
 def _check_keys(label: str, found: Any, wanted: Iterable[Any]) -> None:
@@ -152,7 +152,7 @@ def _check_names(group: Any, own: Mapping[str, Any]) -> None:
 def _check_count(label: str, value: Any) -> None:
     _check_type(label, value, int, "an integer")
     if not 0 <= value <= 2**62:  # far from where the core's 64-bit counts end
-        raise ValueError(f"{label} must be at least 0 and at most 2**62, got {short(value)}")
+        raise ValueError(f"{label}: expected at least 0 and at most 2**62, got {short(value)}")
 
 
 def _check_option(label: str, name: str, value: Any, own: Any) -> None:
@@ -187,7 +187,7 @@ def _check_entry(label: str, name: str, value: Any, own: Any) -> None:
             of = "the parameter's dtype" if own.dtype.kind == "f" else "dtype"
             raise ValueError(f"{label}: expected {of} {_dtype_name(own.dtype.str)}, got {_dtype_name(dtype)}")
         if value.shape != own.shape:
-            raise ValueError(f"{label} must have shape {own.shape}, got {value.shape}")
+            raise ValueError(f"{label}: expected shape {own.shape}, got {value.shape}")
         if is_scale(name) and isinstance(value, np.ndarray):
             check_scales(label, value, own.size)
     elif name == "step":
@@ -195,7 +195,7 @@ def _check_entry(label: str, name: str, value: Any, own: Any) -> None:
     else:
         _check_type(label, value, float, "a float")
         if not math.isfinite(value):
-            raise ValueError(f"{label} must be finite, got {value!r}")
+            raise ValueError(f"{label}: expected a finite number, got {value!r}")
 
 
 _DTYPE_NAMES = {"<f4": "float32", "<f8": "float64", "<u2": "bfloat16 (as uint16)", "|u1": "float8 (as uint8)"}

@@ -76,9 +76,9 @@ def adam_step(
     try:
         step = operator.index(step)
     except TypeError:
-        raise TypeError(f"step must be an integer, got {step!r}") from None
+        raise TypeError(f"step: expected an integer, got {step!r}") from None
     if not 1 <= step < 2**63:
-        raise ValueError(f"step must be at least 1 and fit 64 bits, got {step}")
+        raise ValueError(f"step: expected at least 1 and less than 2**63, got {step}")
 
     states = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     if max_exp_avg_sq is not None:
@@ -87,7 +87,7 @@ def adam_step(
     param = np.asarray(param)  # subclasses may override these attributes
     if is_bfloat16(param):
         raise TypeError(
-            "param must be of dtype float32 or float64, got bfloat16: use an optimizer, such as onepass.Adam"
+            "param: expected dtype float32 or float64, got bfloat16: use an optimizer, such as onepass.Adam"
         )
     for name, given in states.items():
         check_storage(name, given)

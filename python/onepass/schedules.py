@@ -157,7 +157,7 @@ class exponential:
     def __post_init__(self) -> None:
         lr, rate = _checks.non_negative("lr", self.lr), _checks.finite("rate", self.rate)
         if rate <= 0:
-            raise ValueError(f"rate must be greater than 0, got {self.rate!r}")
+            raise ValueError(f"rate: expected more than 0, got {self.rate!r}")
         _keep(self, lr=lr, rate=rate, steps=_count("steps", self.steps))
 
     def __call__(self, t: int) -> float:
@@ -354,9 +354,9 @@ def _count(name: str, value: Any) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
     if number < 1:
-        raise ValueError(f"{name} must be at least 1, got {value!r}")
+        raise ValueError(f"{name}: expected at least 1, got {value!r}")
     return number
 
 
@@ -371,11 +371,11 @@ def _step(t: Any) -> int:
 def _items(name: str, value: Any) -> tuple[Any, ...]:
     """Return the items of a sequence as a tuple, or raise."""
     if isinstance(value, (str, bytes, bytearray, Mapping, Set)):
-        raise TypeError(f"{name} must be a sequence of numbers, got {value!r}")
+        raise TypeError(f"{name}: expected a sequence of numbers, got {value!r}")
     try:
         return tuple(value)
     except TypeError:
-        raise TypeError(f"{name} must be a sequence of numbers, got {value!r}") from None
+        raise TypeError(f"{name}: expected a sequence of numbers, got {value!r}") from None
 
 
 def _between(start: float, end: float, fraction: float) -> float:

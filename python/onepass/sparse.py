@@ -49,9 +49,9 @@ class SparseRows:
     def __init__(self, indices: npt.ArrayLike, values: Array) -> None:
         rows = np.asarray(indices)
         if rows.dtype.kind not in "iu" and rows.size:
-            raise TypeError(f"indices must be integers, got {rows.dtype}")
+            raise TypeError(f"indices: expected integers, got {rows.dtype}")
         if rows.ndim != 1:
-            raise ValueError(f"indices must be one-dimensional, got {rows.shape}")
+            raise ValueError(f"indices: expected one dimension, got shape {rows.shape}")
         real_floating("values", values)
         values = np.asarray(values)  # subclasses may override these attributes
         if values.ndim == 0 or values.shape[0] != rows.size:

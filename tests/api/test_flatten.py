@@ -43,13 +43,13 @@ def test_flat_parameters_have_the_form_of_the_given_parameters() -> None:
 def test_flatten_refuses_wrong_parameters() -> None:
     w = np.ones(4, np.float32)
     for wrong, error, message in [
-        ([1], TypeError, "parameter 0 must be a NumPy array"),
+        ([1], TypeError, "parameter 0: expected a NumPy array"),
         ([w.astype(int)], TypeError, "parameter 0: expected dtype float32, float64 or bfloat16"),
         ({"w": w[::2]}, ValueError, "parameter 'w': expected a contiguous array"),
         ([w, w], ValueError, "parameter 1 is the same memory as parameter 0"),
         ([w, w[1:]], ValueError, "parameter 1 overlaps parameter 0"),
         ([], ValueError, "params: expected at least one array, got none"),
-        (3, TypeError, "params must be an array"),
+        (3, TypeError, "params: expected an array"),
     ]:
         with pytest.raises(error, match=message):
             onepass.flatten(wrong)

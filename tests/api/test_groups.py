@@ -36,7 +36,7 @@ def test_adding_a_group_to_a_single_array_makes_params_a_list() -> None:
     assert optimizer.ema[1].tolist() == [0.875] * 3
     assert [s["step"] for s in optimizer.state.values()] == [2, 1, 1]
     assert list(optimizer.state[2]) == ["step"]  # no momentum there
-    with refused(TypeError, "the gradients must be a sequence", optimizer):
+    with refused(TypeError, "the gradients: expected a sequence", optimizer):
         optimizer.step(ones(2))
 
 
@@ -61,8 +61,8 @@ def test_groups_can_be_added_to_a_sequence_and_to_a_mapping() -> None:
         (ones(3), {}, TypeError, "the parameters have names: add a mapping"),
         ({}, {}, ValueError, "params: expected at least one array, got none"),
         ({"b": ones(3, dtype=int)}, {}, TypeError, "parameter 'b': expected dtype"),
-        ({"b": ones(3), "c": [1.0]}, {}, TypeError, "parameter 'c' must be a NumPy array"),
-        ({"b": ones(3)}, {"lr": -1}, ValueError, "lr must be at least 0"),
+        ({"b": ones(3), "c": [1.0]}, {}, TypeError, "parameter 'c': expected a NumPy array"),
+        ({"b": ones(3)}, {"lr": -1}, ValueError, "lr: expected at least 0"),
         ({"b": ones(3)}, {"betas": (0.9, 2)}, ValueError, "betas[1]"),
         ({"b": ones(3)}, {"momentum": 0.5}, TypeError, "unexpected option 'momentum' of a group of Adam"),
         ({"b": ones(3)}, {"clip_norm": 0.5}, TypeError, "it applies to the whole optimizer"),
@@ -109,7 +109,7 @@ def test_groups_can_be_used_as_dictionaries_as_in_pytorch() -> None:
     assert dict(second)["lr"] == 0.125 and "params" in second and len(second) == len(list(second))
     with pytest.raises(KeyError):
         first["betas"]
-    with refused(ValueError, "lr must be at least 0", optimizer):
+    with refused(ValueError, "lr: expected at least 0", optimizer):
         first["lr"] = -1
     first["params"].clear()  # a new list
     assert len(first["params"]) == 1

@@ -88,7 +88,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "groups and arrays": (
         lambda: Adam([w(), {"params": [w()]}]),
         TypeError,
-        ["item 0", "ndarray", "{'params': [...]}"],
+        ["params[0]", "ndarray", "{'params': [...]}"],
     ),
     # Options
     "T_max": (lambda: schedules.cosine(0.1, T_max=10), TypeError, ["'T_max'", "Did you mean 'steps'?"]),  # type: ignore[call-arg]
@@ -101,28 +101,28 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], list[str]]] = {
     "several parameters": (
         lambda: Adam(w(), w(2)),
         TypeError,
-        ["lr must be a number", "shape (2,)", "one list: [W, b]"],
+        ["lr: expected a number", "shape (2,)", "one list: [W, b]"],
     ),  # type: ignore[arg-type]
     "betas of an array": (
         lambda: Adam(w(), betas=w(3)),
         ValueError,
-        ["betas must be a pair", "an array of shape (3,)"],
+        ["betas: expected a pair", "an array of shape (3,)"],
     ),  # type: ignore[arg-type]
     "fused": (lambda: Adam(w(), fused=True), TypeError, ["'fused'", "PyTorch's own implementations"]),  # type: ignore[call-arg]
     "minimize": (lambda: Adam(w(), args=()), TypeError, ["'args'", "onepass.integrations.scipy", "method=adam"]),  # type: ignore[call-arg]
     "an option of a group": (lambda: Adam([{"params": [w()], "lrr": 1}]), TypeError, ["'lrr'", "Did you mean 'lr'?"]),
     "a class of schedules": (lambda: Adam(w(), lr=schedules.cosine), TypeError, ["lr", "class cosine", "instance"]),  # type: ignore[arg-type]
-    "lr=True": (lambda: Adam(w(), lr=True), TypeError, ["lr must be a number", "True"]),
-    "lr='0.1'": (lambda: Adam(w(), lr="0.1"), TypeError, ["lr must be a number", "'0.1'"]),  # type: ignore[arg-type]
-    "lr=None": (lambda: Adam(w(), lr=None), TypeError, ["lr must be a number", "None"]),  # type: ignore[arg-type]
-    "lr=-1": (lambda: Adam(w(), lr=-1), ValueError, ["lr must be at least 0", "-1"]),
-    "lr=nan": (lambda: Adam(w(), lr=np.nan), ValueError, ["lr must be finite", "nan"]),
-    "ema_decay=True": (lambda: Adam(w(), ema_decay=True), TypeError, ["ema_decay must be a number", "True"]),
-    "one beta": (lambda: Adam(w(), betas=0.9), TypeError, ["betas must be a pair", "0.9"]),  # type: ignore[arg-type]
+    "lr=True": (lambda: Adam(w(), lr=True), TypeError, ["lr: expected a number", "True"]),
+    "lr='0.1'": (lambda: Adam(w(), lr="0.1"), TypeError, ["lr: expected a number", "'0.1'"]),  # type: ignore[arg-type]
+    "lr=None": (lambda: Adam(w(), lr=None), TypeError, ["lr: expected a number", "None"]),  # type: ignore[arg-type]
+    "lr=-1": (lambda: Adam(w(), lr=-1), ValueError, ["lr: expected at least 0", "-1"]),
+    "lr=nan": (lambda: Adam(w(), lr=np.nan), ValueError, ["lr: expected a finite number", "nan"]),
+    "ema_decay=True": (lambda: Adam(w(), ema_decay=True), TypeError, ["ema_decay: expected a number", "True"]),
+    "one beta": (lambda: Adam(w(), betas=0.9), TypeError, ["betas: expected a pair", "0.9"]),  # type: ignore[arg-type]
     "a beta of 1": (lambda: Adam(w(), betas=(0.9, 1)), ValueError, ["betas[1]", "less than 1"]),
-    "clip_norm=0": (lambda: Adam(w(), clip_norm=0), ValueError, ["clip_norm must be above 0 or None", "0"]),
+    "clip_norm=0": (lambda: Adam(w(), clip_norm=0), ValueError, ["clip_norm: expected more than 0 or None", "0"]),
     "another word": (lambda: Adam(w(), nonfinite="ignore"), ValueError, ["nonfinite", "'skip'", "'ignore'"]),  # type: ignore[arg-type]
-    "amsgrad='yes'": (lambda: Adam(w(), amsgrad="yes"), TypeError, ["amsgrad must be True or False", "'yes'"]),  # type: ignore[arg-type]
+    "amsgrad='yes'": (lambda: Adam(w(), amsgrad="yes"), TypeError, ["amsgrad: expected True or False", "'yes'"]),  # type: ignore[arg-type]
     "nesterov alone": (lambda: onepass.SGD(w(), nesterov=True), ValueError, ["nesterov", "momentum"]),
     "lr of two groups": (lambda: setattr(Adam(TWO_GROUPS), "lr", 1), AttributeError, ["2 groups", "opt.groups[i].lr"]),
     "amsgrad afterwards": (lambda: setattr(Adam(w()), "amsgrad", True), AttributeError, ["amsgrad", "construction"]),

@@ -182,44 +182,44 @@ WELL = {
 ILL: dict[str, list[tuple[Any, type[Exception], str]]] = {
     **{
         name: [
-            *[(v, ValueError, f"{name} must be finite, got {v!r}") for v in (NAN, INF, -INF)],
-            *[(v, TypeError, f"{name} must be a number, got {v!r}") for v in ("0.1", b"1", None, [0.1], 1j)],
-            (10**400, ValueError, f"{name} must be a finite number, got 1000"),
+            *[(v, ValueError, f"{name}: expected a finite number, got {v!r}") for v in (NAN, INF, -INF)],
+            *[(v, TypeError, f"{name}: expected a number, got {v!r}") for v in ("0.1", b"1", None, [0.1], 1j)],
+            (10**400, ValueError, f"{name}: expected a finite number, got 1000"),
         ]
         for name in ("lr", "decay", "rate", "end")
     },
     "steps": [
-        *[(v, ValueError, f"steps must be at least 1, got {v}") for v in (0, -1, -(10**30))],
-        *[(v, TypeError, f"steps must be an integer, got {v!r}") for v in (1.0, 2.5, NAN, "3", None, [3], 1j)],
+        *[(v, ValueError, f"steps: expected at least 1, got {v}") for v in (0, -1, -(10**30))],
+        *[(v, TypeError, f"steps: expected an integer, got {v!r}") for v in (1.0, 2.5, NAN, "3", None, [3], 1j)],
     ],
     "boundaries": [
-        ([20, 10], ValueError, "boundaries must each be greater than the one before, not [20, 10]"),
-        ([10, 10], ValueError, "boundaries must each be greater than the one before, not [10, 10]"),
-        ([10], ValueError, "values must be one more than boundaries, but there are 3 values and 1 boundaries"),
-        ([10, 20, 30], ValueError, "but there are 3 values and 3 boundaries: [3, 2, 1], [10, 20, 30]"),
-        ([0, 10], ValueError, "boundaries[0] must be at least 1, got 0"),
-        ([10, 20.0], TypeError, "boundaries[1] must be an integer, got 20.0"),
+        ([20, 10], ValueError, "boundaries: expected increasing integers, got [20, 10]"),
+        ([10, 10], ValueError, "boundaries: expected increasing integers, got [10, 10]"),
+        ([10], ValueError, "values: expected 2 (one more than boundaries), got 3: [3, 2, 1], [10]"),
+        ([10, 20, 30], ValueError, "values: expected 4 (one more than boundaries), got 3: [3, 2, 1], [10, 20, 30]"),
+        ([0, 10], ValueError, "boundaries[0]: expected at least 1, got 0"),
+        ([10, 20.0], TypeError, "boundaries[1]: expected an integer, got 20.0"),
         *[
-            (v, TypeError, f"boundaries must be a sequence of numbers, got {v!r}")
+            (v, TypeError, f"boundaries: expected a sequence of numbers, got {v!r}")
             for v in (10, None, "12", b"12", {10: 1}, {10})
         ],
     ],
     "values": [
-        ([3, 2], ValueError, "values must be one more than boundaries, but there are 2 values and 2 boundaries"),
-        ([3, 2, -1], ValueError, "values[2] must be at least 0, got -1"),
-        ([NAN, 2, 1], ValueError, "values[0] must be finite, got nan"),
-        ([3, "2", 1], TypeError, "values[1] must be a number, got '2'"),
-        *[(v, TypeError, f"values must be a sequence of numbers, got {v!r}") for v in (0.1, None, "abc", {1: 2})],
+        ([3, 2], ValueError, "values: expected 3 (one more than boundaries), got 2"),
+        ([3, 2, -1], ValueError, "values[2]: expected at least 0, got -1"),
+        ([NAN, 2, 1], ValueError, "values[0]: expected a finite number, got nan"),
+        ([3, "2", 1], TypeError, "values[1]: expected a number, got '2'"),
+        *[(v, TypeError, f"values: expected a sequence of numbers, got {v!r}") for v in (0.1, None, "abc", {1: 2})],
     ],
     "schedule": [
-        *[(v, TypeError, f"schedule must be a number, got {v!r}") for v in ("0.1", None, [0.1])],
-        (NAN, ValueError, "schedule must be finite, got nan"),
-        (-0.1, ValueError, "schedule must be at least 0, got -0.1"),
+        *[(v, TypeError, f"schedule: expected a number, got {v!r}") for v in ("0.1", None, [0.1])],
+        (NAN, ValueError, "schedule: expected a finite number, got nan"),
+        (-0.1, ValueError, "schedule: expected at least 0, got -0.1"),
     ],
 }
 for option in ("lr", "decay", "end"):
-    ILL[option].append((-1e-9, ValueError, f"{option} must be at least 0, got -1e-09"))
-ILL["rate"] += [(v, ValueError, f"rate must be greater than 0, got {v!r}") for v in (0, -0.5)]
+    ILL[option].append((-1e-9, ValueError, f"{option}: expected at least 0, got -1e-09"))
+ILL["rate"] += [(v, ValueError, f"rate: expected more than 0, got {v!r}") for v in (0, -0.5)]
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, well in WELL.items() for name in well])
@@ -235,13 +235,13 @@ def test_the_error_about_a_wrong_argument_names_it(kind: Any, name: str) -> None
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_a_schedule_accepts_only_integer_steps_from_1(schedule: Any) -> None:
     for t in (0, -1, -(10**30)):
-        with pytest.raises(ValueError, match=f"t must be at least 1, got {t}"):
+        with pytest.raises(ValueError, match=f"t: expected at least 1, got {t}"):
             schedule(t)
     for t in (2**63, 10**400):
         with pytest.raises(ValueError, match=f"t must fit 64 bits, not {t}"):
             schedule(t)
     for t in (1.0, 2.5, NAN, "1", None, [1]):
-        with pytest.raises(TypeError, match=re.escape(f"t must be an integer, got {t!r}")):
+        with pytest.raises(TypeError, match=re.escape(f"t: expected an integer, got {t!r}")):
             schedule(t)
     assert schedule(np.int32(3)) == schedule(np.uint64(3)) == schedule(3)
 
@@ -252,7 +252,7 @@ def test_a_schedule_accepts_only_integer_steps_from_1(schedule: Any) -> None:
 def test_a_warmup_refuses_invalid_results_of_its_schedule(value: Any, error: type[Exception]) -> None:
     schedule = warmup(lambda t: value, 3)
     for t, asked in (1, 1), (3, 1), (4, 1), (5, 2):
-        with pytest.raises(error, match=re.escape(f"schedule({asked}) must be ")):
+        with pytest.raises(error, match=re.escape(f"schedule({asked}): expected ")):
             schedule(t)
 
 

@@ -200,7 +200,7 @@ def test_a_busy_machine_is_reported(
     assert main.main([]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"^\| 10,000 +\| 1\.00 +\| 2\.00 +\| 2\.0 +\|$", printed, re.MULTILINE)
-    assert ("The machine was busy: rounds differed 2.0 times. Repeat" in printed) == (spread > 1.5)
+    assert ("The machine was busy: rounds differed by a factor of 2.0. Run again" in printed) == (spread > 1.5)
 
 
 def test_the_spread_of_rounds_ignores_outliers() -> None:

@@ -39,17 +39,17 @@ def test_a_step_with_zero_sparse_rows_changes_no_parameter() -> None:
 @pytest.mark.parametrize(
     ("indices", "values", "error", "message"),
     [
-        ([0.0, 1.0], ones(2, 3), TypeError, "indices must be integers, got float64"),
-        ([True, False], ones(2, 3), TypeError, "indices must be integers, got bool"),
-        ([[0, 1]], ones(2, 3), ValueError, "indices must be one-dimensional"),
-        (0, ones(1, 3), ValueError, "indices must be one-dimensional"),
+        ([0.0, 1.0], ones(2, 3), TypeError, "indices: expected integers, got float64"),
+        ([True, False], ones(2, 3), TypeError, "indices: expected integers, got bool"),
+        ([[0, 1]], ones(2, 3), ValueError, "indices: expected one dimension"),
+        (0, ones(1, 3), ValueError, "indices: expected one dimension"),
         ([0, -1], ones(2, 3), IndexError, "indices holds -1"),
         (np.array([2**64 - 1], np.uint64), ones(1, 3), IndexError, "no array has that many rows"),
         ([0, 1], ones(3, 3), ValueError, "values: expected 2 rows, one for each index, got shape (3, 3)"),
-        ([0], np.float32(1), TypeError, "values must be a NumPy array"),
+        ([0], np.float32(1), TypeError, "values: expected a NumPy array"),
         ([0], np.array(1, F), ValueError, "values: expected 1 row, one for each index, got shape ()"),
-        ([0, 1], ones(2, 3, dtype=int), TypeError, "values must be of a real floating-point dtype"),
-        ([0, 1], [[1.0] * 3] * 2, TypeError, "values must be a NumPy array"),
+        ([0, 1], ones(2, 3, dtype=int), TypeError, "values: expected a real floating-point dtype"),
+        ([0, 1], [[1.0] * 3] * 2, TypeError, "values: expected a NumPy array"),
     ],
 )
 def test_wrong_sparse_rows_are_refused(indices: Any, values: Any, error: Any, message: str) -> None:
@@ -76,7 +76,7 @@ def test_sparse_rows_that_do_not_fit_their_parameter_are_refused() -> None:
     with refused(IndexError, "the gradient names row 9", single):
         single.step(onepass.SparseRows([9], ones(1, 3)))
     several = onepass.Adam([ones(4, 3)])
-    with refused(TypeError, "the gradients must be a sequence", several):
+    with refused(TypeError, "the gradients: expected a sequence", several):
         several.step(onepass.SparseRows([0], ones(1, 3)))
 
 

@@ -20,14 +20,14 @@ class Interrupted:
     ("scale", "error", "message"),
     [
         (Interrupted(), KeyboardInterrupt, "interrupted"),
-        (10**400, ValueError, "grad_scale must be a finite number"),
-        (1 + 0j, TypeError, "grad_scale must be a number, got (1+0j)"),
-        (np.complex64(1), TypeError, "grad_scale must be a number"),
-        (float("nan"), ValueError, "grad_scale must be finite, got nan"),
+        (10**400, ValueError, "grad_scale: expected a finite number"),
+        (1 + 0j, TypeError, "grad_scale: expected a number, got (1+0j)"),
+        (np.complex64(1), TypeError, "grad_scale: expected a number"),
+        (float("nan"), ValueError, "grad_scale: expected a finite number, got nan"),
         (
             ones(2, 3),
             TypeError,
-            "grad_scale must be a number, got an array of shape (2, 3) (pass the gradients as one list: step([dW, db",
+            "grad_scale: expected a number, got an array of shape (2, 3) (pass the gradients as one list: step([dW, db",
         ),
     ],
 )
@@ -72,7 +72,7 @@ def test_the_advice_about_too_many_arguments_fits_the_form_of_the_parameters(
     params: Any, grads: Any, hint: str
 ) -> None:
     optimizer = onepass.Adam(params)
-    with refused(TypeError, f"grad_scale must be a number, got an array of shape (2,) ({hint})", optimizer):
+    with refused(TypeError, f"grad_scale: expected a number, got an array of shape (2,) ({hint})", optimizer):
         optimizer.step(ones(2), ones(2))
     with refused(TypeError, f"step() takes 2 arguments, grads and grad_scale, but 3 were given ({hint})", optimizer):
         optimizer.step(ones(2), ones(2), ones(2))  # type: ignore[call-arg]

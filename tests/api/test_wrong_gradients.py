@@ -23,22 +23,22 @@ GRADIENTS: dict[str, tuple[Any, type[Exception], str]] = {
     "too few": ([ones(2, 3)], ValueError, "expected 2 gradients, got 1"),
     "too many": ([ones(2, 3), ones(3), ones(3)], ValueError, "expected 2 gradients, got 3"),
     "an empty list": ([], ValueError, "expected 2 gradients, got 0"),
-    "a bare array": (ones(2, 3), TypeError, "the gradients must be a sequence, as the parameters were, got ndarray"),
-    "a mapping": ({0: ones(2, 3), 1: ones(3)}, TypeError, "the gradients must be a sequence"),
-    "a number": (3.0, TypeError, "the gradients must be a sequence"),
-    "None": (None, TypeError, "the gradients must be a sequence"),
-    "a string": ("ab", TypeError, "the gradients must be a sequence"),
+    "a bare array": (ones(2, 3), TypeError, "the gradients: expected a sequence, as the parameters were, got ndarray"),
+    "a mapping": ({0: ones(2, 3), 1: ones(3)}, TypeError, "the gradients: expected a sequence"),
+    "a number": (3.0, TypeError, "the gradients: expected a sequence"),
+    "None": (None, TypeError, "the gradients: expected a sequence"),
+    "a string": ("ab", TypeError, "the gradients: expected a sequence"),
     "another shape": ([ones(2, 3), ones(4)], ValueError, "gradient 1: expected shape (3,), got (4,)"),
     "transposed": ([ones(3, 2), ones(3)], ValueError, "gradient 0: expected shape (2, 3), got (3, 2)"),
     "to be broadcast": ([ones(2, 3), ones(1)], ValueError, "gradient 1: expected shape (3,), got (1,)"),
     "a scalar to be broadcast": ([ones(2, 3), F(1)], ValueError, "gradient 1: expected shape (3,), got ()"),
     "with a dimension more": ([ones(1, 2, 3), ones(3)], ValueError, "gradient 0: expected shape (2, 3), got (1, 2, 3)"),
-    "a list": ([ones(2, 3), [1.0, 1.0, 1.0]], TypeError, "gradient 1 must be a NumPy array of real floating"),
-    "a Python number": ([ones(2, 3), 1.0], TypeError, "gradient 1 must be a NumPy array"),
-    "integers": ([ones(2, 3), ones(3, dtype=int)], TypeError, "gradient 1 must be of a real floating-point dtype"),
-    "bools": ([ones(2, 3), ones(3, dtype=bool)], TypeError, "gradient 1 must be of a real floating-point dtype"),
-    "complex": ([ones(2, 3), ones(3, dtype=complex)], TypeError, "gradient 1 must be of a real floating-point dtype"),
-    "objects": ([ones(2, 3), ones(3, dtype=object)], TypeError, "gradient 1 must be of a real floating-point dtype"),
+    "a list": ([ones(2, 3), [1.0, 1.0, 1.0]], TypeError, "gradient 1: expected a NumPy array of real floating"),
+    "a Python number": ([ones(2, 3), 1.0], TypeError, "gradient 1: expected a NumPy array"),
+    "integers": ([ones(2, 3), ones(3, dtype=int)], TypeError, "gradient 1: expected a real floating-point dtype"),
+    "bools": ([ones(2, 3), ones(3, dtype=bool)], TypeError, "gradient 1: expected a real floating-point dtype"),
+    "complex": ([ones(2, 3), ones(3, dtype=complex)], TypeError, "gradient 1: expected a real floating-point dtype"),
+    "objects": ([ones(2, 3), ones(3, dtype=object)], TypeError, "gradient 1: expected a real floating-point dtype"),
     "masked": ([ones(2, 3), np.ma.masked_array(ones(3), [0, 1, 0])], TypeError, "gradient 1 is a masked array"),
 }
 
@@ -67,20 +67,20 @@ def test_gradients_in_one_container_too_many_are_refused() -> None:
         with refused(TypeError, "pass the array itself, without a list or mapping around it", alone):
             alone.step(grads)  # type: ignore[arg-type]
     named = onepass.Adam([{"params": {"w": ones(3)}}, {"params": {"b": ones(3)}}])
-    with refused(TypeError, "gradient 'w' must be a NumPy array, got list: pass the array itself", named):
+    with refused(TypeError, "gradient 'w': expected a NumPy array, got list: pass the array itself", named):
         named.step({"w": [g], "b": g})  # type: ignore[dict-item]
     pair = onepass.Adam([ones(3), ones(3)])
     with refused(ValueError, "expected 2 gradients, got 1 (gradients come as one flat sequence)", pair):
         pair.step([[g, g]])  # type: ignore[list-item]
     flat = "gradients come as one flat sequence, in the order of the groups"
     groups = onepass.Adam([{"params": [ones(3)]}, {"params": [ones(3)]}])
-    with refused(TypeError, f"gradient 0 must be a NumPy array, got list: {flat}", groups):
+    with refused(TypeError, f"gradient 0: expected a NumPy array, got list: {flat}", groups):
         groups.step([[g], [g]])  # type: ignore[list-item]
     groups = onepass.Adam([{"params": [ones(3), ones(3)]}, {"params": [ones(3)]}])
     with refused(ValueError, f"expected 3 gradients, got 2 ({flat})", groups):
         groups.step([[g, g], [g]])  # type: ignore[list-item]
     one = onepass.Adam([ones(3)])
-    with refused(TypeError, "gradient 0 must be a NumPy array, got list: gradients come as one flat sequence", one):
+    with refused(TypeError, "gradient 0: expected a NumPy array, got list: gradients come as one flat sequence", one):
         one.step([[g]])  # type: ignore[list-item]
     with refused(ValueError, "expected 1 gradient, got 2", one):
         one.step([g, g])
@@ -103,10 +103,10 @@ def test_gradients_with_wrong_names_are_refused() -> None:
         (
             [ones(2), ones(1)],
             TypeError,
-            "the gradients must be a mapping of names to arrays, as the parameters were, got list",
+            "the gradients: expected a mapping of names to arrays, as the parameters were, got list",
         ),
         ({**good, "b": ones(2)}, ValueError, "gradient 'b': expected shape (1,), got (2,)"),
-        ({**good, "b": [1.0]}, TypeError, "gradient 'b' must be a NumPy array"),
+        ({**good, "b": [1.0]}, TypeError, "gradient 'b': expected a NumPy array"),
     ]
     for grads, error, message in wrong:
         with refused(error, message, optimizer):
@@ -118,7 +118,7 @@ def test_gradients_with_wrong_names_are_refused() -> None:
 )
 def test_a_wrong_grad_scale_is_refused(scale: Any, error: type[Exception]) -> None:
     optimizer = two()
-    with refused(error, "grad_scale must be", optimizer):
+    with refused(error, "grad_scale: expected", optimizer):
         optimizer.step([ones(2, 3), ones(3)], grad_scale=scale)
 
 

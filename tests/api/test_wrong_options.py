@@ -23,11 +23,11 @@ shared = ones(10)
 
 
 PARAMETERS: dict[str, tuple[Any, type[Exception], str]] = {
-    "a list": ([[1.0, 2.0]], TypeError, "parameter 0 must be a NumPy array, got list"),
-    "a number": (1.0, TypeError, "params must be an array, or a sequence or mapping of arrays, got float"),
+    "a list": ([[1.0, 2.0]], TypeError, "parameter 0: expected a NumPy array, got list"),
+    "a number": (1.0, TypeError, "params: expected an array, or a sequence or mapping of arrays, got float"),
     "a string": ("weights", TypeError, "got str"),
-    "a string in a mapping": ({"w": "b"}, TypeError, "parameter 'w' must be a NumPy array, got str"),
-    "a NumPy scalar": ([F(1)], TypeError, "parameter 0 must be a NumPy array, got float32"),
+    "a string in a mapping": ({"w": "b"}, TypeError, "parameter 'w': expected a NumPy array, got str"),
+    "a NumPy scalar": ([F(1)], TypeError, "parameter 0: expected a NumPy array, got float32"),
     "float16": (
         [ones(3), ones(3, dtype=np.float16)],
         TypeError,
@@ -102,11 +102,11 @@ LIMITS = ["clip_norm", "clip_value"]
 OPTIONS: list[tuple[str, Any, type[Exception], str]] = [
     *[(name, value, ValueError, name) for name in ["lr", "eps", "weight_decay"] for value in [-1e-9, NAN, INF, -INF]],
     *[(name, value, TypeError, name) for name in ["eps", "weight_decay"] for value in ["1", None, 1j, [1.0], len]],
-    *[("lr", value, TypeError, "lr must be a number") for value in ["0.1", None, 1j, [0.1], b"1"]],
-    ("lr", 10**400, ValueError, "lr must be a finite number"),
-    ("lr", Matrix(), ValueError, "lr must be a finite number, got an array of shape (2, 3)"),
-    ("lr", Unprintable(), TypeError, "lr must be a number, got a value of type Unprintable"),
-    ("lr", [0.5] * 100, TypeError, f"lr must be a number, got [{'0.5, ' * 15}0..."),
+    *[("lr", value, TypeError, "lr: expected a number") for value in ["0.1", None, 1j, [0.1], b"1"]],
+    ("lr", 10**400, ValueError, "lr: expected a finite number"),
+    ("lr", Matrix(), ValueError, "lr: expected a finite number, got an array of shape (2, 3)"),
+    ("lr", Unprintable(), TypeError, "lr: expected a number, got a value of type Unprintable"),
+    ("lr", [0.5] * 100, TypeError, f"lr: expected a number, got [{'0.5, ' * 15}0..."),
     ("betas", [0.5] * 100, ValueError, f"a pair of numbers, got [{'0.5, ' * 15}0..."),
     *[
         ("betas", value, ValueError, "betas")
@@ -114,25 +114,28 @@ OPTIONS: list[tuple[str, Any, type[Exception], str]] = [
     ],
     *[("betas", value, TypeError, "betas") for value in [0.9, None, "ab", ("a", 0.9), (0.9, None), {0.1: 1, 0.2: 2}]],
     *[
-        (name, value, TypeError, f"{name} must be True or False")
+        (name, value, TypeError, f"{name}: expected True or False")
         for name in ["amsgrad", "bias_correction", "maximize", "flush_denormals"]
         for value in [1, None, "yes"]
     ],
-    ("eps_mode", "Paper", ValueError, "eps_mode must be 'paper' or 'hat', got 'Paper'"),
-    ("eps_mode", None, TypeError, "eps_mode must be 'paper' or 'hat', got None"),
+    ("eps_mode", "Paper", ValueError, "eps_mode: expected 'paper' or 'hat', got 'Paper'"),
+    ("eps_mode", None, TypeError, "eps_mode: expected 'paper' or 'hat', got None"),
     ("momentum", 0.9, TypeError, "momentum"),
     *[
-        ("betas", value, TypeError, "betas must be a pair of numbers")
+        ("betas", value, TypeError, "betas: expected a pair of numbers")
         for value in [{0.9, 0.99}, frozenset({0.9}), b"ab"]
     ],
-    *[(name, value, ValueError, f"{name} must be above 0 or None") for name in LIMITS for value in [0, -1.0]],
-    *[(name, value, ValueError, f"{name} must be") for name in LIMITS for value in [NAN, -INF, 10**400]],
-    *[(name, value, TypeError, f"{name} must be a number") for name in LIMITS for value in ["1", 1j, [1.0], len]],
-    *[("nonfinite", value, ValueError, "nonfinite must be 'propagate', 'skip' or") for value in ["", "Skip", "ignore"]],
-    *[("nonfinite", value, TypeError, "nonfinite must be 'propagate', 'skip' or") for value in [None, True, b"skip"]],
-    *[("ema_decay", value, ValueError, "ema_decay must be at least 0 and less than 1") for value in [-0.1, 1, 1.5]],
-    *[("ema_decay", value, ValueError, "ema_decay must be finite") for value in [NAN, INF]],
-    *[("ema_decay", value, TypeError, "ema_decay must be a number") for value in ["0.9", 1j, [0.9]]],
+    *[(name, value, ValueError, f"{name}: expected more than 0 or None") for name in LIMITS for value in [0, -1.0]],
+    *[(name, value, ValueError, f"{name}: expected") for name in LIMITS for value in [NAN, -INF, 10**400]],
+    *[(name, value, TypeError, f"{name}: expected a number") for name in LIMITS for value in ["1", 1j, [1.0], len]],
+    *[
+        ("nonfinite", value, ValueError, "nonfinite: expected 'propagate', 'skip' or")
+        for value in ["", "Skip", "ignore"]
+    ],
+    *[("nonfinite", value, TypeError, "nonfinite: expected 'propagate', 'skip' or") for value in [None, True, b"skip"]],
+    *[("ema_decay", value, ValueError, "ema_decay: expected at least 0 and less than 1") for value in [-0.1, 1, 1.5]],
+    *[("ema_decay", value, ValueError, "ema_decay: expected a finite number") for value in [NAN, INF]],
+    *[("ema_decay", value, TypeError, "ema_decay: expected a number") for value in ["0.9", 1j, [0.9]]],
 ]
 FIXED = ["amsgrad", "flush_denormals", "momentum"]  # or no options of a group
 WHOLE = ["clip_norm", "nonfinite"]  # the optimizer's
@@ -156,28 +159,38 @@ def test_wrong_options_are_refused_when_set(name: str, value: Any, error: type[E
 
 
 # Values out of range with the message about them, by the check that refuses them.
-FINITE = [(NAN, "must be finite, got nan"), (INF, "must be finite, got inf"), (-INF, "must be finite, got -inf")]
-NEGATIVE = (-1e-9, "must be at least 0, got -1e-09")
-AVERAGE = [(1.0, "must be at least 0 and less than 1, got 1.0"), (-0.5, "must be at least 0 and less than 1, got -0.5")]
+FINITE = [
+    (NAN, "expected a finite number, got nan"),
+    (INF, "expected a finite number, got inf"),
+    (-INF, "expected a finite number, got -inf"),
+]
+NEGATIVE = (-1e-9, "expected at least 0, got -1e-09")
+AVERAGE = [
+    (1.0, "expected at least 0 and less than 1, got 1.0"),
+    (-0.5, "expected at least 0 and less than 1, got -0.5"),
+]
 OUT_OF_RANGE: dict[Any, list[tuple[Any, str]]] = {
     _checks.non_negative: [NEGATIVE, *FINITE],
     _checks.learning_rate: [NEGATIVE, *FINITE],
-    _checks.unit_interval: [(x, f"must be at least 0 and at most 1, got {x}") for x in (-0.1, 1.1)] + FINITE,
+    _checks.unit_interval: [(x, f"expected at least 0 and at most 1, got {x}") for x in (-0.1, 1.1)] + FINITE,
     _checks.finite: FINITE,
-    _checks.positive_or_none: [(0.0, "must be above 0 or None, got 0.0"), (NAN, "must be finite, got nan")],
-    _checks.betas: [((0.9, 1.0), "must be at least 0 and less than 1, got 1.0"), ((-0.1, 0), "at least 0")],
+    _checks.positive_or_none: [
+        (0.0, "expected more than 0 or None, got 0.0"),
+        (NAN, "expected a finite number, got nan"),
+    ],
+    _checks.betas: [((0.9, 1.0), "expected at least 0 and less than 1, got 1.0"), ((-0.1, 0), "at least 0")],
     _checks.three_betas: [
-        ((0.9, 0.9, 1.0), "[2] must be at least 0 and less than 1, got 1.0"),
+        ((0.9, 0.9, 1.0), "[2]: expected at least 0 and less than 1, got 1.0"),
         ((0, 0), "three numbers"),
     ],
-    _checks.steps_or_none: [(0, "must be at least 1 or None, got 0"), (-3, "must be at least 1 or None, got -3")],
-    _checks.ema_decay: [*AVERAGE, (NAN, "must be finite, got nan")],
-    _checks.count: [(-1, "must be at least 0 and at most 2**53, got -1")],
-    _checks.master_bits: [(8, "must be 32, 24 or 16, got 8")],
+    _checks.steps_or_none: [(0, "expected at least 1 or None, got 0"), (-3, "expected at least 1 or None, got -3")],
+    _checks.ema_decay: [*AVERAGE, (NAN, "expected a finite number, got nan")],
+    _checks.count: [(-1, "expected at least 0 and at most 2**53, got -1")],
+    _checks.master_bits: [(8, "expected 32, 24 or 16, got 8")],
     _checks.flag: [],
-    _checks.eps_mode: [("tf", "must be 'paper' or 'hat', got 'tf'")],
-    _checks.state_dtype: [("float16", "must be None, 'bfloat16' or 'float8', got 'float16'")],
-    _checks.rounding: [("up", "must be 'stochastic' or 'nearest', got 'up'")],
+    _checks.eps_mode: [("tf", "expected 'paper' or 'hat', got 'tf'")],
+    _checks.state_dtype: [("float16", "expected None, 'bfloat16' or 'float8', got 'float16'")],
+    _checks.rounding: [("up", "expected 'stochastic' or 'nearest', got 'up'")],
 }
 WORDS = {"eps_mode", "state_dtype", "rounding"}
 NEEDED = {"momentum": 0.5}  # dampening and nesterov need it, and momentum can be set later only if it was not zero
@@ -253,23 +266,23 @@ def test_an_option_of_another_rule_is_refused(cls: Any) -> None:
         (
             [{"params": ones(3)}, ones(3)],
             TypeError,
-            "params mixes groups and arrays: item 1: expected {'params': [...]}, got ndarray",
+            "params[1]: expected a group, {'params': [...]}, got ndarray (params holds groups or arrays)",
         ),
         (
             [ones(3), {"params": ones(3)}],
             TypeError,
-            "params mixes groups and arrays: item 0: expected {'params': [...]}, got ndarray",
+            "params[0]: expected a group, {'params': [...]}, got ndarray (params holds groups or arrays)",
         ),
-        ([{"params": []}, {"params": ones(3)}], ValueError, "a group holds no parameters"),
+        ([{"params": []}, {"params": ones(3)}], ValueError, "a group: expected parameters, got none"),
         ([{"params": []}], ValueError, "params: expected at least one array, got none"),
         ([{"params": {"w": ones(3)}}, {"params": ones(3)}], TypeError, "parameter names are missing in group 1"),
         ([{"params": {"w": ones(3)}}, {"params": {"w": ones(3)}}], ValueError, "duplicate parameter name 'w'"),
-        ([{"params": 1.0}], TypeError, "a group's params must be an array, or a sequence"),
-        ([{"params": "ab"}], TypeError, "a group's params must be an array, or a sequence"),
-        ([{"params": [ones(3)]}, {"params": [ones(3), [1.0]]}], TypeError, "parameter 2 must be a NumPy array"),
+        ([{"params": 1.0}], TypeError, "a group's params: expected an array, or a sequence"),
+        ([{"params": "ab"}], TypeError, "a group's params: expected an array, or a sequence"),
+        ([{"params": [ones(3)]}, {"params": [ones(3), [1.0]]}], TypeError, "parameter 2: expected a NumPy array"),
         ([{"params": shared}, {"params": [ones(2), shared]}], ValueError, "parameter 2 is the same memory as"),
-        ([{"params": ones(3), "lr": -1}], ValueError, "lr must be at least 0"),
-        ([{"params": ones(3)}, {"params": ones(3), "eps": None}], TypeError, "eps must be a number"),
+        ([{"params": ones(3), "lr": -1}], ValueError, "lr: expected at least 0"),
+        ([{"params": ones(3)}, {"params": ones(3), "eps": None}], TypeError, "eps: expected a number"),
         (
             [{"params": ones(3), "ema_decay": 0.5}, {"params": ones(3)}],
             ValueError,
@@ -344,7 +357,7 @@ def test_options_of_a_single_group_can_be_read_and_set_on_the_optimizer() -> Non
     optimizer.ema_decay = 0.75
     assert optimizer.betas == optimizer.groups[0].betas == (0.1, 0.2) and optimizer.groups[0].ema_decay == 0.75
     assert {"betas", "lr", "ema_decay"} < set(dir(optimizer)) and "momentum" not in dir(optimizer)
-    with refused(ValueError, "betas[1] must be at least 0 and less than 1, got 1", optimizer):
+    with refused(ValueError, "betas[1]: expected at least 0 and less than 1, got 1", optimizer):
         optimizer.betas = (0.1, 1)
     two_groups = onepass.Adam([{"params": ones(3)}, {"params": ones(2)}])
     for name in ("lr", "betas", "ema_decay"):
@@ -428,7 +441,7 @@ def test_a_subclass_that_sets_an_option_before_super_init_is_refused(name: str) 
         def __init__(self, params: Any, value: Any) -> None:
             setattr(self, name, value)
 
-    with refused(AttributeError, f"{name} exists after super().__init__(): pass it there"):
+    with refused(AttributeError, f"{name}: call super().__init__() first, and pass it there"):
         Mine(ones(3), 0.5)
 
 
@@ -446,7 +459,7 @@ def test_the_error_about_an_unknown_preset_lists_the_presets() -> None:
 
 def test_lr_is_checked_when_set() -> None:
     optimizer = onepass.Adam([ones(3)])
-    with refused(ValueError, "lr must be at least 0, got -1", optimizer):
+    with refused(ValueError, "lr: expected at least 0, got -1", optimizer):
         optimizer.lr = -1
 
 

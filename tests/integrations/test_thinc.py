@@ -192,7 +192,7 @@ def test_moments_that_cannot_be_written_are_refused(moments: str, wrong: str, th
     found.flags.writeable = wrong != "read-only"
     optimizer, weights = ours.Adam(0.1), np.ones(8, F)
     getattr(optimizer, moments)[0, "W"] = found
-    with pytest.raises(ValueError, match=f"the {moments} of .* must be a contiguous, writeable array of 8 float32"):
+    with pytest.raises(ValueError, match=f"the {moments} of .*: expected a contiguous, writeable array of 8 float32"):
         optimizer((0, "W"), weights, np.ones(8, F))
     assert (
         (weights == 1).all() and not around.any() and not optimizer.nr_update and not thinc_steps

@@ -112,11 +112,11 @@ MEMBERS: dict[str, tuple[dict[str, bytes | None], str]] = {
         "exp_avg of parameter 0 ('w'): expected the parameter's dtype float32, got float64",
     ),
     "the other byte order": ({EXP_AVG: npy(np.zeros(3, ">f4"))}, "expected the parameter's dtype float32, got >f4"),
-    "another shape": ({EXP_AVG: npy(np.zeros((3, 1), "f4"))}, "('w') must have shape (3,), got (3, 1)"),
-    "a scalar": ({EXP_AVG: npy(np.float32(1))}, "('w') must have shape (3,), got ()"),
+    "another shape": ({EXP_AVG: npy(np.zeros((3, 1), "f4"))}, "('w'): expected shape (3,), got (3, 1)"),
+    "a scalar": ({EXP_AVG: npy(np.float32(1))}, "('w'): expected shape (3,), got ()"),
     "objects": ({EXP_AVG: npy(np.array([1, 2, print], object))}, "expected the parameter's dtype float32, got |O"),
     "a structure": ({EXP_AVG: npy(np.zeros(3, [("a", "f4")]))}, "exp_avg.npy does not have the header of a plain"),
-    "no header": ({EXP_AVG: b"numbers"}, "the file is damaged, or no checkpoint ("),
+    "no header": ({EXP_AVG: b"numbers"}, "the file is damaged or not a checkpoint ("),
     "an empty member": ({EXP_AVG: b""}, "ends too early)"),
     "a header of version 2": ({EXP_AVG: b"\x93NUMPY\x02\x00" + npy(np.zeros(3, "f4"))[8:]}, "does not have the he"),
     "too few numbers": ({EXP_AVG: npy(np.zeros(3, "f4"))[:-4]}, "bytes, wrong for (3,) float32"),
@@ -149,12 +149,12 @@ def test_a_duplicate_archive_member_is_refused(saved: Path) -> None:
     [
         ("optimizer", "SGD", "checkpoint is for 'SGD', not 'AdamW'"),
         ("version", 2, "it was written by a newer onepass"),
-        ("state", [1, 2], "the state of parameter 0 ('w') must be a mapping, got 1"),
+        ("state", [1, 2], "the state of parameter 0 ('w'): expected a mapping, got 1"),
         ("state", [], "it holds 0 parameters, the optimizer has 2"),
-        ("param_groups", 3, "param_groups must be a list, got 3"),
-        ("param_groups", [3], "group 0 must be a mapping, got 3"),
-        ("skipped", -1, "skipped must be at least 0"),
-        ("skipped", 1e300, "skipped must be an integer"),
+        ("param_groups", 3, "param_groups: expected a list, got 3"),
+        ("param_groups", [3], "group 0: expected a mapping, got 3"),
+        ("skipped", -1, "skipped: expected at least 0"),
+        ("skipped", 1e300, "skipped: expected an integer"),
         ("extra", None, "the state dict has unknown ['extra']"),
     ],
 )
@@ -194,7 +194,7 @@ def test_the_zip_readers_error_is_the_cause_of_the_exception(saved: Path) -> Non
     data[data.index(np.float32(-2).tobytes())] ^= 1
     saved.write_bytes(data)
     message = refused(saved, small_state(), cause=zipfile.BadZipFile)
-    assert "the file is damaged, or no checkpoint (Bad CRC-32 for file 'state/0/exp_avg.npy')" in message
+    assert "the file is damaged or not a checkpoint (Bad CRC-32 for file 'state/0/exp_avg.npy')" in message
 
 
 def header(text: bytes, version: int = 1) -> bytes:

@@ -242,5 +242,5 @@ def test_scalars_are_loaded_in_double_precision() -> None:
     for name in ("lr_max", "weight_sum"):
         saved = optimizer.state_dict()
         saved["state"][0][name] = float("inf")
-        with refused(ValueError, f"{name} of parameter 0 must be finite", other):
+        with refused(ValueError, f"{name} of parameter 0: expected a finite number", other):
             other.load_state_dict(saved)

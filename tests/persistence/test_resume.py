@@ -241,7 +241,7 @@ def test_parameters_in_a_state_dict_are_loaded_only_on_request() -> None:
 @pytest.mark.parametrize("checksums", [5, None, [1, 2], ["1"], [1.0], [True]])
 def test_malformed_checksums_are_refused(checksums: Any) -> None:
     optimizer = onepass.SGD(np.zeros(2), lr=0.1)
-    with pytest.raises(ValueError, match="params_crc32 must be a list of 1 integer"):
+    with pytest.raises(ValueError, match="params_crc32: expected a list of 1 integer"):
         optimizer.load_state_dict({**optimizer.state_dict(), "params_crc32": checksums})
 
 

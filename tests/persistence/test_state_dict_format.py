@@ -56,20 +56,20 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
     "no optimizer": (drop("optimizer"), ValueError, "the state dict is missing ['optimizer']"),
     "no state": (drop("state"), ValueError, "the state dict is missing ['state']"),
     "an unknown key": (put(1, "rng"), ValueError, "the state dict has unknown ['rng']"),
-    "a newer version": (put(2, "version"), ValueError, "it was written by a newer onepass: version must be 1, got 2"),
-    "an older version": (put(0, "version"), ValueError, "version must be 1, got 0"),
-    "a string as version": (put("1", "version"), TypeError, "version must be an integer, got '1'"),
-    "a boolean as version": (put(True, "version"), TypeError, "version must be an integer, got True"),
+    "a newer version": (put(2, "version"), ValueError, "it was written by a newer onepass: version: expected 1, got 2"),
+    "an older version": (put(0, "version"), ValueError, "version: expected 1, got 0"),
+    "a string as version": (put("1", "version"), TypeError, "version: expected an integer, got '1'"),
+    "a boolean as version": (put(True, "version"), TypeError, "version: expected an integer, got True"),
     "another optimizer": (put("Adam", "optimizer"), ValueError, "checkpoint is for 'Adam', not 'AdamW'"),
-    "bytes as optimizer": (put(b"AdamW", "optimizer"), TypeError, "optimizer must be a string, got b'AdamW'"),
-    "a step count < 0": (put(-1, "step_count"), ValueError, "step_count must be at least 0"),
+    "bytes as optimizer": (put(b"AdamW", "optimizer"), TypeError, "optimizer: expected a string, got b'AdamW'"),
+    "a step count < 0": (put(-1, "step_count"), ValueError, "step_count: expected at least 0"),
     "a step count too large": (put(2**62 + 1, "step_count"), ValueError, "at most 2**62, got 4611686018427387905"),
-    "a float step count": (put(1.0, "step_count"), TypeError, "step_count must be an integer, got 1.0"),
-    "a boolean as step count": (put(True, "step_count"), TypeError, "step_count must be an integer, got True"),
-    "skipped < 0": (put(-1, "skipped"), ValueError, "skipped must be at least 0"),
-    "groups in a mapping": (put({}, "param_groups"), TypeError, "param_groups must be a list, got {}"),
+    "a float step count": (put(1.0, "step_count"), TypeError, "step_count: expected an integer, got 1.0"),
+    "a boolean as step count": (put(True, "step_count"), TypeError, "step_count: expected an integer, got True"),
+    "skipped < 0": (put(-1, "skipped"), ValueError, "skipped: expected at least 0"),
+    "groups in a mapping": (put({}, "param_groups"), TypeError, "param_groups: expected a list, got {}"),
     "no groups": (put([], "param_groups"), ValueError, "it holds 0 groups, the optimizer has 1"),
-    "a string as group": (put(["a"], "param_groups"), TypeError, "group 0 must be a mapping, got 'a'"),
+    "a string as group": (put(["a"], "param_groups"), TypeError, "group 0: expected a mapping, got 'a'"),
     "a missing option": (drop(*GROUP, "eps"), ValueError, "group 0 is missing ['eps']"),
     "an unknown option": (put(1, *GROUP, "rho"), ValueError, "group 0 has unknown ['rho']"),
     "missing and unknown": (
@@ -87,8 +87,8 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
         ValueError,
         "the name of parameter 1 of its group: expected 'b', got 'c' in the checkpoint",
     ),
-    "a number as name": (put(["w", 1], *GROUP, "param_names"), TypeError, "item 1, must be 'b', got 1"),
-    "one name": (put("wb", *GROUP, "param_names"), TypeError, "param_names of group 0 must be a list, got 'wb'"),
+    "a number as name": (put(["w", 1], *GROUP, "param_names"), TypeError, "item 1,: expected 'b', got 1"),
+    "one name": (put("wb", *GROUP, "param_names"), TypeError, "param_names of group 0: expected a list, got 'wb'"),
     "fewer in a group": (
         put([0], *GROUP, "params"),
         ValueError,
@@ -99,13 +99,13 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
         ValueError,
         "the index of parameter 0 of its group: expected 0, got 1",
     ),
-    "an array in params": (put([0, np.zeros(2)], *GROUP, "params"), TypeError, "item 1, must be 1, got array"),
-    "a boolean in params": (put([0, True], *GROUP, "params"), TypeError, "item 1, must be 1, got True"),
-    "a schedule": (put(print, *GROUP, "lr"), TypeError, "lr of group 0 must be a number, a string or None"),
-    "bytes as option": (put(b"x", *GROUP, "eps"), TypeError, "eps of group 0 must be a number, a string or None"),
-    "an array as betas": (put(np.zeros(2), *GROUP, "betas"), TypeError, "betas of group 0 must be a number"),
-    "a string in betas": (put(["a"], *GROUP, "betas"), TypeError, "an item of betas of group 0 must be a number"),
-    "state in a list": (put([], "state"), TypeError, "state must be a mapping, got []"),
+    "an array in params": (put([0, np.zeros(2)], *GROUP, "params"), TypeError, "item 1,: expected 1, got array"),
+    "a boolean in params": (put([0, True], *GROUP, "params"), TypeError, "item 1,: expected 1, got True"),
+    "a schedule": (put(print, *GROUP, "lr"), TypeError, "lr of group 0: expected a number, a string or None"),
+    "bytes as option": (put(b"x", *GROUP, "eps"), TypeError, "eps of group 0: expected a number, a string or None"),
+    "an array as betas": (put(np.zeros(2), *GROUP, "betas"), TypeError, "betas of group 0: expected a number"),
+    "a string in betas": (put(["a"], *GROUP, "betas"), TypeError, "an item of betas of group 0: expected a number"),
+    "state in a list": (put([], "state"), TypeError, "state: expected a mapping, got []"),
     "more parameters": (put({}, "state", 2), ValueError, "it holds 3 parameters, the optimizer has 2"),
     "fewer parameters": (drop("state", 0), ValueError, "it holds 1 parameter, the optimizer has 2"),
     "other keys": (
@@ -113,7 +113,7 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
         ValueError,
         "state is missing [1] and has unknown ['1']",
     ),
-    "a string as state": (put("x", *ENTRY), TypeError, "the state of parameter 1 ('b') must be a mapping"),
+    "a string as state": (put("x", *ENTRY), TypeError, "the state of parameter 1 ('b'): expected a mapping"),
     "a missing array": (drop(*ENTRY, "exp_avg"), ValueError, "the state of parameter 1 ('b') is missing ['exp_avg']"),
     "an unknown array": (
         put(0, *ENTRY, "ema"),
@@ -133,16 +133,24 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
     "another shape": (
         put(np.zeros(1), *ENTRY, "exp_avg"),
         ValueError,
-        "exp_avg of parameter 1 ('b') must have shape (), got (1,)",
+        "exp_avg of parameter 1 ('b'): expected shape (), got (1,)",
     ),
-    "a number instead of an array": (put(0.0, *ENTRY, "exp_avg"), TypeError, "('b') must be a NumPy array, got 0.0"),
-    "a NumPy number": (put(F8(0), *ENTRY, "exp_avg"), TypeError, "exp_avg of parameter 1 ('b') must be a NumPy array"),
-    "a mask": (put(np.ma.masked_array(0.0), *ENTRY, "exp_avg"), TypeError, "must be a NumPy array, got masked_array"),
-    "a step < 0": (put(-1, *ENTRY, "step"), ValueError, "step of parameter 1 ('b') must be at least 0"),
-    "a float step": (put(2.0, *ENTRY, "step"), TypeError, "step of parameter 1 ('b') must be an integer, got 2.0"),
-    "a boolean as step": (put(False, *ENTRY, "step"), TypeError, "step of parameter 1 ('b') must be an integer"),
-    "NaN": (put(float("nan"), *ENTRY, "mu_product"), ValueError, "mu_product of parameter 1 ('b') must be finite"),
-    "an integer": (put(1, *ENTRY, "mu_product"), TypeError, "mu_product of parameter 1 ('b') must be a float, got 1"),
+    "a number instead of an array": (put(0.0, *ENTRY, "exp_avg"), TypeError, "('b'): expected a NumPy array, got 0.0"),
+    "a NumPy number": (
+        put(F8(0), *ENTRY, "exp_avg"),
+        TypeError,
+        "exp_avg of parameter 1 ('b'): expected a NumPy array",
+    ),
+    "a mask": (put(np.ma.masked_array(0.0), *ENTRY, "exp_avg"), TypeError, "expected a NumPy array, got masked_array"),
+    "a step < 0": (put(-1, *ENTRY, "step"), ValueError, "step of parameter 1 ('b'): expected at least 0"),
+    "a float step": (put(2.0, *ENTRY, "step"), TypeError, "step of parameter 1 ('b'): expected an integer, got 2.0"),
+    "a boolean as step": (put(False, *ENTRY, "step"), TypeError, "step of parameter 1 ('b'): expected an integer"),
+    "NaN": (
+        put(float("nan"), *ENTRY, "mu_product"),
+        ValueError,
+        "mu_product of parameter 1 ('b'): expected a finite number",
+    ),
+    "an integer": (put(1, *ENTRY, "mu_product"), TypeError, "mu_product of parameter 1 ('b'): expected a float, got 1"),
 }
 
 
@@ -158,7 +166,7 @@ def test_a_state_dict_that_does_not_fit_is_refused(case: str) -> None:
 
 @pytest.mark.parametrize("value", [None, [], "state", 3])
 def test_a_state_dict_must_be_a_mapping(value: Any) -> None:
-    with pytest.raises(TypeError, match="a state dict must be a mapping"):
+    with pytest.raises(TypeError, match="a state dict: expected a mapping"):
         _state_check.check(value, small_state())
 
 
@@ -194,7 +202,7 @@ def test_loading_a_sharded_checkpoint_folder_as_a_file_is_refused(tmp_path: Path
     assert "ShardedOptimizer" not in str(caught.value)
     (tmp_path / "manifest.json").touch()
     with pytest.raises(
-        IsADirectoryError, match="the folder of a ShardedOptimizer: load it with one, or have one save "
+        IsADirectoryError, match="got a folder of ShardedOptimizer \\(load it with one, or save with gathered=True"
     ):
         optimizer.load(tmp_path)
     with pytest.raises(FileNotFoundError):

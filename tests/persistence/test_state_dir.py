@@ -231,7 +231,7 @@ if os.fork() == 0:
         try:
             call()
         except RuntimeError as error:
-            assert "make another optimizer in this process" in str(error), error
+            assert "create another optimizer here" in str(error), error
             print(name, "refused,", state() == before)
     again = onepass.Adam(w, ema_decay=0.5)
     again.load_state_dict(opt.state_dict())

@@ -110,7 +110,7 @@ def test_a_state_dict_with_a_wrong_storage_option_is_refused(option: str) -> Non
     saved = optimizer.state_dict()
     for value in ("other", 7):
         saved["param_groups"][0][option] = value
-        with pytest.raises((ValueError, TypeError), match=f"{option} of group 0 must be"):
+        with pytest.raises((ValueError, TypeError), match=f"{option} of group 0: expected"):
             optimizer.load_state_dict(saved)
     del saved["param_groups"][0][option]
     with refused(ValueError, f"group 0 is missing ['{option}']", optimizer):
@@ -129,7 +129,7 @@ def test_moments_of_an_unsupported_dtype_are_refused(own: Any, dtype: Any) -> No
     with refused(ValueError, "exp_avg", optimizer):
         optimizer.load_state_dict(saved)
     state["exp_avg"] = "exp_avg"
-    with refused(TypeError, "exp_avg of parameter 0 must be a NumPy array", optimizer):
+    with refused(TypeError, "exp_avg of parameter 0: expected a NumPy array", optimizer):
         optimizer.load_state_dict(saved)
 
 

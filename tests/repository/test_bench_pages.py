@@ -127,7 +127,7 @@ def test_a_block_in_a_list_keeps_its_indentation() -> None:
     sizes = [point_of({"onepass": 1e3, "in-place NumPy": 2e3}, elements=100)]
     page = "- Fast\n  <!-- headline: begin -->\n  old\n  <!-- headline: end -->\n- Next\n"
     new = readme.rewritten(page, record_of(sizes=sizes), "a-machine")
-    assert [line[:6] for line in new.splitlines()] == ["- Fast", "  <!--", "  A st", "  <!--", "- Next"]
+    assert [line[:6] for line in new.splitlines()] == ["- Fast", "  <!--", "  From", "  <!--", "- Next"]
     assert readme.rewritten(new, record_of(sizes=sizes), "a-machine") == new
 
 

@@ -124,7 +124,9 @@ def test_an_error_of_the_number_that_a_schedule_returns_is_reported() -> None:
     optimizer.lr = 0.5
     optimizer.groups[0].ema_decay = lambda t: 1.5
     with refused(
-        ValueError, "the ema_decay of group 0 returned 1.5 at step 1: ema_decay must be at least 0 and less", optimizer
+        ValueError,
+        "the ema_decay of group 0 returned 1.5 at step 1: ema_decay: expected at least 0 and less",
+        optimizer,
     ):
         optimizer.step([ones(2)])
 

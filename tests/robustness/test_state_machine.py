@@ -252,7 +252,7 @@ class Machine(RuleBasedStateMachine):
     def go_on_with_a_copy(self, how: Any) -> None:
         old = self.opt
         self.opt = how(old)
-        with refused(TypeError, "state dict must be a mapping", old):
+        with refused(TypeError, "state dict: expected a mapping", old):
             old.load_state_dict(None)
         self.arrays = [p for group in self.opt.groups for p in group.params]
         self.model.grad_norm = None

@@ -88,7 +88,7 @@ class Optimizer(ThincOptimizer):
         for name, mom in kept.items():
             if key in mom and not (_is_plain(mom[key]) and mom[key].size == weights.size):
                 raise ValueError(
-                    f"the {name} of {key!r} must be a contiguous, writeable array of {weights.size} float32 numbers"
+                    f"the {name} of {key!r}: expected a contiguous, writeable array of {weights.size} float32 numbers"
                 )
         decayed = gradient
         if l2 and limit and not self.L2_is_weight_decay:  # thinc clips the gradient after adding the decay

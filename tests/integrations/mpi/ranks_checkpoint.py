@@ -187,7 +187,7 @@ def check_checkpoint_of_other_parameters_is_refused_and_changes_nothing() -> Non
     one = sorted(folder.glob("*.npz"))[-1]
     spoil(manifest, lambda data: data[:-20], "cannot load")
     spoil(manifest, lambda data: b"[]", "cannot load")
-    spoil(manifest, lambda data: data.replace(b'"version": 1', b'"version": 2'), "version must be 1, got 2")
+    spoil(manifest, lambda data: data.replace(b'"version": 1', b'"version": 2'), "version: expected 1, got 2")
     spoil(
         manifest,
         lambda data: data.replace(one.name.encode(), b"../" + one.name.encode()),

@@ -83,12 +83,12 @@ def check_disagreement_at_construction_raises_on_all_ranks() -> None:
     with raises(ValueError, who + "chunk=2, rank 0 chunk=1"):
         make(w(3), chunk=2 if last else 1)
     error, message = (
-        (TypeError, "parameter 0 must be") if last else (RuntimeError, f"rank {WORLD.size - 1} raised TypeError")
+        (TypeError, "parameter 0: expected") if last else (RuntimeError, f"rank {WORLD.size - 1} raised TypeError")
     )
     with raises(error, message):
         make([3] if last else [w(3)])
     error, message = (
-        (ValueError, "lr must be at") if last else (RuntimeError, f"rank {WORLD.size - 1} raised ValueError: lr")
+        (ValueError, "lr: expected at") if last else (RuntimeError, f"rank {WORLD.size - 1} raised ValueError: lr")
     )
     with raises(error, message):
         make(w(3), lr=-1 if last else 1)
@@ -97,17 +97,17 @@ def check_disagreement_at_construction_raises_on_all_ranks() -> None:
 
 def check_wrong_arguments_are_refused_on_every_rank() -> None:
     w = np.ones(3, np.float32)
-    with raises(TypeError, "kind must be an optimizer class"):
+    with raises(TypeError, "kind: expected an optimizer class"):
         ShardedOptimizer(WORLD, onepass.adam_step, w)  # type: ignore[arg-type]
     with raises(ValueError, "kind: expected an optimizer without eval(), got ScheduleFreeAdamW"):
         ShardedOptimizer(WORLD, onepass.ScheduleFreeAdamW, w)
-    with raises(TypeError, "comm must be an mpi4py intracommunicator, got str"):
+    with raises(TypeError, "comm: expected an mpi4py intracommunicator, got str"):
         ShardedOptimizer("world", onepass.Adam, w)
-    with raises(TypeError, "chunk must be an integer, got 1.5"):
+    with raises(TypeError, "chunk: expected an integer, got 1.5"):
         ShardedOptimizer(WORLD, onepass.Adam, w, chunk=1.5)  # type: ignore[arg-type]
-    with raises(ValueError, "chunk must be at least 1, got 0"):
+    with raises(ValueError, "chunk: expected at least 1, got 0"):
         ShardedOptimizer(WORLD, onepass.Adam, w, chunk=0)
-    with raises(TypeError, "average must be True or False"):
+    with raises(TypeError, "average: expected True or False"):
         ShardedOptimizer(WORLD, onepass.Adam, w, average=1)  # type: ignore[arg-type]
     with raises(TypeError, "unexpected keyword argument 'momentum'"):
         ShardedOptimizer(WORLD, onepass.Adam, w, momentum=0.9)
@@ -143,9 +143,9 @@ def check_an_error_on_one_rank_raises_on_all_ranks_and_changes_nothing() -> None
         sharded.step(good[1:] if first else good)
     with elsewhere(ValueError, "gradient 3: expected shape (4096,), got (1, 4096)"):
         sharded.step([*good[:3], good[3][None], *good[4:]] if first else good)
-    with elsewhere(TypeError, "gradient 1 must be of a real floating-point dtype, got int64"):
+    with elsewhere(TypeError, "gradient 1: expected a real floating-point dtype, got int64"):
         sharded.step([good[0], np.array(3), *good[2:]] if first else good)
-    with elsewhere(ValueError, "grad_scale must be finite, got nan"):
+    with elsewhere(ValueError, "grad_scale: expected a finite number, got nan"):
         sharded.step(good, grad_scale=float("nan") if first else 1.0)
     failing[0] = float("inf") if first else 0
     with elsewhere(ValueError, "the schedule of group 0 returned inf at step 1"):

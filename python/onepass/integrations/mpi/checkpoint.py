@@ -202,7 +202,7 @@ def _read_manifest(layout: Layout, path: Path) -> list[tuple[str, list[Piece]]]:
     try:
         manifest = json.loads(data)
         if manifest["version"] != VERSION:
-            raise ValueError(f"version must be {VERSION}, got {manifest['version']!r}")
+            raise ValueError(f"version: expected {VERSION}, got {manifest['version']!r}")
         _check_params(layout, manifest["parameters"])
         files = [(_checked_name(file["name"]), _checked_pieces(layout, file["pieces"])) for file in manifest["files"]]
         _check_complete(layout, [piece for _, pieces in files for piece in pieces])

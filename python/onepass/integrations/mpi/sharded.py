@@ -93,7 +93,7 @@ class ShardedOptimizer:
     ) -> None:
         """Create the optimizer. Collective. See the class."""
         if not isinstance(comm, MPI.Intracomm):
-            raise TypeError(f"comm must be an mpi4py intracommunicator, got {type(comm).__name__}")
+            raise TypeError(f"comm: expected an mpi4py intracommunicator, got {type(comm).__name__}")
         self._comm = dup_comm(comm)
         self._lock = threading.RLock()
         self._broken = False
@@ -389,7 +389,7 @@ class ShardedOptimizer:
 
 def _check_kind(kind: Any) -> None:
     if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
-        raise TypeError(f"kind must be an optimizer class such as onepass.AdamW, got {kind!r}")
+        raise TypeError(f"kind: expected an optimizer class such as onepass.AdamW, got {kind!r}")
     if kind is not Optimizer and kind._spec.evaluation_weight is not None:
         raise ValueError(
             f"kind: expected an optimizer without eval(), got {kind.__name__} (it would change only this "
@@ -408,7 +408,7 @@ def _check_chunk(chunk: Any) -> int:
     try:
         number = operator.index(chunk)
     except TypeError:
-        raise TypeError(f"chunk must be an integer, got {chunk!r}") from None
+        raise TypeError(f"chunk: expected an integer, got {chunk!r}") from None
     if number < 1:
-        raise ValueError(f"chunk must be at least 1, got {number}")
+        raise ValueError(f"chunk: expected at least 1, got {number}")
     return number
