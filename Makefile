@@ -1,39 +1,5 @@
-# Every target is self-sufficient: it creates the virtual environment that it needs (.venv), from only Python >= 3.10.
-#
-#   Everyday:
-#     make test               run the tests, two to three minutes on two cores
-#     make lint               check format, style, wording, types, compiler warnings and machine code
-#     make format             format the Python and the C++
-#     make docs               build the documentation site with the API reference: build/docs/index.html
-#     make demo               train on handwritten digits with onepass and with textbook NumPy, and compare
-#     make test-integrations  run the tests with other libraries, which it installs (PyTorch, optax, Lightning and more)
-#     make bench              run all benchmarks, write images and tables; make bench CASE=small runs one benchmark
-#   Before a release:
-#     make wheel              build, check and test a wheel for each installed Python, with the oldest and newest NumPy
-#     make sanitize           run the core's own tests and the Python tests under AddressSanitizer and other sanitizers
-#     make cross              run the core's own tests on other processors, emulated, 32-bit x86 and WebAssembly
-#     make platforms          build for other platforms, run as much as possible (hours); write the table; ARGS="TARGET ..."
-#     make toolchains         check that every installed compiler, optimising or not, and the oldest CMake give equal bits
-#     make mutants            break the sources in one place at a time; check that a test fails; SAMPLE=100, ONLY=adam
-#     make fuzz-api           compare random sequences of calls with the reference; EXAMPLES=1000 is their number
-#     make soak               step a billion elements with every rule and storage on every instruction set (hours); fewer: ELEMENTS=1e7
-#     make rehearse-release   tag a release in a temporary clone, build its files, install them from a local package index
-#     make coverage           measure the lines and branches of python/onepass that the tests reach
-#     make coverage-cpp       measure the lines and branches of the core that its own tests reach
-#     make comparison         compare five optimizers as in the Adam paper; write the tables and figure into docs/
-#     make choosing           compare six optimizers, tuned alike; write the table and figure into docs/
-#     make low-precision      train with state and weights in fewer bits; write the tables and figure into docs/
-#     make fine-tuning        fine-tune a GPT-2 in float32 and with fewer bits; write the table and figure into docs/
-#     make bench-mpi          run the benchmarks of several processes and of state on disk; write their tables
-#   Parts of these commands, and rarely used commands:
-#     make test-spacy         run the tests with spaCy and its version of thinc (part of test-integrations)
-#     make test-mpi           run the tests of training on several processes, with pip's MPI (part of test-integrations)
-#     make bench-guard        count the instructions of the hot loops; fail if there are more than recorded
-#     make fuzz               run make fuzz-step and make fuzz-checkpoint, each for SECONDS=60
-#     make fuzz-step          compare random steps of the core with a model that updates one element at a time
-#     make fuzz-checkpoint    load random checkpoints
-#     make valgrind           run the core's own tests under valgrind
-#     make golden             write the expected results of the core's own tests
+# `make help` lists the commands. Every target is self-sufficient: it creates the virtual environment that it needs (.venv),
+# from only Python >= 3.10.
 
 PYTHON ?= python3
 # make lint uses the installed ones of these compilers; without clang++, clang-tidy reports Clang's warnings.
@@ -48,7 +14,7 @@ installed = $(venv)/.installed-$(1)
 .PHONY: fuzz fuzz-checkpoint fuzz-api soak coverage rehearse-release
 
 help:
-	@sed -n 's/^#   //p' Makefile
+	@sed -n 's/^| `\(make [^`]*\)` | \(.*\) |$$/\1: \2\n/p' CONTRIBUTING.md
 
 demo: install $(call installed,examples)
 	$(python) examples/train_digits.py $(ARGS)

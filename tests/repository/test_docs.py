@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 from support import make_targets
@@ -25,10 +26,10 @@ class TestReadme:
             for target in re.findall(r"\bmake ([a-z-]+)\b", document.read_text(encoding="utf-8")):
                 assert target in targets or target == "is", f"{document.name}: make {target}"
 
-    def test_contributing_and_make_help_list_the_same_commands(self) -> None:
-        helped = re.findall(r"^#     make ([a-z-]+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    def test_contributing_and_make_help_list_all_commands(self) -> None:
         listed = re.findall(r"^\| `make ([a-z-]+)`", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
-        assert len(helped) > 20 and sorted(helped) == sorted(listed)
+        helped = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert re.findall(r"^make ([a-z-]+): \w", helped, re.MULTILINE) == listed
         hidden = {
             "help",
             "install",
@@ -39,7 +40,7 @@ class TestReadme:
             "sanitize-python",
             "cross-musl",
         }
-        assert set(helped) == make_targets(ROOT) - hidden
+        assert set(listed) == make_targets(ROOT) - hidden
 
     def test_relative_links_in_readme_and_the_benchmarks_page_exist(self) -> None:
         for document in (README, BENCHMARKS):
