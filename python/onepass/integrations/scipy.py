@@ -39,7 +39,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -73,6 +73,69 @@ _MESSAGES = {
 }
 
 
+class _Point(NamedTuple):
+    x: Any
+    value: float
+    gradient: Any
+
+    def is_finite(self) -> bool:
+        return math.isfinite(self.value) and math.isfinite(_largest(self.gradient))
+
+
+class _Objective:
+    """The user's function and its gradient, with the numbers of calls."""
+
+    def __init__(self, fun: Callable[..., Any], args: tuple[Any, ...], jac: Any, low: Any, high: Any) -> None:
+        self.fun, self.args, self.jac = fun, args, jac
+        self.low, self.high = low, high
+        self.calls = {"nfev": 0, "njev": 0}
+
+    def at(self, x: Any) -> _Point:
+        """Return value and gradient. The user's functions get copies of x, which they may keep or change."""
+        value = self.value(x.copy())
+        return _Point(x.copy(), value, self.gradient(x.copy(), value))
+
+    def value(self, x: Any) -> float:
+        self.calls["nfev"] += 1
+        found = self.fun(x, *self.args)
+        if isinstance(found, float):
+            return found
+        if isinstance(found, tuple):
+            raise ValueError(
+                "the objective function must return one number, got a tuple: pass jac=True if it returns the gradient"
+            )
+        number = np.asarray(found)
+        if number.size != 1:
+            raise ValueError(f"the objective function must return one number, got an array of shape {number.shape}")
+        return float(number.item())
+
+    def gradient(self, x: Any, value: float) -> Any:
+        self.calls["njev"] += 1
+        if not callable(self.jac):
+            return _differences(self.value, x, value, self.low, self.high)
+        found = np.array(self.jac(x, *self.args), np.float64).reshape(-1)  # a copy: jac may return its own buffer
+        if found.shape != x.shape:
+            raise ValueError(f"jac: expected {plural(x.size, 'number')}, one for each element of x, got {found.size}")
+        return found
+
+
+class _Tolerances(NamedTuple):
+    gtol: float
+    xtol: float
+    ftol: float
+
+    def status(self, point: _Point, before: _Point | None, movable: Any) -> int | None:
+        """Return the status of a search that has converged; movable: the part of the gradient that can still move x."""
+        if _largest(movable) <= self.gtol:
+            return 0
+        if before is None:
+            return None
+        if self.xtol > 0 and _largest(point.x - before.x) <= self.xtol:
+            return 2
+        scale = max(1.0, abs(point.value), abs(before.value))
+        return 4 if self.ftol > 0 and abs(point.value - before.value) <= self.ftol * scale else None
+
+
 def _minimize(
     kind: type[onepass.Optimizer],
     fun: Callable[..., Any],
@@ -98,98 +161,72 @@ def _minimize(
             warnings.warn(f"Method {kind.__name__.lower()} does not use {name}.", RuntimeWarning, stacklevel=4)
     if not (isinstance(constraints, (tuple, list)) and len(constraints) == 0):
         raise ValueError("constraints are not supported (only bounds): add a penalty to the objective")
-    for name in _REFUSED:
-        if name in options:
-            raise ValueError(f"option {name!r} is not supported by minimize: leave it out")
-    maxiter = _DEFAULTS["maxiter"] if maxiter is None else maxiter
-    if maxiter != math.inf:
-        maxiter = count(
-            "maxiter",
-            int(maxiter) if isinstance(maxiter, (float, np.floating)) and maxiter == int(maxiter) else maxiter,
-        )
-    gtol = next(limit for limit in (gtol, tol, _DEFAULTS["gtol"]) if limit is not None)
-    known = {*kind._spec.checks, *OPTIMIZER_CHECKS}
-    if unknown := [name for name in options if name not in known]:  # as in SciPy's own methods
-        hint = suggestion(unknown[0], sorted((known | _DEFAULTS.keys()) - {*_REFUSED}))
-        warnings.warn(f"Unknown solver options: {', '.join(unknown)}{hint}", OptimizeWarning, stacklevel=4)
-    options = {name: value for name, value in options.items() if name in known}
+    maxiter = _iterations(maxiter)
+    tolerances = _Tolerances(next(limit for limit in (gtol, tol, _DEFAULTS["gtol"]) if limit is not None), xtol, ftol)
+    options = _known_options(kind, options)
     x = np.array(x0, np.float64).reshape(-1)
     low, high = _limits(bounds, x.size)
-    is_bounded = bounds is not None
     np.clip(x, low, high, out=x)
     optimizer = kind(x, **options)
-    calls = {"nfev": 0, "njev": 0}
+    objective = _Objective(fun, args, jac, low, high)
 
-    def value(at: Any) -> float:
-        calls["nfev"] += 1
-        found = fun(at, *args)
-        if isinstance(found, float):
-            return found
-        if isinstance(found, tuple):
-            raise ValueError(
-                "the objective function must return one number, got a tuple: pass jac=True if it returns the gradient"
-            )
-        number = np.asarray(found)
-        if number.size != 1:
-            raise ValueError(f"the objective function must return one number, got an array of shape {number.shape}")
-        return float(number.item())
-
-    def gradient(at: Any, there: float) -> Any:
-        calls["njev"] += 1
-        if callable(jac):
-            found = np.array(jac(at, *args), np.float64).reshape(-1)  # a copy: jac may return its own buffer
-            if found.shape != at.shape:
-                raise ValueError(
-                    f"jac: expected {plural(at.size, 'number')}, one for each element of x, got {found.size}"
-                )
-            return found
-        return _differences(value, at, there, low, high)
-
-    intermediate = callback is not None and [*inspect.signature(callback).parameters] == ["intermediate_result"]
-    here = value(x.copy())  # copies: the user's functions may keep or change them
-    slope = gradient(x.copy(), here)
-    best, nit = (x.copy(), here, slope), 0
+    report = _reporter(callback)
+    best = point = objective.at(x)
+    before, nit = None, 0
+    status: int | None
     while True:
-        largest = _largest(slope)
-        if not (math.isfinite(here) and math.isfinite(largest)):
+        if not point.is_finite():
             status = 3
             break
-        before, best = best, (x.copy(), here, slope)
-        if nit > 0 and callback is not None and _stops(callback, intermediate, x, here):
+        best = point
+        if nit > 0 and not report(point):
             status = 99
             break
-        if is_bounded:
-            largest = _largest(np.clip(-slope, low - x, high - x))  # the part of the gradient that can still move x
-        if largest <= gtol:
-            status = 0
-            break
-        if nit > 0 and xtol > 0 and _largest(x - before[0]) <= xtol:
-            status = 2
-            break
-        if nit > 0 and ftol > 0 and abs(here - before[1]) <= ftol * max(1.0, abs(here), abs(before[1])):
-            status = 4
-            break
-        if nit >= maxiter:
+        movable = point.gradient if bounds is None else np.clip(-point.gradient, low - x, high - x)
+        status = tolerances.status(point, before, movable)
+        if status is None and nit >= maxiter:
             status = 1
+        if status is not None:
             break
-        optimizer.step(slope)
-        if is_bounded:
+        optimizer.step(point.gradient)
+        if bounds is not None:
             np.clip(x, low, high, out=x)
         nit += 1
-        here = value(x.copy())
-        slope = gradient(x.copy(), here)
+        before, point = point, objective.at(x)
     if disp:
-        print(f"{_MESSAGES[status]}\n  objective: {best[1]:.6g}\n  iterations: {nit}")
+        print(f"{_MESSAGES[status]}\n  objective: {best.value:.6g}\n  iterations: {nit}")
     return OptimizeResult(
-        x=best[0],
-        fun=best[1],
-        jac=best[2],
+        x=best.x,
+        fun=best.value,
+        jac=best.gradient,
         nit=nit,
         status=status,
         success=status in (0, 2, 4),
         message=_MESSAGES[status],
-        **calls,
+        **objective.calls,
     )
+
+
+def _iterations(maxiter: Any) -> Any:
+    """Return the maximum number of steps, an integer or infinity."""
+    if maxiter is None:
+        return _DEFAULTS["maxiter"]
+    if maxiter == math.inf:
+        return maxiter
+    is_whole = isinstance(maxiter, (float, np.floating)) and float(maxiter).is_integer()
+    return count("maxiter", int(maxiter) if is_whole else maxiter)
+
+
+def _known_options(kind: type[onepass.Optimizer], options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that the optimizer has; refuse some, and warn of others as SciPy's own methods do."""
+    for name in _REFUSED:
+        if name in options:
+            raise ValueError(f"option {name!r} is not supported by minimize: leave it out")
+    known = {*kind._spec.checks, *OPTIMIZER_CHECKS}
+    if unknown := [name for name in options if name not in known]:
+        hint = suggestion(unknown[0], sorted((known | _DEFAULTS.keys()) - {*_REFUSED}))
+        warnings.warn(f"Unknown solver options: {', '.join(unknown)}{hint}", OptimizeWarning, stacklevel=5)
+    return {name: value for name, value in options.items() if name in known}
 
 
 def _largest(array: Any) -> float:
@@ -232,16 +269,23 @@ def _differences(value: Callable[[Any], float], at: Any, there: float, low: Any,
     return found
 
 
-def _stops(callback: Callable[..., Any], intermediate: bool, x: Any, here: float) -> bool:
-    """Return True if the callback, of either of SciPy's signatures, ends the search."""
-    try:
-        if intermediate:
-            callback(intermediate_result=OptimizeResult(x=x.copy(), fun=here))
-        else:
-            callback(x.copy())
-    except StopIteration:
+def _reporter(callback: Callable[..., Any] | None) -> Callable[[_Point], bool]:
+    """Return a function that calls the callback, of either of SciPy's signatures, and returns False if it stops."""
+    if callback is None:
+        return lambda point: True
+    takes_result = [*inspect.signature(callback).parameters] == ["intermediate_result"]
+
+    def report(point: _Point) -> bool:
+        try:
+            if takes_result:
+                callback(intermediate_result=OptimizeResult(x=point.x.copy(), fun=point.value))
+            else:
+                callback(point.x.copy())
+        except StopIteration:
+            return False
         return True
-    return False
+
+    return report
 
 
 def _method(kind: type[onepass.Optimizer]) -> Callable[..., OptimizeResult]:
