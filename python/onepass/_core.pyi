@@ -31,14 +31,14 @@ class CommonOptions:
         self,
         *,
         lr: float,
-        weight_decay: float,
-        clip_value: float,
-        ema_decay: float,
-        decoupled: bool,
-        maximize: bool,
-        averaged: bool,
+        weight_decay: float = 0.0,
+        clip_value: float = ...,
+        ema_decay: float = 0.0,
+        decoupled: bool = False,
+        maximize: bool = False,
+        averaged: bool = False,
         keep_subnormals: bool,
-        scheduled: bool,
+        scheduled: bool = False,
     ) -> None: ...
 
 class Group:

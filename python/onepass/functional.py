@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from typing import SupportsFloat, SupportsIndex
 
@@ -114,13 +113,9 @@ def adam_step(
     common = _core.CommonOptions(
         lr=lr,
         weight_decay=weight_decay,
-        clip_value=math.inf,
-        ema_decay=0.0,
         decoupled=_checks.flag("decoupled_weight_decay", decoupled_weight_decay),
         maximize=_checks.flag("maximize", maximize),
-        averaged=False,
         keep_subnormals=spec.keeps_subnormals(options),
-        scheduled=False,
     )
     flush = _checks.flag("flush_denormals", flush_denormals)
     if not _core.step_once(

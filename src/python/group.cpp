@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -64,9 +65,10 @@ void register_group(py::module_& m) {
              return CommonOptions{lr,       weight_decay, clip_value,      ema_decay, decoupled,
                                   maximize, averaged,     keep_subnormals, scheduled};
            }),
-           py::kw_only(), py::arg("lr"), py::arg("weight_decay"), py::arg("clip_value"), py::arg("ema_decay"),
-           py::arg("decoupled"), py::arg("maximize"), py::arg("averaged"), py::arg("keep_subnormals"),
-           py::arg("scheduled"));
+           py::kw_only(), py::arg("lr"), py::arg("weight_decay") = 0.0,
+           py::arg("clip_value") = std::numeric_limits<double>::infinity(), py::arg("ema_decay") = 0.0,
+           py::arg("decoupled") = false, py::arg("maximize") = false, py::arg("averaged") = false,
+           py::arg("keep_subnormals"), py::arg("scheduled") = false);
 
   py::class_<Group>(m, "Group", py::custom_type_setup(&set_up_collection<Group>))
       .def(py::init([](const std::string& rule, py::object values, std::vector<double> options,

@@ -19,7 +19,6 @@ Example:
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -115,13 +114,10 @@ class Optimizer(ThincOptimizer):
         common = _core.CommonOptions(
             lr=lr * shrink,
             weight_decay=decay / (lr * shrink) if decay else l2,
-            clip_value=math.inf,
             ema_decay=min((1 + t) / (10 + t), 0.9999),  # as thinc's
             decoupled=self.L2_is_weight_decay,
-            maximize=False,
             averaged=average is not None,
             keep_subnormals=spec.keeps_subnormals(options),
-            scheduled=False,
         )
         scale = limit / norm if limit and norm >= limit else 1.0
         rule, numbers = spec.rule_name(options), spec.numbers(options)
