@@ -36,7 +36,9 @@ Raises:
     ValueError: too few or too many gradients, an unknown or missing name, a
         gradient whose shape is not its parameter's, a schedule that returns
         no usable number, a coefficient that overflows the parameters' dtype,
-        or a ``grad_scale`` that is not finite. Nothing has changed.
+        or a ``grad_scale`` that is not finite.
+    RuntimeError: the optimizer is in evaluation mode, or in use by the code that
+        calls ``step``, such as a schedule. After any error, nothing has changed.
 
 Example:
     >>> import numpy as np, onepass

@@ -155,7 +155,15 @@ def Adam(
     L2_is_weight_decay: bool = bool(ADAM_DEFAULTS["L2_is_weight_decay"]),
     use_averages: bool = True,
 ) -> Optimizer:
-    """Create an optimizer with the arguments of ``thinc.api.Adam``; registered as ``onepass.Adam.v1``."""
+    """Create an optimizer with the arguments of ``thinc.api.Adam``; registered as ``onepass.Adam.v1``.
+
+    Example:
+        >>> optimizer = Adam(0.5)
+        >>> w, g = np.ones(2, np.float32), np.ones(2, np.float32)
+        >>> w, g = optimizer((1, "W"), w, g)
+        >>> w.round(3)
+        array([0.5, 0.5], dtype=float32)
+    """
     return Optimizer(
         learn_rate,
         L2=L2,
@@ -179,7 +187,15 @@ def RAdam(
     grad_clip: Any = ADAM_DEFAULTS["grad_clip"],
     use_averages: bool = True,
 ) -> Optimizer:
-    """Create an optimizer with the arguments of ``thinc.api.RAdam``; registered as ``onepass.RAdam.v1``."""
+    """Create an optimizer with the arguments of ``thinc.api.RAdam``; registered as ``onepass.RAdam.v1``.
+
+    Example:
+        >>> optimizer = RAdam(0.5)
+        >>> w, g = np.ones(2, np.float32), np.ones(2, np.float32)
+        >>> w, g = optimizer((1, "W"), w, g)
+        >>> w.round(3)
+        array([0.814, 0.814], dtype=float32)
+    """
     return Optimizer(
         learn_rate,
         L2=L2,
@@ -201,7 +217,15 @@ def SGD(
     L2_is_weight_decay: bool = bool(SGD_DEFAULTS["L2_is_weight_decay"]),
     use_averages: bool = True,
 ) -> Optimizer:
-    """Create an optimizer with the arguments of ``thinc.api.SGD``; registered as ``onepass.SGD.v1``."""
+    """Create an optimizer with the arguments of ``thinc.api.SGD``; registered as ``onepass.SGD.v1``.
+
+    Example:
+        >>> optimizer = SGD(0.5)  # thinc's default clips the gradient's norm to 1
+        >>> w, g = np.ones(2, np.float32), np.ones(2, np.float32)
+        >>> w, g = optimizer((1, "W"), w, g)
+        >>> w.round(3)
+        array([0.646, 0.646], dtype=float32)
+    """
     return Optimizer(
         learn_rate,
         L2=L2,
