@@ -291,6 +291,7 @@ void Optimizer::plan(const Gradient* gradients, double grad_scale) {
   sweeps_.clear();
   storages_.clear();
   planned_.clear();
+  started_by_rows_.clear();
   planned_elements_ = 0;
   const StepCoefficients* last = nullptr;
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
@@ -317,6 +318,7 @@ void Optimizer::plan(const Gradient* gradients, double grad_scale) {
     if (gradient.rows != nullptr) {
       const Sweep whole = sweep;
       sweeps_.pop_back();
+      if (parameter.step == 0) started_by_rows_.push_back(i);
       add_rows(whole, parameter, gradient);
     }
     PlannedUpdate& planned = planned_.emplace_back();
@@ -343,7 +345,20 @@ void Optimizer::add_rows(const Sweep& sweep, const Parameter& parameter, const G
   }
 }
 
+// Copies a parameter into its states that are weights, which start as the parameter is at its first step. Sweeps do
+// this for the elements that they update. The gradient has rows, so that no array is narrow.
+void Optimizer::start_weights(const Parameter& parameter) noexcept {
+  const RuleEntry& rule = groups_[parameter.group]->rule();
+  const auto* const param = static_cast<const unsigned char*>(parameter.operands.param);
+  const std::size_t bytes = parameter.size * bytes_of(parameter.dtype);
+  for (std::size_t k = 0; k < rule.state_count; ++k) {
+    if (rule.states[k].kind != StateKind::weight) continue;
+    std::copy_n(param, bytes, static_cast<unsigned char*>(parameter.operands.state[k]));
+  }
+}
+
 void Optimizer::apply(const Executor& executor) noexcept {
+  for (const std::size_t i : started_by_rows_) start_weights(parameters_[i]);
   run_sweeps(executor, sweeps_.data(), sweeps_.size());
   for (const PlannedUpdate& planned : planned_) {
     Parameter& parameter = parameters_[planned.parameter];

@@ -177,6 +177,7 @@ class Optimizer {
   void reduce_blocks(const Gradient* gradients, double grad_scale, bool norm, bool finite,
                      const Executor& executor) noexcept;
   void add_rows(const Sweep& sweep, const Parameter& parameter, const Gradient& gradient);
+  void start_weights(const Parameter& parameter) noexcept;
 
   bool flush_denormals_;
   std::uint64_t seed_ = 0;
@@ -189,6 +190,7 @@ class Optimizer {
   std::vector<Sweep> sweeps_;
   std::vector<NarrowStorage> storages_;  // of the sweeps over narrow arrays
   std::vector<PlannedUpdate> planned_;
+  std::vector<std::size_t> started_by_rows_;  // the parameters whose first step is along a gradient of rows
   std::size_t planned_elements_ = 0;
   std::vector<BlockStats> blocks_;  // of all gradients, one after the other
 };

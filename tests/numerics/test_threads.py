@@ -57,6 +57,16 @@ def test_results_are_bit_identical_with_any_number_of_threads(
         assert_same_bits(trained(kind, dtype, threads, **options), alone, threads)
 
 
+def test_a_first_step_by_rows_on_several_threads_starts_schedule_free_from_the_weights_as_they_are() -> None:
+    onepass.set_num_threads(3)
+    p = np.zeros((60_000, 20), np.float32)
+    optimizer = onepass.ScheduleFreeAdamW(p, lr=0.1)
+    p[...] = 5
+    optimizer.step(onepass.SparseRows(range(0, 60_000, 2), np.ones((30_000, 20), np.float32)))
+    z = optimizer.state[0]["z"]
+    assert (z[1::2] == 5).all() and (z[::2] == p[::2]).all() and (abs(p[::2] - 4.9) < 1e-6).all()
+
+
 @pytest.mark.parametrize("nonfinite", ["skip", "raise"])
 def test_a_gradient_that_is_not_finite_is_found_at_any_index(nonfinite: str) -> None:
     onepass.set_num_threads(3)

@@ -94,6 +94,7 @@ class Reference:
             self.step_count += 1
             for index, pair in enumerate(given):
                 if pair is not None:
+                    self._start_weights(index)
                     self._update(index, *pair, scale)
 
     def eval(self) -> None:
@@ -128,6 +129,13 @@ class Reference:
             small = norm <= self.clip_norm or math.isinf(self.clip_norm)  # infinity only measures
             grad_scale = grad_scale * (1.0 if small else self.clip_norm / norm)
         return None if self.nonfinite == "skip" and not usable else grad_scale
+
+    def _start_weights(self, index: int) -> None:
+        """Before a parameter's first step, copy all of it, as it is now, into its states that are weights."""
+        state = self.state[index]
+        for name in storage.WEIGHTS & state.keys():
+            if state["step"] == 0:
+                state[name][...] = self._decoded(index)[0]
 
     def _advanced(self, index: int, dtype: Any) -> tuple[Numbers, Numbers]:
         """Count a step of a parameter; return its options and coefficients at this step."""
