@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
 import math
 import pickle
 import re
@@ -18,8 +17,7 @@ import numpy as np
 import pytest
 
 import onepass
-from onepass import schedules
-from onepass.presets import presets
+from onepass import _presets, presets, schedules
 from onepass.schedules import cosine, exponential, inverse_sqrt, inverse_time, linear, piecewise, warmup
 
 NAN, INF = float("nan"), float("inf")
@@ -310,7 +308,7 @@ def test_presets_are_immutable(mapping: Any) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_preset_is_documented(name: str) -> None:
-    assert f"\n``{name}``" in (importlib.import_module("onepass.presets").__doc__ or "")
+    assert f"\n``{name}``" in (_presets.__doc__ or "")
 
 
 def test_presets_of_the_article_have_the_values_of_its_table() -> None:
