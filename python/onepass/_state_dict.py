@@ -88,6 +88,12 @@ class StateView(Mapping[Any, "dict[str, Any]"]):
     def __len__(self) -> int:
         return len(self._optimizer._record.keys)
 
+    def __eq__(self, other: object) -> bool:  # arrays have no single truth value
+        return self._optimizer is other._optimizer if isinstance(other, StateView) else NotImplemented
+
+    def __hash__(self) -> int:
+        return object.__hash__(self._optimizer)
+
     def __repr__(self) -> str:
         return repr(dict(self))
 
