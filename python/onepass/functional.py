@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import SupportsFloat, SupportsIndex
 
 import numpy as np
@@ -73,12 +72,7 @@ def adam_step(
     lr = _checks.non_negative("lr", lr)
     weight_decay = _checks.non_negative("weight_decay", weight_decay)
     grad_scale = _checks.finite("grad_scale", grad_scale)
-    try:
-        step = operator.index(step)
-    except TypeError:
-        raise TypeError(f"step must be an integer, got {step!r}") from None
-    if not 1 <= step < 2**63:
-        raise ValueError(f"step must be at least 1 and fit 64 bits, got {step}")
+    step = _checks.steps("step", step)
 
     states = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     if max_exp_avg_sq is not None:

@@ -65,8 +65,8 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"step": 0}, ValueError, "step must be at least 1"),
-        ({"step": 2**63}, ValueError, "step must be at least 1 and fit 64 bits"),
+        ({"step": 0}, ValueError, "step: expected at least 1"),
+        ({"step": 2**63}, ValueError, "step: expected at least 1 and less than 2**63"),
         ({"step": 1.0}, TypeError, "step must be an integer, got 1.0"),
         ({"lr": -1.0}, ValueError, "lr must be at least 0"),
         ({"lr": lambda t: 0.1}, TypeError, "lr must be a number"),

@@ -95,15 +95,15 @@ EXTREMES = [
     exponential(0, 2),
     exponential(0, 2, steps=10**18),
     exponential(1, 5e-324),
-    exponential(1, 1 - 2**-53, steps=10**400),
+    exponential(1, 1 - 2**-53, steps=2**63 - 1),
     piecewise([1, LARGEST_STEP - 1], [1, 2, 3]),
     linear(1.7e308, 1.7e308, 10),
     linear(1.7e308, 0, LARGEST_STEP),
-    linear(1e-20, 1.7e308, 10**400),
+    linear(1e-20, 1.7e308, 2**63 - 1),
     cosine(1.7e308, LARGEST_STEP, 1.7e308),
     cosine(5e-324, 3, 1.7e308),
     warmup(exponential(1, 2), 10**18),
-    warmup(1.7e308, 10**400),
+    warmup(1.7e308, 2**63 - 1),
 ]
 
 
@@ -187,7 +187,8 @@ ILL: dict[str, list[tuple[Any, type[Exception], str]]] = {
         for name in ("lr", "decay", "rate", "end")
     },
     "steps": [
-        *[(v, ValueError, f"steps must be at least 1, got {v}") for v in (0, -1, -(10**30))],
+        *[(v, ValueError, f"steps: expected at least 1 and less than 2**63, got {v}") for v in (0, -(10**30), 2**63)],
+        *[(v, ValueError, "steps: expected at least 1 and less than 2**63, got ") for v in (10**400, 10**5000)],
         *[(v, TypeError, f"steps must be an integer, got {v!r}") for v in (1.0, 2.5, NAN, "3", None, [3], 1j)],
     ],
     "boundaries": [
@@ -195,7 +196,8 @@ ILL: dict[str, list[tuple[Any, type[Exception], str]]] = {
         ([10, 10], ValueError, "boundaries must each be greater than the one before, not [10, 10]"),
         ([10], ValueError, "values must be one more than boundaries, but there are 3 values and 1 boundaries"),
         ([10, 20, 30], ValueError, "but there are 3 values and 3 boundaries: [3, 2, 1], [10, 20, 30]"),
-        ([0, 10], ValueError, "boundaries[0] must be at least 1, got 0"),
+        ([0, 10], ValueError, "boundaries[0]: expected at least 1 and less than 2**63, got 0"),
+        ([10, 10**5000], ValueError, "boundaries[1]: expected at least 1"),
         ([10, 20.0], TypeError, "boundaries[1] must be an integer, got 20.0"),
         *[
             (v, TypeError, f"boundaries must be a sequence of numbers, got {v!r}")
@@ -232,11 +234,8 @@ def test_the_error_about_a_wrong_argument_names_it(kind: Any, name: str) -> None
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_a_schedule_accepts_only_integer_steps_from_1(schedule: Any) -> None:
-    for t in (0, -1, -(10**30)):
-        with pytest.raises(ValueError, match=f"t must be at least 1, got {t}"):
-            schedule(t)
-    for t in (2**63, 10**400):
-        with pytest.raises(ValueError, match=f"t must fit 64 bits, not {t}"):
+    for t in (0, -1, -(10**30), 2**63, 10**400, 10**5000):
+        with pytest.raises(ValueError, match=r"t: expected at least 1 and less than 2\*\*63, got "):
             schedule(t)
     for t in (1.0, 2.5, NAN, "1", None, [1]):
         with pytest.raises(TypeError, match=re.escape(f"t must be an integer, got {t!r}")):
