@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,12 +20,6 @@ from cases import rules
 from support import DTYPES, Array, assert_same_bits, ordinary, unsanitized
 
 RULES = rules("ema_decay")
-
-
-@pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    yield
-    onepass.set_num_threads(None)
 
 
 def trained(kind: str, dtype: Any, threads: int, **options: Any) -> list[Array]:
