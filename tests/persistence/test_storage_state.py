@@ -69,7 +69,7 @@ def test_load_restores_the_seed_unless_a_seed_is_given(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         other.load(in_file(one, tmp_path / "a.npz"), seed=8)
     assert other.seed == 8
-    with refused(ValueError, "seed must be at least 0 and less than 2**64", other):
+    with refused(ValueError, "seed: expected at least 0 and less than 2**64", other):
         other.load_state_dict({**one.state_dict(), "seed": 2**64})
 
 
