@@ -320,18 +320,18 @@ class warmup:
         return _checks.finite(f"schedule({t})", schedule(t)) if callable(schedule) else float(schedule)
 
 
-def describe(function: Any) -> dict[str, Any]:
+def describe_schedule(function: Any) -> dict[str, Any]:
     """Return a description of a schedule for a file: its name and arguments, or only the name of any other function."""
     if is_dataclass(function) and globals().get(type(function).__name__) is type(function):
         arguments = {field.name: getattr(function, field.name) for field in fields(function)}
-        described = {name: describe(value) if callable(value) else value for name, value in arguments.items()}
+        described = {name: describe_schedule(value) if callable(value) else value for name, value in arguments.items()}
         if not any(isinstance(value, Mapping) and "function" in value for value in described.values()):
             return {"name": type(function).__name__, **described}
     return {"function": str(getattr(function, "__qualname__", type(function).__qualname__))}
 
 
 def from_description(description: Mapping[str, Any]) -> Any:
-    """Return the schedule that `describe` described, or None for any other function."""
+    """Return the schedule that `describe_schedule` described, or None for any other function."""
     if description.keys() == {"function"}:
         return None
     name = description.get("name")

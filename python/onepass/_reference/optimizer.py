@@ -15,15 +15,13 @@ from .elements import Array, Elements, Numbers
 from .rules import RULES, SWITCHES, Rule, adadelta, adam, adam_coefficients, evaluated
 from .stages import global_norm, is_usable, preprocessed, running_average, summed_rows
 
-STORAGE: dict[str, Any] = {"state_dtype": None, "master_bits": 32, "rounding": "stochastic"}  # options of a group
-
 
 def defaults(kind: str) -> dict[str, Any]:
     """Return the options of a group and their defaults, which the constructor of the public class declares."""
     cls = getattr(optimizers, kind)
     parameters = inspect.signature(cls).parameters
     decoupled = {"decoupled_weight_decay": cls._spec.decoupled is True}
-    return STORAGE | decoupled | {name: parameters[name].default for name in cls._spec.checks}
+    return decoupled | {name: parameters[name].default for name in cls._spec.checks}
 
 
 class Reference:
