@@ -13,12 +13,12 @@
 #include <xmmintrin.h>
 #endif
 
-// The folded numbers, under the names that they have in the specification. Missing numbers are NaN, flags 0 or 1. The
-// last line is what happens before and after every rule.
-#define NUMBERS                                                                                                    \
-  a, alpha, b, beta1, beta2, beta3, c, eps, first, is_first, k1, k2, lr, momentum, nesterov, one_minus_alpha,      \
-      one_minus_beta1, one_minus_beta2, one_minus_beta3, one_minus_dampening, one_minus_rho, r, rho, weight_decay, \
-      zero, scale, clip_value, penalty, shrink, w
+// The folded numbers, under the names that they have in the specification. Missing numbers are NaN, flags 0 or 1. From
+// `scale` on, they are of what happens before and after every rule.
+#define NUMBERS                                                                                                      \
+  a, alpha, b, beta1, beta2, beta3, c, eps, first, k1, k2, lr, momentum, nesterov, one_minus_alpha, one_minus_beta1, \
+      one_minus_beta2, one_minus_beta3, one_minus_dampening, one_minus_rho, r, rho, weight_decay, zero, scale,       \
+      clip_value, penalty, shrink, w
 #define TEXT_OF(...) #__VA_ARGS__
 #define TEXT(...) TEXT_OF(__VA_ARGS__)
 
@@ -198,7 +198,6 @@ void schedule_free_adamw(const Numbers<T>& k, T& y, T g, States<T> s) {
   T &v = s.value[0], &z = s.value[1];
   v = mean(k.beta2, k.one_minus_beta2, v, g * g);
   const T u = g / (std::sqrt(v) * k.r + k.eps) + k.weight_decay * y;
-  if (k.is_first == 1) z = y;
   y = k.c == 1 ? z : y + k.c * (z - y);
   y = y - k.a * u;
   z = z - k.lr * u;

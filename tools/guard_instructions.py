@@ -27,7 +27,12 @@ DRIVER = ROOT / "tools" / "steps.cpp"
 SLACK = 1.03
 REGISTERS = {"baseline": "xmm", "avx2": "ymm", "avx512": "zmm"}
 SIZES = {"float32": 4, "float64": 8}
-TENSORS = (1, 8, 148)
+STEPS = {  # the numbers of tensors and of distinct step counts
+    "1 tensors": (1, 1),
+    "8 tensors": (8, 1),
+    "148 tensors": (148, 1),
+    "1000 tensors, 1000 step counts": (1000, 1000),
+}
 
 Counts = dict[str, float]
 
@@ -77,7 +82,7 @@ def elements_of(loop: list[str], dtype: str, register: str) -> int:
 
 
 def steps_of(build: Path) -> Counts:
-    """Count the instructions of a whole step of the core, for some numbers of tensors of one element."""
+    """Count the instructions of a whole step of the core along tensors of one element."""
     if shutil.which("valgrind") is None:
         print("valgrind is not installed: the instructions of a step are not counted")
         return {}
@@ -88,18 +93,18 @@ def steps_of(build: Path) -> Counts:
         program = Path(folder) / "steps"
         library = next(build.rglob("libonepass_core.a"))
         output(compiler, "-std=c++17", "-O2", f"-I{ROOT / 'src'}", DRIVER, library, "-pthread", "-o", program)
-        for tensors in TENSORS:
-            few, many = (collected(folder, program, tensors, steps) for steps in (100, 200))
-            counts[f"step: {tensors} tensors"] = (many - few) / 100
+        for name, (tensors, distinct) in STEPS.items():
+            few, many = (collected(folder, program, tensors, steps, distinct) for steps in (100, 200))
+            counts[f"step: {name}"] = (many - few) / 100
     return counts
 
 
-def collected(folder: str, program: Path, tensors: int, steps: int) -> int:
+def collected(folder: str, program: Path, *arguments: int) -> int:
     """Return the number of instructions that the program takes on the baseline's kernels."""
     log = Path(folder) / "log"
-    arguments = ["--tool=callgrind", f"--callgrind-out-file={folder}/out", f"--log-file={log}"]
+    options = ["--tool=callgrind", f"--callgrind-out-file={folder}/out", f"--log-file={log}"]
     environment = {**os.environ, "ONEPASS_ISA": "baseline", "ONEPASS_NUM_THREADS": "1"}
-    subprocess.run(["valgrind", *arguments, program, str(tensors), str(steps)], check=True, env=environment)
+    subprocess.run(["valgrind", *options, program, *map(str, arguments)], check=True, env=environment)
     found = re.search(r"Collected : (\d+)", log.read_text())
     assert found is not None
     return int(found[1])

@@ -1,4 +1,4 @@
-// Steps of the core without Python, for callgrind to count: steps TENSORS STEPS.
+// Steps of the core without Python, for callgrind to count: steps TENSORS STEPS COUNTS (distinct step counts).
 #include <cstdlib>
 #include <limits>
 #include <memory>
@@ -10,6 +10,7 @@
 int main(int, char** arguments) {
   const auto tensors = static_cast<std::size_t>(std::atoi(arguments[1]));
   const int steps = std::atoi(arguments[2]);
+  const auto counts = static_cast<std::size_t>(std::atoi(arguments[3]));
   std::vector<float> param(tensors, 1), grad(tensors, 1), exp_avg(tensors), exp_avg_sq(tensors);
   onepass::CommonOptions common = {};
   common.lr = 1e-3;
@@ -18,8 +19,9 @@ int main(int, char** arguments) {
   std::vector<onepass::Parameter> parameters;
   std::vector<onepass::Gradient> gradients;
   for (std::size_t i = 0; i < tensors; ++i) {
+    const auto step = static_cast<std::int64_t>(i % counts);
     parameters.push_back(
-        {onepass::float32, 1, 1, {&param[i], nullptr, {&exp_avg[i], &exp_avg_sq[i]}, nullptr}, 0, 0, {}});
+        {onepass::float32, 1, 1, {&param[i], nullptr, {&exp_avg[i], &exp_avg_sq[i]}, nullptr}, 0, step, {}});
     gradients.push_back({&grad[i], nullptr, 0});
   }
   onepass::Optimizer optimizer(true);

@@ -33,6 +33,7 @@ from ._config import config, get_num_threads, set_num_threads, show_config
 from ._flatten import flatten
 from ._group import Group
 from ._optimizer import Optimizer
+from ._presets import presets
 from .functional import adam_step
 from .optimizers import (
     SGD,
@@ -48,7 +49,6 @@ from .optimizers import (
     RMSprop,
     ScheduleFreeAdamW,
 )
-from .presets import presets
 from .sparse import SparseRows
 
 __all__ = [

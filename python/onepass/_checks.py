@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Set
 from itertools import pairwise
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
 
@@ -159,7 +159,7 @@ def master_bits(name: str, value: int) -> int:
     """The number of bits of bfloat16 parameters."""
     number = integer(name, value)
     if number not in (32, 24, 16):
-        raise ValueError(f"{name}: expected 32, 24 or 16, got {value!r}")
+        raise ValueError(f"{name}: expected 32, 24 or 16, got {shown(value)}")
     return number
 
 
@@ -167,11 +167,11 @@ def seed(name: str, value: int) -> int:
     """A seed of 64 bits."""
     number = integer(name, value)
     if not 0 <= number < 2**64:
-        raise ValueError(f"{name}: expected at least 0 and less than 2**64, got {value!r}")
+        raise ValueError(f"{name}: expected at least 0 and less than 2**64, got {shown(value)}")
     return number
 
 
-def integer(name: str, value: int) -> int:
+def integer(name: str, value: SupportsIndex) -> int:
     """An integer."""
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: expected an integer, got {shown(value)}")
@@ -182,20 +182,23 @@ def integer(name: str, value: int) -> int:
 
 
 def steps_or_none(name: str, value: int | None) -> int | None:
-    """A number of steps, 1 or more, or None."""
-    if value is None:
-        return None
+    """A number of steps, 1 or more, that a double holds, or None."""
+    return None if value is None else count(name, value, 1)
+
+
+def steps(name: str, value: SupportsIndex) -> int:
+    """A number of steps, 1 or more, that an optimizer can reach."""
     number = integer(name, value)
-    if number < 1:
-        raise ValueError(f"{name}: expected at least 1 or None, got {value!r}")
+    if not 1 <= number < 2**63:
+        raise ValueError(f"{name}: expected at least 1 and less than 2**63, got {shown(value)}")
     return number
 
 
-def count(name: str, value: int) -> int:
-    """An integer, 0 or more, that a double holds."""
+def count(name: str, value: int, least: int = 0) -> int:
+    """An integer, 0 or more, that a double holds; least: another minimum."""
     number = integer(name, value)
-    if not 0 <= number <= 2**53:
-        raise ValueError(f"{name}: expected at least 0 and at most 2**53, got {value!r}")
+    if not least <= number <= 2**53:
+        raise ValueError(f"{name}: expected at least {least} and at most 2**53, got {shown(value)}")
     return number
 
 

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from . import _core
+from ._checks import shown
 
 
 def config() -> dict[str, Any]:
@@ -72,7 +73,7 @@ def set_num_threads(count: int | None) -> None:
     except TypeError:
         raise TypeError(f"the number of threads: expected an integer, got {count!r}") from None
     if not 1 <= number <= 4096:
-        raise ValueError(f"the number of threads: expected at least 1 and at most 4096, got {number}")
+        raise ValueError(f"the number of threads: expected at least 1 and at most 4096, got {shown(number)}")
     _core.set_num_threads(number)
 
 

@@ -19,7 +19,7 @@ _MOMENTS: tuple[np.dtype[Any], ...] = *_WEIGHTS, np.dtype(np.uint8)
 _LOW: tuple[np.dtype[Any], ...] = tuple(np.dtype(dtype) for dtype in _storage.LOW_DTYPES.values())
 _KNOWN: dict[str, np.dtype[Any]] = {dtype.str: dtype for dtype in (*_MOMENTS, *_LOW)}
 _MAGNITUDE, _INFINITY, _NAN = (np.uint32(bits) for bits in (0x7FFFFFFF, 0x7F800000, 0x7FC00000))
-_PART = 1 << 16  # elements: temporary arrays of this size stay in the cache
+ROWS_SIZE = 1 << 16  # elements: temporary arrays of this size stay in the cache
 
 
 # ---- Weights ----
@@ -233,8 +233,8 @@ class Conversion:
         own = np.atleast_1d(self._record.params[index])
         param, low, out, low_out = given
         outcomes = [
-            convert_weights(own[part], *(None if array is None else array[part] for array in given))
-            for part in _parts(own)
+            convert_weights(own[rows], *(None if array is None else array[rows] for array in given))
+            for rows in row_slices(own)
         ]
         is_lossy, is_same = any(lossy for lossy, _ in outcomes), all(same for _, same in outcomes)
         if param is not None and out is None:
@@ -289,9 +289,9 @@ def _weights_of(state: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [("y", "param_low"), ("param", "")] if "y" in state else [("param", "param_low")]
 
 
-def _parts(array: Array) -> Iterator[slice]:
+def row_slices(array: Array) -> Iterator[slice]:
     """Yield slices of the first axis, so that temporary arrays are small."""
-    step = max(1, _PART // max(1, array[:1].size))
+    step = max(1, ROWS_SIZE // max(1, array[:1].size))
     return (slice(start, start + step) for start in range(0, len(array), step))
 
 

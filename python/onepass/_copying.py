@@ -12,7 +12,7 @@ from ._options import OPTIMIZER_CHECKS
 from ._params import Part, label, parts_of_params
 
 
-def describe(optimizer: Any) -> tuple[Any, ...]:
+def arguments_of(optimizer: Any) -> tuple[Any, ...]:
     """Return the arguments of `initialize` for an equal optimizer, with the live arrays."""
     record = optimizer._record
     groups = [
@@ -26,7 +26,7 @@ def describe(optimizer: Any) -> tuple[Any, ...]:
 def initialize(
     optimizer: Any, form: Any, as_tuple: bool, groups: Any, options: Any, state: Any, parts: Sequence[Part] = ()
 ) -> None:
-    """Initialize an optimizer from the result of `describe`."""
+    """Initialize an optimizer from the result of `arguments_of`."""
     for named, _ in groups:
         for key, array in named.items():
             if not array.flags.writeable:
@@ -58,7 +58,7 @@ def deep_copy(optimizer: Any, memo: dict[int, Any]) -> Any:
     def copy_arrays() -> tuple[Any, ...]:
         record = optimizer._record
         deepcopy((record.params, record.states), memo)  # the memo keeps the copies
-        return describe(optimizer)
+        return arguments_of(optimizer)
 
     description = optimizer._locked(copy_arrays)
     # Arrays are copied under the lock, also by a subclass's __deepcopy__. Schedules, names and attributes are copied

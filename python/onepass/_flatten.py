@@ -22,6 +22,8 @@ def flatten(params: Mapping[Key, Array]) -> dict[Key, Array]: ...  # type: ignor
 @overload
 def flatten(params: tuple[Array, ...]) -> tuple[Array, ...]: ...  # type: ignore[overload-overlap]
 @overload
+def flatten(params: tuple[Mapping[str, Any], ...]) -> tuple[dict[str, Any], ...]: ...  # type: ignore[overload-overlap]
+@overload
 def flatten(params: Iterable[Array]) -> list[Array]: ...
 @overload
 def flatten(params: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]: ...
@@ -68,13 +70,20 @@ def flatten(params: Params) -> Any:
         order: Any = "C" if plain.flags.c_contiguous else "F"
         views[key] = buffers[plain.dtype][start : start + plain.size].reshape(plain.shape, order=order)
         np.copyto(views[key], plain)
-    if form == "array":
-        return views[0]
-    if not isinstance(given, Mapping) and any(isinstance(item, Mapping) for item in given):
-        own = [{key: views[key] for key in named} for named, _ in groups]
-        each_params: list[Any] = list(own) if form == "mapping" else [[*views.values()] for views in own]
-        return [{"params": each, **options} for each, (_, options) in zip(each_params, groups)]
-    if form == "mapping":
+    if isinstance(given, list) and isinstance(given[0], Mapping):
+        flat = [
+            {**group, "params": in_form_of(group["params"], {key: views[key] for key in named})}
+            for group, (named, _) in zip(given, groups)
+        ]
+        return tuple(flat) if isinstance(params, tuple) else flat
+    return in_form_of(params, views)
+
+
+def in_form_of(params: Any, views: dict[Any, Array]) -> Any:
+    """Return views of parameters by key in the form of the parameters: an array, a mapping, a tuple or a list."""
+    if isinstance(params, np.ndarray):
+        return next(iter(views.values()))
+    if isinstance(params, Mapping):
         return views
     return tuple(views.values()) if isinstance(params, tuple) else list(views.values())
 

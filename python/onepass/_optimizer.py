@@ -265,7 +265,7 @@ class Optimizer(_core.Optimizer):
         _copying.set_added_attributes(self, added)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _copying.rebuild, (type(self), *self._locked(lambda: _copying.describe(self))), self.__getstate__()
+        return _copying.rebuild, (type(self), *self._locked(lambda: _copying.arguments_of(self))), self.__getstate__()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return _copying.deep_copy(self, memo)

@@ -55,6 +55,7 @@ OPTIMIZER_CHECKS: Mapping[str, Check] = {
     "seed": seed,
     "flush_denormals": flag,
 }
+SAVED_OPTIONS = [name for name in OPTIMIZER_CHECKS if name != "flush_denormals"]  # of the optimizer, in state dicts
 
 
 class Option(Generic[Read, Write]):

@@ -145,7 +145,7 @@ def create_groups(
     return created
 
 
-_parts: ContextVar[Sequence[tuple[Array, Part]]] = ContextVar("parts", default=())
+_declared_parts: ContextVar[Sequence[tuple[Array, Part]]] = ContextVar("parts", default=())
 
 
 @contextmanager
@@ -154,17 +154,17 @@ def parts_of_params(parts: Sequence[tuple[Array, Part]]) -> Iterator[None]:
 
     Such an optimizer stores and rounds each element as the optimizer of the larger parameters does.
     """
-    token = _parts.set(parts)
+    token = _declared_parts.set(parts)
     try:
         yield
     finally:
-        _parts.reset(token)
+        _declared_parts.reset(token)
 
 
 def declared_parts(params: Sequence[Array]) -> list[Part]:
     """Return the declared part of each parameter, or the whole parameter if none is declared."""
     # By identity, because empty parts may share an address, or else by memory: a subclass may pass on views.
-    keyed = [((id(array), _memory(array)), part) for array, part in _parts.get()]
+    keyed = [((id(array), _memory(array)), part) for array, part in _declared_parts.get()]
     declared: dict[Any, Part] = {key: part for keys, part in keyed for key in keys}
     return [declared.get(id(array)) or declared.get(_memory(array)) or Part(array.size) for array in params]
 
@@ -213,7 +213,7 @@ def register_groups(optimizer: Any, form: Form, groups: list[GroupParams]) -> No
         moments = rules[spec.rule_name(group)][1]
         arrays = [[state[name] for name in moments] for state in states]
         narrow = [
-            _storage.describe(group, array, state, moments, part.first, part.parameter)
+            _storage.narrow_arrays(group, array, state, moments, part.first, part.parameter)
             for array, state, part in zip(group.params, states, parts)
         ]
         optimizer._add_group(form, group._core, [*named], group.params, arrays, averages, narrow, record)

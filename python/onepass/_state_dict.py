@@ -14,14 +14,20 @@ import numpy as np
 from . import _evaluation, _storage
 from ._allocate import address, all_zeros_like
 from ._checks import check_storage
-from ._conversion import Conversion, caller_level, is_c_contiguous, is_stored_alike, split, warn_of_losses
+from ._conversion import (
+    Conversion,
+    caller_level,
+    is_c_contiguous,
+    is_stored_alike,
+    row_slices,
+    split,
+    warn_of_losses,
+)
 from ._core import CommonOptions, no_clip_norm
 from ._core import Group as CoreGroup
-from ._options import OPTIMIZER_CHECKS, refuse_unknown
+from ._options import OPTIMIZER_CHECKS, SAVED_OPTIONS, refuse_unknown
 from ._params import ParameterRecord
 from ._types import Array
-
-_PART = 1 << 16  # elements of which a checksum is made at once
 
 # _checkpoint, _state_check and schedules take longer to import than all the rest, hence the imports in functions.
 
@@ -36,14 +42,17 @@ def snapshot(optimizer: Any, params: bool = False, record: ParameterRecord | Non
     record = record or optimizer._record
     groups = [
         named_params(record, indices)
-        | {name: schedules.describe(value) if callable(value) else value for name, value in group._values.items()}
+        | {
+            name: schedules.describe_schedule(value) if callable(value) else value
+            for name, value in group._values.items()
+        }
         for group, indices in record.ranges()
     ]
     added = [{"param": _storage.raw(array)} for array in record.params] if params else [{}] * len(record.params)
     return {
         "version": _checkpoint.VERSION,
         "optimizer": type(optimizer).__name__,
-        **{name: getattr(optimizer, name) for name in ("step_count", "skipped", "clip_norm", "nonfinite", "seed")},
+        **{name: getattr(optimizer, name) for name in ("step_count", "skipped", *SAVED_OPTIONS)},
         "state": {
             index: {**scalars(optimizer, index), **state, **param}
             for index, (state, param) in enumerate(zip(record.states, added))
@@ -88,6 +97,12 @@ class StateView(Mapping[Any, "dict[str, Any]"]):
     def __len__(self) -> int:
         return len(self._optimizer._record.keys)
 
+    def __eq__(self, other: object) -> bool:  # arrays have no single truth value
+        return self._optimizer is other._optimizer if isinstance(other, StateView) else NotImplemented
+
+    def __hash__(self) -> int:
+        return object.__hash__(self._optimizer)
+
     def __repr__(self) -> str:
         return repr(dict(self))
 
@@ -114,7 +129,7 @@ CoreOptions = tuple[CoreGroup, Mapping[str, Any], Mapping[str, Any], list[float]
 
 def check_names(call: str, optimizer: Any, options: Iterable[str], *arguments: str) -> None:
     """Refuse options that no state dict has; call, arguments: the method's name and own arguments, for the message."""
-    valid = [*arguments, *optimizer._spec.checks, "clip_norm", "nonfinite", "seed"]
+    valid = [*arguments, *optimizer._spec.checks, *SAVED_OPTIONS]
     fixed = {optimizer._spec.initial, *_storage.OPTIONS}
     refuse_unknown(call, options, [name for name in valid if name not in fixed])
 
@@ -133,7 +148,7 @@ def prepare_load(
     record = _evaluation.in_mode(optimizer, _evaluation.is_saved_in(optimizer, state_dict))
     own = snapshot(optimizer, params, record)
     state_dict, conversion = in_own_storage(record, state_dict, own, optimizer._state_folder)
-    whole = {name: given.get(name, state_dict[name]) for name in ("clip_norm", "nonfinite", "seed")}
+    whole = {name: given.get(name, state_dict[name]) for name in SAVED_OPTIONS}
     clip_norm, nonfinite, seed = (OPTIMIZER_CHECKS[name](name, value) for name, value in whole.items())
     given = {name: value for name, value in given.items() if name not in whole}
     options: list[CoreOptions] = []
@@ -278,14 +293,15 @@ def with_checksums(record: ParameterRecord, state_dict: dict[str, Any]) -> dict[
 def _checksum(array: Array, stored: Callable[[Array], Array] = lambda part: part) -> int:
     """Return the checksum of a parameter; stored: a function that converts a part of it before."""
     checksum = 0
-    for part in _parts(array):
+    for part in checksum_parts(array):
         checksum = zlib.crc32(np.ascontiguousarray(stored(part)).data.cast("B"), checksum)
     return checksum
 
 
-def _parts(array: Array) -> Iterator[Array]:
+def checksum_parts(array: Array) -> Iterator[Array]:
+    """Yield the elements of a parameter in C order, some at a time."""
     flat = np.ascontiguousarray(_storage.raw(array)).reshape(-1)
-    return (flat[start : start + _PART] for start in range(0, flat.size, _PART))
+    return (flat[rows] for rows in row_slices(flat))
 
 
 def warn_of_other_params(
@@ -322,7 +338,7 @@ def _is_saved(index: int, checksum: int, array: Array, conversion: Conversion | 
         return checksum == _checksum(array, _storage.decoded)
     if checksum != _checksum(array, lambda part: split(part)[0]):
         return False
-    return index in conversion.same_low or not any(split(part)[1].any() for part in _parts(array))
+    return index in conversion.same_low or not any(split(part)[1].any() for part in checksum_parts(array))
 
 
 def read(optimizer: Any, path: str | os.PathLike[str], params: bool) -> tuple[dict[str, Any], Conversion]:

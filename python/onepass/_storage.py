@@ -145,7 +145,7 @@ def state_layout(
     return layout
 
 
-def describe(
+def narrow_arrays(
     options: Mapping[str, Any],
     array: Array,
     state: Mapping[str, Array],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import SupportsFloat, SupportsIndex
 
 import numpy as np
@@ -72,12 +71,7 @@ def adam_step(
     lr = _checks.non_negative("lr", lr)
     weight_decay = _checks.non_negative("weight_decay", weight_decay)
     grad_scale = _checks.finite("grad_scale", grad_scale)
-    try:
-        step = operator.index(step)
-    except TypeError:
-        raise TypeError(f"step: expected an integer, got {step!r}") from None
-    if not 1 <= step < 2**63:
-        raise ValueError(f"step: expected at least 1 and less than 2**63, got {step}")
+    step = _checks.steps("step", step)
 
     states = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     if max_exp_avg_sq is not None:

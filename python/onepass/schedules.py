@@ -16,7 +16,8 @@ schedule                                  learning rate at step t               
 ========================================  ========================================  ======================
 
 The rates are Python floats, finite and at least 0 at every step that an optimizer can reach (below 2⁶³). A step below 1
-raises ``ValueError``, a step that is not an integer ``TypeError``. Arguments are checked when a schedule is created.
+raises ``ValueError``, a step that is not an integer ``TypeError``. Arguments are checked when a schedule is created;
+numbers of steps must be below 2⁶³.
 
 Example:
     >>> import numpy as np, onepass
@@ -33,7 +34,6 @@ Example:
 from __future__ import annotations
 
 import math
-import operator
 import sys
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence, Set
@@ -100,7 +100,7 @@ class inverse_sqrt:
 
     def __call__(self, t: int) -> float:
         """Return the rate at step t."""
-        return self.lr / math.sqrt(_step(t))
+        return self.lr / math.sqrt(_checks.steps("t", t))
 
 
 @_suggesting
@@ -128,7 +128,7 @@ class inverse_time:
 
     def __call__(self, t: int) -> float:
         """Return the rate at step t."""
-        return self.lr / (1 + self.decay * (_step(t) - 1))
+        return self.lr / (1 + self.decay * (_checks.steps("t", t) - 1))
 
 
 @_suggesting
@@ -158,11 +158,11 @@ class exponential:
         lr, rate = _checks.non_negative("lr", self.lr), _checks.finite("rate", self.rate)
         if rate <= 0:
             raise ValueError(f"rate: expected more than 0, got {self.rate!r}")
-        _keep(self, lr=lr, rate=rate, steps=_count("steps", self.steps))
+        _keep(self, lr=lr, rate=rate, steps=_checks.steps("steps", self.steps))
 
     def __call__(self, t: int) -> float:
         """Return the rate at step t."""
-        exponent = (_step(t) - 1) / self.steps
+        exponent = (_checks.steps("t", t) - 1) / self.steps
         try:
             factor = math.pow(self.rate, exponent)
         except OverflowError:
@@ -194,7 +194,9 @@ class piecewise:
     values: Sequence[float]
 
     def __post_init__(self) -> None:
-        boundaries = tuple(_count(f"boundaries[{i}]", b) for i, b in enumerate(_items("boundaries", self.boundaries)))
+        boundaries = tuple(
+            _checks.steps(f"boundaries[{i}]", b) for i, b in enumerate(_items("boundaries", self.boundaries))
+        )
         values = tuple(_checks.non_negative(f"values[{i}]", v) for i, v in enumerate(_items("values", self.values)))
         if any(a >= b for a, b in pairwise(boundaries)):
             raise ValueError(f"boundaries: expected increasing integers, got {self.boundaries!r}")
@@ -207,7 +209,7 @@ class piecewise:
 
     def __call__(self, t: int) -> float:
         """Return the rate at step t."""
-        return self.values[bisect_left(self.boundaries, _step(t))]
+        return self.values[bisect_left(self.boundaries, _checks.steps("t", t))]
 
 
 @_suggesting
@@ -236,11 +238,11 @@ class linear:
 
     def __post_init__(self) -> None:
         lr, end = _checks.non_negative("lr", self.lr), _checks.non_negative("end", self.end)
-        _keep(self, lr=lr, end=end, steps=_count("steps", self.steps))
+        _keep(self, lr=lr, end=end, steps=_checks.steps("steps", self.steps))
 
     def __call__(self, t: int) -> float:
         """Return the rate at step t."""
-        return _between(self.lr, self.end, min(_step(t) - 1, self.steps) / self.steps)
+        return _between(self.lr, self.end, min(_checks.steps("t", t) - 1, self.steps) / self.steps)
 
 
 @_suggesting
@@ -270,11 +272,11 @@ class cosine:
 
     def __post_init__(self) -> None:
         lr, end = _checks.non_negative("lr", self.lr), _checks.non_negative("end", self.end)
-        _keep(self, lr=lr, steps=_count("steps", self.steps), end=end)
+        _keep(self, lr=lr, steps=_checks.steps("steps", self.steps), end=end)
 
     def __call__(self, t: int) -> float:
         """Return the rate at step t."""
-        angle = math.pi * (min(_step(t) - 1, self.steps) / self.steps)
+        angle = math.pi * (min(_checks.steps("t", t) - 1, self.steps) / self.steps)
         return _between(self.end, self.lr, (1 + math.cos(angle)) / 2)
 
 
@@ -306,11 +308,11 @@ class warmup:
     steps: int
 
     def __post_init__(self) -> None:
-        _keep(self, schedule=_checks.learning_rate("schedule", self.schedule), steps=_count("steps", self.steps))
+        _keep(self, schedule=_checks.learning_rate("schedule", self.schedule), steps=_checks.steps("steps", self.steps))
 
     def __call__(self, t: int) -> float:
         """Return the rate at step t."""
-        t = _step(t)
+        t = _checks.steps("t", t)
         return self._rate(1) * (t / self.steps) if t <= self.steps else self._rate(t - self.steps)
 
     def _rate(self, t: int) -> float:
@@ -318,18 +320,18 @@ class warmup:
         return _checks.finite(f"schedule({t})", schedule(t)) if callable(schedule) else float(schedule)
 
 
-def describe(function: Any) -> dict[str, Any]:
+def describe_schedule(function: Any) -> dict[str, Any]:
     """Return a description of a schedule for a file: its name and arguments, or only the name of any other function."""
     if is_dataclass(function) and globals().get(type(function).__name__) is type(function):
         arguments = {field.name: getattr(function, field.name) for field in fields(function)}
-        described = {name: describe(value) if callable(value) else value for name, value in arguments.items()}
+        described = {name: describe_schedule(value) if callable(value) else value for name, value in arguments.items()}
         if not any(isinstance(value, Mapping) and "function" in value for value in described.values()):
             return {"name": type(function).__name__, **described}
     return {"function": str(getattr(function, "__qualname__", type(function).__qualname__))}
 
 
 def from_description(description: Mapping[str, Any]) -> Any:
-    """Return the schedule that `describe` described, or None for any other function."""
+    """Return the schedule that `describe_schedule` described, or None for any other function."""
     if description.keys() == {"function"}:
         return None
     name = description.get("name")
@@ -347,25 +349,6 @@ def _keep(self: object, /, **values: Any) -> None:
     """Set the checked values of a frozen dataclass during its construction."""
     for name, value in values.items():
         object.__setattr__(self, name, value)
-
-
-def _count(name: str, value: Any) -> int:
-    """Return an integer of at least 1, or raise."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
-    if number < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value!r}")
-    return number
-
-
-def _step(t: Any) -> int:
-    """Return the number of a step, an integer from 1 to 2**63 - 1, or raise."""
-    number = _count("t", t)
-    if number >= 2**63:
-        raise ValueError(f"t must fit 64 bits, not {t!r}")
-    return number
 
 
 def _items(name: str, value: Any) -> tuple[Any, ...]:

@@ -265,8 +265,10 @@ inline bool Optimizer::StepCoefficients::matches(const Parameter& parameter) con
 
 const Optimizer::StepCoefficients& Optimizer::coefficients(std::size_t index, double grad_scale) {
   const Parameter& parameter = parameters_[index];
-  for (const StepCoefficients& known : coefficients_) {
-    if (known.matches(parameter)) return known;
+  // Only the newest, so that a step is linear in the number of parameters even if all counts differ.
+  constexpr std::size_t compared = 8;
+  for (std::size_t k = coefficients_.size(), end = k - std::min(k, compared); k != end; --k) {
+    if (coefficients_[k - 1].matches(parameter)) return coefficients_[k - 1];
   }
   const RuleEntry& rule = groups_[parameter.group]->rule();
   const OptionsSnapshot& options = options_[parameter.group];
@@ -291,6 +293,7 @@ void Optimizer::plan(const Gradient* gradients, double grad_scale) {
   sweeps_.clear();
   storages_.clear();
   planned_.clear();
+  started_by_rows_.clear();
   planned_elements_ = 0;
   const StepCoefficients* last = nullptr;
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
@@ -317,7 +320,7 @@ void Optimizer::plan(const Gradient* gradients, double grad_scale) {
     if (gradient.rows != nullptr) {
       const Sweep whole = sweep;
       sweeps_.pop_back();
-      add_rows(whole, parameter, gradient);
+      add_rows(whole, i, gradient);
     }
     PlannedUpdate& planned = planned_.emplace_back();
     planned.parameter = i;
@@ -327,7 +330,9 @@ void Optimizer::plan(const Gradient* gradients, double grad_scale) {
 }
 
 // Adds a sweep for each run of consecutive rows.
-void Optimizer::add_rows(const Sweep& sweep, const Parameter& parameter, const Gradient& gradient) {
+void Optimizer::add_rows(const Sweep& sweep, std::size_t i, const Gradient& gradient) {
+  const Parameter& parameter = parameters_[i];
+  if (parameter.step == 0) started_by_rows_.push_back(i);
   const std::size_t row_bytes = parameter.row_size * bytes_of(parameter.dtype);
   for (std::size_t begin = 0, end = 0; begin < gradient.row_count; begin = end) {
     do ++end;
@@ -343,7 +348,20 @@ void Optimizer::add_rows(const Sweep& sweep, const Parameter& parameter, const G
   }
 }
 
+// Copies a parameter into its states that are weights, which start as the parameter is at its first step. Sweeps do
+// this for the elements that they update. The gradient has rows, so that no array is narrow.
+void Optimizer::start_weights(const Parameter& parameter) noexcept {
+  const RuleEntry& rule = groups_[parameter.group]->rule();
+  const auto* const param = static_cast<const unsigned char*>(parameter.operands.param);
+  const std::size_t bytes = parameter.size * bytes_of(parameter.dtype);
+  for (std::size_t k = 0; k < rule.state_count; ++k) {
+    if (rule.states[k].kind != StateKind::weight) continue;
+    std::copy_n(param, bytes, static_cast<unsigned char*>(parameter.operands.state[k]));
+  }
+}
+
 void Optimizer::apply(const Executor& executor) noexcept {
+  for (const std::size_t i : started_by_rows_) start_weights(parameters_[i]);
   run_sweeps(executor, sweeps_.data(), sweeps_.size());
   for (const PlannedUpdate& planned : planned_) {
     Parameter& parameter = parameters_[planned.parameter];

@@ -176,7 +176,8 @@ class Optimizer {
   const StepCoefficients& coefficients(std::size_t index, double grad_scale);
   void reduce_blocks(const Gradient* gradients, double grad_scale, bool norm, bool finite,
                      const Executor& executor) noexcept;
-  void add_rows(const Sweep& sweep, const Parameter& parameter, const Gradient& gradient);
+  void add_rows(const Sweep& sweep, std::size_t i, const Gradient& gradient);
+  void start_weights(const Parameter& parameter) noexcept;
 
   bool flush_denormals_;
   std::uint64_t seed_ = 0;
@@ -184,11 +185,12 @@ class Optimizer {
   std::vector<std::shared_ptr<Group>> groups_;
   std::vector<OptionsSnapshot> options_;  // of each group
   std::vector<Parameter> parameters_;
-  // The plan: coefficients for each distinct group, dtype and step count, one sweep for each gradient.
+  // The plan: coefficients, shared by parameters that match, and one sweep for each gradient.
   std::vector<StepCoefficients> coefficients_;
   std::vector<Sweep> sweeps_;
   std::vector<NarrowStorage> storages_;  // of the sweeps over narrow arrays
   std::vector<PlannedUpdate> planned_;
+  std::vector<std::size_t> started_by_rows_;  // the parameters whose first step is along a gradient of rows
   std::size_t planned_elements_ = 0;
   std::vector<BlockStats> blocks_;  // of all gradients, one after the other
 };

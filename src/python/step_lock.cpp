@@ -12,7 +12,8 @@ namespace onepass::python {
 void StepLock::lock() {
   if (is_mine()) {
     throw std::runtime_error(
-        "this optimizer is in the middle of a step: a schedule or a gradient's own code called it again");
+        "this optimizer is in use by this thread: a schedule, a gradient's own code or a signal handler called it "
+        "again");
   }
   const unsigned forks = onepass::fork_count();
   if (!mutex_.try_lock()) {

@@ -22,7 +22,7 @@ class StepLock {
   // Written with relaxed memory order, because stronger orders would cost 5 ns per write: is_mine() only has to find
   // the calling thread's own identifier, which no other thread writes.
   std::atomic<unsigned long> owner_{0};   // the thread that holds the lock, or 0
-  std::atomic<unsigned> owner_forks_{0};  // onepass::forks() of the owner's process
+  std::atomic<unsigned> owner_forks_{0};  // fork_count() of the owner's process
 };
 
 }  // namespace onepass::python

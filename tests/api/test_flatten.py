@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -34,10 +36,27 @@ def test_flat_parameters_have_the_form_of_the_given_parameters() -> None:
         assert type(flat) is kind and [x.shape for x in flat] == [(2, 2), (2,)]
     assert [x.shape for x in onepass.flatten(x for x in (w, b))] == [(2, 2), (2,)]
     groups = onepass.flatten([{"params": w, "lr": 0.5}, {"params": [b]}])
-    assert groups[0]["lr"] == 0.5 and groups[0]["params"][0].base is groups[1]["params"][0].base
+    assert groups[0]["lr"] == 0.5 and groups[0]["params"].base is groups[1]["params"][0].base
     opt = onepass.SGD(groups, lr=1.0)
     opt.step([np.ones((2, 2), np.float32), np.ones(2, np.float32)])
-    assert groups[0]["params"][0].base.tolist() == [0.5] * 4 + [-1] * 2
+    assert groups[0]["params"].base.tolist() == [0.5] * 4 + [-1] * 2
+
+
+def test_flat_groups_have_the_form_of_the_given_groups() -> None:
+    def form(params: Any) -> Any:
+        if isinstance(params, dict):
+            return {name: form(value) for name, value in params.items()}
+        return type(params)(map(form, params)) if isinstance(params, (list, tuple)) else np.shape(params)
+
+    w, b, c = np.ones((2, 2), np.float32), np.zeros(2, np.float32), np.zeros(3, np.float32)
+    unnamed = [{"params": w, "lr": 0.5}, {"lr": 0.25, "params": (b,)}, {"params": [c]}]
+    named = [{"params": {"w": w}, "lr": 0.5}, {"params": {"b": b, "c": c}}]
+    for groups in (unnamed, named):
+        for given in (groups, tuple(groups)):
+            flat = onepass.flatten(given)
+            assert form(flat) == form(given) and [list(group) for group in flat] == [list(group) for group in given]
+    [group] = onepass.flatten([{"params": (x for x in (w, b))}])
+    assert form(group) == {"params": [(2, 2), (2,)]}
 
 
 def test_flatten_refuses_wrong_parameters() -> None:

@@ -37,10 +37,15 @@ def test_the_example_of_the_compiled_step_runs() -> None:
 
 @pytest.mark.parametrize("name", onepass.__all__)
 def test_everything_public_has_a_docstring_with_an_example(name: str) -> None:
-    public = importlib.import_module(f"onepass.{name}") if name in ("presets", "schedules") else getattr(onepass, name)
+    public = onepass._presets if name == "presets" else getattr(onepass, name)
     assert public.__doc__
     if name not in ("Optimizer", "show_config"):
         assert ">>> " in public.__doc__, f"{name} shows no example"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.count(".") == 1])
+def test_the_name_of_a_module_has_no_other_meaning(name: str) -> None:
+    assert getattr(onepass, name.partition(".")[2]) is importlib.import_module(name)
 
 
 def test_importing_onepass_needs_only_numpy_and_starts_no_threads() -> None:

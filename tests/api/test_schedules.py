@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
 import math
 import pickle
 import re
@@ -18,8 +17,7 @@ import numpy as np
 import pytest
 
 import onepass
-from onepass import schedules
-from onepass.presets import presets
+from onepass import _presets, presets, schedules
 from onepass.schedules import cosine, exponential, inverse_sqrt, inverse_time, linear, piecewise, warmup
 
 NAN, INF = float("nan"), float("inf")
@@ -97,15 +95,15 @@ EXTREMES = [
     exponential(0, 2),
     exponential(0, 2, steps=10**18),
     exponential(1, 5e-324),
-    exponential(1, 1 - 2**-53, steps=10**400),
+    exponential(1, 1 - 2**-53, steps=2**63 - 1),
     piecewise([1, LARGEST_STEP - 1], [1, 2, 3]),
     linear(1.7e308, 1.7e308, 10),
     linear(1.7e308, 0, LARGEST_STEP),
-    linear(1e-20, 1.7e308, 10**400),
+    linear(1e-20, 1.7e308, 2**63 - 1),
     cosine(1.7e308, LARGEST_STEP, 1.7e308),
     cosine(5e-324, 3, 1.7e308),
     warmup(exponential(1, 2), 10**18),
-    warmup(1.7e308, 10**400),
+    warmup(1.7e308, 2**63 - 1),
 ]
 
 
@@ -189,7 +187,8 @@ ILL: dict[str, list[tuple[Any, type[Exception], str]]] = {
         for name in ("lr", "decay", "rate", "end")
     },
     "steps": [
-        *[(v, ValueError, f"steps: expected at least 1, got {v}") for v in (0, -1, -(10**30))],
+        *[(v, ValueError, f"steps: expected at least 1 and less than 2**63, got {v}") for v in (0, -(10**30), 2**63)],
+        *[(v, ValueError, "steps: expected at least 1 and less than 2**63, got ") for v in (10**400, 10**5000)],
         *[(v, TypeError, f"steps: expected an integer, got {v!r}") for v in (1.0, 2.5, NAN, "3", None, [3], 1j)],
     ],
     "boundaries": [
@@ -197,7 +196,8 @@ ILL: dict[str, list[tuple[Any, type[Exception], str]]] = {
         ([10, 10], ValueError, "boundaries: expected increasing integers, got [10, 10]"),
         ([10], ValueError, "values: expected 2 (one more than boundaries), got 3: [3, 2, 1], [10]"),
         ([10, 20, 30], ValueError, "values: expected 4 (one more than boundaries), got 3: [3, 2, 1], [10, 20, 30]"),
-        ([0, 10], ValueError, "boundaries[0]: expected at least 1, got 0"),
+        ([0, 10], ValueError, "boundaries[0]: expected at least 1 and less than 2**63, got 0"),
+        ([10, 10**5000], ValueError, "boundaries[1]: expected at least 1"),
         ([10, 20.0], TypeError, "boundaries[1]: expected an integer, got 20.0"),
         *[
             (v, TypeError, f"boundaries: expected a sequence of numbers, got {v!r}")
@@ -234,11 +234,8 @@ def test_the_error_about_a_wrong_argument_names_it(kind: Any, name: str) -> None
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_a_schedule_accepts_only_integer_steps_from_1(schedule: Any) -> None:
-    for t in (0, -1, -(10**30)):
-        with pytest.raises(ValueError, match=f"t: expected at least 1, got {t}"):
-            schedule(t)
-    for t in (2**63, 10**400):
-        with pytest.raises(ValueError, match=f"t must fit 64 bits, not {t}"):
+    for t in (0, -1, -(10**30), 2**63, 10**400, 10**5000):
+        with pytest.raises(ValueError, match=r"t: expected at least 1 and less than 2\*\*63, got "):
             schedule(t)
     for t in (1.0, 2.5, NAN, "1", None, [1]):
         with pytest.raises(TypeError, match=re.escape(f"t: expected an integer, got {t!r}")):
@@ -310,7 +307,7 @@ def test_presets_are_immutable(mapping: Any) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_preset_is_documented(name: str) -> None:
-    assert f"\n``{name}``" in (importlib.import_module("onepass.presets").__doc__ or "")
+    assert f"\n``{name}``" in (_presets.__doc__ or "")
 
 
 def test_presets_of_the_article_have_the_values_of_its_table() -> None:

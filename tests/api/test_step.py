@@ -204,6 +204,14 @@ def test_a_bare_gradient_must_not_be_none() -> None:
     assert optimizer.step_count == 1
 
 
+def test_state_equals_only_state_of_the_same_optimizer() -> None:
+    one, other = onepass.Adam([ones(3), ones(2)]), onepass.Adam([ones(3), ones(2)])
+    assert one.state == one.state and hash(one.state) == hash(one.state)
+    assert one.state != other.state and one.state != dict(one.state)
+    assert len({one.state, one.state, other.state}) == 2
+    assert one.groups == one.groups and one.groups != other.groups  # a group has its parameters as an item
+
+
 def test_state_holds_live_views_under_pytorchs_names() -> None:
     w = np.zeros((3, 2), np.float32)
     optimizer = onepass.Adam({"w": w}, amsgrad=True)

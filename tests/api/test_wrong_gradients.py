@@ -166,7 +166,7 @@ def test_a_step_inside_a_schedule_is_refused() -> None:
         return 0.1
 
     optimizer.lr = again
-    with refused(ValueError, "in the middle of a step", optimizer):
+    with refused(ValueError, "this optimizer is in use by this thread", optimizer):
         optimizer.step([ones(2, 3), ones(3)])
     optimizer.lr = 0.1
     optimizer.step([ones(2, 3), ones(3)])

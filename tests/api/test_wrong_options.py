@@ -183,7 +183,7 @@ OUT_OF_RANGE: dict[Any, list[tuple[Any, str]]] = {
         ((0.9, 0.9, 1.0), "[2]: expected at least 0 and less than 1, got 1.0"),
         ((0, 0), "three numbers"),
     ],
-    _checks.steps_or_none: [(0, "expected at least 1 or None, got 0"), (-3, "expected at least 1 or None, got -3")],
+    _checks.steps_or_none: [(x, f"expected at least 1 and at most 2**53, got {x}") for x in (0, -3, 2**53 + 1)],
     _checks.ema_decay: [*AVERAGE, (NAN, "expected a finite number, got nan")],
     _checks.count: [(-1, "expected at least 0 and at most 2**53, got -1")],
     _checks.master_bits: [(8, "expected 32, 24 or 16, got 8")],
@@ -286,7 +286,7 @@ def test_an_option_of_another_rule_is_refused(cls: Any) -> None:
         (
             [{"params": ones(3), "ema_decay": 0.5}, {"params": ones(3)}],
             ValueError,
-            "ema_decay must be set for all groups",
+            "ema_decay: expected set for all groups",
         ),
     ],
 )
@@ -313,6 +313,23 @@ def test_options_that_determine_the_buffers_cannot_be_set() -> None:
     adagrad = onepass.Adagrad([ones(3)])
     with refused(AttributeError, "initial_accumulator_value cannot be changed after", adagrad):
         adagrad.groups[0].initial_accumulator_value = 1.0
+
+
+NUMERIC = [
+    (cls, name)
+    for cls in CLASSES.values()
+    for name, parameter in inspect.signature(cls).parameters.items()
+    if name != "params" and type(parameter.default) not in (bool, str) and name != "state_dtype"
+]
+
+
+@pytest.mark.parametrize(("cls", "name"), NUMERIC, ids=lambda x: getattr(x, "__name__", x))
+def test_an_integer_far_too_large_is_refused_by_the_name_of_its_option(cls: Any, name: str) -> None:
+    default = inspect.signature(cls).parameters[name].default
+    for value in (10**400, -(10**400), 10**5000):  # repr refuses the last one
+        given = (value,) * len(default) if isinstance(default, tuple) else value
+        with pytest.raises(ValueError, match=rf"^{name}\b.*, got (-?1000|a value of type int)"):
+            cls([ones(3)], **{name: given})
 
 
 @pytest.mark.parametrize("name", ["flush_denormals", "clip_norm", "momentum", "learning_rate", "__class__"])

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from onepass import _core, optimizers
+from onepass import _core, _storage, optimizers
 from onepass.__main__ import words
 from onepass._reference import RULES, Reference, defaults, storage
 from onepass._reference.elements import Array, power
-from onepass._reference.optimizer import STORAGE, keeps_subnormals
+from onepass._reference.optimizer import keeps_subnormals
 from onepass._reference.rules import SWITCHES
 from onepass._reference.stages import is_usable, sum_of_squares
 
@@ -115,7 +115,7 @@ def case(
     for grad in rest[len(states) :]:
         options = {}
         for name, default in defaults(kind).items():
-            if name in STORAGE:
+            if name in _storage.OPTIONS:
                 continue
             if name == "betas":
                 options[name] = pick([*itertools.product(DECAYS, repeat=len(default))])

@@ -137,6 +137,28 @@ TEST(restored_step_counts_continue) {
   }
 }
 
+TEST(parameters_with_many_step_counts_in_any_order_match_single_elements) {
+  Random random(19);
+  Twin twin(false);
+  for (const char* const rule : {"adam", "nadam"}) {
+    const std::vector<Twin::Shape> shapes(40, {float32, 2, 1});
+    twin.add_group(rule, test::any_options(test::rule_named(rule), random), plain(0.1), shapes, Values::ordinary,
+                   random);
+  }
+  std::vector<std::int64_t> steps;
+  std::vector<onepass::Scalars> scalars;
+  for (std::size_t i = 0; i < twin.parameter_count(); ++i) {
+    steps.push_back(static_cast<std::int64_t>(random.below(i % 3 == 0 ? 3 : 30)));
+    scalars.push_back({{random.pick({0.25, 0.5}), 0}});
+  }
+  twin.restore(7, steps, scalars);
+  for (int step = 0; step < 3; ++step) {
+    const auto given = gradients(twin, random, Values::ordinary, 4, 3);
+    CHECK(twin.step(given));
+    twin.compare();
+  }
+}
+
 TEST(the_norm_of_an_array_equals_the_norm_of_a_single_gradient) {
   Random random(14);
   for (const std::size_t size : {0U, 1U, 100U, 4095U, 4096U, 4097U, 20000U}) {

@@ -189,6 +189,9 @@ void Twin::apply() {
     const Group& group = groups_[own.group];
     const onepass::SweepFunction sweep = group.rule->sweeps[own.shape.dtype][planned.packed.extras];
     const std::size_t row_bytes = own.shape.row_size * onepass::bytes_of(own.shape.dtype);
+    for (std::size_t k = 0; own.step == 0 && k < group.rule->state_count; ++k) {
+      if (group.rule->states[k].kind == onepass::StateKind::weight) own.arrays[1 + k].model = own.arrays[0].model;
+    }
     for (std::size_t r = 0; r < planned.rows.size(); ++r) {
       const std::size_t at = static_cast<std::size_t>(planned.rows[r]) * row_bytes;
       onepass::Operands x = {};

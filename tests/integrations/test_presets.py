@@ -17,8 +17,7 @@ import pytest
 
 import onepass
 from integrations.deviations import jax_in_double
-from onepass import schedules
-from onepass.presets import presets
+from onepass import presets, schedules
 from support import Array
 
 STEPS, SIZE = 20, 50

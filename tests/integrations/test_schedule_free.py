@@ -337,6 +337,23 @@ def test_weights_written_before_the_first_step_are_the_start_of_training() -> No
     assert (v == 7).all()
 
 
+def test_weights_written_before_a_first_step_by_rows_are_the_start_of_training_as_in_pytorch() -> None:
+    torch = pytest.importorskip("torch")
+    import onepass.integrations.torch as ours
+
+    w, weights = np.zeros((3, 1), np.float32), torch.nn.Parameter(torch.zeros(3, 1))
+    optimizer, in_torch = onepass.ScheduleFreeAdamW(w, lr=0.1), ours.ScheduleFreeAdamW([weights], lr=0.1)
+    w[:] = 5
+    weights.data.fill_(5)
+    for row in (0, 1):
+        optimizer.step(onepass.SparseRows([row], np.ones((1, 1), np.float32)))
+        weights.grad = torch.sparse_coo_tensor([[row]], torch.ones(1, 1), (3, 1), check_invariants=True)
+        in_torch.step()
+    optimizer.eval()
+    in_torch.eval()
+    assert w[2] == 5 and (w == weights.detach().numpy()).all()
+
+
 def trained_in_torch() -> tuple[Any, Any]:
     torch = pytest.importorskip("torch")
     from onepass.integrations import torch as ours

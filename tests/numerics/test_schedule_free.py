@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,33 @@ def test_switching_modes_matches_the_reference_and_is_reversible(storage: Any, o
             optimizer.train()
         assert_is_reference(optimizer, reference, f"step {t}")
         assert all(state["z"].dtype == comparable(p).dtype for p, state in zip(params, optimizer.state.values()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [[0, 2, 3], [1, 1], []], ids=str)
+def test_a_first_step_by_rows_starts_every_row_from_the_weights_as_they_are(
+    rows: list[int], dtype: Any, tmp_path: Path
+) -> None:
+    params = [ones(5, 3, dtype=dtype), ones(5, 3, dtype=dtype)]
+    reference = Reference("ScheduleFreeAdamW", params, lr=0.1, nonfinite="skip")
+    with onepass.state_dir(tmp_path):
+        optimizer = onepass.ScheduleFreeAdamW(params, lr=0.1, nonfinite="skip")
+    rng = np.random.default_rng(4)
+    for t, indices in enumerate([[0], rows, [4], [0, 1, 2]]):
+        grads = [ordinary(rng, (len(indices), 3), dtype) for _ in params]
+        if t == 0:
+            grads[1][:] = np.nan  # this step is skipped
+        if t < 2:
+            for array in (*params, *reference.params):
+                array[...] = 5 + t  # written in place
+        optimizer.step([onepass.SparseRows(indices, grad) for grad in grads])
+        reference.step([(indices, grad) for grad in grads])
+        assert_is_reference(optimizer, reference, f"step {t}")
+        if t == 0:
+            assert all((state["z"] == 1).all() for state in optimizer.state.values())
+    assert (optimizer.state[0]["z"] > 5.5).all()
+    optimizer.eval()
+    assert (params[0] > 5.5).all()
 
 
 @pytest.mark.parametrize("master_bits", [32, 24])

@@ -184,12 +184,6 @@ def test_bfloat16_weights_with_32_master_bits_match_float32_bit_for_bit(kind: st
             assert_same_bits([comparable(made[0].state[0][name])], [comparable(value)], name)
 
 
-@pytest.fixture
-def threads() -> Iterator[Any]:
-    yield onepass.set_num_threads
-    onepass.set_num_threads(None)
-
-
 THREADED: list[dict[str, Any]] = [
     {"master_bits": 32, "state_dtype": "bfloat16"},
     {"master_bits": 24, "state_dtype": "float8"},
@@ -199,7 +193,7 @@ THREADED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("kind", RULES)
-def test_results_are_bit_identical_with_any_number_of_threads(kind: str, threads: Any) -> None:
+def test_results_are_bit_identical_with_any_number_of_threads(kind: str) -> None:
     """The sizes suffice for 16 threads: see pool_bytes_per_thread in executor.cpp."""
     rng = np.random.default_rng(5)
     sizes = [1_000_003, 5, 0, 300_001, 4097, *[100] * 9]
@@ -210,7 +204,7 @@ def test_results_are_bit_identical_with_any_number_of_threads(kind: str, threads
         options = {**options_of(kind, storage.get("state_dtype")), **storage, "clip_norm": 1.0 if i % 2 else None}
         results = []
         for number in (1, 2, 3, 16):
-            threads(number)
+            onepass.set_num_threads(number)
             params = [param.copy() for param in start]
             optimizer = getattr(onepass, kind)(params, **options)
             optimizer.step(grads)
@@ -222,10 +216,10 @@ def test_results_are_bit_identical_with_any_number_of_threads(kind: str, threads
 
 
 @needs_bfloat16
-def test_long_arrays_and_many_threads_match_the_reference_bit_for_bit(threads: Any) -> None:
+def test_long_arrays_and_many_threads_match_the_reference_bit_for_bit() -> None:
     rng = np.random.default_rng(6)
     for number, state_dtype in ((3, "float8"), (16, "bfloat16")):
-        threads(number)
+        onepass.set_num_threads(number)
         params = [drawn(rng, 1_200_003, BFLOAT16), drawn(rng, (300, 1001), BFLOAT16).T]
         pair = Pair("Adam", params, lr=0.1, state_dtype=state_dtype, master_bits=24, clip_norm=1.0)
         pair.step(gradients(rng, params, 0))

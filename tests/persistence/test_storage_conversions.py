@@ -196,7 +196,7 @@ def test_bfloat16_weights_rounded_from_the_saved_weights_get_lower_bits(bits_of_
 def test_bfloat16_weights_that_differ_from_the_file_get_no_lower_bits(
     bits_of_weights: int, change: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_conversion, "_PART", 1000)  # elements; the changed weight is in the last part
+    monkeypatch.setattr(_conversion, "ROWS_SIZE", 1000)  # elements; the changed weight is in the last part
     saved, optimizer = trained(None), trained(bits_of_weights)
     for own, param in zip(optimizer.params, saved.params):
         own[...] = param.astype(own.dtype)

@@ -110,7 +110,7 @@ def test_a_state_dict_with_a_wrong_storage_option_is_refused(option: str) -> Non
     saved = optimizer.state_dict()
     for value in ("other", 7):
         saved["param_groups"][0][option] = value
-        with pytest.raises((ValueError, TypeError), match=f"{option} of group 0: expected"):
+        with pytest.raises((ValueError, TypeError), match=f"{option} of group 0"):
             optimizer.load_state_dict(saved)
     del saved["param_groups"][0][option]
     with refused(ValueError, f"group 0 is missing ['{option}']", optimizer):

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -35,12 +34,6 @@ from bench import (
 )
 
 import onepass
-
-
-@pytest.fixture(autouse=True)
-def default_threads() -> Iterator[None]:
-    yield
-    onepass.set_num_threads(None)
 
 
 def generator() -> np.random.Generator:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import subprocess
+from fnmatch import fnmatch
+from itertools import pairwise
 from pathlib import Path
 
 from support import make_targets
@@ -50,3 +52,21 @@ class TestReadme:
                 path = next(filter(None, link))
                 if not path.startswith("http"):
                     assert (document.parent / path).exists(), path
+
+
+def test_the_source_tree_on_the_page_about_the_architecture_names_every_file() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = text.split("```text\n")[1].split("```")[0]
+    patterns, folders = [], [""]
+    for line, following in pairwise([*tree.splitlines(), ""]):
+        depth = (len(line) - len(line.lstrip())) // 2
+        folder = folders[depth]
+        if following.startswith("  " * (depth + 1)):  # a folder whose files are listed
+            folders[depth + 1 :] = [folder + line.split()[0]]
+        else:
+            names = re.findall(r"[\w*]+(?:/|\.(?:py|[hc]pp|inl|\*))(?=[\s,;:]|$)", line)
+            patterns += [folder + name + "*" * name.endswith("/") for name in names]
+    files = [path for folder in ("src", "python") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    names = [path.relative_to(ROOT).as_posix() for path in files if path.suffix in {".py", ".hpp", ".cpp", ".inl"}]
+    assert len(names) > 100
+    assert [name for name in names if not any(fnmatch(name, pattern) for pattern in patterns)] == []

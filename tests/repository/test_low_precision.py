@@ -8,15 +8,12 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-
-import onepass
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -25,12 +22,10 @@ RESULTS = ROOT / "docs" / "images" / "low_precision.json"
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     _ = [pytest.importorskip(package) for package in ("torch", "ml_dtypes", "sklearn", "matplotlib", "tqdm")]
     monkeypatch.syspath_prepend(EXAMPLES)
-    threads = onepass.get_num_threads()
-    yield importlib.import_module("low_precision.run")
-    onepass.set_num_threads(threads)
+    return importlib.import_module("low_precision.run")
 
 
 def results() -> dict[str, Any]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import onepass
 from support import make_targets
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -42,11 +41,7 @@ def test_the_code_on_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest
     if "import ml_dtypes" in page.read_text(encoding="utf-8"):
         pytest.importorskip("ml_dtypes")
     monkeypatch.chdir(tmp_path)  # some save files
-    threads = onepass.get_num_threads()
-    try:
-        run(page)
-    finally:
-        onepass.set_num_threads(threads)
+    run(page)
 
 
 def test_every_code_block_names_a_known_language() -> None:

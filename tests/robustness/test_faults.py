@@ -273,4 +273,3 @@ def test_no_call_or_error_changes_the_floating_point_mode(tmp_path: Path) -> Non
             with refused(error, "", optimizer):
                 call()
             assert mode() == MODE
-    onepass.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)

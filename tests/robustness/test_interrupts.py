@@ -24,7 +24,9 @@ from support import bits, snapshot
 
 F = np.float32
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in discarded objects
-# Events after which a signal handler may run: a call of a Python function, its return, the return of a C function.
+# Events of a profiler after which a signal handler may run: a call of a Python function, its return, the return of a C
+# function. A handler may also run when a loop jumps back, which is no event: only the test of signals at random moments
+# covers it.
 EVENTS = {"call", "return", "c_return"}
 
 
@@ -33,7 +35,7 @@ class Interrupted(BaseException):
 
 
 def interrupted(moment: int, call: Callable[[], Any]) -> bool:
-    """Raise at the given moment of a call at which a signal could be handled. Return True if the call reached it."""
+    """Raise at the given event of a call. Return True if the call reached it."""
     left, came = moment, False
 
     def profile(frame: Any, event: str, argument: Any) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import signal
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,10 +95,39 @@ def test_a_schedule_that_calls_its_own_optimizer_is_refused(call: Callable[[Any]
         return 0.1
 
     optimizer = onepass.Adam([ones(2)], lr=schedule)
-    with refused(ValueError, "in the middle of a step", optimizer):
+    with refused(ValueError, "this optimizer is in use by this thread", optimizer):
         optimizer.step([ones(2)])
     optimizer.lr = 0.1
     optimizer.step([ones(2)])
+
+
+def test_a_save_inside_a_save_is_refused(tmp_path: Path) -> None:
+    class Again:
+        def __fspath__(self) -> str:
+            optimizer.save(tmp_path / "inner")
+            return str(tmp_path / "outer")
+
+    optimizer = onepass.Adam([ones(2)])
+    with refused(
+        RuntimeError, "this optimizer is in use by this thread: a schedule, a gradient's own code or", optimizer
+    ):
+        optimizer.save(Again())
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals need the main thread")
+def test_a_signal_handler_that_saves_during_a_step_is_refused(tmp_path: Path) -> None:
+    def schedule(t: int) -> float:
+        signal.raise_signal(signal.SIGTERM)
+        return 0.1
+
+    optimizer = onepass.Adam([ones(2)], lr=schedule)
+    before = signal.signal(signal.SIGTERM, lambda *arguments: optimizer.save(tmp_path / "x"))
+    try:
+        with refused(ValueError, "or a signal handler called it again", optimizer):
+            optimizer.step([ones(2)])
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_schedule_may_read_its_optimizer() -> None:

@@ -15,15 +15,13 @@ from .elements import Array, Elements, Numbers
 from .rules import RULES, SWITCHES, Rule, adadelta, adam, adam_coefficients, evaluated
 from .stages import global_norm, is_usable, preprocessed, running_average, summed_rows
 
-STORAGE: dict[str, Any] = {"state_dtype": None, "master_bits": 32, "rounding": "stochastic"}  # options of a group
-
 
 def defaults(kind: str) -> dict[str, Any]:
     """Return the options of a group and their defaults, which the constructor of the public class declares."""
     cls = getattr(optimizers, kind)
     parameters = inspect.signature(cls).parameters
     decoupled = {"decoupled_weight_decay": cls._spec.decoupled is True}
-    return STORAGE | decoupled | {name: parameters[name].default for name in cls._spec.checks}
+    return decoupled | {name: parameters[name].default for name in cls._spec.checks}
 
 
 class Reference:
@@ -94,6 +92,7 @@ class Reference:
             self.step_count += 1
             for index, pair in enumerate(given):
                 if pair is not None:
+                    self._start_weights(index)
                     self._update(index, *pair, scale)
 
     def eval(self) -> None:
@@ -128,6 +127,13 @@ class Reference:
             small = norm <= self.clip_norm or math.isinf(self.clip_norm)  # infinity only measures
             grad_scale = grad_scale * (1.0 if small else self.clip_norm / norm)
         return None if self.nonfinite == "skip" and not usable else grad_scale
+
+    def _start_weights(self, index: int) -> None:
+        """Before a parameter's first step, copy all of it, as it is now, into its states that are weights."""
+        state = self.state[index]
+        for name in storage.WEIGHTS & state.keys():
+            if state["step"] == 0:
+                state[name][...] = self._decoded(index)[0]
 
     def _advanced(self, index: int, dtype: Any) -> tuple[Numbers, Numbers]:
         """Count a step of a parameter; return its options and coefficients at this step."""

@@ -257,7 +257,6 @@ def schedule_free_coefficients(dtype: Any, t: int, o: Numbers) -> Numbers:
         c=c,
         a=lr * (1 - beta1 * (1 - c)),
         lr=lr,
-        is_first=t == 1,
     )
 
 
@@ -265,7 +264,6 @@ def schedule_free_adamw(k: Numbers, y: Elements, g: Elements, v: Elements, z: El
     """Schedule-Free AdamW: Defazio et al. (2024), as in the authors' package."""
     v = average(k.beta2, k.one_minus_beta2, v, g * g)
     u = g / (v.sqrt() * k.r + k.eps) + k.weight_decay * y
-    z = y if k.is_first else z
     y = z if k.c == 1 else y + k.c * (z - y)
     return y - k.a * u, v, z - k.lr * u
 

@@ -35,7 +35,8 @@ struct ScheduleFreeAdamW {
   T mix;       // c: the weight of this step in the average
   T y_step;    // A: the step size of y
   T z_step;    // the learning rate of this step
-  T is_first;  // 1 or 0: z starts from the parameter as it is then, which may have new values since construction
+  T is_first;  // 1 or 0: z starts from the parameter as it is then, which may have new values since construction. For
+               // rows without a gradient the core copies it
 
   static ScheduleFreeAdamW coefficients(const Options& options, StepContext& step) {
     const auto t = static_cast<double>(step.t);

@@ -19,7 +19,7 @@ from integrations.deviations import (
     torch_state,
     torch_step,
 )
-from onepass.presets import presets
+from onepass import presets
 
 torch = pytest.importorskip("torch")
 

@@ -115,7 +115,7 @@ def part_of(layout: Layout, piece: Piece) -> Part:
     return Part(layout.params[piece.parameter].size, piece.start, piece.parameter)
 
 
-def describe(layout: Layout, optimizer: Optimizer, **arguments: Any) -> dict[str, Any]:
+def fingerprint_of(layout: Layout, optimizer: Optimizer, **arguments: Any) -> dict[str, Any]:
     """Return the values that must be equal in the constructors of all ranks."""
     labels = [layout.record.label(index) for index in range(len(layout.params))]
     options = [each for index, group in enumerate(optimizer.groups) for each in _described_options(index, group)]

@@ -25,7 +25,7 @@ from .agreement import OPTIONS, Fingerprint, refusal, together
 from .checkpoint import read_path, save_set
 from .communicator import dup_comm, share_processors
 from .exchange import Gradients, allgather, check_gradients, combine_blocks, create_buffers, reduce_scatter, reserve
-from .layout import create_layout, create_record, describe, describe_option, part_of, piece_groups
+from .layout import create_layout, create_record, describe_option, fingerprint_of, part_of, piece_groups
 from .state import (
     StateDict,
     gather_states,
@@ -111,7 +111,7 @@ class ShardedOptimizer:
                 self._optimizer = kind(own_groups, **options)
             self._layout = replace(layout, record=replace(record, groups=self._optimizer.groups))
             self._buffers = create_buffers(self._layout, comm.rank)
-            fingerprint |= describe(self._layout, self._optimizer, average=self._average, chunk=chunk)
+            fingerprint |= fingerprint_of(self._layout, self._optimizer, average=self._average, chunk=chunk)
         share_processors(self._comm)
 
     def _check_usable(self) -> None:

@@ -30,12 +30,11 @@ ordinary gradients and with gradients as small as epsilon, whose results depend 
 
 Example:
     >>> import numpy as np, onepass
-    >>> from onepass.presets import presets
     >>> w = np.zeros(3, np.float32)
-    >>> opt = onepass.Adam(w, **presets["keras3"])
+    >>> opt = onepass.Adam(w, **onepass.presets["keras3"])
     >>> opt.groups[0].eps, opt.groups[0].eps_mode
     (1e-07, 'hat')
-    >>> opt = onepass.Adam(w, **{**presets["keras3"], "lr": 0.01})
+    >>> opt = onepass.Adam(w, **{**onepass.presets["keras3"], "lr": 0.01})
     >>> opt.lr
     0.01
 """
