@@ -268,7 +268,7 @@ def test_betas_0_of_zero_is_refused() -> None:
     ("value", "error"), [(-1, ValueError), (2.5, TypeError), (True, TypeError), (2**53 + 1, ValueError)]
 )
 def test_an_invalid_number_of_warmup_steps_is_refused(value: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match="warmup_steps: expected"):
+    with pytest.raises(error, match="warmup_steps"):
         onepass.ScheduleFreeAdamW(ones(3), warmup_steps=value)
 
 
