@@ -293,7 +293,7 @@ def plot(ours: Run, textbook: Run, title: str, path: Path) -> None:
 def positive(text: str) -> int:
     """Parse a positive integer, for argparse."""
     if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {number}")
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {number}")
     return number
 
 

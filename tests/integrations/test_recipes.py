@@ -104,4 +104,4 @@ def test_policy_without_an_update_is_refused(capsys: pytest.CaptureFixture[str])
     pytest.importorskip("torch")
     with pytest.raises(SystemExit):
         importlib.import_module("torch_policy").main(["--updates", "0"])
-    assert "must be 1 or more" in capsys.readouterr().err
+    assert "expected 1 or more" in capsys.readouterr().err

@@ -52,7 +52,7 @@ def test_existing_files_are_refused_and_not_changed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", ["--elements", "--chunk", "--steps"])
 @pytest.mark.parametrize("number", ["0", "-1"])
 def test_zero_or_negative_elements_chunks_and_steps_are_refused(option: str, number: str) -> None:
-    assert f"argument {option}:: expected 1 or more, not {number}" in refused(f"{option}={number}")
+    assert f"argument {option}: expected 1 or more, got {number}" in refused(f"{option}={number}")
 
 
 def refused(*arguments: Any) -> str:

@@ -64,7 +64,7 @@ def test_parameters_with_false_layout_or_address_attributes_are_refused() -> Non
 def test_adam_step_refuses_arrays_with_false_attributes() -> None:
     p, m = ones(1000), ones(1000)
     for arrays, message in [
-        ((p.view(Liar), ones(2), m.view(Liar), ones(2)), "exp_avg_sq has shape (2,), param (1000,)"),
+        ((p.view(Liar), ones(2), m.view(Liar), ones(2)), "exp_avg_sq: expected the shape of param, (1000,), got (2,)"),
         ((p[::-1].view(Liar), ones(1000), m, ones(1000)), "param: expected a contiguous array"),
         ((p, ones(1000), m.view(Liar), m.view(Liar)), "exp_avg_sq is the same memory as exp_avg"),
     ]:
