@@ -132,8 +132,8 @@ class OnePass(torch.optim.Optimizer):
 
     _watched_step = torch.optim.Optimizer.profile_hook_step(_step)
 
-    def _step_only(self, index: int) -> None:
-        """Step one parameter."""
+    def _step_only(self, index: int | None) -> None:
+        """Step one parameter, or every one that has a gradient."""
         engine = self._engine
         if engine is None or self._is_slow or not engine.core.step(self.param_groups, self.state, None, index):
             self._slow_step(index)
@@ -160,6 +160,8 @@ class OnePass(torch.optim.Optimizer):
         engine = self._engine
         if not (set_to_none and engine and not profiler_enabled() and engine.core.clear_gradients(self.param_groups)):
             super().zero_grad(set_to_none)
+        if self._in_backward is not None:
+            self._in_backward.restart()
 
     def _forget(self) -> None:
         if self._engine is not None:
