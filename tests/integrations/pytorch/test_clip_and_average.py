@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import onepass.integrations.torch as ours
-from integrations.pytorch.helpers import assert_same_as_pytorch, gradient, set_gradients
+from integrations.pytorch.helpers import assert_same_as_pytorch, gradient, interrupted, set_gradients
 
 # ---- Clipping ----
 
@@ -105,6 +105,25 @@ def test_running_averages_are_tensors_of_the_state_and_can_be_evaluated() -> Non
         assert torch.equal(p.detach(), expected)
         raise RuntimeError
     assert torch.equal(p.detach(), weights)
+
+
+def test_ctrl_c_at_any_line_leaves_no_average_in_the_parameters() -> None:
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(3)]
+    optimizer = ours.SGD(params, lr=1.0, ema_decay=0.5)
+    for p in params:
+        p.grad = torch.ones(2)
+    optimizer.step()
+    reached = set()
+
+    def evaluate() -> None:
+        with optimizer.averaged():
+            reached.add(params[2].tolist()[0])
+
+    moment = 1
+    while interrupted(moment, evaluate):
+        assert [p.tolist() for p in params] == [[0.0, 0.0]] * 3, f"Ctrl-C at line {moment} left an average"
+        moment += 1
+    assert moment > 20 and reached == {0.5}
 
 
 def test_running_averages_are_loaded_or_begin_with_the_parameter() -> None:

@@ -76,6 +76,7 @@ class Engine:
         self.core.set_nonfinite(optimizer.nonfinite)
         self.seed = optimizer.seed
         self.core.set_seed(self.seed)
+        self.core.set_results(optimizer.skipped, optimizer.grad_norm)
 
     def _read(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of a group, with tensors converted to numbers."""
@@ -131,11 +132,6 @@ class Engine:
 
     # ---- Slow path: steps that the core cannot take without Python ----
 
-    @property
-    def known(self) -> _core.TorchEngine:
-        """The core's engine."""
-        return self.core
-
     def step(self, optimizer: Any, only: int | None = None) -> None:
         """Step along gradients of any kind: every parameter that has one, or only one parameter."""
         before = self.core.step_count
@@ -153,7 +149,6 @@ class Engine:
         """Step, with substitutes for some parameters or for every one. Return False if substitutes are missing."""
         substitutes = self._substitutes(optimizer, new, everything, only)
         tensors = [tensor for _, tensor in self.each]
-        made = [one for one in substitutes if one is not None]
         has_copies = [one is not None and len(one.copies) > len(self.scalars) for one in substitutes]
         if only is None and _tensors.overlap(tensors, has_copies):
             if optimizer.clip_norm is not None or optimizer.nonfinite != "propagate":
@@ -162,20 +157,8 @@ class Engine:
                 self._try(optimizer, new, True, i) for i, tensor in enumerate(tensors) if tensor.grad is not None
             )
         arrays = [None if one is None else one.arrays for one in substitutes]
-        to = [original for one in made for original, _ in one.copies]
-        changed = [copy for one in made for _, copy in one.copies]
-        averages = tuple(one.average for one in made if one.average is not None)
-        before = self.core.step_count
-        try:
-            return self.core.step(optimizer.param_groups, optimizer.state, arrays, only)
-        finally:  # Ctrl-C is raised only after the core has stepped; one call makes all copies
-            if self.core.step_count != before:
-                if any(tensor.is_neg() for tensor in to):  # one call cannot copy into tensors that are negated lazily
-                    for original, copy in zip(to, changed):
-                        original.copy_(copy)
-                elif to:
-                    torch._foreach_copy_(to, changed)
-                count_changes(averages)
+        copies = [pair for one in substitutes if one is not None for pair in one.copies]
+        return self.core.step(optimizer.param_groups, optimizer.state, arrays, only, copies)
 
     def _initialize(self, optimizer: Any, new: dict[torch.Tensor, list[str]], only: int | None) -> None:
         """Create missing state. Fill new with the tensors without state, and the names of their new state."""
@@ -285,9 +268,9 @@ def refuse_step(group: Mapping[str, Any]) -> None:
 def _remove(state: Any, new: Mapping[torch.Tensor, list[str]]) -> None:
     """Remove the state that was created for a step that was not taken."""
     for tensor, names in new.items():
-        for name in names:
-            state[tensor].pop(name, None)
-        if not state.get(tensor):
+        if kept := {name: value for name, value in state.get(tensor, {}).items() if name not in names}:
+            state[tensor] = kept  # at once: Ctrl-C must not leave a part of the state
+        else:
             state.pop(tensor, None)
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from threading import RLock
 from typing import Any, ClassVar
 
 from ... import _core
@@ -36,7 +35,7 @@ class OnePass(torch.optim.Optimizer):
     _steps_itself: ClassVar[bool] = True
     _engine: Engine | None = None
     _in_backward: Any = None  # the handle of step_in_backward
-    _before: tuple[int, float | None] = 0, None  # steps skipped by earlier engines, and the last norm
+    _before: tuple[int, float | None] = 0, None  # skipped and grad_norm while there is no engine
     _is_slow: bool = False  # a thread takes a slow step
     slow_steps: int = 0
 
@@ -67,7 +66,7 @@ class OnePass(torch.optim.Optimizer):
             name: OPTIMIZER_CHECKS[name](name, options.pop(name, default))
             for name, default in _whole_defaults().items()
         }
-        self._slow_lock = RLock()
+        self._lock = _core.StepLock()
         super().__init__(params, *args, **options)
         self.defaults.update(self._own)
         leave_uncompiled()
@@ -140,20 +139,23 @@ class OnePass(torch.optim.Optimizer):
 
     def _slow_step(self, only: int | None = None) -> None:
         """Step on the slow path: something is new or unusual."""
-        has_waited = self._is_slow
-        with self._slow_lock:  # other threads' steps must wait: they would start from the same counts
-            engine = self._engine
-            if has_waited and engine and engine.core.step(self.param_groups, self.state, None, only):
-                return
-            self._is_slow = True
-            try:
-                self.slow_steps += 1
-                if engine is None or not (engine.core.takes(self.param_groups, self.state) or engine.renew(self)):
-                    self._forget()
-                    engine = self._engine = Engine(self)
-                engine.step(self, only)
-            finally:
-                self._is_slow = False
+        # Other threads' steps must wait: they would start from the same counts.
+        self._lock.call(self._slow_step_locked, only, self._is_slow)
+
+    def _slow_step_locked(self, only: int | None, has_waited: bool) -> None:
+        self._is_slow = False  # Ctrl-C may have left it set
+        engine = self._engine
+        if has_waited and engine and engine.core.step(self.param_groups, self.state, None, only):
+            return
+        self._is_slow = True
+        try:
+            self.slow_steps += 1
+            if engine is None or not (engine.core.takes(self.param_groups, self.state) or engine.renew(self)):
+                self._forget()
+                engine = self._engine = Engine(self)
+            engine.step(self, only)
+        finally:
+            self._is_slow = False
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of all parameters, to None or to zeros."""
@@ -211,21 +213,20 @@ class OnePass(torch.optim.Optimizer):
         checked = OPTIMIZER_CHECKS[name](name, value)
         if self._in_backward is not None and checked != _whole_defaults()[name]:
             raise ValueError(f"{name} is not possible while parameters are stepped in the backward pass")
-        self._whole[name] = checked
+        self._whole = {**self._whole, name: checked}  # not in place: a shallow copy shares the dict
         self._forget()
 
     @property
     def skipped(self) -> int:
         """The number of steps skipped because a gradient was not finite."""
         engine = self._engine  # another thread may forget it
-        return self._before[0] + (engine.core.skipped if engine else 0)
+        return engine.core.skipped if engine else self._before[0]
 
     @property
     def grad_norm(self) -> float | None:
         """The global norm of the last step's gradients before clipping, if ``clip_norm`` is set."""
         engine = self._engine  # another thread may forget it
-        norm = engine.core.grad_norm if engine else None
-        return self._before[1] if norm is None else norm
+        return engine.core.grad_norm if engine else self._before[1]
 
     @property
     def ema(self) -> list[torch.Tensor] | None:
@@ -260,14 +261,14 @@ class OnePass(torch.optim.Optimizer):
         with torch.no_grad():
             kept = [param.clone() for param, _ in pairs]
         try:
-            with torch.no_grad():
-                for param, average in pairs:
-                    param.copy_(average)
-            yield
-        finally:
-            with torch.no_grad():
-                for (param, _), own in zip(pairs, kept):
-                    param.copy_(own)
+            try:
+                _copy_all(pairs)
+                yield
+            finally:
+                _copy_all((param, own) for (param, _), own in zip(pairs, kept))
+        except BaseException:  # again, because Ctrl-C may have interrupted the copies
+            _copy_all((param, own) for (param, _), own in zip(pairs, kept))
+            raise
 
     # ---- Groups, state dicts and pickles ----
 
@@ -386,7 +387,8 @@ class OnePass(torch.optim.Optimizer):
         return {**result, "state": state, "param_groups": groups}
 
     def __getstate__(self) -> dict[str, Any]:
-        result = {**super().__getstate__(), "_own": self._own, "_whole": self._whole}
+        own = {"_own": self._own, "_whole": self._whole, "_before": (self.skipped, self.grad_norm)}
+        result = {**super().__getstate__(), **own}
         state = {param: _storage.with_codes_as(torch.uint8, state) for param, state in result["state"].items()}
         return {**result, "state": defaultdict(dict, state)}
 
@@ -401,7 +403,7 @@ class OnePass(torch.optim.Optimizer):
             elif isinstance(of_tensor, dict) and any(f"{name}_scale" in of_tensor for name in of_tensor):
                 state["state"][tensor] = _storage.with_codes_as(torch.float8_e4m3fn, of_tensor)
         super().__setstate__(state)
-        self._slow_lock = RLock()
+        self.__dict__.setdefault("_lock", _core.StepLock())
         self.__dict__.setdefault("_own", {})  # missing in pickles of earlier versions
         self.__dict__.setdefault("_whole", _whole_defaults())
         self._forget()
@@ -417,6 +419,13 @@ class OnePass(torch.optim.Optimizer):
     @_step_supports_amp_scaling.setter
     def _step_supports_amp_scaling(self, value: bool) -> None:
         """Ignore the value, which PyTorch's constructors set for ``fused=True``."""
+
+
+def _copy_all(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Copy the second tensor of each pair into the first."""
+    with torch.no_grad():
+        for to, value in pairs:
+            to.copy_(value)
 
 
 def _whole_defaults() -> dict[str, Any]:
