@@ -42,7 +42,9 @@ class OnePass(torch.optim.Optimizer):
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         cls._steps_itself = cls.step is OnePass.step
-        if "__init__" not in vars(cls) and hasattr(cls, "_kind"):
+        if cls.__init__ is not OnePass.__init__:
+            cls.__signature__ = None  # not that of the base class
+        elif "_kind" in vars(cls):
             theirs = next(base for base in cls.__mro__[1:] if not issubclass(base, OnePass))
             own = [
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
