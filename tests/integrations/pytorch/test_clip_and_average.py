@@ -29,6 +29,21 @@ def test_clip_norm_matches_clip_grad_norm() -> None:
     assert_same_as_pytorch(run)
 
 
+def test_grad_norm_is_none_after_a_step_without_clip_norm() -> None:
+    p = torch.nn.Parameter(torch.ones(4))
+    optimizer = ours.SGD([p], clip_norm=float("inf"))
+    p.grad = torch.ones(4)
+    optimizer.step()
+    optimizer.clip_norm = None
+    assert optimizer.grad_norm == 2.0  # of the last step
+    for _ in range(2):
+        optimizer.step()
+        assert optimizer.grad_norm is None
+    optimizer.clip_norm = 1.0
+    optimizer.step()
+    assert optimizer.grad_norm == 2.0
+
+
 def test_clip_value_matches_clip_grad_value() -> None:
     def run(module: Any) -> list[Any]:
         p = torch.nn.Parameter(torch.ones(40))

@@ -75,6 +75,39 @@ def test_onepass_options_are_kept_by_copies_and_by_loading_from_pytorch() -> Non
     assert (group["lr"], group["clip_value"], group["ema_decay"], optimizer.clip_norm) == (0.5, 2.0, 0.9, 1.0)
 
 
+def test_shallow_copy_shares_groups_and_state_but_not_onepass_options() -> None:
+    p = torch.nn.Parameter(torch.zeros(2))
+    p.grad = torch.full((2,), 4.0)
+    optimizer = ours.SGD([p], lr=1.0, momentum=0.5, clip_norm=1.0)
+    optimizer.step()
+    copied = copy.copy(optimizer)
+    assert copied.state is optimizer.state and copied.param_groups is optimizer.param_groups
+    copied.clip_norm = None
+    assert optimizer.clip_norm == 1.0
+    before = p.detach().clone()
+    copied.step()
+    assert before[0] - p[0] > 4
+    before = p.detach().clone()
+    optimizer.param_groups[0]["momentum"] = 0.0
+    optimizer.step()
+    assert before[0] - p[0] < 1 and optimizer.clip_norm == 1.0
+
+
+def test_skipped_steps_and_the_last_norm_are_kept_by_copies() -> None:
+    p = torch.nn.Parameter(torch.ones(4))
+    optimizer = ours.Adam([p], nonfinite="skip", clip_norm=2.0)
+    for value in (float("nan"), 3.0):
+        p.grad = torch.full((4,), value)
+        optimizer.step()
+    for copied in (copy.copy(optimizer), copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert (copied.skipped, copied.grad_norm) == (1, 6.0)
+        (q,) = copied.param_groups[0]["params"]
+        q.grad = torch.full((4,), float("nan"))
+        copied.step()
+        assert copied.skipped == 2
+    assert optimizer.skipped == 1
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_state_dict_at_default_options_has_only_pytorchs_entries(name: str) -> None:
     p = torch.nn.Parameter(torch.ones(3))

@@ -385,14 +385,30 @@ class OnePass(torch.optim.Optimizer):
         result = self.state_dict()
         own = {*STORAGE_OPTIONS, "seed"}
         groups = [{name: value for name, value in group.items() if name not in own} for group in result["param_groups"]]
-        state = {index: _storage.decoded_state(state) for index, state in result["state"].items()}
+        own_indices = {index for group in groups for index in group["params"]}  # other entries belong to the user
+        state = {
+            index: _storage.decoded_state(state) if index in own_indices else state
+            for index, state in result["state"].items()
+        }
         return {**result, "state": state, "param_groups": groups}
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_own": self._own, "_whole": self._whole, "_before": (self.skipped, self.grad_norm)}
-        result = {**super().__getstate__(), **own}
-        state = {param: _storage.with_codes_as(torch.uint8, state) for param, state in result["state"].items()}
+        result = self._shared_state()
+        state = {
+            param: _storage.with_codes_as(torch.uint8, state) if isinstance(param, torch.Tensor) else state
+            for param, state in result["state"].items()
+        }
         return {**result, "state": defaultdict(dict, state)}
+
+    def __copy__(self) -> Any:
+        """Return an optimizer with the same groups and state, as a shallow copy of PyTorch's optimizers."""
+        result = type(self).__new__(type(self))
+        result.__setstate__(self._shared_state())
+        return result
+
+    def _shared_state(self) -> dict[str, Any]:
+        own = {"_own": self._own, "_whole": self._whole, "_before": (self.skipped, self.grad_norm)}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         whole = state.get("_whole", self.__dict__.get("_whole", {}))
@@ -402,7 +418,7 @@ class OnePass(torch.optim.Optimizer):
         for tensor, of_tensor in state["state"].items():
             if isinstance(of_tensor, _storage.Loaded):
                 state["state"][tensor] = of_tensor.state
-            elif isinstance(of_tensor, dict) and any(f"{name}_scale" in of_tensor for name in of_tensor):
+            elif isinstance(tensor, torch.Tensor):
                 state["state"][tensor] = _storage.with_codes_as(torch.float8_e4m3fn, of_tensor)
         super().__setstate__(state)
         self.__dict__.setdefault("_lock", _core.StepLock())
