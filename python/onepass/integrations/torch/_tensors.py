@@ -88,7 +88,7 @@ def zeros_like(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     own = ARRAY_DTYPES[tensor.dtype]
     flat = as_array(tensor, flat=True) if tensor.numel() else np.empty(0, own)
     if dtype is None:
-        return torch.from_numpy(all_zeros_like([np.empty(scale_count(flat), np.float32)], state_folder())[0])
+        return torch.from_numpy(all_zeros_like([np.empty(scale_count(flat.size), np.float32)], state_folder())[0])
     (zeros,) = all_zeros([(flat, ARRAY_DTYPES[dtype])], state_folder())
     return torch.from_numpy(zeros).view(dtype).as_strided(tensor.size(), tensor.stride())
 
@@ -193,7 +193,7 @@ def substitute(
 
 def _scales(label: str, own: torch.Tensor, scales: torch.Tensor) -> Array:
     """Return the scales of float8 state as an array."""
-    count = -(-own.numel() // _core.scale_group)
+    count = scale_count(own.numel())
     if scales.shape != (count,) or scales.dtype != torch.float32 or not scales.is_contiguous():
         found = f"{[*scales.shape]}, {scales.dtype}"
         raise ValueError(f"the scales of the state of {label}: expected [{count}], torch.float32, got {found}")
