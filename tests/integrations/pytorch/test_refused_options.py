@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import onepass
 import onepass.integrations.torch as ours
 
 
@@ -36,10 +37,24 @@ def test_a_misspelt_option_gets_a_suggestion() -> None:
         def __init__(self, params: Any, rate: float) -> None:
             super().__init__(params, rate, momentun=0.9)
 
-    with pytest.raises(TypeError, match=r"AdamW\(\) got an unexpected keyword argument 'learning_rate'.*'lr'"):
-        ours.AdamW([ones()], learning_rate=0.1)
+    for cls in (ours.AdamW, ours.Lion, ours.AdEMAMix, ours.ScheduleFreeAdamW):
+        message = rf"^{cls.__name__}\(\) got an unexpected keyword argument 'learning_rate'.*'lr'"
+        with pytest.raises(TypeError, match=message):
+            cls([ones()], learning_rate=0.1)
     with pytest.raises(TypeError, match=r"Own\(\) got an unexpected keyword argument 'momentun'.*'momentum'"):
         Own([ones()], 0.1)
+
+
+@pytest.mark.parametrize("name", ["Lion", "AdEMAMix", "ScheduleFreeAdamW"])
+def test_arguments_and_defaults_are_those_of_the_numpy_class(name: str) -> None:
+    of_torch, of_numpy = (inspect.signature(getattr(module, name)).parameters for module in (ours, onepass))
+    assert of_torch.keys() - {"foreach"} == of_numpy.keys()
+    assert all(of_torch[option].default == parameter.default for option, parameter in of_numpy.items())
+    positional = [
+        [each.name for each in found.values() if each.kind is each.POSITIONAL_OR_KEYWORD]
+        for found in (of_torch, of_numpy)
+    ]
+    assert positional[0][: len(positional[1])] == positional[1]
 
 
 def test_mixin_in_front_of_an_optimizer_keeps_its_arguments() -> None:

@@ -42,20 +42,23 @@ class OnePass(torch.optim.Optimizer):
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         cls._steps_itself = cls.step is OnePass.step
-        if cls.__init__ is not OnePass.__init__:
-            cls.__signature__ = None  # not that of the base class
-        elif "_kind" in vars(cls):
-            theirs = next(base for base in cls.__mro__[1:] if not issubclass(base, OnePass))
-            own = [
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
-                for name, default in {**cls._own_defaults(), **_whole_defaults()}.items()
-            ]
-            signature = inspect.signature(theirs)
-            given = [*signature.parameters.values()]
-            rest = [parameter for parameter in given if parameter.kind is parameter.VAR_KEYWORD]
-            named = [parameter for parameter in given if parameter.kind is not parameter.VAR_KEYWORD]
-            cls.__signature__ = signature.replace(parameters=[*named, *own, *rest])
-            cls._options = None if rest else [parameter.name for parameter in (*named, *own)]
+        if "_kind" not in vars(cls):
+            base = next((base for base in cls.__mro__[1:] if "_kind" in vars(base)), OnePass)
+            if cls.__init__ is not base.__init__:  # type: ignore[misc]
+                cls.__signature__ = None  # not that of the base class
+            return
+        has_init = "__init__" in vars(cls)
+        source = cls if has_init else next(base for base in cls.__mro__[1:] if not issubclass(base, OnePass))
+        own = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+            for name, default in {**cls._own_defaults(), **_whole_defaults()}.items()
+        ]
+        signature = inspect.signature(source)
+        given = [*signature.parameters.values()]
+        rest = [parameter for parameter in given if parameter.kind is parameter.VAR_KEYWORD and not has_init]
+        named = [parameter for parameter in given if parameter.kind is not parameter.VAR_KEYWORD]
+        cls.__signature__ = signature.replace(parameters=[*named, *own, *rest])
+        cls._options = None if rest else [parameter.name for parameter in (*named, *own)]
 
     def __init__(self, params: Any, *args: Any, **options: Any) -> None:
         """Take PyTorch's arguments and onepass's options. See the class."""
