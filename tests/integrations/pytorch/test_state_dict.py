@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import io
 import pickle
@@ -19,6 +20,7 @@ from integrations.pytorch.helpers import (
     NAMES,
     assert_same_as_pytorch,
     for_each_optimizer,
+    interrupted,
     make_parameters,
     set_gradients,
 )
@@ -73,6 +75,30 @@ def test_onepass_options_are_kept_by_copies_and_by_loading_from_pytorch() -> Non
     optimizer.load_state_dict(torch.optim.Adam([torch.nn.Parameter(torch.ones(3))], lr=0.5).state_dict())
     group = optimizer.param_groups[0]
     assert (group["lr"], group["clip_value"], group["ema_decay"], optimizer.clip_norm) == (0.5, 2.0, 0.9, 1.0)
+
+
+def test_ctrl_c_at_any_line_of_a_load_keeps_the_options_that_only_onepass_has() -> None:
+    def make(module: Any, lr: float, **options: Any) -> Any:
+        p = torch.nn.Parameter(torch.ones(2))
+        p.grad = torch.ones(2)
+        optimizer = module.Adam([p], lr=lr, **options)
+        optimizer.step()
+        return optimizer
+
+    saved = make(torch.optim, 0.5).state_dict()
+    seen, moment, came = set(), 0, True
+    while came:
+        moment += 1
+        optimizer = make(ours, 0.25, clip_value=2.0, ema_decay=0.5)
+        came = interrupted(moment, functools.partial(optimizer.load_state_dict, saved))
+        (group,) = optimizer.param_groups
+        seen.add(group["lr"])
+        assert (group["clip_value"], group["ema_decay"]) == (2.0, 0.5), f"interrupted at line {moment}"
+        (state,) = optimizer.state.values()
+        assert ("ema" in state) == (group["lr"] == 0.25)
+        optimizer.load_state_dict(saved)
+        optimizer.step()
+    assert seen == {0.25, 0.5}
 
 
 def test_shallow_copy_shares_groups_and_state_but_not_onepass_options() -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
 from ... import _core
-from ..._checks import flag
-from ..._conversion import warn_of_lost_bits
 from ..._optimizer import Optimizer as CoreOptimizer
 from ..._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS, refuse_unknown
 from ..._storage import OPTIONS as STORAGE_OPTIONS
@@ -19,6 +16,7 @@ from .. import needed
 from . import _storage
 from ._compat import global_post_hooks, global_pre_hooks, leave_uncompiled, profiler_enabled
 from ._engine import DEFAULTS, Engine, group_options, refuse, refuse_step
+from ._state_dict import converted, decoded, pickled, restore
 
 with needed("torch"):
     import torch
@@ -314,94 +312,29 @@ class OnePass(torch.optim.Optimizer):
         warning that names the parameters whose weights lose bits. State of another class is refused, and nothing
         changes. Adam and AdamW accept each other's state, as in PyTorch.
         """
-        own = [{name: group[name] for name in self._own_defaults() if name in group} for group in self.param_groups]
-        handle = self.register_load_state_dict_pre_hook(OnePass._with_own_storage)  # after the hooks of the user
+        handle = self.register_load_state_dict_pre_hook(converted)  # after the hooks of the user
         try:
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
-        seeds = [group["seed"] for group in self.param_groups if "seed" in group]
-        for group, options in zip(self.param_groups, own):
-            for name, value in options.items():
-                group.setdefault(name, seeds[0] if name == "seed" and seeds else value)
-
-    def _with_own_storage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Return a state dict with this optimizer's options of storage, and with state converted to them."""
-        self._check_class(state_dict)
-        spec, groups, state = self._kind._spec, [], dict(state_dict["state"])
-        has_low = any("param_low" in entry for entry in state.values() if isinstance(entry, Mapping))
-        lost, missing = [], []
-        for group, saved in zip(self.param_groups, state_dict["param_groups"]):
-            options = group_options(group)
-            rule = spec.rule_name({**DEFAULTS, **self._missing, **group, **saved})
-            for param, index in zip(group["params"], saved["params"]):
-                label, moments, found = f"parameter {index}", [*_core.rules[rule][1]], state.get(index)
-                if not isinstance(found, Mapping) or not found:
-                    continue  # no state before the parameter's first step
-                absent = [name for name in moments if found.get(name) is None]
-                if 0 < len(absent) < len(moments):
-                    raise ValueError(
-                        f"load_state_dict: expected the state of {type(self).__name__}, got no {absent[0]!r} of {label}"
-                    )
-                if self._has_double_scalars:
-                    numbers = _core.rules[rule][2].keys() & found.keys()
-                    # PyTorch would cast tensors to the parameter's dtype; the next step makes tensors of these.
-                    state[index] = found = {**found, **{name: float(found[name]) for name in numbers}}
-                if (loaded := _storage.loaded(label, options, param, moments, found)) is None:
-                    continue
-                state[index] = loaded
-                lost += [label] * loaded.is_lossy
-                missing += [label] * (loaded.is_low_missing and has_low and saved.get("master_bits") != 16)
-            kept = {name: value for name, value in saved.items() if name not in STORAGE_OPTIONS}
-            groups.append({**kept, **{name: group[name] for name in STORAGE_OPTIONS if name in group}})
-        warn_of_lost_bits(lost, missing)
-        return {**state_dict, "state": state, "param_groups": [*groups, *state_dict["param_groups"][len(groups) :]]}
-
-    def _check_class(self, state_dict: Mapping[str, Any]) -> None:
-        """Refuse a state dict whose groups have options of another class, or have no option that this class needs."""
-        expected = f"load_state_dict: expected the state of {type(self).__name__}"
-        if isinstance(kind := state_dict.get("optimizer"), str) and "step_count" in state_dict:
-            raise ValueError(f"{expected} in PyTorch, got the state of onepass.{kind} for NumPy")
-        own, needed = self._kind._spec.checks, self._needed()
-        others = [{*cls._needed()} for cls in OnePass.__subclasses__() if hasattr(cls, "_kind")]
-        for index, (group, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"])):
-            # Flags that old versions and other libraries did not save count as False, as in PyTorch. Without amsgrad,
-            # Adam has the options of RAdam, except RAdam's own flag.
-            optional = {name for name in needed if own[name] is flag and "decoupled_weight_decay" not in saved}
-            of_others = set().union(*(names for names in others if names <= saved.keys()))
-            foreign = [name for name in saved if name in of_others - {*own, *group}]
-            absent = [name for name in needed if name not in {*saved, *optional}]
-            if foreign or absent:
-                found = [f"with {', '.join(foreign)}"] * bool(foreign) + [f"without {', '.join(absent)}"] * bool(absent)
-                raise ValueError(
-                    f"{expected} (options {', '.join(needed)}), got group {index} {' and '.join(found)} (was it "
-                    "saved by another class?)"
-                )
 
     @classmethod
     def _needed(cls) -> list[str]:
         """Return the options that each group of this class must have: those without a default when loading."""
         return [name for name in cls._kind._spec.checks if name not in {*DEFAULTS, *cls._missing}]
 
+    @staticmethod
+    def _needed_by_classes() -> list[set[str]]:
+        """Return the options that each class of this module needs."""
+        return [{*cls._needed()} for cls in OnePass.__subclasses__() if hasattr(cls, "_kind")]
+
     def decoded_state_dict(self) -> dict[str, Any]:
         """Return a state dict in the layout of torch.optim: a copy, with float32 tensors in place of narrow ones."""
-        result = self.state_dict()
-        own = {*STORAGE_OPTIONS, "seed"}
-        groups = [{name: value for name, value in group.items() if name not in own} for group in result["param_groups"]]
-        own_indices = {index for group in groups for index in group["params"]}  # other entries belong to the user
-        state = {
-            index: _storage.decoded_state(state) if index in own_indices else state
-            for index, state in result["state"].items()
-        }
-        return {**result, "state": state, "param_groups": groups}
+        return decoded(self.state_dict())
 
     def __getstate__(self) -> dict[str, Any]:
         result = self._shared_state()
-        state = {
-            param: _storage.with_codes_as(torch.uint8, state) if isinstance(param, torch.Tensor) else state
-            for param, state in result["state"].items()
-        }
-        return {**result, "state": defaultdict(dict, state)}
+        return {**result, "state": pickled(result["state"])}
 
     def __copy__(self) -> Any:
         """Return an optimizer with the same groups and state, as a shallow copy of PyTorch's optimizers."""
@@ -418,11 +351,7 @@ class OnePass(torch.optim.Optimizer):
         for group in state["param_groups"]:
             refuse(group)
             self._check_storage(group, whole.get("flush_denormals", True))
-        for tensor, of_tensor in state["state"].items():
-            if isinstance(of_tensor, _storage.Loaded):
-                state["state"][tensor] = of_tensor.state
-            elif isinstance(tensor, torch.Tensor):
-                state["state"][tensor] = _storage.with_codes_as(torch.float8_e4m3fn, of_tensor)
+        restore(state["state"])
         super().__setstate__(state)
         self.__dict__.setdefault("_lock", _core.StepLock())
         self.__dict__.setdefault("_own", {})  # missing in pickles of earlier versions
