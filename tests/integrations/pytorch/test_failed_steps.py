@@ -104,8 +104,19 @@ def test_ctrl_c_at_any_line_of_a_slow_step_leaves_a_complete_step_or_none(is_fir
                 assert state["step"] == count and (p == 1 - 0.125 * count).all() and (state["ema"] == p).all()
                 assert (state["exp_avg"] == (count > 0)).all()
             optimizer.step()
-        assert not optimizer._is_slow, "all later steps would wait for the lock"
     assert seen == {0, 1}
+
+
+def test_ctrl_c_at_any_line_of_a_first_step_does_not_slow_down_later_steps() -> None:
+    moment, came = 0, True
+    while came:
+        moment += 1
+        p = torch.nn.Parameter(torch.ones(2))
+        p.grad = torch.ones(2)
+        optimizer = ours.Adam([p])
+        came = interrupted(moment, optimizer.step)
+        optimizer.step()
+        assert not optimizer._is_slow, f"after line {moment}, every step waits for the lock"
 
 
 def test_gradients_passed_to_step_are_refused() -> None:
