@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -42,6 +43,21 @@ def test_grad_norm_is_none_after_a_step_without_clip_norm() -> None:
     optimizer.clip_norm = 1.0
     optimizer.step()
     assert optimizer.grad_norm == 2.0
+
+
+def test_ctrl_c_at_any_line_of_setting_clip_norm_leaves_one_of_the_values_in_use() -> None:
+    seen, moment, came = set(), 0, True
+    while came:
+        moment += 1
+        p = torch.nn.Parameter(torch.zeros(()))
+        optimizer = ours.SGD([p], lr=1.0, clip_norm=1.0)
+        p.grad = torch.tensor(4.0)
+        optimizer.step()
+        came = interrupted(moment, functools.partial(setattr, optimizer, "clip_norm", 2.0))
+        optimizer.step()
+        assert p.item() == -1.0 - optimizer.clip_norm
+        seen.add(optimizer.clip_norm)
+    assert seen == {1.0, 2.0}
 
 
 def test_clip_value_matches_clip_grad_value() -> None:

@@ -46,7 +46,7 @@ class StepInBackward:
         if closure is not None:
             raise RuntimeError("a closure is not possible where parameters are stepped in the backward pass")
         self._optimizer._step_only(None)
-        self._optimizer.zero_grad()
+        OnePass.zero_grad(self._optimizer)
         self._add_hooks()
 
     def restart(self) -> None:

@@ -216,8 +216,11 @@ class OnePass(torch.optim.Optimizer):
         checked = OPTIMIZER_CHECKS[name](name, value)
         if self._in_backward is not None and checked != _whole_defaults()[name]:
             raise ValueError(f"{name} is not possible while parameters are stepped in the backward pass")
+        self._lock.call(self._replace_whole, name, checked)  # no other thread makes an engine meanwhile
+
+    def _replace_whole(self, name: str, checked: Any) -> None:
+        self._forget()  # first: Ctrl-C must not leave an engine with the earlier value
         self._whole = {**self._whole, name: checked}  # not in place: a shallow copy shares the dict
-        self._forget()
 
     @property
     def skipped(self) -> int:
