@@ -195,7 +195,7 @@ class Conversion:
         for name in _storage.moments_of(own):
             entries[name] = _blank(own[name].shape, _convertible(moments.get(name), own[name]))
             if entries[name].dtype == np.uint8:
-                entries[f"{name}_scale"] = _blank((_storage.scale_count(param),), np.dtype(np.float32))
+                entries[f"{name}_scale"] = _blank((_storage.scale_count(param.size),), np.dtype(np.float32))
         if param.dtype == np.float64:
             return entries
         for name, low_name in _weights_of(own):
@@ -327,7 +327,7 @@ def _fill_moment(name: str, saved: Mapping[str, Array], outputs: Mapping[str, Ar
     found, scales = saved[name], saved.get(f"{name}_scale")
     out, own_scales = outputs[name], outputs.get(f"{name}_scale")
     if found.dtype == np.uint8:
-        _storage.check_scales(label, scales, _storage.scale_count(found))
+        _storage.check_scales(label, scales, _storage.scale_count(found.size))
     if _can_copy(out, found.dtype, is_c_contiguous(found)):
         np.copyto(out, found)
         if scales is not None and own_scales is not None:

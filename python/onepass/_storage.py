@@ -107,9 +107,9 @@ def state_array_dtype(name: str, options: Mapping[str, Any], array: Array, size:
     return value_dtype(array) if stored is None else np.dtype(DTYPES[stored])
 
 
-def scale_count(array: Array) -> int:
-    """Return the number of scales for an array's float8 state."""
-    return -(-array.size // scale_group)
+def scale_count(size: int) -> int:
+    """Return the number of scales for this number of elements in float8."""
+    return -(-size // scale_group)
 
 
 def state_part(name: str, start: int, stop: int) -> slice:
@@ -117,7 +117,7 @@ def state_part(name: str, start: int, stop: int) -> slice:
 
     The start must be a multiple of the group of elements that share a scale.
     """
-    return slice(start // scale_group, -(-stop // scale_group)) if is_scale(name) else slice(start, stop)
+    return slice(start // scale_group, scale_count(stop)) if is_scale(name) else slice(start, stop)
 
 
 def is_scale(name: str) -> bool:
@@ -137,7 +137,7 @@ def state_layout(
         stored = state_array_dtype(name, options, array, size)
         layout[name] = array, stored
         if stored == np.uint8:
-            layout[f"{name}_scale"] = np.empty(scale_count(array), np.float32), np.dtype(np.float32)
+            layout[f"{name}_scale"] = np.empty(scale_count(array.size), np.float32), np.dtype(np.float32)
     if is_bfloat16(array) and options["master_bits"] in LOW_DTYPES:
         layout["param_low"] = array, np.dtype(LOW_DTYPES[options["master_bits"]])
     if options["ema_decay"] is not None:

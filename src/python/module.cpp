@@ -14,6 +14,7 @@
 #include "python/functions.hpp"
 #include "python/group.hpp"
 #include "python/optimizer.hpp"
+#include "python/step_lock.hpp"
 #include "python/torch_engine.hpp"
 
 namespace onepass::python {
@@ -73,6 +74,7 @@ PYBIND11_MODULE(_core, m, py::mod_gil_not_used()) {
   register_functions(m);
   register_group(m);
   register_optimizer(m);
+  register_step_lock(m);
   register_torch(m);
 }
 

@@ -39,4 +39,14 @@ void StepLock::unlock() noexcept {
 
 bool StepLock::is_mine() const noexcept { return owner_ == PyThread_get_thread_ident(); }
 
+void register_step_lock(py::module_& m) {
+  // No context manager: since Python 3.14, Ctrl-C may interrupt a with statement between its lock and its block.
+  py::class_<StepLock>(m, "StepLock")
+      .def(py::init<>())
+      .def("call", [](StepLock& lock, const py::function& function, const py::args& arguments) {
+        const std::scoped_lock guard(lock);
+        return call(function, arguments);
+      });
+}
+
 }  // namespace onepass::python

@@ -1,6 +1,8 @@
 // The lock of an optimizer's steps.
 #pragma once
 
+#include <pybind11/pybind11.h>
+
 #include <atomic>
 #include <mutex>
 
@@ -24,5 +26,7 @@ class StepLock {
   std::atomic<unsigned long> owner_{0};   // the thread that holds the lock, or 0
   std::atomic<unsigned> owner_forks_{0};  // fork_count() of the owner's process
 };
+
+void register_step_lock(pybind11::module_& m);
 
 }  // namespace onepass::python

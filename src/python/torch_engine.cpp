@@ -68,8 +68,9 @@ TorchGroup* TorchEngine::try_group(const py::object& object) {
   return py::isinstance<TorchGroup>(object) ? try_get<TorchGroup>(object.ptr()) : nullptr;
 }
 
-bool TorchEngine::step(PyObject* groups, PyObject* state, PyObject* substitutes, std::size_t only) {
+bool TorchEngine::step(PyObject* groups, PyObject* state, PyObject* substitutes, std::size_t only, PyObject* copies) {
   py::tuple changed;
+  bool is_applied = false;
   {
     const std::scoped_lock lock(lock_);
     const struct Release {
@@ -79,8 +80,15 @@ bool TorchEngine::step(PyObject* groups, PyObject* state, PyObject* substitutes,
         engine.narrow_objects_.clear();
       }
     } at_exit{*this};
+    const std::int64_t before = step_count_;
     if (!step_locked(groups, state, substitutes, only)) return false;
     changed = updated();
+    is_applied = step_count_ != before;
+  }
+  if (is_applied && copies != Py_None) {
+    for (const auto& [to, from] : py::handle(copies).cast<std::vector<std::pair<py::object, py::object>>>()) {
+      call(to.attr("copy_"), py::make_tuple(from));
+    }
   }
   call(count_changes_, py::make_tuple(changed));
   return true;
@@ -252,7 +260,7 @@ bool TorchEngine::finish(const Executor& executor) {
   plan(core_, pointers_.data(), inputs.scale, explain);
   const GradientStats measured = measure(core_, pointers_.data(), inputs);
   const std::optional<double> scale = scale_after(inputs, measured, explain);
-  if (inputs.wants_norm()) grad_norm_ = measured.norm;
+  grad_norm_ = inputs.wants_norm() ? std::optional(measured.norm) : std::nullopt;
   if (!scale) {
     ++skipped_;
     return false;
@@ -333,13 +341,14 @@ namespace {
 PyObject* step_engine(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
   return guarded([&] {
     auto* const engine = try_get<TorchEngine>(self);
-    if (count < 2 || count > 4 || engine == nullptr) {
-      throw py::type_error("step takes groups, state, substitutes and the only parameter");
+    if (count < 2 || count > 5 || engine == nullptr) {
+      throw py::type_error("step takes groups, state, substitutes, the only parameter and copies");
     }
     PyObject* const substitutes = count > 2 ? arguments[2] : Py_None;
     const bool is_every = count < 4 || arguments[3] == Py_None;
     const std::size_t only = is_every ? TorchEngine::every_parameter : py::handle(arguments[3]).cast<std::size_t>();
-    return py::bool_(engine->step(arguments[0], arguments[1], substitutes, only)).release().ptr();
+    PyObject* const copies = count > 4 ? arguments[4] : Py_None;
+    return py::bool_(engine->step(arguments[0], arguments[1], substitutes, only, copies)).release().ptr();
   });
 }
 
@@ -368,6 +377,7 @@ void register_torch(py::module_& m) {
       .def("set_clip_norm", &TorchEngine::set_clip_norm)
       .def("set_nonfinite", &TorchEngine::set_nonfinite)
       .def("set_seed", &TorchEngine::set_seed)
+      .def("set_results", &TorchEngine::set_results, py::arg("skipped"), py::arg("grad_norm"))
       .def_property_readonly("step_count", &TorchEngine::step_count)
       .def_property_readonly("skipped", &TorchEngine::skipped)
       .def_property_readonly("grad_norm", &TorchEngine::grad_norm);

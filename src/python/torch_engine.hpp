@@ -42,10 +42,12 @@ class TorchEngine {
   //
   // only: the parameter to step, or every_parameter.
   // substitutes: None, or for each parameter None or arrays in place of its tensors: (param, gradient or pair of rows
-  // and values, list of states, average or None, float64 array of scalars, NarrowArrays or None). The arrays have one
-  // layout; the bits of bfloat16 numbers are uint16.
+  // and values, list of states, average or None, float64 array of scalars, NarrowArrays or None, the average's tensor
+  // or None). The arrays have one layout; the bits of bfloat16 numbers are uint16. copies: None, or a list of pairs of
+  // tensors, (to, from), to copy after a step that was not skipped. Ctrl-C could interrupt Python code between the step
+  // and the copies.
   static constexpr std::size_t every_parameter = SIZE_MAX;
-  bool step(PyObject* groups, PyObject* state, PyObject* substitutes, std::size_t only);
+  bool step(PyObject* groups, PyObject* state, PyObject* substitutes, std::size_t only, PyObject* copies);
 
   // Return true if these are the engine's groups and state, and the core has taken the options of the groups.
   bool takes(const py::object& groups, const py::object& state);
@@ -64,6 +66,11 @@ class TorchEngine {
   std::int64_t step_count() const { return step_count_; }
   std::int64_t skipped() const { return skipped_; }
   std::optional<double> grad_norm() const { return grad_norm_; }
+  // Continue with the results of an earlier engine.
+  void set_results(std::int64_t skipped, std::optional<double> grad_norm) {
+    skipped_ = skipped;
+    grad_norm_ = grad_norm;
+  }
 
   // For the garbage collector.
   int traverse(visitproc visit, void* argument) const;

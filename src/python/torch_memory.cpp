@@ -159,11 +159,13 @@ bool TorchEngine::locate_counts(std::size_t i) {
 
 // Have the core take the arrays of a substitute, which Python has checked.
 void TorchEngine::use_substitute(std::size_t i) {
-  const auto [param, gradient, states, average, scalars, narrow] =
+  const auto [param, gradient, states, average, scalars, narrow, average_tensor] =
       objects_[i]
-          .substitute.cast<std::tuple<py::array, py::object, std::vector<py::array>, std::optional<py::array>,
-                                      py::array_t<double, py::array::c_style>, std::optional<NarrowArrays>>>();
+          .substitute
+          .cast<std::tuple<py::array, py::object, std::vector<py::array>, std::optional<py::array>,
+                           py::array_t<double, py::array::c_style>, std::optional<NarrowArrays>, py::object>>();
   Entry& entry = entries_[i];
+  if (!average_tensor.is_none()) objects_[i].tensors[rule(entry.group).state_count] = average_tensor;
   entry.layout = {};
   entry.gradient = entry.disjoint = nullptr;
   core_.set_memory(i, describe(param, states, average, narrow));

@@ -359,7 +359,7 @@ def trained_in_torch() -> tuple[Any, Any]:
     from onepass.integrations import torch as ours
 
     params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
-    optimizer = ours.ScheduleFreeAdamW(params, lr=0.1)
+    optimizer = ours.ScheduleFreeAdamW([{"params": [param]} for param in params], lr=0.1)
     step_in_torch(params, optimizer)
     return params, optimizer
 
@@ -393,6 +393,35 @@ def test_a_failed_mode_switch_can_be_repeated(mode: str) -> None:
     step_in_torch(params, optimizer)
     step_in_torch(others, other)
     assert torch.equal(params[0], others[0])
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_ctrl_c_at_any_line_of_a_mode_switch_leaves_one_of_the_modes(mode: str) -> None:
+    torch = pytest.importorskip("torch")
+    from integrations.pytorch.helpers import interrupted
+
+    params, optimizer = trained_in_torch()
+    y = [param.detach().clone() for param in params]
+    optimizer.eval()
+    x = [param.detach().clone() for param in params]
+    assert not torch.equal(x[0], y[0])
+    seen, moment, came = set(), 0, True
+    while came:
+        moment += 1
+        params, optimizer = trained_in_torch()
+        if mode == "train":
+            optimizer.eval()
+        came = interrupted(moment, getattr(optimizer, mode))
+        (trains,) = {group["train_mode"] for group in optimizer.param_groups}
+        seen.add(trains)
+        for param, of_training, average in zip(params, y, x):
+            assert torch.equal(param, of_training if trains else average), f"interrupted at line {moment}"
+            copy = optimizer.state[param].get("y")
+            assert copy is None if trains else torch.equal(copy, of_training)
+        for again, expected in ((optimizer.eval, x), (optimizer.train, y)):
+            again()
+            assert all(map(torch.equal, params, expected))
+    assert seen == {True, False}
 
 
 def test_train_does_not_change_a_state_dict_taken_in_evaluation_mode() -> None:

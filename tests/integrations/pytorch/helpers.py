@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ import torch
 
 import onepass.integrations.torch as ours
 
+FOLDER = str(Path(ours.__file__).parent)
 NAMES = ["Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad", "Adadelta", "SGD"]
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
@@ -85,6 +89,37 @@ def assert_fast(optimizer: Any, slow_steps: int = 1) -> None:
     """Assert the number of steps that an optimizer of onepass took on the slow path: only the first step."""
     if has_exchange and hasattr(optimizer, "slow_steps"):
         assert optimizer.slow_steps == slow_steps
+
+
+def interrupted(moment: int, call: Callable[[], Any]) -> bool:
+    """Raise KeyboardInterrupt before the given line that a call runs in the adapter. Return True if it got there.
+
+    Only the first two runs of each line count.
+    """
+    left, came, runs = moment, False, Counter[tuple[Any, int]]()
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal left, came
+        if not frame.f_code.co_filename.startswith(FOLDER):
+            return None
+        if event == "line":
+            runs[line := (frame.f_code, frame.f_lineno)] += 1
+            left -= runs[line] <= 2
+            if left == 0:
+                came = True
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+        torch.set_grad_enabled(True)  # an interrupted torch.no_grad() leaves gradients disabled
+    return came
 
 
 def run_in_threads(functions: Iterable[Callable[[], Any]]) -> None:

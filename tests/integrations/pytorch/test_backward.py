@@ -26,12 +26,14 @@ def test_backward_pass_through_a_stepped_parameter_is_refused_by_autograd() -> N
             loss.backward()
 
 
-def test_backward_pass_through_a_stepped_average_is_refused_by_autograd() -> None:
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_backward_pass_through_a_stepped_average_is_refused_by_autograd(is_slow: bool) -> None:
     p, x = torch.nn.Parameter(torch.ones(2)), torch.ones(2, requires_grad=True)
     optimizer = ours.SGD([p], lr=0.5, ema_decay=0.5)
     for _ in range(2):
         p.grad = torch.ones(2)
         optimizer.step()
+    p.grad = torch.ones(1).expand(2) if is_slow else torch.ones(2)
     y = (x * optimizer.ema[0]).sum()
     optimizer.step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -87,6 +89,73 @@ def test_second_gradient_before_the_step_is_refused_and_changes_nothing() -> Non
     with pytest.raises(RuntimeError, match="parameter 0 got a second gradient"):
         p.sum().backward()
     assert torch.equal(p.detach(), before)
+
+
+def test_second_gradient_is_refused_and_not_used_later() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = ours.SGD([p], lr=0.5)
+    ours.step_in_backward(optimizer)
+    p.sum().backward()
+    with pytest.raises(RuntimeError, match="second gradient"):
+        p.sum().backward()
+    optimizer.step()
+    assert p.tolist() == [0.5] * 3 and p.grad is None
+
+
+def test_parameters_that_become_trainable_later_are_stepped() -> None:
+    p, q = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    q.requires_grad_(False)
+    optimizer = ours.SGD([p, q], lr=0.25)
+    handle = ours.step_in_backward(optimizer)
+    p.sum().backward()
+    optimizer.step()
+    q.requires_grad_(True)
+    for left in (0.75, 0.5):
+        (p.sum() + q.sum()).backward()
+        assert (q.grad is None) == (left == 0.5), "from the second backward pass on, the gradient is freed at once"
+        optimizer.step()
+        assert q.tolist() == [left] * 2 and q.grad is None
+    assert p.tolist() == [0.25] * 2
+    handle.remove()
+    q.sum().backward()
+    assert q.grad is not None and q.tolist() == [0.5] * 2
+
+
+def test_gradients_set_by_hand_are_stepped_once() -> None:
+    p, q = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = ours.Adam([p, q], lr=0.25, betas=(0.0, 0.0))
+    ours.step_in_backward(optimizer)
+    p.sum().backward()
+    p.grad, q.grad = torch.ones(2), torch.ones(2)
+    for _ in range(2):
+        optimizer.step()
+        torch.testing.assert_close((p.detach(), q.detach()), (torch.full((2,), 0.5), torch.full((2,), 0.75)))
+    assert p.grad is None and q.grad is None
+
+
+class Fails(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Any) -> Any:
+        return x.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Any) -> Any:
+        raise ValueError("failed on purpose")
+
+
+def test_backward_pass_can_be_repeated_after_a_failed_one() -> None:
+    p, q = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = ours.SGD([p, q], lr=0.25)
+    ours.step_in_backward(optimizer)
+    with pytest.raises(ValueError, match="on purpose"):  # the latest operation runs first
+        (Fails.apply(p).sum() + q.sum()).backward()
+    assert q.tolist() == [0.75] * 2
+    with pytest.raises(RuntimeError, match=r"optimizer.zero_grad\(\) after a failed one"):
+        q.sum().backward()
+    optimizer.zero_grad()
+    (p.sum() + q.sum()).backward()
+    optimizer.step()
+    assert p.tolist() == [0.75] * 2 and q.tolist() == [0.5] * 2
 
 
 def test_options_that_need_all_gradients_are_refused_with_steps_in_the_backward_pass() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import onepass.integrations.torch as ours
-from integrations.pytorch.helpers import assert_same_as_pytorch, gradient, set_gradients
+from integrations.pytorch.helpers import assert_same_as_pytorch, gradient, interrupted, set_gradients
 
 # ---- Clipping ----
 
@@ -27,6 +28,36 @@ def test_clip_norm_matches_clip_grad_norm() -> None:
         return [*params, torch.tensor(optimizer.grad_norm) if module is ours else norm]
 
     assert_same_as_pytorch(run)
+
+
+def test_grad_norm_is_none_after_a_step_without_clip_norm() -> None:
+    p = torch.nn.Parameter(torch.ones(4))
+    optimizer = ours.SGD([p], clip_norm=float("inf"))
+    p.grad = torch.ones(4)
+    optimizer.step()
+    optimizer.clip_norm = None
+    assert optimizer.grad_norm == 2.0  # of the last step
+    for _ in range(2):
+        optimizer.step()
+        assert optimizer.grad_norm is None
+    optimizer.clip_norm = 1.0
+    optimizer.step()
+    assert optimizer.grad_norm == 2.0
+
+
+def test_ctrl_c_at_any_line_of_setting_clip_norm_leaves_one_of_the_values_in_use() -> None:
+    seen, moment, came = set(), 0, True
+    while came:
+        moment += 1
+        p = torch.nn.Parameter(torch.zeros(()))
+        optimizer = ours.SGD([p], lr=1.0, clip_norm=1.0)
+        p.grad = torch.tensor(4.0)
+        optimizer.step()
+        came = interrupted(moment, functools.partial(setattr, optimizer, "clip_norm", 2.0))
+        optimizer.step()
+        assert p.item() == -1.0 - optimizer.clip_norm
+        seen.add(optimizer.clip_norm)
+    assert seen == {1.0, 2.0}
 
 
 def test_clip_value_matches_clip_grad_value() -> None:
@@ -105,6 +136,25 @@ def test_running_averages_are_tensors_of_the_state_and_can_be_evaluated() -> Non
         assert torch.equal(p.detach(), expected)
         raise RuntimeError
     assert torch.equal(p.detach(), weights)
+
+
+def test_ctrl_c_at_any_line_leaves_no_average_in_the_parameters() -> None:
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(3)]
+    optimizer = ours.SGD(params, lr=1.0, ema_decay=0.5)
+    for p in params:
+        p.grad = torch.ones(2)
+    optimizer.step()
+    reached = set()
+
+    def evaluate() -> None:
+        with optimizer.averaged():
+            reached.add(params[2].tolist()[0])
+
+    moment = 1
+    while interrupted(moment, evaluate):
+        assert [p.tolist() for p in params] == [[0.0, 0.0]] * 3, f"Ctrl-C at line {moment} left an average"
+        moment += 1
+    assert moment > 20 and reached == {0.5}
 
 
 def test_running_averages_are_loaded_or_begin_with_the_parameter() -> None:

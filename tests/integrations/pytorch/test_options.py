@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -213,3 +216,34 @@ def test_groups_and_state_may_hold_entries_of_the_user() -> None:
     optimizer.step()
     optimizer.step()
     assert p.tolist() == q.tolist() == [-3.0] * 2 and optimizer.state["epoch"] == 3
+
+
+@pytest.mark.parametrize("state_dtype", [None, "float8"])
+def test_entries_of_the_user_in_the_state_are_copied_pickled_and_decoded(state_dtype: Any) -> None:
+    p = torch.nn.Parameter(torch.ones(5000))
+    p.grad = torch.ones(5000)
+    optimizer = ours.Adam([p], lr=0.5, state_dtype=state_dtype)
+    optimizer.step()
+    state = {"epoch": 3, "history": {"losses": [1.0]}}
+    own = {"prev": torch.ones(4), "prev_scale": torch.ones(1), "half": torch.ones(2, dtype=torch.bfloat16), "note": 7}
+    optimizer.state.update(state)
+    optimizer.state[p].update(own)
+    file = io.BytesIO()
+    torch.save(optimizer, file)
+    file.seek(0)
+    resumed = ours.Adam([torch.nn.Parameter(torch.ones(5000))], lr=0.5, state_dtype=state_dtype)
+    resumed.load_state_dict(optimizer.state_dict())
+    copies = [copy.copy(optimizer), copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer)), resumed]
+    for each in (*copies, torch.load(file, weights_only=False), optimizer):
+        (param,) = each.param_groups[0]["params"]
+        stored = each.state[param]
+        assert stored["exp_avg"].dtype == (torch.float8_e4m3fn if state_dtype else torch.float32)
+        if each is not resumed or state_dtype:  # PyTorch casts tensors to the parameter's dtype
+            assert stored["half"].dtype == torch.bfloat16
+        decoded = each.decoded_state_dict()["state"]
+        assert decoded[0]["exp_avg"].dtype == torch.float32 and "exp_avg_scale" not in decoded[0]
+        assert decoded[0]["prev"] is not stored["prev"]
+        for found, of_param in ((each.state, stored), (decoded, decoded[0])):
+            assert {name: found[name] for name in state} == state
+            assert torch.equal(of_param["prev"], own["prev"]) and torch.equal(of_param["prev_scale"], torch.ones(1))
+            assert of_param["half"].dtype == stored["half"].dtype and of_param["note"] == 7

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from typing import Any, Generic, TypeVar
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+import onepass
 import onepass.integrations.torch as ours
 
 
@@ -35,10 +37,86 @@ def test_a_misspelt_option_gets_a_suggestion() -> None:
         def __init__(self, params: Any, rate: float) -> None:
             super().__init__(params, rate, momentun=0.9)
 
-    with pytest.raises(TypeError, match=r"AdamW\(\) got an unexpected keyword argument 'learning_rate'.*'lr'"):
-        ours.AdamW([ones()], learning_rate=0.1)
+    for cls in (ours.AdamW, ours.Lion, ours.AdEMAMix, ours.ScheduleFreeAdamW):
+        message = rf"^{cls.__name__}\(\) got an unexpected keyword argument 'learning_rate'.*'lr'"
+        with pytest.raises(TypeError, match=message):
+            cls([ones()], learning_rate=0.1)
     with pytest.raises(TypeError, match=r"Own\(\) got an unexpected keyword argument 'momentun'.*'momentum'"):
         Own([ones()], 0.1)
+
+
+@pytest.mark.parametrize("name", ["Lion", "AdEMAMix", "ScheduleFreeAdamW"])
+def test_arguments_and_defaults_are_those_of_the_numpy_class(name: str) -> None:
+    of_torch, of_numpy = (inspect.signature(getattr(module, name)).parameters for module in (ours, onepass))
+    assert of_torch.keys() - {"foreach"} == of_numpy.keys()
+    assert all(of_torch[option].default == parameter.default for option, parameter in of_numpy.items())
+    positional = [
+        [each.name for each in found.values() if each.kind is each.POSITIONAL_OR_KEYWORD]
+        for found in (of_torch, of_numpy)
+    ]
+    assert positional[0][: len(positional[1])] == positional[1]
+
+
+def test_mixin_in_front_of_an_optimizer_keeps_its_arguments() -> None:
+    item = TypeVar("item")
+
+    class Mixin:
+        pass
+
+    class Tagged:
+        def __init__(self, params: Any, tag: str, **options: Any) -> None:
+            super().__init__(params, **options)  # type: ignore[call-arg]
+            self.tag = tag
+
+    class Mixed(Mixin, Generic[item], ours.AdamW):  # type: ignore[misc]
+        pass
+
+    class Own(Tagged, ours.AdamW):  # type: ignore[misc]
+        pass
+
+    optimizer = Mixed([ones()], lr=0.5, clip_value=2.0)
+    assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["clip_value"]) == (0.5, 2.0)
+    assert inspect.signature(Mixed) == inspect.signature(ours.AdamW)
+    with pytest.raises(TypeError, match=r"'learning_rate'.*'lr'"):
+        Mixed([ones()], learning_rate=0.5)
+    assert Own([ones()], lr=0.5, tag="a").tag == "a"
+    assert [*inspect.signature(Own).parameters] == ["params", "tag", "options"]
+
+
+@pytest.mark.parametrize(
+    ("cls", "option", "value", "expected"),
+    [
+        (ours.Adam, "lr", None, "a number, got None"),
+        (ours.Adam, "lr", [0.1], r"a number, got \[0.1\]"),
+        (ours.Adam, "lr", "0.1", "a number, got '0.1'"),
+        (ours.SGD, "momentum", None, "a number, got None"),
+        (ours.Adam, "maximize", callable, "a number, got <built-in function callable>"),
+        (ours.Adam, "weight_decay", 1j, "a number, got 1j"),
+        (ours.Adam, "eps", torch.ones(2), r"a number, got an array of shape \(2,\)"),
+        (ours.Adam, "betas", 0.9, "2 numbers, got 0.9"),
+        (ours.Adam, "betas", (0.9, None), r"2 numbers, got \(0.9, None\)"),
+        (ours.AdEMAMix, "betas", (0.9, 0.99), r"3 numbers, got \(0.9, 0.99\)"),
+        (ours.AdEMAMix, "alpha_warmup", "1", "a number, got '1'"),
+    ],
+)
+def test_options_that_are_no_numbers_are_refused_with_their_group(
+    cls: Any, option: str, value: Any, expected: str
+) -> None:
+    params = [ones(), ones()]
+    optimizer = cls([{"params": [p]} for p in params], lr=0.5)
+    has_state = False
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        before = [p.detach().clone() for p in params]
+        kept = optimizer.param_groups[1][option]
+        optimizer.param_groups[1][option] = value
+        with pytest.raises(TypeError, match=rf"^param_groups\[1\]\['{option}'\]: expected {expected}$"):
+            optimizer.step()
+        assert all(map(torch.equal, params, before)) and bool(optimizer.state) == has_state
+        optimizer.param_groups[1][option] = kept
+        optimizer.step()
+        has_state = bool(optimizer.state)
 
 
 def test_functions_in_place_of_numbers_are_refused() -> None:

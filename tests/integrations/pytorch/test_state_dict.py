@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import io
 import pickle
@@ -19,6 +20,7 @@ from integrations.pytorch.helpers import (
     NAMES,
     assert_same_as_pytorch,
     for_each_optimizer,
+    interrupted,
     make_parameters,
     set_gradients,
 )
@@ -73,6 +75,63 @@ def test_onepass_options_are_kept_by_copies_and_by_loading_from_pytorch() -> Non
     optimizer.load_state_dict(torch.optim.Adam([torch.nn.Parameter(torch.ones(3))], lr=0.5).state_dict())
     group = optimizer.param_groups[0]
     assert (group["lr"], group["clip_value"], group["ema_decay"], optimizer.clip_norm) == (0.5, 2.0, 0.9, 1.0)
+
+
+def test_ctrl_c_at_any_line_of_a_load_keeps_the_options_that_only_onepass_has() -> None:
+    def make(module: Any, lr: float, **options: Any) -> Any:
+        p = torch.nn.Parameter(torch.ones(2))
+        p.grad = torch.ones(2)
+        optimizer = module.Adam([p], lr=lr, **options)
+        optimizer.step()
+        return optimizer
+
+    saved = make(torch.optim, 0.5).state_dict()
+    seen, moment, came = set(), 0, True
+    while came:
+        moment += 1
+        optimizer = make(ours, 0.25, clip_value=2.0, ema_decay=0.5)
+        came = interrupted(moment, functools.partial(optimizer.load_state_dict, saved))
+        (group,) = optimizer.param_groups
+        seen.add(group["lr"])
+        assert (group["clip_value"], group["ema_decay"]) == (2.0, 0.5), f"interrupted at line {moment}"
+        (state,) = optimizer.state.values()
+        assert ("ema" in state) == (group["lr"] == 0.25)
+        optimizer.load_state_dict(saved)
+        optimizer.step()
+    assert seen == {0.25, 0.5}
+
+
+def test_shallow_copy_shares_groups_and_state_but_not_onepass_options() -> None:
+    p = torch.nn.Parameter(torch.zeros(2))
+    p.grad = torch.full((2,), 4.0)
+    optimizer = ours.SGD([p], lr=1.0, momentum=0.5, clip_norm=1.0)
+    optimizer.step()
+    copied = copy.copy(optimizer)
+    assert copied.state is optimizer.state and copied.param_groups is optimizer.param_groups
+    copied.clip_norm = None
+    assert optimizer.clip_norm == 1.0
+    before = p.detach().clone()
+    copied.step()
+    assert before[0] - p[0] > 4
+    before = p.detach().clone()
+    optimizer.param_groups[0]["momentum"] = 0.0
+    optimizer.step()
+    assert before[0] - p[0] < 1 and optimizer.clip_norm == 1.0
+
+
+def test_skipped_steps_and_the_last_norm_are_kept_by_copies() -> None:
+    p = torch.nn.Parameter(torch.ones(4))
+    optimizer = ours.Adam([p], nonfinite="skip", clip_norm=2.0)
+    for value in (float("nan"), 3.0):
+        p.grad = torch.full((4,), value)
+        optimizer.step()
+    for copied in (copy.copy(optimizer), copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert (copied.skipped, copied.grad_norm) == (1, 6.0)
+        (q,) = copied.param_groups[0]["params"]
+        q.grad = torch.full((4,), float("nan"))
+        copied.step()
+        assert copied.skipped == 2
+    assert optimizer.skipped == 1
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -64,3 +66,43 @@ def test_threads_that_change_groups_and_state_do_not_corrupt_parameters() -> Non
         done.set()
         thread.join()
     assert all(torch.isfinite(p).all() and len(p) == 50 for p in params)
+
+
+class Pausing:
+    """An option that pauses the thread that reads it."""
+
+    def __init__(self) -> None:
+        self.is_read, self.go_on = threading.Event(), threading.Event()
+
+    def __bool__(self) -> bool:
+        self.is_read.set()
+        return self.go_on.wait() and False
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_child_forked_during_a_slow_step_of_another_thread_raises_and_does_not_hang() -> None:
+    p = torch.nn.Parameter(torch.ones(2))
+    p.grad = torch.ones(2)
+    optimizer = ours.ScheduleFreeAdamW([p], lr=0.5)
+    optimizer.param_groups[0]["maximize"] = pausing = Pausing()
+    stepping = threading.Thread(target=optimizer.step)
+    stepping.start()
+    pausing.is_read.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # instead of waiting forever
+        try:
+            pausing.go_on.set()
+            for call in (optimizer.step, optimizer.eval, optimizer.train):
+                with pytest.raises(RuntimeError, match="forked while another thread was inside a step"):
+                    call()
+            ours.SGD([p], lr=1.0).step()  # a new optimizer works
+            os._exit(0)
+        finally:
+            os._exit(2)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    pausing.go_on.set()
+    stepping.join()
+    assert code == 0
+    assert p.tolist() == [0.5, 0.5]

@@ -113,7 +113,7 @@ def empty_states(layout: Layout, optimizer: Optimizer, names: list[str]) -> list
 
 def _empty(name: str, param: Array, dtype: np.dtype[Any], order: Any) -> Array:
     """Return an uninitialized state array of a whole parameter."""
-    return np.empty(scale_count(param) if is_scale(name) else param.shape, dtype, order)
+    return np.empty(scale_count(param.size) if is_scale(name) else param.shape, dtype, order)
 
 
 def whole_state_dict(layout: Layout, optimizer: Optimizer, states: list[State]) -> StateDict:

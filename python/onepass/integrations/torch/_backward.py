@@ -19,32 +19,43 @@ class StepInBackward:
     def __init__(self, optimizer: OnePass) -> None:
         self._optimizer = optimizer
         self._stepped: set[int] = set()
-        params = [param for group in optimizer.param_groups for param in group["params"]]
-        self._handles = [
-            param.register_post_accumulate_grad_hook(partial(self._step, index))
-            for index, param in enumerate(params)
-            if param.requires_grad
-        ]
+        self._handles: dict[int, Any] = {}
+        self._add_hooks()
+
+    def _add_hooks(self) -> None:
+        """Step in the backward pass each parameter that has become trainable; PyTorch takes no hooks of the others."""
+        params = [param for group in self._optimizer.param_groups for param in group["params"]]
+        for index, param in enumerate(params):
+            if param.requires_grad and index not in self._handles:
+                self._handles[index] = param.register_post_accumulate_grad_hook(partial(self._step, index))
 
     def _step(self, index: int, param: torch.Tensor) -> None:
         if index in self._stepped:
+            param.grad = None  # the next step must not use it
             raise RuntimeError(
                 f"parameter {index} got a second gradient before optimizer.step(): call optimizer.step() after each "
-                "backward pass. Accumulated gradients and re-entrant checkpoints need step_in_backward to be removed"
+                "backward pass, and optimizer.zero_grad() after a failed one. Accumulated gradients and re-entrant "
+                "checkpoints need step_in_backward to be removed"
             )
         self._optimizer._step_only(index)
         self._stepped.add(index)
         param.grad = None
 
     def finish(self, closure: Callable[[], Any] | None) -> None:
-        """Replace the optimizer's step: all parameters have been stepped."""
+        """Replace the optimizer's step: step the parameters that have not been stepped in the backward pass."""
         if closure is not None:
             raise RuntimeError("a closure is not possible where parameters are stepped in the backward pass")
+        self._optimizer._step_only(None)
+        OnePass.zero_grad(self._optimizer)
+        self._add_hooks()
+
+    def restart(self) -> None:
+        """Allow the next backward pass to step all parameters."""
         self._stepped.clear()
 
     def remove(self) -> None:
         """Step in ``optimizer.step()`` again."""
-        for handle in self._handles:
+        for handle in self._handles.values():
             handle.remove()
         self._optimizer._in_backward = None
 
@@ -53,7 +64,9 @@ def step_in_backward(optimizer: OnePass) -> StepInBackward:
     """Step each parameter in the backward pass, as soon as its gradient is complete, and free the gradient.
 
     The gradient is then still in the cache, and a model never holds all its gradients. Call ``optimizer.step()`` after
-    each backward pass as before: it steps nothing, and allows the next backward pass to step.
+    each backward pass as before: it allows the next backward pass to step. It also steps the parameters that have a
+    gradient from elsewhere: gradients that you set yourself, and those of parameters that were not trainable before.
+    If a backward pass fails, call ``optimizer.zero_grad()`` before the next one.
 
     This does not work with anything that changes gradients or needs all gradients before the step: ``clip_norm``,
     ``nonfinite``, closures, ``clip_grad_norm_``, accumulated gradients, ``GradScaler`` (the step would use the scaled

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 
@@ -23,6 +23,7 @@ with needed("torch"):
 # Options that may be missing in groups.
 DEFAULTS = {"bias_correction": True, "eps_mode": "paper", "clip_value": None, "ema_decay": None, **_storage.DEFAULTS}
 
+_PARTS = {_checks.betas: 2, _checks.three_betas: 3}  # the number of numbers, by the check of an option
 _CHANGED = "parameters, gradients or state were changed while the step was prepared: do not change them during a step"
 
 
@@ -38,7 +39,7 @@ class Engine:
         self.param_groups = [*optimizer.param_groups]
         self.tensors = [tuple(group["params"]) for group in self.param_groups]
         self.each = [(g, tensor) for g, tensors in enumerate(self.tensors) for tensor in tensors]
-        self.values = [self._read(group) for group in self.param_groups]
+        self.values = [self._read(g, group) for g, group in enumerate(self.param_groups)]
         self.rules = [self.spec.rule_name(values) for values in self.values]
         self.averaged = [values["ema_decay"] is not None for values in self.values]
         averages = [["ema"] if averaged else [] for averaged in self.averaged]
@@ -76,14 +77,20 @@ class Engine:
         self.core.set_nonfinite(optimizer.nonfinite)
         self.seed = optimizer.seed
         self.core.set_seed(self.seed)
+        self.core.set_results(optimizer.skipped, optimizer.grad_norm)
 
-    def _read(self, group: Mapping[str, Any]) -> dict[str, Any]:
+    def _read(self, g: int, group: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of a group, with tensors converted to numbers."""
         refuse_step(group)
-        for name in self.own & group.keys():
-            self.spec.checks[name](name, group[name])
-        options = {name: group[name] if name in group else self.defaults[name] for name in self.spec.checks}
-        values = {name: plain(value, self.spec.checks[name] is _checks.flag) for name, value in options.items()}
+        values = {}
+        for name, check in self.spec.checks.items():
+            label, given = f"param_groups[{g}][{name!r}]", group[name] if name in group else self.defaults[name]
+            if name in self.own:
+                check(label, given)
+            values[name] = plain(given, check is _checks.flag)
+            if callable(given) or (name not in self.own and not _is_of_kind(check, values[name])):
+                expected = f"{_PARTS[check]} numbers" if check in _PARTS else "a number"
+                raise TypeError(f"{label}: expected {expected}, got {_checks.shown(given)}")
         if self.spec.evaluation_weight is not None:
             self.spec.validate(values)
         values["master_bits"] = int(values["master_bits"])
@@ -114,7 +121,7 @@ class Engine:
         for g, group in enumerate(optimizer.param_groups):
             if group is not self.param_groups[g] or not _are_same(group["params"], self.tensors[g]):
                 return False
-            values = self._read(group)
+            values = self._read(g, group)
             if changed := [name for name in STORAGE_OPTIONS if values[name] != self.values[g][name]]:
                 if any(self.state.get(tensor) for tensor in self.tensors[g]):
                     kept, new = self.values[g][changed[0]], values[changed[0]]
@@ -130,11 +137,6 @@ class Engine:
         return True
 
     # ---- Slow path: steps that the core cannot take without Python ----
-
-    @property
-    def known(self) -> _core.TorchEngine:
-        """The core's engine."""
-        return self.core
 
     def step(self, optimizer: Any, only: int | None = None) -> None:
         """Step along gradients of any kind: every parameter that has one, or only one parameter."""
@@ -153,7 +155,6 @@ class Engine:
         """Step, with substitutes for some parameters or for every one. Return False if substitutes are missing."""
         substitutes = self._substitutes(optimizer, new, everything, only)
         tensors = [tensor for _, tensor in self.each]
-        made = [one for one in substitutes if one is not None]
         has_copies = [one is not None and len(one.copies) > len(self.scalars) for one in substitutes]
         if only is None and _tensors.overlap(tensors, has_copies):
             if optimizer.clip_norm is not None or optimizer.nonfinite != "propagate":
@@ -162,20 +163,8 @@ class Engine:
                 self._try(optimizer, new, True, i) for i, tensor in enumerate(tensors) if tensor.grad is not None
             )
         arrays = [None if one is None else one.arrays for one in substitutes]
-        to = [original for one in made for original, _ in one.copies]
-        changed = [copy for one in made for _, copy in one.copies]
-        averages = tuple(one.average for one in made if one.average is not None)
-        before = self.core.step_count
-        try:
-            return self.core.step(optimizer.param_groups, optimizer.state, arrays, only)
-        finally:  # Ctrl-C is raised only after the core has stepped; one call makes all copies
-            if self.core.step_count != before:
-                if any(tensor.is_neg() for tensor in to):  # one call cannot copy into tensors that are negated lazily
-                    for original, copy in zip(to, changed):
-                        original.copy_(copy)
-                elif to:
-                    torch._foreach_copy_(to, changed)
-                count_changes(averages)
+        copies = [pair for one in substitutes if one is not None for pair in one.copies]
+        return self.core.step(optimizer.param_groups, optimizer.state, arrays, only, copies)
 
     def _initialize(self, optimizer: Any, new: dict[torch.Tensor, list[str]], only: int | None) -> None:
         """Create missing state. Fill new with the tensors without state, and the names of their new state."""
@@ -248,6 +237,17 @@ class Engine:
         return _tensors.is_plain(tensor, tensor.grad, _storage.is_narrow(self.values[g], tensor))
 
 
+def _is_of_kind(check: Any, value: Any) -> bool:
+    """Return True if a plain value is of the kind that an option's check expects, in range or not."""
+    if check in _PARTS:
+        return (
+            isinstance(value, tuple)
+            and len(value) == _PARTS[check]
+            and all(isinstance(part, SupportsFloat) for part in value)
+        )
+    return isinstance(value, SupportsFloat) or (value is None and check is _checks.steps_or_none)
+
+
 def _fill(name: str, value: float, state: Mapping[str, torch.Tensor]) -> None:
     """Fill a moment with a value."""
     if state[name].dtype in _storage.DTYPES.values():
@@ -285,9 +285,9 @@ def refuse_step(group: Mapping[str, Any]) -> None:
 def _remove(state: Any, new: Mapping[torch.Tensor, list[str]]) -> None:
     """Remove the state that was created for a step that was not taken."""
     for tensor, names in new.items():
-        for name in names:
-            state[tensor].pop(name, None)
-        if not state.get(tensor):
+        if kept := {name: value for name, value in state.get(tensor, {}).items() if name not in names}:
+            state[tensor] = kept  # at once: Ctrl-C must not leave a part of the state
+        else:
             state.pop(tensor, None)
 
 
@@ -300,8 +300,6 @@ def plain(value: Any, flag: bool) -> Any:
     """Return an option's value with tensors converted to numbers. PyTorch takes any object as a flag."""
     if isinstance(value, (torch.Tensor, np.ndarray)):
         value = value.tolist() if len(value.shape) > 0 and value.shape[0] > 1 else value.item()
-    if callable(value):
-        raise TypeError(f"options of groups: expected numbers, got the function {value!r} (use a scheduler)")
     if isinstance(value, (tuple, list)):
         return tuple(plain(item, False) for item in value)
     if flag:

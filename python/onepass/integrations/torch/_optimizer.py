@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from threading import RLock
 from typing import Any, ClassVar
 
 from ... import _core
-from ..._checks import flag
-from ..._conversion import warn_of_lost_bits
 from ..._optimizer import Optimizer as CoreOptimizer
 from ..._options import COMMON_DEFAULTS, OPTIMIZER_CHECKS, refuse_unknown
 from ..._storage import OPTIONS as STORAGE_OPTIONS
@@ -20,6 +16,7 @@ from .. import needed
 from . import _storage
 from ._compat import global_post_hooks, global_pre_hooks, leave_uncompiled, profiler_enabled
 from ._engine import DEFAULTS, Engine, group_options, refuse, refuse_step
+from ._state_dict import converted, decoded, pickled, restore
 
 with needed("torch"):
     import torch
@@ -36,25 +33,30 @@ class OnePass(torch.optim.Optimizer):
     _steps_itself: ClassVar[bool] = True
     _engine: Engine | None = None
     _in_backward: Any = None  # the handle of step_in_backward
-    _before: tuple[int, float | None] = 0, None  # steps skipped by earlier engines, and the last norm
+    _before: tuple[int, float | None] = 0, None  # skipped and grad_norm while there is no engine
     _is_slow: bool = False  # a thread takes a slow step
     slow_steps: int = 0
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         cls._steps_itself = cls.step is OnePass.step
-        if "__init__" not in vars(cls) and hasattr(cls, "_kind"):
-            theirs = next(base for base in cls.__mro__[1:] if not issubclass(base, OnePass))
-            own = [
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
-                for name, default in {**cls._own_defaults(), **_whole_defaults()}.items()
-            ]
-            signature = inspect.signature(theirs)
-            given = [*signature.parameters.values()]
-            rest = [parameter for parameter in given if parameter.kind is parameter.VAR_KEYWORD]
-            named = [parameter for parameter in given if parameter.kind is not parameter.VAR_KEYWORD]
-            cls.__signature__ = signature.replace(parameters=[*named, *own, *rest])
-            cls._options = None if rest else [parameter.name for parameter in (*named, *own)]
+        if "_kind" not in vars(cls):
+            base = next((base for base in cls.__mro__[1:] if "_kind" in vars(base)), OnePass)
+            if cls.__init__ is not base.__init__:  # type: ignore[misc]
+                cls.__signature__ = None  # not that of the base class
+            return
+        has_init = "__init__" in vars(cls)
+        source = cls if has_init else next(base for base in cls.__mro__[1:] if not issubclass(base, OnePass))
+        own = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+            for name, default in {**cls._own_defaults(), **_whole_defaults()}.items()
+        ]
+        signature = inspect.signature(source)
+        given = [*signature.parameters.values()]
+        rest = [parameter for parameter in given if parameter.kind is parameter.VAR_KEYWORD and not has_init]
+        named = [parameter for parameter in given if parameter.kind is not parameter.VAR_KEYWORD]
+        cls.__signature__ = signature.replace(parameters=[*named, *own, *rest])
+        cls._options = None if rest else [parameter.name for parameter in (*named, *own)]
 
     def __init__(self, params: Any, *args: Any, **options: Any) -> None:
         """Take PyTorch's arguments and onepass's options. See the class."""
@@ -67,7 +69,7 @@ class OnePass(torch.optim.Optimizer):
             name: OPTIMIZER_CHECKS[name](name, options.pop(name, default))
             for name, default in _whole_defaults().items()
         }
-        self._slow_lock = RLock()
+        self._lock = _core.StepLock()
         super().__init__(params, *args, **options)
         self.defaults.update(self._own)
         leave_uncompiled()
@@ -132,34 +134,39 @@ class OnePass(torch.optim.Optimizer):
 
     _watched_step = torch.optim.Optimizer.profile_hook_step(_step)
 
-    def _step_only(self, index: int) -> None:
-        """Step one parameter."""
+    def _step_only(self, index: int | None) -> None:
+        """Step one parameter, or every one that has a gradient."""
         engine = self._engine
         if engine is None or self._is_slow or not engine.core.step(self.param_groups, self.state, None, index):
             self._slow_step(index)
 
     def _slow_step(self, only: int | None = None) -> None:
         """Step on the slow path: something is new or unusual."""
-        has_waited = self._is_slow
-        with self._slow_lock:  # other threads' steps must wait: they would start from the same counts
-            engine = self._engine
-            if has_waited and engine and engine.core.step(self.param_groups, self.state, None, only):
-                return
-            self._is_slow = True
-            try:
-                self.slow_steps += 1
-                if engine is None or not (engine.core.takes(self.param_groups, self.state) or engine.renew(self)):
-                    self._forget()
-                    engine = self._engine = Engine(self)
-                engine.step(self, only)
-            finally:
-                self._is_slow = False
+        # Other threads' steps must wait: they would start from the same counts.
+        self._lock.call(self._slow_step_locked, only, self._is_slow)
+
+    def _slow_step_locked(self, only: int | None, has_waited: bool) -> None:
+        self._is_slow = False  # Ctrl-C may have left it set
+        engine = self._engine
+        if has_waited and engine and engine.core.step(self.param_groups, self.state, None, only):
+            return
+        self._is_slow = True
+        try:
+            self.slow_steps += 1
+            if engine is None or not (engine.core.takes(self.param_groups, self.state) or engine.renew(self)):
+                self._forget()
+                engine = self._engine = Engine(self)
+            engine.step(self, only)
+        finally:
+            self._is_slow = False
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of all parameters, to None or to zeros."""
         engine = self._engine
         if not (set_to_none and engine and not profiler_enabled() and engine.core.clear_gradients(self.param_groups)):
             super().zero_grad(set_to_none)
+        if self._in_backward is not None:
+            self._in_backward.restart()
 
     def _forget(self) -> None:
         if self._engine is not None:
@@ -209,21 +216,23 @@ class OnePass(torch.optim.Optimizer):
         checked = OPTIMIZER_CHECKS[name](name, value)
         if self._in_backward is not None and checked != _whole_defaults()[name]:
             raise ValueError(f"{name} is not possible while parameters are stepped in the backward pass")
-        self._whole[name] = checked
-        self._forget()
+        self._lock.call(self._replace_whole, name, checked)  # no other thread makes an engine meanwhile
+
+    def _replace_whole(self, name: str, checked: Any) -> None:
+        self._forget()  # first: Ctrl-C must not leave an engine with the earlier value
+        self._whole = {**self._whole, name: checked}  # not in place: a shallow copy shares the dict
 
     @property
     def skipped(self) -> int:
         """The number of steps skipped because a gradient was not finite."""
         engine = self._engine  # another thread may forget it
-        return self._before[0] + (engine.core.skipped if engine else 0)
+        return engine.core.skipped if engine else self._before[0]
 
     @property
     def grad_norm(self) -> float | None:
         """The global norm of the last step's gradients before clipping, if ``clip_norm`` is set."""
         engine = self._engine  # another thread may forget it
-        norm = engine.core.grad_norm if engine else None
-        return self._before[1] if norm is None else norm
+        return engine.core.grad_norm if engine else self._before[1]
 
     @property
     def ema(self) -> list[torch.Tensor] | None:
@@ -258,14 +267,14 @@ class OnePass(torch.optim.Optimizer):
         with torch.no_grad():
             kept = [param.clone() for param, _ in pairs]
         try:
-            with torch.no_grad():
-                for param, average in pairs:
-                    param.copy_(average)
-            yield
-        finally:
-            with torch.no_grad():
-                for (param, _), own in zip(pairs, kept):
-                    param.copy_(own)
+            try:
+                _copy_all(pairs)
+                yield
+            finally:
+                _copy_all((param, own) for (param, _), own in zip(pairs, kept))
+        except BaseException:  # again, because Ctrl-C may have interrupted the copies
+            _copy_all((param, own) for (param, _), own in zip(pairs, kept))
+            raise
 
     # ---- Groups, state dicts and pickles ----
 
@@ -306,100 +315,48 @@ class OnePass(torch.optim.Optimizer):
         warning that names the parameters whose weights lose bits. State of another class is refused, and nothing
         changes. Adam and AdamW accept each other's state, as in PyTorch.
         """
-        own = [{name: group[name] for name in self._own_defaults() if name in group} for group in self.param_groups]
-        handle = self.register_load_state_dict_pre_hook(OnePass._with_own_storage)  # after the hooks of the user
+        handle = self.register_load_state_dict_pre_hook(converted)  # after the hooks of the user
         try:
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
-        seeds = [group["seed"] for group in self.param_groups if "seed" in group]
-        for group, options in zip(self.param_groups, own):
-            for name, value in options.items():
-                group.setdefault(name, seeds[0] if name == "seed" and seeds else value)
-
-    def _with_own_storage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Return a state dict with this optimizer's options of storage, and with state converted to them."""
-        self._check_class(state_dict)
-        spec, groups, state = self._kind._spec, [], dict(state_dict["state"])
-        has_low = any("param_low" in entry for entry in state.values() if isinstance(entry, Mapping))
-        lost, missing = [], []
-        for group, saved in zip(self.param_groups, state_dict["param_groups"]):
-            options = group_options(group)
-            rule = spec.rule_name({**DEFAULTS, **self._missing, **group, **saved})
-            for param, index in zip(group["params"], saved["params"]):
-                label, moments, found = f"parameter {index}", [*_core.rules[rule][1]], state.get(index)
-                if not isinstance(found, Mapping) or not found:
-                    continue  # no state before the parameter's first step
-                absent = [name for name in moments if found.get(name) is None]
-                if 0 < len(absent) < len(moments):
-                    raise ValueError(
-                        f"load_state_dict: expected the state of {type(self).__name__}, got no {absent[0]!r} of {label}"
-                    )
-                if self._has_double_scalars:
-                    numbers = _core.rules[rule][2].keys() & found.keys()
-                    # PyTorch would cast tensors to the parameter's dtype; the next step makes tensors of these.
-                    state[index] = found = {**found, **{name: float(found[name]) for name in numbers}}
-                if (loaded := _storage.loaded(label, options, param, moments, found)) is None:
-                    continue
-                state[index] = loaded
-                lost += [label] * loaded.is_lossy
-                missing += [label] * (loaded.is_low_missing and has_low and saved.get("master_bits") != 16)
-            kept = {name: value for name, value in saved.items() if name not in STORAGE_OPTIONS}
-            groups.append({**kept, **{name: group[name] for name in STORAGE_OPTIONS if name in group}})
-        warn_of_lost_bits(lost, missing)
-        return {**state_dict, "state": state, "param_groups": [*groups, *state_dict["param_groups"][len(groups) :]]}
-
-    def _check_class(self, state_dict: Mapping[str, Any]) -> None:
-        """Refuse a state dict whose groups have options of another class, or have no option that this class needs."""
-        expected = f"load_state_dict: expected the state of {type(self).__name__}"
-        if isinstance(kind := state_dict.get("optimizer"), str) and "step_count" in state_dict:
-            raise ValueError(f"{expected} in PyTorch, got the state of onepass.{kind} for NumPy")
-        own, needed = self._kind._spec.checks, self._needed()
-        others = [{*cls._needed()} for cls in OnePass.__subclasses__() if hasattr(cls, "_kind")]
-        for index, (group, saved) in enumerate(zip(self.param_groups, state_dict["param_groups"])):
-            # Flags that old versions and other libraries did not save count as False, as in PyTorch. Without amsgrad,
-            # Adam has the options of RAdam, except RAdam's own flag.
-            optional = {name for name in needed if own[name] is flag and "decoupled_weight_decay" not in saved}
-            of_others = set().union(*(names for names in others if names <= saved.keys()))
-            foreign = [name for name in saved if name in of_others - {*own, *group}]
-            absent = [name for name in needed if name not in {*saved, *optional}]
-            if foreign or absent:
-                found = [f"with {', '.join(foreign)}"] * bool(foreign) + [f"without {', '.join(absent)}"] * bool(absent)
-                raise ValueError(
-                    f"{expected} (options {', '.join(needed)}), got group {index} {' and '.join(found)} (was it "
-                    "saved by another class?)"
-                )
 
     @classmethod
     def _needed(cls) -> list[str]:
         """Return the options that each group of this class must have: those without a default when loading."""
         return [name for name in cls._kind._spec.checks if name not in {*DEFAULTS, *cls._missing}]
 
+    @staticmethod
+    def _needed_by_classes() -> list[set[str]]:
+        """Return the options that each class of this module needs."""
+        return [{*cls._needed()} for cls in OnePass.__subclasses__() if hasattr(cls, "_kind")]
+
     def decoded_state_dict(self) -> dict[str, Any]:
         """Return a state dict in the layout of torch.optim: a copy, with float32 tensors in place of narrow ones."""
-        result = self.state_dict()
-        own = {*STORAGE_OPTIONS, "seed"}
-        groups = [{name: value for name, value in group.items() if name not in own} for group in result["param_groups"]]
-        state = {index: _storage.decoded_state(state) for index, state in result["state"].items()}
-        return {**result, "state": state, "param_groups": groups}
+        return decoded(self.state_dict())
 
     def __getstate__(self) -> dict[str, Any]:
-        result = {**super().__getstate__(), "_own": self._own, "_whole": self._whole}
-        state = {param: _storage.with_codes_as(torch.uint8, state) for param, state in result["state"].items()}
-        return {**result, "state": defaultdict(dict, state)}
+        result = self._shared_state()
+        return {**result, "state": pickled(result["state"])}
+
+    def __copy__(self) -> Any:
+        """Return an optimizer with the same groups and state, as a shallow copy of PyTorch's optimizers."""
+        result = type(self).__new__(type(self))
+        result.__setstate__(self._shared_state())
+        return result
+
+    def _shared_state(self) -> dict[str, Any]:
+        own = {"_own": self._own, "_whole": self._whole, "_before": (self.skipped, self.grad_norm)}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         whole = state.get("_whole", self.__dict__.get("_whole", {}))
         for group in state["param_groups"]:
             refuse(group)
             self._check_storage(group, whole.get("flush_denormals", True))
-        for tensor, of_tensor in state["state"].items():
-            if isinstance(of_tensor, _storage.Loaded):
-                state["state"][tensor] = of_tensor.state
-            elif isinstance(of_tensor, dict) and any(f"{name}_scale" in of_tensor for name in of_tensor):
-                state["state"][tensor] = _storage.with_codes_as(torch.float8_e4m3fn, of_tensor)
+        restore(state["state"])
         super().__setstate__(state)
-        self._slow_lock = RLock()
+        self.__dict__.setdefault("_lock", _core.StepLock())
         self.__dict__.setdefault("_own", {})  # missing in pickles of earlier versions
         self.__dict__.setdefault("_whole", _whole_defaults())
         self._forget()
@@ -415,6 +372,13 @@ class OnePass(torch.optim.Optimizer):
     @_step_supports_amp_scaling.setter
     def _step_supports_amp_scaling(self, value: bool) -> None:
         """Ignore the value, which PyTorch's constructors set for ``fused=True``."""
+
+
+def _copy_all(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Copy the second tensor of each pair into the first."""
+    with torch.no_grad():
+        for to, value in pairs:
+            to.copy_(value)
 
 
 def _whole_defaults() -> dict[str, Any]:

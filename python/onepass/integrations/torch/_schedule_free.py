@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import repeat
+from operator import setitem
 from typing import Any
 
 import onepass
 
 from .. import needed
-from . import _storage
+from . import _storage, _tensors
 from ._engine import plain
 from ._optimizer import OnePass
 
@@ -98,56 +100,58 @@ class ScheduleFreeAdamW(OnePass):
 
         Steps are refused until `train`. Does nothing in evaluation mode.
         """
+        self._lock.call(self._eval)
+
+    def _eval(self) -> None:
         evaluation_weight = self._kind._spec.evaluation_weight
         assert evaluation_weight is not None
-        with self._slow_lock:
-            averages = []
-            for group in self.param_groups:
-                if not group["train_mode"]:
-                    continue
-                self._check(group)
-                weight = evaluation_weight({"betas": plain(group["betas"], False)})
-                for param in group["params"]:
-                    state = self.state.get(param, {})
-                    if "z" in state:
-                        y = _storage.joined(param, state.get("param_low"))
-                        averages.append((param, param.clone(), (state["z"] - y).mul_(weight).add_(y)))
-            written = []
-            try:
-                for param, y, x in averages:
-                    param.copy_(x)
-                    written.append((param, y))
-            except BaseException:
-                for param, y in written:
-                    param.copy_(y)
-                raise
-            for param, y, _ in averages:  # new dicts: a state dict that a user has shares the old ones
-                self.state[param] = {**self.state[param], "y": y}
-            for group in self.param_groups:
-                group["train_mode"] = False
+        params, kept, averages = [], [], []
+        for group in self.param_groups:
+            if not group["train_mode"]:
+                continue
+            self._check(group)
+            weight = evaluation_weight({"betas": plain(group["betas"], False)})
+            for param in group["params"]:
+                state = self.state.get(param, {})
+                if "z" in state:
+                    y = _storage.joined(param, state.get("param_low"))
+                    params.append(param)
+                    kept.append(param.clone())
+                    averages.append((state["z"] - y).mul_(weight).add_(y))
+        keep = map(setitem, self._copied_state(params), repeat("y"), kept)
+        _tensors.copy_at_once(params, averages, kept, keep, self._set_mode(False))
 
     @torch.no_grad()
     def train(self) -> None:
         """Restore the training weights in the parameters, bit for bit. Does nothing in training mode."""
-        with self._slow_lock:
-            weights = []
-            for group in self.param_groups:
-                for param in group["params"] if not group["train_mode"] else ():
-                    state = self.state.get(param, {})
-                    if "z" in state and "y" not in state:  # loaded from the authors' package, which keeps no copy
-                        y = param.lerp(state["z"].to(param.dtype), 1 - plain(group["betas"], False)[0])
-                        state = self.state[param] = {**state, "y": y}
-                    if "y" in state:
-                        if state["y"].shape != param.shape:
-                            expected, shape = tuple(state["y"].shape), tuple(param.shape)
-                            raise RuntimeError(f"train: expected a parameter of shape {expected}, got {shape}")
-                        weights.append((param, state["y"]))
-            for param, y in weights:
-                param.copy_(y)
-            for param, _ in weights:
-                self.state[param] = {name: value for name, value in self.state[param].items() if name != "y"}
-            for group in self.param_groups:
-                group["train_mode"] = True
+        self._lock.call(self._train)
+
+    def _train(self) -> None:
+        params, weights = [], []
+        for group in self.param_groups:
+            for param in group["params"] if not group["train_mode"] else ():
+                state = self.state.get(param, {})
+                if "z" in state and "y" not in state:  # loaded from the authors' package, which keeps no copy
+                    y = param.lerp(state["z"].to(param.dtype), 1 - plain(group["betas"], False)[0])
+                    state = self.state[param] = {**state, "y": y}
+                if "y" in state:
+                    if state["y"].shape != param.shape:
+                        expected, shape = tuple(state["y"].shape), tuple(param.shape)
+                        raise RuntimeError(f"train: expected a parameter of shape {expected}, got {shape}")
+                    params.append(param)
+                    weights.append(state["y"])
+        remove = map(dict.pop, self._copied_state(params), repeat("y"), repeat(None))
+        _tensors.copy_at_once(params, weights, None, remove, self._set_mode(True))
+
+    def _copied_state(self, params: list[torch.Tensor]) -> list[dict[str, Any]]:
+        """Replace the state of parameters by copies that no state dict of the user shares, and return the copies."""
+        for param in params:
+            self.state[param] = {**self.state[param]}
+        return [self.state[param] for param in params]
+
+    def _set_mode(self, train_mode: bool) -> Iterator[None]:
+        """Return an iterator that sets the mode of all groups."""
+        return map(setitem, self.param_groups, repeat("train_mode"), repeat(train_mode))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of this class or of the package schedulefree, and the mode in which it was saved."""

@@ -11,7 +11,7 @@ import numpy as np
 from ... import _conversion as conversion
 from ... import _core
 from ..._options import COMMON_DEFAULTS
-from ..._storage import NARROW_FROM, OPTIONS, check_options, is_divisor, limited
+from ..._storage import KINDS, NARROW_FROM, OPTIONS, check_options, is_divisor, limited, scale_count
 from .. import needed
 from . import _tensors
 from ._compat import is_distributed
@@ -136,15 +136,10 @@ def decoded(stored: torch.Tensor, scales: torch.Tensor | None = None) -> torch.T
     if scales is None or not stored.numel():
         narrow = stored.dtype in DTYPES.values()
         return stored.to(torch.float32 if narrow else stored.dtype, copy=True)
-    if not _tensors.is_dense(stored) or scales.shape != (scale_count(stored),):
-        raise ValueError(f"float8 state: expected {scale_count(stored)} scales, got shape {[*scales.shape]}")
+    if not _tensors.is_dense(stored) or scales.shape != (scale_count(stored.numel()),):
+        raise ValueError(f"float8 state: expected {scale_count(stored.numel())} scales, got shape {[*scales.shape]}")
     values = _core.decode(_tensors.as_array(stored, True), scales.detach().contiguous().numpy())
     return torch.from_numpy(values).as_strided(stored.size(), stored.stride())
-
-
-def scale_count(tensor: torch.Tensor) -> int:
-    """Return the number of scales for a tensor's float8 state."""
-    return int(-(-tensor.numel() // _core.scale_group))
 
 
 def encode_into(name: str, values: torch.Tensor, state: Mapping[str, Any]) -> None:
@@ -159,18 +154,26 @@ def encode_into(name: str, values: torch.Tensor, state: Mapping[str, Any]) -> No
 
 def decoded_state(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return a parameter's state in the layout of torch.optim, with copies of all tensors."""
-    scales = {f"{name}_scale" for name in state}
+    left_out = {"param_low", *(f"{name}_scale" for name in KINDS.keys() & state.keys())}
     result = {}
     for name, value in state.items():
-        if name in scales or name == "param_low":
+        if name in left_out:
             continue
-        result[name] = decoded(value, state.get(f"{name}_scale")) if isinstance(value, torch.Tensor) else value
+        if isinstance(value, torch.Tensor):
+            is_own = name in KINDS or name == "y"
+            value = decoded(value, state.get(f"{name}_scale")) if is_own else value.clone()
+        result[name] = value
     return result
 
 
-def with_codes_as(dtype: torch.dtype, state: Mapping[str, Any]) -> dict[str, Any]:
-    """View float8 codes as uint8, since pickle cannot read float8 tensors, or view them as float8 again."""
-    return {name: value.view(dtype) if f"{name}_scale" in state else value for name, value in state.items()}
+def with_codes_as(dtype: torch.dtype, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """View float8 codes as uint8, since pickle cannot read float8 tensors, or view them as float8 again.
+
+    Entries of the user stay as they are. Without codes, the result is the same object.
+    """
+    others = {torch.uint8, torch.float8_e4m3fn} - {dtype}
+    names = [name for name in KINDS.keys() & state.keys() if f"{name}_scale" in state and state[name].dtype in others]
+    return {**state, **{name: state[name].view(dtype) for name in names}} if names else state
 
 
 @dataclass
@@ -236,7 +239,7 @@ def _stored(
         return {name: values.to(dtype)}
     result = {name: made}
     if dtype == torch.float8_e4m3fn:
-        result[f"{name}_scale"] = torch.zeros(scale_count(made))
+        result[f"{name}_scale"] = torch.zeros(scale_count(made.numel()))
     encode_into(name, values, result)
     return result
 

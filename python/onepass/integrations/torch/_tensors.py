@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -86,7 +88,7 @@ def zeros_like(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     own = ARRAY_DTYPES[tensor.dtype]
     flat = as_array(tensor, flat=True) if tensor.numel() else np.empty(0, own)
     if dtype is None:
-        return torch.from_numpy(all_zeros_like([np.empty(scale_count(flat), np.float32)], state_folder())[0])
+        return torch.from_numpy(all_zeros_like([np.empty(scale_count(flat.size), np.float32)], state_folder())[0])
     (zeros,) = all_zeros([(flat, ARRAY_DTYPES[dtype])], state_folder())
     return torch.from_numpy(zeros).view(dtype).as_strided(tensor.size(), tensor.stride())
 
@@ -122,7 +124,6 @@ class Substitute:
 
     arrays: tuple[Any, ...]  # as _core.TorchEngine.step takes them
     copies: list[tuple[torch.Tensor, torch.Tensor]]  # (to, from)
-    average: torch.Tensor | None
 
 
 def substitute(
@@ -187,12 +188,12 @@ def substitute(
         low = None if narrow.low is None or narrow.low_dtype is None else array_of(narrow.low, narrow.low_dtype)
         scales = [None if one is None else _scales(label, own, one) for one in narrow.scales]
         stored = _core.NarrowArrays(scales, narrow.divisors, low, narrow.master_bits, narrow.stochastic)
-    return Substitute((param, values, arrays, average_array, counts, stored), copies, average)
+    return Substitute((param, values, arrays, average_array, counts, stored, average), copies)
 
 
 def _scales(label: str, own: torch.Tensor, scales: torch.Tensor) -> Array:
     """Return the scales of float8 state as an array."""
-    count = -(-own.numel() // _core.scale_group)
+    count = scale_count(own.numel())
     if scales.shape != (count,) or scales.dtype != torch.float32 or not scales.is_contiguous():
         found = f"{[*scales.shape]}, {scales.dtype}"
         raise ValueError(f"the scales of the state of {label}: expected [{count}], torch.float32, got {found}")
@@ -222,6 +223,30 @@ def _rows(label: str, own: torch.Tensor, indices: torch.Tensor, values: torch.Te
         last = own.shape[0] - 1
         raise IndexError(f"the gradient of {label}: expected rows from 0 to {last}, got {rows[0]} to {rows[-1]}")
     return rows, sums.copy() if sums is array else sums  # values may lie in the parameter or its state
+
+
+def copy_at_once(
+    tensors: Sequence[torch.Tensor],
+    values: Iterable[torch.Tensor],
+    kept: Sequence[torch.Tensor] | None,
+    *changes: Iterator[Any],
+) -> None:
+    """Copy values into tensors, then make changes, in one call of a C function, which Ctrl-C does not interrupt.
+
+    Args:
+        tensors: the tensors to change.
+        values: the new value of each tensor.
+        kept: the value of each tensor to restore if one cannot be written, or None to restore nothing.
+        changes: iterators of C functions that do not fail, run after the copies.
+    """
+    done: list[Any] = []
+    try:
+        done.extend(chain(map(torch.Tensor.copy_, tensors, values), *changes))
+    except BaseException:
+        if kept is not None and len(done) < len(tensors):  # otherwise, Ctrl-C came after the call
+            for tensor, value, _ in zip(tensors, kept, done):
+                tensor.copy_(value)
+        raise
 
 
 def overlap(tensors: list[torch.Tensor], copied: list[bool]) -> bool:
