@@ -286,7 +286,7 @@ def test_an_option_of_another_rule_is_refused(cls: Any) -> None:
         (
             [{"params": ones(3), "ema_decay": 0.5}, {"params": ones(3)}],
             ValueError,
-            "ema_decay: expected set for all groups",
+            "ema_decay must be set for all groups",
         ),
     ],
 )
