@@ -1,5 +1,5 @@
-# `make help` lists the commands. Every target is self-sufficient: it creates the virtual environment that it needs (.venv),
-# from only Python >= 3.10.
+# `make help` lists the commands. Every target is self-sufficient: it creates the virtual environment (.venv)
+# and needs only Python >= 3.10.
 
 PYTHON ?= python3
 # make lint uses the installed ones of these compilers; without clang++, clang-tidy reports Clang's warnings.
@@ -14,7 +14,7 @@ installed = $(venv)/.installed-$(1)
 .PHONY: fuzz fuzz-checkpoint fuzz-api soak coverage rehearse-release
 
 help:
-	@sed -n 's/^| `\(make [^`]*\)` | \(.*\) |$$/\1: \2\n/p' CONTRIBUTING.md
+	@sed -n 's/^| `\(make [^`]*\)` | \(.*\) |$$/\1: \2/p' CONTRIBUTING.md | sed 's/\[\([^]]*\)\]([^)]*)/\1/g; s/`//g' 
 
 demo: install $(call installed,examples)
 	$(python) examples/train_digits.py $(ARGS)

@@ -353,7 +353,7 @@ def rewritten(text: str, record: Record, name: str) -> str:
     """Return the text with new blocks.
 
     Raises:
-        ValueError: there are no blocks, or a begin or an end is missing.
+        ValueError: there are no blocks, a begin or an end is missing, or it is not on its own line.
     """
     marks = [(mark.group(1), mark.group(2)) for mark in MARK.finditer(text)]
     keys = [key for key, end in marks if end == "begin"]
@@ -363,6 +363,8 @@ def rewritten(text: str, record: Record, name: str) -> str:
         begin, end = f"<!-- {key}: begin -->", f"<!-- {key}: end -->"
         before, _, rest = text.partition(begin)
         indent = before[before.rfind("\n") + 1 :]  # of a block in a list
+        if indent.strip():
+            raise ValueError(f"{begin}: expected its own line, got {indent!r} before it")
         shown = textwrap.indent(f"{block(key, record, name)}\n{end}", indent)
         text = f"{before}{begin}\n{shown}{rest.partition(end)[2]}"
     return text

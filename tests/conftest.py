@@ -1,4 +1,4 @@
-"""A fixture of all tests."""
+"""A fixture that every test uses."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ import onepass
 
 @pytest.fixture(autouse=True)
 def default_threads() -> Iterator[None]:
-    """Let no test leave a number of threads behind: even the default counts as the user's limit if it was set."""
+    """Reset the number of threads after each test: a number that was set is a limit, even if it is the default."""
     yield
     onepass.set_num_threads(None)

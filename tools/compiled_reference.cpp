@@ -13,8 +13,8 @@
 #include <xmmintrin.h>
 #endif
 
-// The folded numbers, under the names that they have in the specification. Missing numbers are NaN, flags 0 or 1. From
-// `scale` on, they are of what happens before and after every rule.
+// The coefficients, with their names from the specification. Missing coefficients are NaN, flags are 0 or 1. The names
+// from `scale` on belong to the stages before and after every rule.
 #define NUMBERS                                                                                                      \
   a, alpha, b, beta1, beta2, beta3, c, eps, first, k1, k2, lr, momentum, nesterov, one_minus_alpha, one_minus_beta1, \
       one_minus_beta2, one_minus_beta3, one_minus_dampening, one_minus_rho, r, rho, weight_decay, zero, scale,       \

@@ -1,6 +1,6 @@
 """The executable specification with its work on elements compiled: the soak test's oracle.
 
-Options, counts, schedules, folded numbers and the global norm are the specification's own. The update of the elements,
+Options, counts, schedules, coefficients and the global norm are the specification's own. The update of the elements,
 the random bits and the storage formats are those of `compiled_reference.cpp`.
 """
 
@@ -75,7 +75,7 @@ def library() -> Any:
 
 @lru_cache
 def numbers_type(dtype: Any) -> Any:
-    """Return the structure of folded numbers in a dtype."""
+    """Return the structure of coefficients in a dtype."""
     names = library().number_names().decode().split(", ")
     item = ctypes.c_float if dtype == np.float32 else ctypes.c_double
     return type("Numbers", (ctypes.Structure,), {"_fields_": [(name, item) for name in names]})

@@ -76,8 +76,8 @@ def explain(results: dict[str, Any]) -> str:
         f"Training cost: the cost in the last epoch, mean and range over {len(seeds)} seed{'s' * (len(seeds) > 1)}.",
         f"Learning rate: the best of {rates} rates with seed {seeds[0]}"
         f"{'; edge: the best is the lowest or the highest of them' * edges}.",
-        f"Moving one optimizer's rate half a decade from its best rate (seed {seeds[0]}) makes its cost higher than "
-        f"the cost of every optimizer at its best rate in {worse} of {neighbours} cases.",
+        f"In {worse} of {neighbours} cases (seed {seeds[0]}), an optimizer half a decade from its best rate has a "
+        "higher cost than all optimizers have at their best rates.",
         "",
     ]
     for task in results["tasks"]:

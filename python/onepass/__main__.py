@@ -214,7 +214,7 @@ def seconds(run: Callable[[], None], times: int) -> float:
 
 
 def speed(size: int) -> dict[str, Any]:
-    """Return the seconds of a step in onepass, on one thread, and in NumPy: medians of interleaved rounds; spread."""
+    """Time a step of onepass on one thread and of NumPy: return the medians of interleaved rounds, and their spread."""
     p, g = (numbers((size,), np.float32, seed, False) for seed in (1, 2))
     optimizer, numpy_ = onepass.Adam([p.copy()], lr=1e-3), InPlaceNumPy(p, g)
     runs: list[Callable[[], None]] = [lambda: optimizer.step([g]), numpy_.step]

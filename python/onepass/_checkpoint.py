@@ -12,7 +12,6 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
-from reprlib import repr as short  # what a file holds may be long
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from ._archive import (
     replaced,
     write_archive,
 )
+from ._checks import shown
 from ._conversion import Conversion, is_stored_alike
 from ._state_check import StateDict, check, other_options, upgraded
 from ._types import Array
@@ -125,7 +125,8 @@ def _opened_to_read(name: str) -> BoundedReader:
     except OSError:
         if not (Path(name) / MANIFEST).is_file():
             raise
-    why = "expected a file, got a folder of ShardedOptimizer (load it with one, or save with gathered=True)"
+    hint = "load the folder with a ShardedOptimizer, or save with gathered=True"
+    why = f"expected a file, got a folder of ShardedOptimizer ({hint})"
     raise IsADirectoryError(errno.EISDIR, why, name)
 
 
@@ -160,7 +161,7 @@ def _load(
     check(found, stored)
     if unknown := infos.keys() - {SCALARS} - wanted.keys() - params:
         reason = other_options([], [member.rpartition("/")[2].removesuffix(".npy") for member in unknown])
-        raise ValueError(reason or f"it has unknown members {short(sorted(unknown))}")
+        raise ValueError(reason or f"it has unknown members {shown(sorted(unknown))}")
     for member, (index, name, array) in wanted.items():
         if infos[member].file_size != found["state"][index][name].start + array.nbytes:
             raise ValueError(f"{member} has {infos[member].file_size} bytes, wrong for {array.shape} {array.dtype}")

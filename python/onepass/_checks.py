@@ -99,7 +99,7 @@ def function(name: str, value: Schedule) -> Schedule:
     """A function of the step, not a class of such functions."""
     if isinstance(value, type):
         raise TypeError(
-            f"{name}: expected a number or a function of the step, got the class {value.__name__}: pass an instance"
+            f"{name}: expected a number or a function of the step, got the class {value.__name__} (pass an instance)"
         )
     return value
 
@@ -183,7 +183,12 @@ def integer(name: str, value: SupportsIndex) -> int:
 
 def steps_or_none(name: str, value: int | None) -> int | None:
     """A number of steps, 1 or more, that a double holds, or None."""
-    return None if value is None else count(name, value, 1)
+    if value is None:
+        return None
+    number = integer(name, value)
+    if not 1 <= number <= 2**53:
+        raise ValueError(f"{name}: expected at least 1 and at most 2**53, or None, got {shown(value)}")
+    return number
 
 
 def steps(name: str, value: SupportsIndex) -> int:
@@ -194,11 +199,11 @@ def steps(name: str, value: SupportsIndex) -> int:
     return number
 
 
-def count(name: str, value: int, least: int = 0) -> int:
-    """An integer, 0 or more, that a double holds; least: another minimum."""
+def count(name: str, value: int) -> int:
+    """An integer, 0 or more, that a double holds exactly."""
     number = integer(name, value)
-    if not least <= number <= 2**53:
-        raise ValueError(f"{name}: expected at least {least} and at most 2**53, got {shown(value)}")
+    if not 0 <= number <= 2**53:
+        raise ValueError(f"{name}: expected at least 0 and at most 2**53, got {shown(value)}")
     return number
 
 
@@ -254,16 +259,16 @@ def _remedy(found: Any) -> str:
     """Return the hint that ends the error about a parameter that is not a NumPy array."""
     library = type(found).__module__.partition(".")[0]
     if library == "torch":
-        return ": for PyTorch use onepass.integrations.torch"
+        return " (for PyTorch use onepass.integrations.torch)"
     if library in ("jax", "jaxlib"):
-        return f": JAX's arrays cannot change in place, numpy.array(parameter) {_COPY}"
+        return f" (JAX's arrays cannot change in place, numpy.array(parameter) {_COPY})"
     if library == "scipy":
-        return f": .toarray() {_COPY}"
+        return f" (.toarray() {_COPY})"
     if isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], str):
-        return ": use the mapping itself, not its items"
+        return " (use the mapping itself, not its items)"
     if isinstance(found, (list, tuple, Mapping)):
-        return ": flatten nested parameters into one list or mapping of arrays"
-    return ": use numpy.array(parameter, numpy.float32)" if isinstance(found, (float, int, np.generic)) else ""
+        return " (flatten nested parameters into one list or mapping of arrays)"
+    return " (use numpy.array(parameter, numpy.float32))" if isinstance(found, (float, int, np.generic)) else ""
 
 
 def check_disjoint(arrays: list[tuple[str, Array]]) -> None:
@@ -280,9 +285,9 @@ def check_disjoint(arrays: list[tuple[str, Array]]) -> None:
 def real_floating(label: str, array: Any) -> None:
     """Refuse anything but an array of real floating-point numbers."""
     if not isinstance(array, np.ndarray):
-        remedy = ": use numpy.array(..., numpy.float32)" if isinstance(array, (list, tuple, float, int)) else ""
+        remedy = " (use numpy.array(..., numpy.float32))" if isinstance(array, (list, tuple, float, int)) else ""
         if callable(array):
-            remedy = ": call it and pass the result"
+            remedy = " (call it and pass the result)"
         kind = type(array).__name__
         raise TypeError(f"{label}: expected a NumPy array of real floating-point numbers, got {kind}{remedy}")
     if isinstance(array, np.ma.MaskedArray):
@@ -291,4 +296,4 @@ def real_floating(label: str, array: Any) -> None:
         remedy = (
             "use .real, or its real and imaginary parts" if array.dtype.kind == "c" else "use .astype(numpy.float32)"
         )
-        raise TypeError(f"{label}: expected a real floating-point dtype, got {array.dtype}: {remedy}")
+        raise TypeError(f"{label}: expected a real floating-point dtype, got {array.dtype} ({remedy})")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import sys
 from typing import Any
 
 from . import _core
-from ._checks import shown
+from ._checks import integer, shown
 
 
 def config() -> dict[str, Any]:
@@ -68,10 +67,7 @@ def set_num_threads(count: int | None) -> None:
     if count is None:
         _core.reset_num_threads()
         return
-    try:
-        number = operator.index(count)
-    except TypeError:
-        raise TypeError(f"the number of threads: expected an integer, got {count!r}") from None
+    number = integer("the number of threads", count)
     if not 1 <= number <= 4096:
         raise ValueError(f"the number of threads: expected at least 1 and at most 4096, got {shown(number)}")
     _core.set_num_threads(number)

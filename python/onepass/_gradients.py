@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ._allocate import all_zeros
-from ._checks import finite, plural, real_floating, refuse_array, unit_interval_open
+from ._checks import finite, plural, real_floating, refuse_array, shown, unit_interval_open
 from ._core import sum_rows
 from ._params import ParameterRecord
 from ._storage import is_bfloat16, value_dtype
@@ -43,7 +43,7 @@ def arrange(record: ParameterRecord, grads: Any) -> list[Any]:
     if record.form == "mapping":
         if not isinstance(grads, Mapping):
             kind = type(grads).__name__
-            raise TypeError(f"the gradients: expected a mapping of names to arrays, as the parameters were, got {kind}")
+            raise TypeError(f"the gradients: expected a mapping of names to arrays like the parameters, got {kind}")
         missing = [key for key in keys if key not in grads]
         unexpected = [key for key in grads if key not in record.index]
         if missing or unexpected:
@@ -51,8 +51,8 @@ def arrange(record: ParameterRecord, grads: Any) -> list[Any]:
             raise ValueError(f"gradient names do not match the parameters: {', '.join(wrong)}")
         return [grads[key] for key in keys]
     if isinstance(grads, (np.ndarray, SparseRows, Mapping, str, bytes)) or not isinstance(grads, Iterable):
-        hint = ": pass [gradient]" if isinstance(grads, (np.ndarray, SparseRows)) and len(keys) == 1 else ""
-        raise TypeError(f"the gradients: expected a sequence, as the parameters were, got {type(grads).__name__}{hint}")
+        hint = " (pass [gradient])" if isinstance(grads, (np.ndarray, SparseRows)) and len(keys) == 1 else ""
+        raise TypeError(f"the gradients: expected a sequence like the parameters, got {type(grads).__name__}{hint}")
     arranged = list(grads)
     if len(arranged) != len(keys):
         hint = _flat_hint(record, *arranged) or "pass None to skip a parameter"
@@ -81,20 +81,18 @@ def convert(
     if isinstance(grad, SparseRows):
         group = next(group for group, indices in record.ranges() if index in indices)
         if is_bfloat16(record.params[index]):
-            raise ValueError(
-                f"{label}: SparseRows requires float32 or float64 parameters, got bfloat16: pass a dense gradient"
-            )
+            raise ValueError(f"{label}: expected a dense gradient for a bfloat16 parameter, got SparseRows")
         if group.state_dtype is not None:
             raise ValueError(
-                f"{label}: SparseRows requires state_dtype=None, got {group.state_dtype!r}: put this parameter into a "
-                "group with state_dtype=None"
+                f"{label}: expected a dense gradient with state_dtype={group.state_dtype!r}, got SparseRows (put this "
+                "parameter into a group with state_dtype=None)"
             )
         return coalesced(label, grad, record.params[index])
     if isinstance(grad, (list, tuple, Mapping)) and not hasattr(grad, "tocsr"):
         numbers = (float, int, list, tuple, np.number)
         if isinstance(grad, Mapping) or not all(isinstance(x, numbers) for x in grad):
             hint = _flat_hint(record, grad) or "pass the array itself, without a list or mapping around it"
-            raise TypeError(f"{label}: expected a NumPy array, got {type(grad).__name__}: {hint}")
+            raise TypeError(f"{label}: expected a NumPy array, got {type(grad).__name__} ({hint})")
     array = checked_gradient(label, grad, record.shapes[index])
     if array is not grad and fits(index, array):
         return array
@@ -108,8 +106,8 @@ def coalesced(label: str, sparse: SparseRows, param: Array) -> tuple[Array, Arra
     param = np.asarray(param)
     if param.ndim == 0 or not param.flags.c_contiguous:
         raise ValueError(
-            f"{label}: SparseRows requires a parameter in C order: create the parameter with order='C', "
-            "or store it transposed"
+            f"{label}: expected a parameter in C order for SparseRows (create it with order='C', or store it "
+            "transposed)"
         )
     real_floating(label, sparse.values)
     if len(sparse.values) != len(sparse.indices):
@@ -232,10 +230,10 @@ def wrong_rate(record: ParameterRecord, group: int, name: str, t: int, result: A
     except MemoryError as error:  # which is not the schedule's fault
         return error
     except Exception as error:
-        wrong = ValueError(f"{_schedule_label(group, name)} returned {result!r} at step {t}: {error}")
+        wrong = ValueError(f"{_schedule_label(group, name)} returned {shown(result)} at step {t}: {error}")
         wrong.__cause__ = error
         return wrong
-    return ValueError(f"{_schedule_label(group, name)} returned {result!r} at step {t}, which is no usable number")
+    return ValueError(f"{_schedule_label(group, name)} returned {shown(result)} at step {t}, which is no usable number")
 
 
 def _schedule_label(group: int, name: str) -> str:

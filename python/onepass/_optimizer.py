@@ -156,10 +156,10 @@ class Optimizer(_core.Optimizer):
         return bool(self._flush_denormals)
 
     @property
-    def state(self) -> Mapping[Any, dict[str, Any]]:
+    def state(self) -> Mapping[Any, Mapping[str, Any]]:
         """The state of each parameter, by name or index: ``"step"`` and live views of the arrays.
 
-        Each entry is a new dict: writing into its arrays changes the state; adding keys does not.
+        Write into the arrays to change the state. The mappings are read-only.
 
         Example:
             >>> import numpy as np, onepass

@@ -55,7 +55,9 @@ OPTIMIZER_CHECKS: Mapping[str, Check] = {
     "seed": seed,
     "flush_denormals": flag,
 }
-SAVED_OPTIONS = [name for name in OPTIMIZER_CHECKS if name != "flush_denormals"]  # of the optimizer, in state dicts
+SAVED_OPTIONS = tuple(
+    name for name in OPTIMIZER_CHECKS if name != "flush_denormals"
+)  # of the optimizer, in state dicts
 
 
 class Option(Generic[Read, Write]):
@@ -82,7 +84,9 @@ class Option(Generic[Read, Write]):
         try:
             groups = optimizer.groups
         except AttributeError:
-            raise AttributeError(f"{self.name}: call super().__init__() first, and pass it there") from None
+            raise AttributeError(
+                f"{self.name}: expected super().__init__() to run first (pass {self.name} to it)"
+            ) from None
         if len(groups) != 1:
             raise AttributeError(f"{self.name} is ambiguous with {len(groups)} groups: use opt.groups[i].{self.name}")
         return groups[0]

@@ -141,7 +141,7 @@ def create_groups(
     _storage.check_master_bits(groups_now, (array for group in groups_now for array in group.params))
     averaged = [group.ema_decay is not None for group in groups_now]
     if any(averaged) and not all(averaged):
-        raise ValueError("ema_decay must be set for all groups or for none")
+        raise ValueError("ema_decay: expected a value in all groups or in none, got one in some groups")
     return created
 
 
@@ -239,7 +239,7 @@ def normalize_params(params: Params) -> tuple[Form, list[GroupParams]]:
         else:
             form, groups = "sequence", [(dict(enumerate(items)), {})]
     if not all(named for named, _ in groups) or not groups:
-        raise ValueError(_NO_PARAMS if len(groups) < 2 else "a group: expected parameters, got none")
+        raise ValueError(_NO_PARAMS if len(groups) < 2 else "each group: expected parameters, got none")
     return form, groups
 
 
@@ -256,7 +256,7 @@ def parse_groups(items: list[Any]) -> tuple[Form, list[GroupParams]]:
         if not isinstance(item, Mapping):
             kind = type(item).__name__
             raise TypeError(
-                f"params[{index}]: expected a group, {{'params': [...]}}, got {kind} (params holds groups or arrays)"
+                f"params[{index}]: expected a group, {{'params': [...]}}, got {kind} (pass only groups or only arrays)"
             )
         if "params" not in item:
             raise ValueError(f"group {index} has no 'params', only {list(item)}")

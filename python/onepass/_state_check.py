@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from reprlib import repr as short  # what a file holds may be long
 from typing import Any
 
 import numpy as np
 
 from . import schedules
 from ._archive import Stored
-from ._checks import plural
+from ._checks import plural, shown
 from ._storage import check_scales, is_scale
 
 StateDict = Mapping[str, Any]
@@ -32,12 +31,12 @@ def check(state_dict: StateDict, like: StateDict) -> None:
     version, optimizer = (state_dict.get(name, like[name]) for name in ("version", "optimizer"))
     _check_type("version", version, int, "an integer")
     if version != like["version"]:
-        newer = "it was written by a newer onepass: " * (version > like["version"])
-        raise ValueError(f"{newer}version: expected {like['version']}, got {short(version)}")
+        newer = " (it was written by a newer onepass)" * (version > like["version"])
+        raise ValueError(f"version: expected {like['version']}, got {shown(version)}{newer}")
     _check_type("optimizer", optimizer, str, "a string")
     if optimizer != like["optimizer"]:
         raise ValueError(
-            f"checkpoint is for {short(optimizer)}, not {like['optimizer']!r}: load it into an optimizer of the same "
+            f"checkpoint is for {shown(optimizer)}, not {like['optimizer']!r}: load it into an optimizer of the same "
             "class"
         )
     if {"state", "param_groups"} <= state_dict.keys() and not {"version", "optimizer"} & state_dict.keys():
@@ -59,7 +58,7 @@ def check(state_dict: StateDict, like: StateDict) -> None:
     labels = _labels(like)
     checksums = state_dict.get(CHECKSUMS, [0] * len(labels))
     if not isinstance(checksums, list) or [type(one) for one in checksums] != [int] * len(labels):
-        raise ValueError(f"{CHECKSUMS}: expected a list of {plural(len(labels), 'integer')}, got {short(checksums)}")
+        raise ValueError(f"{CHECKSUMS}: expected a list of {plural(len(labels), 'integer')}, got {shown(checksums)}")
     for index, own in like["state"].items():
         found = state_dict["state"][index]
         if isinstance(found, Mapping) and "param" in found and "param" not in own:  # loaded only on request
@@ -102,14 +101,14 @@ _EARLIER_STORAGE = {"state_dtype": None, "master_bits": 32, "rounding": "stochas
 
 def _check_type(label: str, value: Any, kinds: Any, what: str) -> None:
     if not isinstance(value, kinds) or (kinds is int and isinstance(value, bool)):
-        raise TypeError(f"{label}: expected {what}, got {short(value)}")
+        raise TypeError(f"{label}: expected {what}, got {shown(value)}")
 
 
 def _check_keys(label: str, found: Any, wanted: Iterable[Any]) -> None:
     _check_type(label, found, Mapping, "a mapping")
-    missing, unknown = [key for key in wanted if key not in found], sorted(found.keys() - set(wanted), key=repr)
+    missing, unknown = [key for key in wanted if key not in found], sorted(found.keys() - set(wanted), key=shown)
     if missing or unknown:
-        wrong = [f"is missing {short(missing)}"] * bool(missing) + [f"has unknown {short(unknown)}"] * bool(unknown)
+        wrong = [f"is missing {shown(missing)}"] * bool(missing) + [f"has unknown {shown(unknown)}"] * bool(unknown)
         raise ValueError(f"{label} {' and '.join(wrong)}")
 
 
@@ -144,7 +143,7 @@ def _check_names(group: Any, own: Mapping[str, Any]) -> None:
             "array or a sequence, as it was when that was saved"
         )
     raise ValueError(
-        f"checkpoint is for parameters with names, {short(group['param_names'])}, but this optimizer's have none: "
+        f"checkpoint is for parameters with names, {shown(group['param_names'])}, but this optimizer's have none: "
         "make the optimizer with a mapping, as it was when that was saved"
     )
 
@@ -152,7 +151,7 @@ def _check_names(group: Any, own: Mapping[str, Any]) -> None:
 def _check_count(label: str, value: Any) -> None:
     _check_type(label, value, int, "an integer")
     if not 0 <= value <= 2**62:  # far from where the core's 64-bit counts end
-        raise ValueError(f"{label}: expected at least 0 and at most 2**62, got {short(value)}")
+        raise ValueError(f"{label}: expected at least 0 and at most 2**62, got {shown(value)}")
 
 
 def _check_option(label: str, name: str, value: Any, own: Any) -> None:
@@ -160,17 +159,17 @@ def _check_option(label: str, name: str, value: Any, own: Any) -> None:
         _check_type(label, value, (list, tuple), "a list")
         _check_length("parameter", value, own, f" in {label}")
         for index, (item, mine) in enumerate(zip(value, own)):
-            _check_type(f"{label}, item {index},", item, type(mine), f"{mine!r}")
+            _check_type(f"item {index} of {label}", item, type(mine), f"{mine!r}")
             if item != mine:
                 what = "the name of" if name == "param_names" else "the index of"
                 raise ValueError(
-                    f"{what} parameter {index} of its group: expected {mine!r}, got {short(item)} in the checkpoint"
+                    f"{what} parameter {index} of its group: expected {mine!r}, got {shown(item)} in the checkpoint"
                 )
     elif isinstance(value, Mapping) and name in ("lr", "ema_decay"):
         try:
             schedules.from_description(value)
         except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"{label} is no schedule: {error}") from None
+            raise ValueError(f"{label}: expected a schedule, got one with a wrong argument ({error})") from None
     elif isinstance(value, (list, tuple)):
         for item in value:
             _check_type(f"an item of {label}", item, (int, float), "a number")

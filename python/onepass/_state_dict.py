@@ -7,6 +7,7 @@ import warnings
 import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -77,19 +78,22 @@ def decoded(optimizer: Any, key: Hashable) -> dict[str, Any]:
     }
 
 
-class StateView(Mapping[Any, "dict[str, Any]"]):
-    """State of each parameter of an optimizer: its step count and live views of its arrays."""
+class StateView(Mapping[Any, "Mapping[str, Any]"]):
+    """State of each parameter of an optimizer: its step count and live views of its arrays.
+
+    Write into the arrays; the mappings are read-only, because a new array or count would not reach the optimizer.
+    """
 
     __slots__ = ("_optimizer",)
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
 
-    def __getitem__(self, key: Hashable) -> dict[str, Any]:
+    def __getitem__(self, key: Hashable) -> Mapping[str, Any]:
         record = self._optimizer._record
         index = record.find(key)
         arrays = {name: _storage.shown(name, array) for name, array in record.states[index].items() if name != "ema"}
-        return scalars(self._optimizer, index) | arrays
+        return MappingProxyType(scalars(self._optimizer, index) | arrays)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._optimizer._record.keys)
@@ -97,14 +101,14 @@ class StateView(Mapping[Any, "dict[str, Any]"]):
     def __len__(self) -> int:
         return len(self._optimizer._record.keys)
 
-    def __eq__(self, other: object) -> bool:  # arrays have no single truth value
+    def __eq__(self, other: object) -> bool:  # comparing the items would compare arrays
         return self._optimizer is other._optimizer if isinstance(other, StateView) else NotImplemented
 
     def __hash__(self) -> int:
         return object.__hash__(self._optimizer)
 
     def __repr__(self) -> str:
-        return repr(dict(self))
+        return repr({key: dict(state) for key, state in self.items()})
 
 
 def named_params(record: ParameterRecord, indices: range) -> dict[str, Any]:
@@ -148,8 +152,7 @@ def prepare_load(
     record = _evaluation.in_mode(optimizer, _evaluation.is_saved_in(optimizer, state_dict))
     own = snapshot(optimizer, params, record)
     state_dict, conversion = in_own_storage(record, state_dict, own, optimizer._state_folder)
-    whole = {name: given.get(name, state_dict[name]) for name in SAVED_OPTIONS}
-    clip_norm, nonfinite, seed = (OPTIMIZER_CHECKS[name](name, value) for name, value in whole.items())
+    whole = {name: OPTIMIZER_CHECKS[name](name, given.get(name, state_dict[name])) for name in SAVED_OPTIONS}
     given = {name: value for name, value in given.items() if name not in whole}
     options: list[CoreOptions] = []
     for index, (group, saved) in enumerate(zip(record.groups, state_dict["param_groups"])):
@@ -169,9 +172,9 @@ def prepare_load(
     return (
         _copies(record, states, params),
         options,
-        core_clip_norm(clip_norm),
-        nonfinite,
-        seed,
+        core_clip_norm(whole["clip_norm"]),
+        whole["nonfinite"],
+        whole["seed"],
         state_dict["step_count"],
         state_dict["skipped"],
         [int(state["step"]) for state in states],

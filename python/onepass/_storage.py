@@ -63,8 +63,8 @@ def check_options(spec: Any, options: Mapping[str, Any]) -> None:
         if first > limit:
             label = f"{name}[{index}]" if isinstance(value, tuple) else name
             raise ValueError(
-                f"state_dtype='float8' needs {label} of at most {limit}, got {first} (the noise of larger values is "
-                "too large: use state_dtype='bfloat16')"
+                f"{label}: expected at most {limit} with state_dtype='float8', got {first} (larger values are too "
+                "noisy: use state_dtype='bfloat16')"
             )
 
 

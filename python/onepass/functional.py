@@ -80,7 +80,7 @@ def adam_step(
     param = np.asarray(param)  # subclasses may override these attributes
     if is_bfloat16(param):
         raise TypeError(
-            "param: expected dtype float32 or float64, got bfloat16: use an optimizer, such as onepass.Adam"
+            "param: expected dtype float32 or float64, got bfloat16 (use an optimizer, such as onepass.Adam)"
         )
     for name, given in states.items():
         check_storage(name, given)
@@ -92,7 +92,7 @@ def adam_step(
         if not (array.flags.c_contiguous and param.flags.c_contiguous) and not (
             array.flags.f_contiguous and param.flags.f_contiguous
         ):
-            raise ValueError(f"{name} and param must both be in C order or both in Fortran order")
+            raise ValueError(f"{name}: expected the memory order of param, C or Fortran, got the other one")
     arrays = {"param": param, **states}
     check_disjoint(list(arrays.items()))
     gradient = checked_gradient("grad", grad, param.shape)

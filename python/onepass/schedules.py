@@ -199,12 +199,11 @@ class piecewise:
         )
         values = tuple(_checks.non_negative(f"values[{i}]", v) for i, v in enumerate(_items("values", self.values)))
         if any(a >= b for a, b in pairwise(boundaries)):
-            raise ValueError(f"boundaries: expected increasing integers, got {self.boundaries!r}")
-        if len(values) != len(boundaries) + 1:
             raise ValueError(
-                f"values: expected {len(boundaries) + 1} (one more than boundaries), got {len(values)}: "
-                f"{self.values!r}, {self.boundaries!r}"
+                f"boundaries: expected each greater than the one before, got {_checks.shown(self.boundaries)}"
             )
+        if len(values) != len(boundaries) + 1:
+            raise ValueError(f"values: expected {len(boundaries) + 1} (one more than boundaries), got {len(values)}")
         _keep(self, boundaries=boundaries, values=values)
 
     def __call__(self, t: int) -> float:
@@ -217,7 +216,7 @@ class piecewise:
 class linear:
     """Linear change from ``lr`` to ``end``: ``lr + (end − lr)·min(t − 1, steps)/steps``.
 
-    It is ``lr`` at step 1, and ``end`` from step ``steps + 1`` on.
+    The rate is ``lr`` at step 1, and ``end`` from step ``steps + 1`` on.
 
     Args:
         lr: the first rate, at least 0.
@@ -250,7 +249,7 @@ class linear:
 class cosine:
     """Cosine decay, half a period: ``end + (lr − end)·(1 + cos(π·min(t − 1, steps)/steps))/2``.
 
-    It is ``lr`` at step 1, and ``end`` from step ``steps + 1`` on.
+    The rate is ``lr`` at step 1, and ``end`` from step ``steps + 1`` on.
 
     Args:
         lr: the first rate, at least 0.
@@ -354,11 +353,11 @@ def _keep(self: object, /, **values: Any) -> None:
 def _items(name: str, value: Any) -> tuple[Any, ...]:
     """Return the items of a sequence as a tuple, or raise."""
     if isinstance(value, (str, bytes, bytearray, Mapping, Set)):
-        raise TypeError(f"{name}: expected a sequence of numbers, got {value!r}")
+        raise TypeError(f"{name}: expected a sequence of numbers, got {_checks.shown(value)}")
     try:
         return tuple(value)
     except TypeError:
-        raise TypeError(f"{name}: expected a sequence of numbers, got {value!r}") from None
+        raise TypeError(f"{name}: expected a sequence of numbers, got {_checks.shown(value)}") from None
 
 
 def _between(start: float, end: float, fraction: float) -> float:

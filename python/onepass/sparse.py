@@ -96,5 +96,5 @@ class SparseRows:
             np.add.at(values, (which, matrix.indices[:size]), matrix.data[:size])
         except AttributeError:
             hint = "use its tocsr()" if hasattr(matrix, "tocsr") else "pass a dense gradient to step directly"
-            raise TypeError(f"expected a matrix in CSR format, got {type(matrix).__name__}: {hint}") from None
+            raise TypeError(f"matrix: expected CSR format, got {type(matrix).__name__} ({hint})") from None
         return cls(rows, values)

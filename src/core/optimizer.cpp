@@ -265,7 +265,8 @@ inline bool Optimizer::StepCoefficients::matches(const Parameter& parameter) con
 
 const Optimizer::StepCoefficients& Optimizer::coefficients(std::size_t index, double grad_scale) {
   const Parameter& parameter = parameters_[index];
-  // Only the newest, so that a step is linear in the number of parameters even if all counts differ.
+  // Compare only the newest coefficients: a step is then linear in the number of parameters even if all step counts
+  // differ, and more than eight comparisons cost as much as computing the coefficients.
   constexpr std::size_t compared = 8;
   for (std::size_t k = coefficients_.size(), end = k - std::min(k, compared); k != end; --k) {
     if (coefficients_[k - 1].matches(parameter)) return coefficients_[k - 1];
@@ -320,7 +321,8 @@ void Optimizer::plan(const Gradient* gradients, double grad_scale) {
     if (gradient.rows != nullptr) {
       const Sweep whole = sweep;
       sweeps_.pop_back();
-      add_rows(whole, i, gradient);
+      add_rows(whole, parameter, gradient);
+      if (parameter.step == 0) started_by_rows_.push_back(i);
     }
     PlannedUpdate& planned = planned_.emplace_back();
     planned.parameter = i;
@@ -330,9 +332,7 @@ void Optimizer::plan(const Gradient* gradients, double grad_scale) {
 }
 
 // Adds a sweep for each run of consecutive rows.
-void Optimizer::add_rows(const Sweep& sweep, std::size_t i, const Gradient& gradient) {
-  const Parameter& parameter = parameters_[i];
-  if (parameter.step == 0) started_by_rows_.push_back(i);
+void Optimizer::add_rows(const Sweep& sweep, const Parameter& parameter, const Gradient& gradient) {
   const std::size_t row_bytes = parameter.row_size * bytes_of(parameter.dtype);
   for (std::size_t begin = 0, end = 0; begin < gradient.row_count; begin = end) {
     do ++end;
@@ -348,8 +348,8 @@ void Optimizer::add_rows(const Sweep& sweep, std::size_t i, const Gradient& grad
   }
 }
 
-// Copies a parameter into its states that are weights, which start as the parameter is at its first step. Sweeps do
-// this for the elements that they update. The gradient has rows, so that no array is narrow.
+// Copy a whole parameter into its weight states before its first step. A sweep copies only the elements that it
+// updates. The gradient is given by rows, so no array is narrow.
 void Optimizer::start_weights(const Parameter& parameter) noexcept {
   const RuleEntry& rule = groups_[parameter.group]->rule();
   const auto* const param = static_cast<const unsigned char*>(parameter.operands.param);

@@ -176,7 +176,7 @@ class Optimizer {
   const StepCoefficients& coefficients(std::size_t index, double grad_scale);
   void reduce_blocks(const Gradient* gradients, double grad_scale, bool norm, bool finite,
                      const Executor& executor) noexcept;
-  void add_rows(const Sweep& sweep, std::size_t i, const Gradient& gradient);
+  void add_rows(const Sweep& sweep, const Parameter& parameter, const Gradient& gradient);
   void start_weights(const Parameter& parameter) noexcept;
 
   bool flush_denormals_;
@@ -190,7 +190,7 @@ class Optimizer {
   std::vector<Sweep> sweeps_;
   std::vector<NarrowStorage> storages_;  // of the sweeps over narrow arrays
   std::vector<PlannedUpdate> planned_;
-  std::vector<std::size_t> started_by_rows_;  // the parameters whose first step is along a gradient of rows
+  std::vector<std::size_t> started_by_rows_;  // parameters whose first gradient is given by rows
   std::size_t planned_elements_ = 0;
   std::vector<BlockStats> blocks_;  // of all gradients, one after the other
 };

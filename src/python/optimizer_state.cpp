@@ -134,8 +134,9 @@ std::unique_lock<StepLock> Optimizer::lock_for_reading() {
 void Optimizer::check_process() const {
   if (in_files_ && onepass::fork_count() != made_forks_) {
     throw std::runtime_error(
-        "forked child: expected an optimizer created in this process, got one whose state files (state_dir) belong to "
-        "the parent process (create another optimizer here, and load a saved file or this optimizer's state_dict())");
+        "this optimizer: expected one created in this process, got one of the parent process, whose state files "
+        "(state_dir) it shares (create another optimizer here, and load a saved file or this optimizer's "
+        "state_dict())");
   }
 }
 

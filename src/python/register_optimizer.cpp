@@ -37,8 +37,8 @@ Raises:
         gradient whose shape is not its parameter's, a schedule that returns
         no usable number, a coefficient that overflows the parameters' dtype,
         or a ``grad_scale`` that is not finite.
-    RuntimeError: the optimizer is in evaluation mode, or in use by the code that
-        calls ``step``, such as a schedule. After any error, nothing has changed.
+    RuntimeError: the optimizer is in evaluation mode, or already in use by this
+        thread: a schedule called ``step``. After any error, nothing has changed.
 
 Example:
     >>> import numpy as np, onepass

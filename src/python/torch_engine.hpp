@@ -44,8 +44,8 @@ class TorchEngine {
   // substitutes: None, or for each parameter None or arrays in place of its tensors: (param, gradient or pair of rows
   // and values, list of states, average or None, float64 array of scalars, NarrowArrays or None, the average's tensor
   // or None). The arrays have one layout; the bits of bfloat16 numbers are uint16. copies: None, or a list of pairs of
-  // tensors, (to, from), to copy after a step that was not skipped. Ctrl-C could interrupt Python code between the step
-  // and the copies.
+  // tensors, (to, from), to copy after a step that was not skipped. The engine copies because Ctrl-C could interrupt
+  // Python code between the step and the copies.
   static constexpr std::size_t every_parameter = SIZE_MAX;
   bool step(PyObject* groups, PyObject* state, PyObject* substitutes, std::size_t only, PyObject* copies);
 

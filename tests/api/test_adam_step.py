@@ -68,6 +68,7 @@ NAN, INF = float("nan"), float("inf")
         ({"step": 0}, ValueError, "step: expected at least 1"),
         ({"step": 2**63}, ValueError, "step: expected at least 1 and less than 2**63"),
         ({"step": 1.0}, TypeError, "step: expected an integer, got 1.0"),
+        ({"step": True}, TypeError, "step: expected an integer, got True"),
         ({"lr": -1.0}, ValueError, "lr: expected at least 0"),
         ({"lr": lambda t: 0.1}, TypeError, "lr: expected a number"),
         ({"lr": 1e39}, ValueError, "overflows float32 at step 1"),
@@ -108,5 +109,5 @@ def test_adam_step_refuses_arrays_that_overlap_or_differ_in_order() -> None:
     p, g, m = ones(3, 2), ones(3, 2), ones(3, 2)
     with refused(ValueError, "exp_avg_sq is the same memory as exp_avg", arrays=[p, g, m]):
         onepass.adam_step(p, g, m, m, 1)
-    with refused(ValueError, "must both be in C order or both in Fortran order", arrays=[p, g, m]):
+    with refused(ValueError, ": expected the memory order of param, C or Fortran, got the other one", arrays=[p, g, m]):
         onepass.adam_step(p, g, m, np.ones((3, 2), F, order="F"), 1)

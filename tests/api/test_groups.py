@@ -66,7 +66,12 @@ def test_groups_can_be_added_to_a_sequence_and_to_a_mapping() -> None:
         ({"b": ones(3)}, {"betas": (0.9, 2)}, ValueError, "betas[1]"),
         ({"b": ones(3)}, {"momentum": 0.5}, TypeError, "unexpected option 'momentum' of a group of Adam"),
         ({"b": ones(3)}, {"clip_norm": 0.5}, TypeError, "it applies to the whole optimizer"),
-        ({"b": ones(3)}, {"ema_decay": None}, ValueError, "ema_decay must be set for all groups or for none"),
+        (
+            {"b": ones(3)},
+            {"ema_decay": None},
+            ValueError,
+            "ema_decay: expected a value in all groups or in none, got one in some groups",
+        ),
     ],
 )
 def test_adding_an_invalid_group_is_refused_and_changes_nothing(

@@ -187,15 +187,19 @@ ILL: dict[str, list[tuple[Any, type[Exception], str]]] = {
         for name in ("lr", "decay", "rate", "end")
     },
     "steps": [
-        *[(v, ValueError, f"steps: expected at least 1 and less than 2**63, got {v}") for v in (0, -(10**30), 2**63)],
-        *[(v, ValueError, "steps: expected at least 1 and less than 2**63, got ") for v in (10**400, 10**5000)],
-        *[(v, TypeError, f"steps: expected an integer, got {v!r}") for v in (1.0, 2.5, NAN, "3", None, [3], 1j)],
+        *[
+            (v, ValueError, f"steps: expected at least 1 and less than 2**63, got {v}")
+            for v in (0, -1, -(10**30), 2**63)
+        ],
+        (10**400, ValueError, "steps: expected at least 1 and less than 2**63, got 1000"),
+        (10**5000, ValueError, "steps: expected at least 1 and less than 2**63, got a value of type int"),
+        *[(v, TypeError, f"steps: expected an integer, got {v!r}") for v in (1.0, 2.5, NAN, "3", None, [3], 1j, True)],
     ],
     "boundaries": [
-        ([20, 10], ValueError, "boundaries: expected increasing integers, got [20, 10]"),
-        ([10, 10], ValueError, "boundaries: expected increasing integers, got [10, 10]"),
-        ([10], ValueError, "values: expected 2 (one more than boundaries), got 3: [3, 2, 1], [10]"),
-        ([10, 20, 30], ValueError, "values: expected 4 (one more than boundaries), got 3: [3, 2, 1], [10, 20, 30]"),
+        ([20, 10], ValueError, "boundaries: expected each greater than the one before, got [20, 10]"),
+        ([10, 10], ValueError, "boundaries: expected each greater than the one before, got [10, 10]"),
+        ([10], ValueError, "values: expected 2 (one more than boundaries), got 3"),
+        ([10, 20, 30], ValueError, "values: expected 4 (one more than boundaries), got 3"),
         ([0, 10], ValueError, "boundaries[0]: expected at least 1 and less than 2**63, got 0"),
         ([10, 10**5000], ValueError, "boundaries[1]: expected at least 1"),
         ([10, 20.0], TypeError, "boundaries[1]: expected an integer, got 20.0"),
@@ -234,10 +238,11 @@ def test_the_error_about_a_wrong_argument_names_it(kind: Any, name: str) -> None
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_a_schedule_accepts_only_integer_steps_from_1(schedule: Any) -> None:
-    for t in (0, -1, -(10**30), 2**63, 10**400, 10**5000):
-        with pytest.raises(ValueError, match=r"t: expected at least 1 and less than 2\*\*63, got "):
+    large = [(10**400, "1000"), (10**5000, "a value of type int")]
+    for t, got in [*((t, f"{t}$") for t in (0, -1, -(10**30), 2**63)), *large]:
+        with pytest.raises(ValueError, match=rf"^t: expected at least 1 and less than 2\*\*63, got {got}"):
             schedule(t)
-    for t in (1.0, 2.5, NAN, "1", None, [1]):
+    for t in (1.0, 2.5, NAN, "1", None, [1], True):
         with pytest.raises(TypeError, match=re.escape(f"t: expected an integer, got {t!r}")):
             schedule(t)
     assert schedule(np.int32(3)) == schedule(np.uint64(3)) == schedule(3)

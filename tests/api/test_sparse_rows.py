@@ -70,7 +70,7 @@ def test_sparse_rows_that_do_not_fit_their_parameter_are_refused() -> None:
             optimizer.step([ones(2), rows])
     for param in [np.ones((4, 3), F, order="F"), np.array(1, F)]:
         optimizer = onepass.Adam([param])
-        with refused(ValueError, "gradient 0: SparseRows requires a parameter in C order", optimizer):
+        with refused(ValueError, "gradient 0: expected a parameter in C order for SparseRows", optimizer):
             optimizer.step([onepass.SparseRows([0], ones(1, 3))])
     single = onepass.Adam(ones(4, 3))
     with refused(IndexError, "the gradient names row 9", single):

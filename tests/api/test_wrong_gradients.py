@@ -23,7 +23,7 @@ GRADIENTS: dict[str, tuple[Any, type[Exception], str]] = {
     "too few": ([ones(2, 3)], ValueError, "expected 2 gradients, got 1"),
     "too many": ([ones(2, 3), ones(3), ones(3)], ValueError, "expected 2 gradients, got 3"),
     "an empty list": ([], ValueError, "expected 2 gradients, got 0"),
-    "a bare array": (ones(2, 3), TypeError, "the gradients: expected a sequence, as the parameters were, got ndarray"),
+    "a bare array": (ones(2, 3), TypeError, "the gradients: expected a sequence like the parameters, got ndarray"),
     "a mapping": ({0: ones(2, 3), 1: ones(3)}, TypeError, "the gradients: expected a sequence"),
     "a number": (3.0, TypeError, "the gradients: expected a sequence"),
     "None": (None, TypeError, "the gradients: expected a sequence"),
@@ -67,20 +67,20 @@ def test_gradients_in_one_container_too_many_are_refused() -> None:
         with refused(TypeError, "pass the array itself, without a list or mapping around it", alone):
             alone.step(grads)  # type: ignore[arg-type]
     named = onepass.Adam([{"params": {"w": ones(3)}}, {"params": {"b": ones(3)}}])
-    with refused(TypeError, "gradient 'w': expected a NumPy array, got list: pass the array itself", named):
+    with refused(TypeError, "gradient 'w': expected a NumPy array, got list (pass the array itself", named):
         named.step({"w": [g], "b": g})  # type: ignore[dict-item]
     pair = onepass.Adam([ones(3), ones(3)])
     with refused(ValueError, "expected 2 gradients, got 1 (gradients come as one flat sequence)", pair):
         pair.step([[g, g]])  # type: ignore[list-item]
     flat = "gradients come as one flat sequence, in the order of the groups"
     groups = onepass.Adam([{"params": [ones(3)]}, {"params": [ones(3)]}])
-    with refused(TypeError, f"gradient 0: expected a NumPy array, got list: {flat}", groups):
+    with refused(TypeError, f"gradient 0: expected a NumPy array, got list ({flat})", groups):
         groups.step([[g], [g]])  # type: ignore[list-item]
     groups = onepass.Adam([{"params": [ones(3), ones(3)]}, {"params": [ones(3)]}])
     with refused(ValueError, f"expected 3 gradients, got 2 ({flat})", groups):
         groups.step([[g, g], [g]])  # type: ignore[list-item]
     one = onepass.Adam([ones(3)])
-    with refused(TypeError, "gradient 0: expected a NumPy array, got list: gradients come as one flat sequence", one):
+    with refused(TypeError, "gradient 0: expected a NumPy array, got list (gradients come as one flat sequence", one):
         one.step([[g]])  # type: ignore[list-item]
     with refused(ValueError, "expected 1 gradient, got 2", one):
         one.step([g, g])
@@ -103,7 +103,7 @@ def test_gradients_with_wrong_names_are_refused() -> None:
         (
             [ones(2), ones(1)],
             TypeError,
-            "the gradients: expected a mapping of names to arrays, as the parameters were, got list",
+            "the gradients: expected a mapping of names to arrays like the parameters, got list",
         ),
         ({**good, "b": ones(2)}, ValueError, "gradient 'b': expected shape (1,), got (2,)"),
         ({**good, "b": [1.0]}, TypeError, "gradient 'b': expected a NumPy array"),

@@ -183,7 +183,9 @@ OUT_OF_RANGE: dict[Any, list[tuple[Any, str]]] = {
         ((0.9, 0.9, 1.0), "[2]: expected at least 0 and less than 1, got 1.0"),
         ((0, 0), "three numbers"),
     ],
-    _checks.steps_or_none: [(x, f"expected at least 1 and at most 2**53, got {x}") for x in (0, -3, 2**53 + 1)],
+    _checks.steps_or_none: [
+        (x, f"expected at least 1 and at most 2**53, or None, got {x}") for x in (0, -3, 2**53 + 1)
+    ],
     _checks.ema_decay: [*AVERAGE, (NAN, "expected a finite number, got nan")],
     _checks.count: [(-1, "expected at least 0 and at most 2**53, got -1")],
     _checks.master_bits: [(8, "expected 32, 24 or 16, got 8")],
@@ -266,14 +268,14 @@ def test_an_option_of_another_rule_is_refused(cls: Any) -> None:
         (
             [{"params": ones(3)}, ones(3)],
             TypeError,
-            "params[1]: expected a group, {'params': [...]}, got ndarray (params holds groups or arrays)",
+            "params[1]: expected a group, {'params': [...]}, got ndarray (pass only groups or only arrays)",
         ),
         (
             [ones(3), {"params": ones(3)}],
             TypeError,
-            "params[0]: expected a group, {'params': [...]}, got ndarray (params holds groups or arrays)",
+            "params[0]: expected a group, {'params': [...]}, got ndarray (pass only groups or only arrays)",
         ),
-        ([{"params": []}, {"params": ones(3)}], ValueError, "a group: expected parameters, got none"),
+        ([{"params": []}, {"params": ones(3)}], ValueError, "each group: expected parameters, got none"),
         ([{"params": []}], ValueError, "params: expected at least one array, got none"),
         ([{"params": {"w": ones(3)}}, {"params": ones(3)}], TypeError, "parameter names are missing in group 1"),
         ([{"params": {"w": ones(3)}}, {"params": {"w": ones(3)}}], ValueError, "duplicate parameter name 'w'"),
@@ -286,7 +288,7 @@ def test_an_option_of_another_rule_is_refused(cls: Any) -> None:
         (
             [{"params": ones(3), "ema_decay": 0.5}, {"params": ones(3)}],
             ValueError,
-            "ema_decay must be set for all groups",
+            "ema_decay: expected a value in all groups or in none",
         ),
     ],
 )
@@ -458,7 +460,7 @@ def test_a_subclass_that_sets_an_option_before_super_init_is_refused(name: str) 
         def __init__(self, params: Any, value: Any) -> None:
             setattr(self, name, value)
 
-    with refused(AttributeError, f"{name}: call super().__init__() first, and pass it there"):
+    with refused(AttributeError, f"{name}: expected super().__init__() to run first (pass {name} to it)"):
         Mine(ones(3), 0.5)
 
 

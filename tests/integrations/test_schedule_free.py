@@ -294,7 +294,7 @@ def test_groups_with_impossible_options_are_refused() -> None:
     torch = pytest.importorskip("torch")
     import onepass.integrations.torch as ours
 
-    with pytest.raises(ValueError, match=r"betas: expected betas\[0\] above 0, got 0.0"):
+    with pytest.raises(ValueError, match=r"betas\[0\]: expected more than 0, got 0.0"):
         ours.ScheduleFreeAdamW([torch.ones(3)], betas=(0.0, 0.9))
     optimizer = ours.ScheduleFreeAdamW([torch.ones(3)])
     for options, error in [({"eps": -1.0}, ValueError), ({"betas": (0.0, 0.9)}, ValueError), ({"r": "1"}, TypeError)]:
@@ -310,7 +310,7 @@ def test_a_step_after_setting_betas_0_to_zero_is_refused() -> None:
     params, optimizer = trained_in_torch()
     before = params[0].detach().clone()
     optimizer.param_groups[0]["betas"] = (0.0, 0.9)
-    with pytest.raises(ValueError, match=r"betas: expected betas\[0\] above 0, got 0.0"):
+    with pytest.raises(ValueError, match=r"betas\[0\]: expected more than 0, got 0.0"):
         step_in_torch(params, optimizer)
     assert params[0].detach().equal(before)
     optimizer.param_groups[0]["betas"] = (0.8, 0.9)
@@ -337,7 +337,7 @@ def test_weights_written_before_the_first_step_are_the_start_of_training() -> No
     assert (v == 7).all()
 
 
-def test_weights_written_before_a_first_step_by_rows_are_the_start_of_training_as_in_pytorch() -> None:
+def test_first_step_by_rows_starts_from_the_current_weights_as_in_pytorch() -> None:
     torch = pytest.importorskip("torch")
     import onepass.integrations.torch as ours
 

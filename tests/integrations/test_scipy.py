@@ -210,7 +210,7 @@ def test_disp_prints_why_the_minimization_ended(capsys: pytest.CaptureFixture[st
     ({"options": {"ema_decay": 0.9}}, ValueError, "option 'ema_decay' is not supported by minimize"),
     ({"options": {"maximize": True}}, ValueError, "option 'maximize' is not supported"),
     ({"options": {"nonfinite": "skip"}}, ValueError, "option 'nonfinite' is not supported"),
-    ({"fun": lambda x: np.array([x @ x, 1.0])}, ValueError, "objective function must return one number, got"),
+    ({"fun": lambda x: np.array([x @ x, 1.0])}, ValueError, "the objective function: expected one number, got"),
     ({"options": {"lr": -1}}, ValueError, "lr: expected at least 0"),
     ({"options": {"maxiter": "a"}}, TypeError, "maxiter: expected an integer, got 'a'"),
     ({"options": {"maxiter": 10.5}}, TypeError, "maxiter: expected an integer, got 10.5"),

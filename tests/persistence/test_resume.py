@@ -270,7 +270,7 @@ def test_a_state_dict_with_an_invalid_schedule_is_refused(description: Any) -> N
     optimizer = onepass.SGD(np.zeros(2), lr=0.1)
     state_dict = optimizer.state_dict()
     state_dict["param_groups"][0]["lr"] = description
-    with pytest.raises(ValueError, match="lr of group 0 is no schedule"):
+    with pytest.raises(ValueError, match="lr of group 0: expected a schedule, got one with a wrong argument"):
         optimizer.load_state_dict(state_dict)
 
 

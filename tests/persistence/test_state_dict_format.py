@@ -56,7 +56,11 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
     "no optimizer": (drop("optimizer"), ValueError, "the state dict is missing ['optimizer']"),
     "no state": (drop("state"), ValueError, "the state dict is missing ['state']"),
     "an unknown key": (put(1, "rng"), ValueError, "the state dict has unknown ['rng']"),
-    "a newer version": (put(2, "version"), ValueError, "it was written by a newer onepass: version: expected 1, got 2"),
+    "a newer version": (
+        put(2, "version"),
+        ValueError,
+        "version: expected 1, got 2 (it was written by a newer onepass)",
+    ),
     "an older version": (put(0, "version"), ValueError, "version: expected 1, got 0"),
     "a string as version": (put("1", "version"), TypeError, "version: expected an integer, got '1'"),
     "a boolean as version": (put(True, "version"), TypeError, "version: expected an integer, got True"),
@@ -87,7 +91,11 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
         ValueError,
         "the name of parameter 1 of its group: expected 'b', got 'c' in the checkpoint",
     ),
-    "a number as name": (put(["w", 1], *GROUP, "param_names"), TypeError, "item 1,: expected 'b', got 1"),
+    "a number as name": (
+        put(["w", 1], *GROUP, "param_names"),
+        TypeError,
+        "item 1 of param_names of group 0: expected 'b', got 1",
+    ),
     "one name": (put("wb", *GROUP, "param_names"), TypeError, "param_names of group 0: expected a list, got 'wb'"),
     "fewer in a group": (
         put([0], *GROUP, "params"),
@@ -99,8 +107,16 @@ MISFITS: dict[str, tuple[Callable[[StateDict], Any], type[Exception], str]] = {
         ValueError,
         "the index of parameter 0 of its group: expected 0, got 1",
     ),
-    "an array in params": (put([0, np.zeros(2)], *GROUP, "params"), TypeError, "item 1,: expected 1, got array"),
-    "a boolean in params": (put([0, True], *GROUP, "params"), TypeError, "item 1,: expected 1, got True"),
+    "an array in params": (
+        put([0, np.zeros(2)], *GROUP, "params"),
+        TypeError,
+        "item 1 of params of group 0: expected 1, got an array",
+    ),
+    "a boolean in params": (
+        put([0, True], *GROUP, "params"),
+        TypeError,
+        "item 1 of params of group 0: expected 1, got True",
+    ),
     "a schedule": (put(print, *GROUP, "lr"), TypeError, "lr of group 0: expected a number, a string or None"),
     "bytes as option": (put(b"x", *GROUP, "eps"), TypeError, "eps of group 0: expected a number, a string or None"),
     "an array as betas": (put(np.zeros(2), *GROUP, "betas"), TypeError, "betas of group 0: expected a number"),
@@ -202,7 +218,8 @@ def test_loading_a_sharded_checkpoint_folder_as_a_file_is_refused(tmp_path: Path
     assert "ShardedOptimizer" not in str(caught.value)
     (tmp_path / "manifest.json").touch()
     with pytest.raises(
-        IsADirectoryError, match="got a folder of ShardedOptimizer \\(load it with one, or save with gathered=True"
+        IsADirectoryError,
+        match="got a folder of ShardedOptimizer \\(load the folder with a ShardedOptimizer, or save with gathered=True",
     ):
         optimizer.load(tmp_path)
     with pytest.raises(FileNotFoundError):

@@ -129,6 +129,8 @@ def test_a_block_in_a_list_keeps_its_indentation() -> None:
     new = readme.rewritten(page, record_of(sizes=sizes), "a-machine")
     assert [line[:6] for line in new.splitlines()] == ["- Fast", "  <!--", "  From", "  <!--", "- Next"]
     assert readme.rewritten(new, record_of(sizes=sizes), "a-machine") == new
+    with pytest.raises(ValueError, match=r"expected its own line, got '- Fast "):
+        readme.rewritten(page.replace("Fast\n ", "Fast"), record_of(sizes=sizes), "a-machine")
 
 
 def test_a_case_has_a_table_of_times_and_a_table_of_speeds() -> None:

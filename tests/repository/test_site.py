@@ -69,7 +69,7 @@ def test_the_figures_of_the_choosing_page_are_on_the_comparison_page() -> None:
     rows = [line for line in advice.splitlines() if "(comparison.md)" in line and line.startswith("|")]
     costs = [cost for row in rows for cost in re.findall(r"\b0\.\d{3,4}\b", row.rpartition("(comparison.md)")[2])]
     assert len(costs) == 7 and all(f"| {cost} " in compared for cost in costs)
-    assert "in 25 of 40 cases" in advice and "in 25 of 40 cases" in compared
+    assert "in 25 of 40 cases" in advice and "In 25 of 40 cases" in compared
 
 
 @pytest.mark.skipif(not EXAMPLES.exists(), reason="the examples are missing")

@@ -74,7 +74,7 @@ def test_adam_step_refuses_arrays_with_false_attributes() -> None:
 
 def test_sparse_rows_of_a_scalar_with_a_false_shape_are_refused() -> None:
     optimizer = onepass.SGD(np.array(1, F).view(Liar))
-    with refused(ValueError, "SparseRows requires a parameter in C order", optimizer):
+    with refused(ValueError, "expected a parameter in C order for SparseRows", optimizer):
         optimizer.step(onepass.SparseRows([0], np.array([1], F)))
 
 

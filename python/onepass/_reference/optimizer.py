@@ -129,7 +129,7 @@ class Reference:
         return None if self.nonfinite == "skip" and not usable else grad_scale
 
     def _start_weights(self, index: int) -> None:
-        """Before a parameter's first step, copy all of it, as it is now, into its states that are weights."""
+        """Copy the whole parameter into its weight states, such as z, before its first step."""
         state = self.state[index]
         for name in storage.WEIGHTS & state.keys():
             if state["step"] == 0:

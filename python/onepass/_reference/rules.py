@@ -173,7 +173,7 @@ def sgd_coefficients(dtype: Any, t: int, o: Numbers) -> Numbers:
 
 
 def sgd(k: Numbers, p: Elements, g: Elements, b: Elements | None) -> tuple[Any, ...]:
-    """SGD as in PyTorch: with b, momentum, which starts as a copy of the gradient."""
+    """SGD as in PyTorch; b is the momentum buffer, which starts as a copy of the gradient."""
     x = g
     if b is not None:
         b = g if k.first else average(k.momentum, k.one_minus_dampening, b, g)

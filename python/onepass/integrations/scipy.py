@@ -102,11 +102,12 @@ class _Objective:
             return found
         if isinstance(found, tuple):
             raise ValueError(
-                "the objective function must return one number, got a tuple: pass jac=True if it returns the gradient"
+                "the objective function: expected one number, got a tuple (pass jac=True for a pair of value and "
+                "gradient)"
             )
         number = np.asarray(found)
         if number.size != 1:
-            raise ValueError(f"the objective function must return one number, got an array of shape {number.shape}")
+            raise ValueError(f"the objective function: expected one number, got an array of shape {number.shape}")
         return float(number.item())
 
     def gradient(self, x: Any, value: float) -> Any:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def _check_schedule_free(options: Mapping[str, Any]) -> None:
     if options["betas"][0] == 0:
-        raise ValueError(f"betas: expected betas[0] above 0, got {options['betas'][0]!r} (0.9 to 0.98 are common)")
+        raise ValueError(f"betas[0]: expected more than 0, got {options['betas'][0]!r} (0.9 to 0.98 are common)")
 
 
 @declare(

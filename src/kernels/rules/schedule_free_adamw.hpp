@@ -35,8 +35,8 @@ struct ScheduleFreeAdamW {
   T mix;       // c: the weight of this step in the average
   T y_step;    // A: the step size of y
   T z_step;    // the learning rate of this step
-  T is_first;  // 1 or 0: z starts from the parameter as it is then, which may have new values since construction. For
-               // rows without a gradient the core copies it
+  T is_first;  // 1 at the first step, else 0: z starts as a copy of the parameter's current values. The core copies
+               // rows without a gradient
 
   static ScheduleFreeAdamW coefficients(const Options& options, StepContext& step) {
     const auto t = static_cast<double>(step.t);

@@ -92,7 +92,7 @@ def assert_fast(optimizer: Any, slow_steps: int = 1) -> None:
 
 
 def interrupted(moment: int, call: Callable[[], Any]) -> bool:
-    """Raise KeyboardInterrupt before the given line that a call runs in the adapter. Return True if it got there.
+    """Raise KeyboardInterrupt before line number ``moment`` of a call in the adapter; return True if it got there.
 
     Only the first two runs of each line count.
     """

@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import onepass.integrations.torch as ours
+from integrations.pytorch.helpers import interrupted
 
 # ---- The backward pass after a step ----
 
@@ -126,11 +127,51 @@ def test_gradients_set_by_hand_are_stepped_once() -> None:
     optimizer = ours.Adam([p, q], lr=0.25, betas=(0.0, 0.0))
     ours.step_in_backward(optimizer)
     p.sum().backward()
-    p.grad, q.grad = torch.ones(2), torch.ones(2)
+    p.grad, q.grad = torch.ones(2), torch.ones(2)  # p has been stepped
     for _ in range(2):
         optimizer.step()
-        torch.testing.assert_close((p.detach(), q.detach()), (torch.full((2,), 0.5), torch.full((2,), 0.75)))
+        torch.testing.assert_close((p.detach(), q.detach()), (torch.full((2,), 0.75), torch.full((2,), 0.75)))
     assert p.grad is None and q.grad is None
+
+
+def test_zero_grad_does_not_allow_a_second_gradient() -> None:
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer = ours.SGD([p], lr=0.25)
+    ours.step_in_backward(optimizer)
+    p.sum().backward()
+    optimizer.zero_grad()
+    with pytest.raises(RuntimeError, match="second gradient"):
+        p.sum().backward()
+    assert p.tolist() == [0.75] * 2
+
+
+def test_every_backward_pass_steps_if_the_user_has_replaced_zero_grad() -> None:
+    class Own(ours.SGD):
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            raise AssertionError("not called by step()")
+
+    p = torch.nn.Parameter(torch.ones(2))
+    optimizer = Own([p], lr=0.25)
+    ours.step_in_backward(optimizer)
+    for left in (0.75, 0.5):
+        p.sum().backward()
+        optimizer.step()
+        assert p.tolist() == [left] * 2
+
+
+def test_ctrl_c_at_any_line_of_the_backward_pass_never_steps_a_parameter_twice() -> None:
+    seen, moment, came = set(), 0, True
+    while came:
+        moment += 1
+        p = torch.nn.Parameter(torch.ones(()))
+        optimizer = ours.SGD([p], lr=0.25)
+        ours.step_in_backward(optimizer)
+        p.backward()
+        optimizer.step()
+        came = interrupted(moment, (p * 1.0).backward)
+        optimizer.step()
+        seen.add(p.item())
+    assert seen == {0.75, 0.5}
 
 
 class Fails(torch.autograd.Function):
@@ -150,9 +191,11 @@ def test_backward_pass_can_be_repeated_after_a_failed_one() -> None:
     with pytest.raises(ValueError, match="on purpose"):  # the latest operation runs first
         (Fails.apply(p).sum() + q.sum()).backward()
     assert q.tolist() == [0.75] * 2
-    with pytest.raises(RuntimeError, match=r"optimizer.zero_grad\(\) after a failed one"):
+    with pytest.raises(
+        RuntimeError, match=r"call optimizer.step\(\) after each backward pass, even after a failed one"
+    ):
         q.sum().backward()
-    optimizer.zero_grad()
+    optimizer.step()
     (p.sum() + q.sum()).backward()
     optimizer.step()
     assert p.tolist() == [0.75] * 2 and q.tolist() == [0.5] * 2

@@ -46,7 +46,7 @@ def test_a_misspelt_option_gets_a_suggestion() -> None:
 
 
 @pytest.mark.parametrize("name", ["Lion", "AdEMAMix", "ScheduleFreeAdamW"])
-def test_arguments_and_defaults_are_those_of_the_numpy_class(name: str) -> None:
+def test_arguments_and_defaults_match_the_numpy_class(name: str) -> None:
     of_torch, of_numpy = (inspect.signature(getattr(module, name)).parameters for module in (ours, onepass))
     assert of_torch.keys() - {"foreach"} == of_numpy.keys()
     assert all(of_torch[option].default == parameter.default for option, parameter in of_numpy.items())
@@ -99,7 +99,7 @@ def test_mixin_in_front_of_an_optimizer_keeps_its_arguments() -> None:
         (ours.AdEMAMix, "alpha_warmup", "1", "a number, got '1'"),
     ],
 )
-def test_options_that_are_no_numbers_are_refused_with_their_group(
+def test_options_that_are_not_numbers_are_refused_with_their_group(
     cls: Any, option: str, value: Any, expected: str
 ) -> None:
     params = [ones(), ones()]

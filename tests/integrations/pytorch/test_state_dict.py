@@ -193,7 +193,7 @@ def test_state_of_another_class_is_refused_and_nothing_changes(saved: str, name:
         ("AdamW", "RAdam", r"of RAdam \(options lr, betas, eps, weight_decay\), got group 0 with amsgrad \(was it"),
         ("RAdam", "AdamW", r"of AdamW \(options .*, amsgrad\), got group 0 without amsgrad \(was it"),
         ("AdamW", "SGD", "group 0 with betas, eps, .* and without momentum, dampening, nesterov"),
-        ("Adamax", "RAdam", "of RAdam, got no 'exp_avg_sq' of parameter 0"),
+        ("Adamax", "RAdam", "of RAdam, got parameter 0 without 'exp_avg_sq'"),
     ],
 )
 def test_refusal_of_another_class_names_the_difference(saved: str, name: str, message: str) -> None:

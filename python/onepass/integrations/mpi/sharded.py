@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import threading
 import zlib
@@ -405,10 +404,7 @@ def _check_storage(form: Form, groups: list[GroupParams], options: Mapping[str, 
 
 
 def _check_chunk(chunk: Any) -> int:
-    try:
-        number = operator.index(chunk)
-    except TypeError:
-        raise TypeError(f"chunk: expected an integer, got {chunk!r}") from None
+    number = _checks.integer("chunk", chunk)
     if number < 1:
-        raise ValueError(f"chunk: expected at least 1, got {number}")
+        raise ValueError(f"chunk: expected at least 1, got {_checks.shown(number)}")
     return number

@@ -18,40 +18,47 @@ class StepInBackward:
 
     def __init__(self, optimizer: OnePass) -> None:
         self._optimizer = optimizer
+        self._params = [param for group in optimizer.param_groups for param in group["params"]]
         self._stepped: set[int] = set()
         self._handles: dict[int, Any] = {}
+        self._without_hook = dict(enumerate(self._params))
         self._add_hooks()
 
     def _add_hooks(self) -> None:
-        """Step in the backward pass each parameter that has become trainable; PyTorch takes no hooks of the others."""
-        params = [param for group in self._optimizer.param_groups for param in group["params"]]
-        for index, param in enumerate(params):
+        """Add a hook to each trainable parameter that has none. PyTorch refuses hooks on other parameters."""
+        for index, param in [*self._without_hook.items()]:
             if param.requires_grad and index not in self._handles:
                 self._handles[index] = param.register_post_accumulate_grad_hook(partial(self._step, index))
+            if index in self._handles:
+                del self._without_hook[index]
 
     def _step(self, index: int, param: torch.Tensor) -> None:
         if index in self._stepped:
             param.grad = None  # the next step must not use it
             raise RuntimeError(
                 f"parameter {index} got a second gradient before optimizer.step(): call optimizer.step() after each "
-                "backward pass, and optimizer.zero_grad() after a failed one. Accumulated gradients and re-entrant "
-                "checkpoints need step_in_backward to be removed"
+                "backward pass, even after a failed one. Accumulated gradients and re-entrant checkpoints need "
+                "step_in_backward to be removed"
             )
-        self._optimizer._step_only(index)
-        self._stepped.add(index)
+        self._stepped.add(index)  # first: after Ctrl-C, optimizer.step() must not step the parameter again
+        try:
+            self._optimizer._step_only(index)
+        except Exception:  # nothing has changed
+            self._stepped.discard(index)
+            raise
         param.grad = None
 
     def finish(self, closure: Callable[[], Any] | None) -> None:
         """Replace the optimizer's step: step the parameters that have not been stepped in the backward pass."""
         if closure is not None:
             raise RuntimeError("a closure is not possible where parameters are stepped in the backward pass")
-        self._optimizer._step_only(None)
-        OnePass.zero_grad(self._optimizer)
-        self._add_hooks()
-
-    def restart(self) -> None:
-        """Allow the next backward pass to step all parameters."""
+        if len(self._stepped) < len(self._params):
+            for index in self._stepped:
+                self._params[index].grad = None  # left by Ctrl-C, or set since
+            self._optimizer._step_only(None)
         self._stepped.clear()
+        OnePass.zero_grad(self._optimizer)  # not the user's, which may do something else
+        self._add_hooks()
 
     def remove(self) -> None:
         """Step in ``optimizer.step()`` again."""
@@ -64,9 +71,9 @@ def step_in_backward(optimizer: OnePass) -> StepInBackward:
     """Step each parameter in the backward pass, as soon as its gradient is complete, and free the gradient.
 
     The gradient is then still in the cache, and a model never holds all its gradients. Call ``optimizer.step()`` after
-    each backward pass as before: it allows the next backward pass to step. It also steps the parameters that have a
-    gradient from elsewhere: gradients that you set yourself, and those of parameters that were not trainable before.
-    If a backward pass fails, call ``optimizer.zero_grad()`` before the next one.
+    each backward pass as before, even after a failed one: it allows the next backward pass to step. It also steps
+    parameters that were not stepped in the backward pass but have a gradient, such as parameters that have become
+    trainable since the last step, and frees all gradients. ``zero_grad`` cannot take back a step.
 
     This does not work with anything that changes gradients or needs all gradients before the step: ``clip_norm``,
     ``nonfinite``, closures, ``clip_grad_norm_``, accumulated gradients, ``GradScaler`` (the step would use the scaled

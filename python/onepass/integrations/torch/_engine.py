@@ -23,7 +23,10 @@ with needed("torch"):
 # Options that may be missing in groups.
 DEFAULTS = {"bias_correction": True, "eps_mode": "paper", "clip_value": None, "ema_decay": None, **_storage.DEFAULTS}
 
-_PARTS = {_checks.betas: 2, _checks.three_betas: 3}  # the number of numbers, by the check of an option
+_STORAGE_NAMES = sorted(
+    {*STORAGE_OPTIONS, "ema_decay", "amsgrad", "centered", "eps", *FLOAT8_LIMITS}
+)  # they decide on it
+_PARTS = {_checks.betas: 2, _checks.three_betas: 3}  # the length of an option's tuple, by the option's check
 _CHANGED = "parameters, gradients or state were changed while the step was prepared: do not change them during a step"
 
 
@@ -240,12 +243,12 @@ class Engine:
 def _is_of_kind(check: Any, value: Any) -> bool:
     """Return True if a plain value is of the kind that an option's check expects, in range or not."""
     if check in _PARTS:
-        return (
-            isinstance(value, tuple)
-            and len(value) == _PARTS[check]
-            and all(isinstance(part, SupportsFloat) for part in value)
-        )
-    return isinstance(value, SupportsFloat) or (value is None and check is _checks.steps_or_none)
+        return isinstance(value, tuple) and len(value) == _PARTS[check] and all(map(_is_number, value))
+    return _is_number(value) or (value is None and check is _checks.steps_or_none)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, SupportsFloat) and not isinstance(value, str)  # NumPy's strings have __float__
 
 
 def _fill(name: str, value: float, state: Mapping[str, torch.Tensor]) -> None:
@@ -258,8 +261,7 @@ def _fill(name: str, value: float, state: Mapping[str, torch.Tensor]) -> None:
 
 def group_options(group: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a group that decide on its storage, with numbers in place of tensors."""
-    names = {*STORAGE_OPTIONS, "ema_decay", "amsgrad", "centered", "eps", *FLOAT8_LIMITS}
-    values = {name: plain(group[name], False) for name in names & group.keys()}
+    values = {name: plain(group[name], False) for name in _STORAGE_NAMES if name in group}
     return {**DEFAULTS, **values, "master_bits": int(values.get("master_bits", 32))}
 
 
@@ -271,7 +273,7 @@ def refuse(group: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}=True is not possible: {reason}; leave it out")
     if whole := [name for name in OPTIMIZER_CHECKS if name in group and name != "seed"]:
         raise ValueError(f"{whole[0]} applies to the whole optimizer, not to a group: pass it to the constructor")
-    if functions := [name for name in ("lr", "ema_decay") if callable(group.get(name))]:
+    if functions := [name for name in ("lr", *_STORAGE_NAMES) if callable(group.get(name))]:
         raise TypeError(f"{functions[0]}: expected a number, got a function (use a scheduler of torch.optim)")
 
 

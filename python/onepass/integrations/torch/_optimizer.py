@@ -43,7 +43,7 @@ class OnePass(torch.optim.Optimizer):
         if "_kind" not in vars(cls):
             base = next((base for base in cls.__mro__[1:] if "_kind" in vars(base)), OnePass)
             if cls.__init__ is not base.__init__:  # type: ignore[misc]
-                cls.__signature__ = None  # not that of the base class
+                cls.__signature__ = None  # do not inherit the base class's signature
             return
         has_init = "__init__" in vars(cls)
         source = cls if has_init else next(base for base in cls.__mro__[1:] if not issubclass(base, OnePass))
@@ -135,7 +135,7 @@ class OnePass(torch.optim.Optimizer):
     _watched_step = torch.optim.Optimizer.profile_hook_step(_step)
 
     def _step_only(self, index: int | None) -> None:
-        """Step one parameter, or every one that has a gradient."""
+        """Step the parameter at an index, or with None every parameter that has a gradient."""
         engine = self._engine
         if engine is None or self._is_slow or not engine.core.step(self.param_groups, self.state, None, index):
             self._slow_step(index)
@@ -165,8 +165,6 @@ class OnePass(torch.optim.Optimizer):
         engine = self._engine
         if not (set_to_none and engine and not profiler_enabled() and engine.core.clear_gradients(self.param_groups)):
             super().zero_grad(set_to_none)
-        if self._in_backward is not None:
-            self._in_backward.restart()
 
     def _forget(self) -> None:
         if self._engine is not None:
@@ -336,18 +334,14 @@ class OnePass(torch.optim.Optimizer):
         return decoded(self.state_dict())
 
     def __getstate__(self) -> dict[str, Any]:
-        result = self._shared_state()
-        return {**result, "state": pickled(result["state"])}
+        own = {"_own": self._own, "_whole": self._whole, "_before": (self.skipped, self.grad_norm)}
+        return {**super().__getstate__(), **own, "state": pickled(self.state)}
 
     def __copy__(self) -> Any:
-        """Return an optimizer with the same groups and state, as a shallow copy of PyTorch's optimizers."""
+        """Return an optimizer with the same groups and state, like a shallow copy of a PyTorch optimizer."""
         result = type(self).__new__(type(self))
-        result.__setstate__(self._shared_state())
+        result.__setstate__({**self.__getstate__(), "state": self.state})
         return result
-
-    def _shared_state(self) -> dict[str, Any]:
-        own = {"_own": self._own, "_whole": self._whole, "_before": (self.skipped, self.grad_norm)}
-        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         whole = state.get("_whole", self.__dict__.get("_whole", {}))

@@ -19,10 +19,10 @@ with needed("torch"):
 
 
 def converted(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Return a state dict in an optimizer's storage, with its values for missing options of onepass.
+    """Return a state dict converted to the optimizer's storage, with the optimizer's values for missing options.
 
     Raises:
-        ValueError: the state dict is that of another class.
+        ValueError: the state dict belongs to another class.
     """
     _check_class(optimizer, state_dict)
     spec, groups, state = optimizer._kind._spec, [], dict(state_dict["state"])
@@ -39,7 +39,7 @@ def converted(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
             absent = [name for name in moments if found.get(name) is None]
             if 0 < len(absent) < len(moments):
                 cls = type(optimizer).__name__
-                raise ValueError(f"load_state_dict: expected the state of {cls}, got no {absent[0]!r} of {label}")
+                raise ValueError(f"load_state_dict: expected the state of {cls}, got {label} without {absent[0]!r}")
             if optimizer._has_double_scalars:
                 numbers = _core.rules[rule][2].keys() & found.keys()
                 # PyTorch would cast tensors to the parameter's dtype; the next step makes tensors of these.

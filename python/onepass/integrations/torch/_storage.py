@@ -160,7 +160,7 @@ def decoded_state(state: Mapping[str, Any]) -> dict[str, Any]:
         if name in left_out:
             continue
         if isinstance(value, torch.Tensor):
-            is_own = name in KINDS or name == "y"
+            is_own = name in KINDS or (name == "y" and "z" in state)
             value = decoded(value, state.get(f"{name}_scale")) if is_own else value.clone()
         result[name] = value
     return result
@@ -171,8 +171,11 @@ def with_codes_as(dtype: torch.dtype, state: Mapping[str, Any]) -> Mapping[str, 
 
     Entries of the user stay as they are. Without codes, the result is the same object.
     """
+    if not isinstance(state, Mapping):
+        return state
     others = {torch.uint8, torch.float8_e4m3fn} - {dtype}
-    names = [name for name in KINDS.keys() & state.keys() if f"{name}_scale" in state and state[name].dtype in others]
+    own = [name for name in KINDS.keys() & state.keys() if f"{name}_scale" in state]
+    names = [name for name in own if getattr(state[name], "dtype", None) in others]
     return {**state, **{name: state[name].view(dtype) for name in names}} if names else state
 
 
