@@ -170,7 +170,7 @@ def snapshot(optimizer: onepass.Optimizer) -> list[dict[str, Any]]:
         averages = [averages]
     elif isinstance(averages, dict):
         averages = averages.values()
-    states = [dict(state) for state in optimizer.state.values()]
+    states = list(optimizer.state.values())
     return [s | {"ema": e} for s, e in zip(states, averages)] if averages is not None else states
 
 

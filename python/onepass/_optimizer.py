@@ -156,10 +156,10 @@ class Optimizer(_core.Optimizer):
         return bool(self._flush_denormals)
 
     @property
-    def state(self) -> Mapping[Any, Mapping[str, Any]]:
+    def state(self) -> Mapping[Any, dict[str, Any]]:
         """The state of each parameter, by name or index: ``"step"`` and live views of the arrays.
 
-        Write into the arrays to change the state. The mappings are read-only.
+        Each entry is a new dict. Writing into its arrays changes the state; replacing its values does not.
 
         Example:
             >>> import numpy as np, onepass

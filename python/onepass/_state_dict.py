@@ -7,7 +7,6 @@ import warnings
 import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -78,22 +77,19 @@ def decoded(optimizer: Any, key: Hashable) -> dict[str, Any]:
     }
 
 
-class StateView(Mapping[Any, "Mapping[str, Any]"]):
-    """State of each parameter of an optimizer: its step count and live views of its arrays.
-
-    Write into the arrays; the mappings are read-only, because a new array or count would not reach the optimizer.
-    """
+class StateView(Mapping[Any, "dict[str, Any]"]):
+    """State of each parameter of an optimizer: its step count and live views of its arrays."""
 
     __slots__ = ("_optimizer",)
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
 
-    def __getitem__(self, key: Hashable) -> Mapping[str, Any]:
+    def __getitem__(self, key: Hashable) -> dict[str, Any]:
         record = self._optimizer._record
         index = record.find(key)
         arrays = {name: _storage.shown(name, array) for name, array in record.states[index].items() if name != "ema"}
-        return MappingProxyType(scalars(self._optimizer, index) | arrays)
+        return scalars(self._optimizer, index) | arrays
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._optimizer._record.keys)
@@ -108,7 +104,7 @@ class StateView(Mapping[Any, "Mapping[str, Any]"]):
         return object.__hash__(self._optimizer)
 
     def __repr__(self) -> str:
-        return repr({key: dict(state) for key, state in self.items()})
+        return repr(dict(self))
 
 
 def named_params(record: ParameterRecord, indices: range) -> dict[str, Any]:

@@ -69,6 +69,8 @@ TorchGroup* TorchEngine::try_group(const py::object& object) {
 }
 
 bool TorchEngine::step(PyObject* groups, PyObject* state, PyObject* substitutes, std::size_t only, PyObject* copies) {
+  std::vector<std::pair<py::object, py::object>> pairs;  // read first: a list of another form must change nothing
+  if (copies != Py_None) pairs = py::handle(copies).cast<decltype(pairs)>();
   py::tuple changed;
   bool is_applied = false;
   {
@@ -85,10 +87,8 @@ bool TorchEngine::step(PyObject* groups, PyObject* state, PyObject* substitutes,
     changed = updated();
     is_applied = step_count_ != before;
   }
-  if (is_applied && copies != Py_None) {
-    for (const auto& [to, from] : py::handle(copies).cast<std::vector<std::pair<py::object, py::object>>>()) {
-      call(to.attr("copy_"), py::make_tuple(from));
-    }
+  if (is_applied) {
+    for (const auto& [to, from] : pairs) call(to.attr("copy_"), py::make_tuple(from));
   }
   call(count_changes_, py::make_tuple(changed));
   return true;

@@ -85,7 +85,7 @@ one.betas = [0.8, 0.9]
 one.ema_decay = warm
 first: float = one.betas[0] + one.weight_decay
 named_groups = onepass.Adam([{"params": {"w": W}, "lr": 0.1}, {"params": {"b": b}}])
-state: Mapping[Any, Mapping[str, Any]] = one.state
+state: Mapping[Any, dict[str, Any]] = one.state
 steps: int = one.step_count + one.skipped
 norm: float | None = several.grad_norm
 one.load_state_dict(one.state_dict())
