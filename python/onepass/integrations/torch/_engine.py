@@ -139,6 +139,11 @@ class Engine:
             self.core.renew(g, self._places(values, self.rules[g]), *core_options(self.spec, values))
         return True
 
+    @property
+    def known(self) -> _core.TorchEngine:
+        """The core's engine, under the name that programs outside of this repository use to time its steps."""
+        return self.core
+
     # ---- Slow path: steps that the core cannot take without Python ----
 
     def step(self, optimizer: Any, only: int | None = None) -> None:
