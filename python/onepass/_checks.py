@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Container, Mapping, Set
 from itertools import pairwise
 from typing import Any, SupportsFloat, SupportsIndex
 
@@ -157,18 +157,12 @@ state_dtype: Callable[[str, StateDtype], StateDtype] = one_of(None, "bfloat16", 
 
 def master_bits(name: str, value: int) -> int:
     """The number of bits of bfloat16 parameters."""
-    number = integer(name, value)
-    if number not in (32, 24, 16):
-        raise ValueError(f"{name}: expected 32, 24 or 16, got {shown(value)}")
-    return number
+    return integer_in((32, 24, 16), "32, 24 or 16", name, value)
 
 
 def seed(name: str, value: int) -> int:
     """A seed of 64 bits."""
-    number = integer(name, value)
-    if not 0 <= number < 2**64:
-        raise ValueError(f"{name}: expected at least 0 and less than 2**64, got {shown(value)}")
-    return number
+    return integer_in(range(2**64), "at least 0 and less than 2**64", name, value)
 
 
 def integer(name: str, value: SupportsIndex) -> int:
@@ -181,30 +175,28 @@ def integer(name: str, value: SupportsIndex) -> int:
         raise TypeError(f"{name}: expected an integer, got {shown(value)}") from None
 
 
+def integer_in(numbers: Container[int], expected: str, name: str, value: SupportsIndex) -> int:
+    """An integer that is one of these numbers; expected: the numbers, for the message."""
+    number = integer(name, value)
+    if number not in numbers:
+        raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
+    return number
+
+
 def steps_or_none(name: str, value: int | None) -> int | None:
     """A number of steps, 1 or more, that a double holds, or None."""
-    if value is None:
-        return None
-    number = integer(name, value)
-    if not 1 <= number <= 2**53:
-        raise ValueError(f"{name}: expected at least 1 and at most 2**53, or None, got {shown(value)}")
-    return number
+    expected = "at least 1 and at most 2**53, or None"
+    return None if value is None else integer_in(range(1, 2**53 + 1), expected, name, value)
 
 
 def steps(name: str, value: SupportsIndex) -> int:
     """A number of steps, 1 or more, that an optimizer can reach."""
-    number = integer(name, value)
-    if not 1 <= number < 2**63:
-        raise ValueError(f"{name}: expected at least 1 and less than 2**63, got {shown(value)}")
-    return number
+    return integer_in(range(1, 2**63), "at least 1 and less than 2**63", name, value)
 
 
 def count(name: str, value: int) -> int:
     """An integer, 0 or more, that a double holds exactly."""
-    number = integer(name, value)
-    if not 0 <= number <= 2**53:
-        raise ValueError(f"{name}: expected at least 0 and at most 2**53, got {shown(value)}")
-    return number
+    return integer_in(range(2**53 + 1), "at least 0 and at most 2**53", name, value)
 
 
 def positive_or_none(name: str, value: SupportsFloat | None) -> float | None:

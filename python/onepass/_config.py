@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from . import _core
-from ._checks import integer, shown
+from ._checks import integer_in
 
 
 def config() -> dict[str, Any]:
@@ -67,10 +67,7 @@ def set_num_threads(count: int | None) -> None:
     if count is None:
         _core.reset_num_threads()
         return
-    number = integer("the number of threads", count)
-    if not 1 <= number <= 4096:
-        raise ValueError(f"the number of threads: expected at least 1 and at most 4096, got {shown(number)}")
-    _core.set_num_threads(number)
+    _core.set_num_threads(integer_in(range(1, 4097), "at least 1 and at most 4096", "the number of threads", count))
 
 
 def get_num_threads() -> int:

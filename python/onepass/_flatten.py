@@ -72,14 +72,14 @@ def flatten(params: Params) -> Any:
         np.copyto(views[key], plain)
     if isinstance(given, list) and isinstance(given[0], Mapping):
         flat = [
-            {**group, "params": in_form_of(group["params"], {key: views[key] for key in named})}
+            {**group, "params": _in_form_of(group["params"], {key: views[key] for key in named})}
             for group, (named, _) in zip(given, groups)
         ]
         return tuple(flat) if isinstance(params, tuple) else flat
-    return in_form_of(params, views)
+    return _in_form_of(params, views)
 
 
-def in_form_of(params: Any, views: dict[Any, Array]) -> Any:
+def _in_form_of(params: Any, views: dict[Any, Array]) -> Any:
     """Return views of parameters by key in the form of the parameters: an array, a mapping, a tuple or a list."""
     if isinstance(params, np.ndarray):
         return next(iter(views.values()))

@@ -55,9 +55,8 @@ OPTIMIZER_CHECKS: Mapping[str, Check] = {
     "seed": seed,
     "flush_denormals": flag,
 }
-SAVED_OPTIONS = tuple(
-    name for name in OPTIMIZER_CHECKS if name != "flush_denormals"
-)  # of the optimizer, in state dicts
+# Options of the whole optimizer that state dicts hold.
+SAVED_OPTIONS = tuple(name for name in OPTIMIZER_CHECKS if name != "flush_denormals")
 
 
 class Option(Generic[Read, Write]):

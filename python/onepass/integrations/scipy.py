@@ -77,9 +77,10 @@ class _Point(NamedTuple):
     x: Any
     value: float
     gradient: Any
+    steepness: float  # the largest absolute value in the gradient
 
     def is_finite(self) -> bool:
-        return math.isfinite(self.value) and math.isfinite(_largest(self.gradient))
+        return math.isfinite(self.value) and math.isfinite(self.steepness)
 
 
 class _Objective:
@@ -93,7 +94,8 @@ class _Objective:
     def at(self, x: Any) -> _Point:
         """Return value and gradient. The user's functions get copies of x, which they may keep or change."""
         value = self.value(x.copy())
-        return _Point(x.copy(), value, self.gradient(x.copy(), value))
+        gradient = self.gradient(x.copy(), value)
+        return _Point(x.copy(), value, gradient, _largest(gradient))
 
     def value(self, x: Any) -> float:
         self.calls["nfev"] += 1
@@ -125,9 +127,9 @@ class _Tolerances(NamedTuple):
     xtol: float
     ftol: float
 
-    def status(self, point: _Point, before: _Point | None, movable: Any) -> int | None:
-        """Return the status of a search that has converged; movable: the part of the gradient that can still move x."""
-        if _largest(movable) <= self.gtol:
+    def status(self, point: _Point, before: _Point | None, steepness: float) -> int | None:
+        """Return the status of a search that has converged; steepness: that of the elements that can still move."""
+        if steepness <= self.gtol:
             return 0
         if before is None:
             return None
@@ -171,6 +173,7 @@ def _minimize(
     optimizer = kind(x, **options)
     objective = _Objective(fun, args, jac, low, high)
 
+    is_bounded = bounds is not None
     report = _reporter(callback)
     best = point = objective.at(x)
     before, nit = None, 0
@@ -183,14 +186,14 @@ def _minimize(
         if nit > 0 and not report(point):
             status = 99
             break
-        movable = point.gradient if bounds is None else np.clip(-point.gradient, low - x, high - x)
-        status = tolerances.status(point, before, movable)
+        steepness = _largest(np.clip(-point.gradient, low - x, high - x)) if is_bounded else point.steepness
+        status = tolerances.status(point, before, steepness)
         if status is None and nit >= maxiter:
             status = 1
         if status is not None:
             break
         optimizer.step(point.gradient)
-        if bounds is not None:
+        if is_bounded:
             np.clip(x, low, high, out=x)
         nit += 1
         before, point = point, objective.at(x)

@@ -23,9 +23,8 @@ with needed("torch"):
 # Options that may be missing in groups.
 DEFAULTS = {"bias_correction": True, "eps_mode": "paper", "clip_value": None, "ema_decay": None, **_storage.DEFAULTS}
 
-_STORAGE_NAMES = sorted(
-    {*STORAGE_OPTIONS, "ema_decay", "amsgrad", "centered", "eps", *FLOAT8_LIMITS}
-)  # they decide on it
+# Options that decide on the storage of state.
+_STORAGE_NAMES = sorted({*STORAGE_OPTIONS, "ema_decay", "amsgrad", "centered", "eps", *FLOAT8_LIMITS})
 _PARTS = {_checks.betas: 2, _checks.three_betas: 3}  # the length of an option's tuple, by the option's check
 _CHANGED = "parameters, gradients or state were changed while the step was prepared: do not change them during a step"
 
